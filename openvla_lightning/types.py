@@ -1,0 +1,61 @@
+"""The two dataclasses that cross the seam between data and model. Every shape is drawn here, once.
+
+Letters: B samples, L text tokens (prompt, action and end tokens, padding), C image channels (3 per vision tower),
+H x W pixels, T actions in a chunk, D action dimensions.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Self
+
+import numpy as np
+import torch
+
+IGNORE_INDEX = -100
+"""Label of a position that the loss skips (torch's own default for cross-entropy)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One timestep of a robot demonstration, normalised and ready for a `Processor`.
+
+    Attributes:
+        images: camera name -> uint8 array [H, W, 3], RGB; `primary` is the camera the policy looks through.
+        instruction: what the robot was told, as written in the dataset.
+        action: float32 array [T, D], normalised to about [-1, 1] by the dataset's own statistics.
+        dataset_name: which dataset of the mixture this came from; also its `unnorm_key`.
+    """
+
+    images: dict[str, np.ndarray]
+    instruction: str
+    action: np.ndarray
+    dataset_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the model trains on: `Processor.collate(list[Step])`.
+
+    Attributes:
+        pixel_values: float tensor [B, C, H, W], each tower's three channels normalised with its own mean and std.
+        input_ids: int64 tensor [B, L]: BOS, prompt, action ids, end token, padding.
+        attention_mask: bool tensor [B, L], False on padding.
+        labels: int64 tensor [B, L]: the ids to predict, `IGNORE_INDEX` everywhere but on actions and the end token.
+        actions: float32 tensor [B, T, D], the normalised actions behind the labels.
+        dataset_names: B names, for metrics per dataset.
+    """
+
+    pixel_values: torch.Tensor
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+    actions: torch.Tensor
+    dataset_names: list[str] = field(default_factory=list)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Return the same batch with its tensors on `device`."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: v.to(device, non_blocking=non_blocking) for k, v in tensors.items() if isinstance(v, torch.Tensor)}
+        return replace(self, **moved)
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
