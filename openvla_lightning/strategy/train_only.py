@@ -1,0 +1,36 @@
+"""Freezing as data: a list of part names."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from openvla_lightning.model.vla import VLA
+
+
+class TrainOnly:
+    """Train the named parts and freeze the rest (paper Table 1: full, last_layer, frozen_vision, sandwich).
+
+    Args:
+        parts: names that `VLA.part` knows: `vision_backbone`, `projector`, `llm`, `llm.embed_tokens`,
+            `llm.last_layer`, `llm.lm_head`.
+    """
+
+    def __init__(self, parts: Sequence[str]) -> None:
+        if isinstance(parts, str) or not parts:
+            raise ValueError(f"strategy parts must be a non-empty list of part names, got {parts!r}")
+        self.parts = list(parts)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As the protocol says."""
+        return {"name": "TrainOnly", "parts": self.parts}
+
+    def apply(self, vla: VLA) -> None:
+        """Freeze `vla`, then wake the named parts.
+
+        Raises:
+            KeyError: for a part the model does not have, naming those it has.
+        """
+        vla.requires_grad_(False)
+        for part in self.parts:
+            for module in vla.part(part):
+                module.requires_grad_(True)
