@@ -1,0 +1,1 @@
+"""Robot demonstrations: RLDS datasets, their standardisation, statistics, mixture and batches."""

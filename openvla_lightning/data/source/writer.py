@@ -1,0 +1,287 @@
+"""Write RLDS datasets (TFDS folders of TFRecord shards) without TensorFlow.
+
+What comes out is what `tfds.builder_from_directory(folder)` reads, so a dataset made here and one downloaded from
+Open X-Embodiment go through the same reader.
+"""
+
+import json
+import multiprocessing
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import simplejpeg
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+PLAN = "generation.json"
+JPEG_QUALITY = 95
+
+Episode = Callable[[str, int], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Episodes [first, first + length) of a split, which become one file."""
+
+    path: Path
+    split: str
+    first: int
+    length: int
+
+
+def write_rlds(
+    folder: str | Path,
+    features: Any,
+    splits: dict[str, int],
+    episode: Episode,
+    *,
+    episodes_per_shard: int = 64,
+    workers: int | None = None,
+    recipe: dict[str, Any] | None = None,
+    description: str = "",
+    progress: bool = True,
+) -> Path:
+    """Make an RLDS dataset in `folder`, shard by shard and in parallel; go on where an interrupted run stopped.
+
+    A shard appears under its final name only when it is whole, `dataset_info.json` only when every shard is there. Calling
+    again with the same arguments on a finished dataset returns at once.
+
+    Args:
+        folder: `<root>/<dataset name>/<version>`, for instance `data/tabletop/1.0.0`.
+        features: `tfds.features.FeaturesDict` with a `steps` entry of `tfds.features.Dataset`.
+        splits: split name -> number of episodes, for instance `{"train": 400, "val": 40}`.
+        episode: a picklable `(split, index) -> example`, a function of its arguments alone. Images may be uint8 arrays
+            [H, W, 3] (they become JPEGs, quality 95, no chroma subsampling) or bytes already encoded; `steps` is
+            a list of dicts or one dict of stacked arrays.
+        episodes_per_shard: episodes in one file; also the most work that an interruption loses per worker.
+        workers: processes (spawned); 0 stays in this process; default: one per core.
+        recipe: JSON-able arguments behind `episode` (seed, noise, ...), kept in `generation.json`.
+        description: text for `dataset_info.json`.
+        progress: show a bar with rate and time left.
+
+    Returns:
+        `folder` as a Path.
+
+    Raises:
+        ValueError: the folder holds a dataset made with other arguments, or a split is empty.
+    """
+    folder = Path(folder)
+    empty = [name for name, count in splits.items() if count < 1]
+    if empty or not splits:
+        raise ValueError(f"every split needs at least one episode; got splits={splits}")
+    feature_json = json.loads(json.dumps(features.to_json()))
+    plan = {
+        "splits": splits,
+        "episodes_per_shard": episodes_per_shard,
+        "recipe": recipe or {},
+        "features": feature_json,
+    }
+    _agree_on_plan(folder, json.loads(json.dumps(plan)))
+    shards = _shards(folder, splits, episodes_per_shard)
+    if not (folder / "dataset_info.json").exists():
+        _write_shards(shards, feature_json, episode, workers, progress)
+        _write_metadata(folder, features, shards, description)
+    return folder
+
+
+def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PLAN
+    if path.exists():
+        found = json.loads(path.read_text())
+        changed = [key for key in plan if found.get(key) != plan[key]]
+        if changed:
+            raise ValueError(
+                f"{folder} holds a dataset (or part of one) that was made with other {', '.join(changed)}. "
+                f"Delete the folder to make it anew, or write to another one."
+            )
+    elif any(folder.glob("*.tfrecord*")):
+        raise ValueError(f"{folder} holds tfrecord files that were not written by write_rlds; choose an empty folder.")
+    else:
+        _write_atomically(path, json.dumps(plan, indent=1).encode())
+    for leftover in folder.glob(".*.partial"):
+        leftover.unlink(missing_ok=True)
+
+
+def _name_and_version(folder: Path) -> tuple[str, str]:
+    parts = folder.resolve().parts
+    if parts[-1].count(".") == 2 and parts[-1].replace(".", "").isdigit():
+        return parts[-2], parts[-1]
+    return parts[-1], "1.0.0"
+
+
+def _shards(folder: Path, splits: dict[str, int], per_shard: int) -> list[Shard]:
+    name, _ = _name_and_version(folder)
+    shards = []
+    for split, count in splits.items():
+        total = -(-count // per_shard)
+        for i in range(total):
+            path = folder / f"{name}-{split}.tfrecord-{i:05d}-of-{total:05d}"
+            shards.append(Shard(path, split, i * per_shard, min(per_shard, count - i * per_shard)))
+    return shards
+
+
+def _write_shards(shards: list[Shard], features: Any, episode: Episode, workers: int | None, progress: bool) -> None:
+    missing = [shard for shard in shards if not shard.path.exists()]
+    if not missing:
+        return
+    workers = min((os.cpu_count() or 1) if workers is None else workers, len(missing))
+    total, done = (sum(shard.length for shard in part) for part in (shards, [s for s in shards if s not in missing]))
+    with _bar(missing[0].path.parent, total, done, progress) as (bar, task):
+        if workers == 0:
+            for shard in missing:
+                _write_shard(shard, features, episode, lambda: bar.advance(task))
+            return
+        context = multiprocessing.get_context("spawn")
+        counter = context.Value("q", done)
+        with ProcessPoolExecutor(workers, context, _start_worker, (counter,)) as pool:
+            pending = {pool.submit(_write_shard, shard, features, episode) for shard in missing}
+            try:
+                while pending:
+                    finished, pending = wait(pending, timeout=0.2)
+                    bar.update(task, completed=counter.value)
+                    for future in finished:
+                        future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+_counter: Any = None
+
+
+def _start_worker(counter: Any) -> None:
+    global _counter
+    _counter = counter
+    parent = multiprocessing.parent_process()
+
+    def follow_parent() -> None:  # a killed parent must not leave workers behind, waiting for its queue
+        wait_for([parent.sentinel] if parent else [])
+        os._exit(1)
+
+    if parent:
+        threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def _count_episode() -> None:
+    if _counter is not None:
+        with _counter.get_lock():
+            _counter.value += 1
+
+
+def _write_shard(shard: Shard, features: Any, episode: Episode, count: Callable[[], Any] = _count_episode) -> None:
+    feature = _features_from(json.dumps(features))
+
+    def records() -> Iterator[bytes]:
+        for index in range(shard.first, shard.first + shard.length):
+            yield feature.serialize_example(encode_images(feature, episode(shard.split, index)))
+            count()
+
+    partial = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        for record in records():
+            file.write(frame_record(record))
+    partial.replace(shard.path)
+
+
+@cache
+def _features_from(feature_json: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeatureConnector.from_json(json.loads(feature_json))
+
+
+def frame_record(record: bytes) -> bytes:
+    """One record as TFRecord files hold it: length, masked crc32c of the length, payload, masked crc32c of the payload."""
+    length = struct.pack("<Q", len(record))
+    return length + _masked_crc(length) + record + _masked_crc(record)
+
+
+def _masked_crc(data: bytes) -> bytes:
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def encode_images(feature: Any, value: Any) -> Any:
+    """Turn every uint8 array under a `tfds.features.Image` into JPEG bytes (tfds's own encoder needs TensorFlow)."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return {key: encode_images(feature[key], item) if key in feature else item for key, item in value.items()}
+    if isinstance(feature, tfds.features.Dataset):
+        inner = feature.feature
+        return encode_images(inner, value) if isinstance(value, dict) else [encode_images(inner, v) for v in value]
+    if isinstance(feature, tfds.features.Image):
+        many = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 4)
+        return [_jpeg(image) for image in value] if many else _jpeg(value)
+    return value
+
+
+def _jpeg(image: np.ndarray | bytes) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=JPEG_QUALITY, colorsubsampling="444")
+
+
+def _write_metadata(folder: Path, features: Any, shards: list[Shard], description: str) -> None:
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.dataset_info import DatasetIdentity
+
+    name, version = _name_and_version(folder)
+    identity = DatasetIdentity(name=name, version=tfds.core.Version(version), data_dir=str(folder), module_name="")
+    info = tfds.core.DatasetInfo(builder=identity, features=features, description=description or name)
+    info.set_file_format("tfrecord")
+    template = tfds.core.ShardedFileTemplate(dataset_name=name, data_dir=folder, filetype_suffix="tfrecord")
+    split_infos = []
+    for split in dict.fromkeys(shard.split for shard in shards):
+        own = [shard for shard in shards if shard.split == split]
+        num_bytes = sum(shard.path.stat().st_size - 16 * shard.length for shard in own)
+        lengths = [shard.length for shard in own]
+        split_infos.append(
+            tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template)
+        )
+    info.set_splits(tfds.core.splits.SplitDict(split_infos))
+    with TemporaryDirectory(dir=folder, prefix=".metadata.") as temporary:
+        info.write_to_directory(temporary)
+        written = sorted(Path(temporary).iterdir(), key=lambda path: path.name == "dataset_info.json")
+        for path in written:  # dataset_info.json last: it says that the dataset is whole
+            path.replace(folder / path.name)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} episodes/s" if task.speed else "", style="dim")
+
+
+@contextmanager
+def _bar(folder: Path, total: int, done: int, visible: bool) -> Iterator[tuple[Progress, TaskID]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, disable=not visible) as bar:
+        yield bar, bar.add_task("/".join(folder.parts[-2:]), total=total, completed=done)
