@@ -1,0 +1,63 @@
+"""What a rollout needs of a world, and nothing more. A Gymnasium environment with `tasks` fits.
+
+An environment is built by a picklable callable without arguments (a class, or a `functools.partial` of one) inside a
+worker process. Its modules load no model, so a worker starts in a second.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+EVALUATION_SEEDS = range(1_000_000_000, 2_000_000_000)
+"""Seeds an evaluation may use. Datasets are made from seeds below, so no evaluated scene was ever a demonstration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One thing a robot can be told to do.
+
+    Attributes:
+        name: what `reset(options={"task": name})` takes, for example `lift_red_cube`.
+        family: tasks reported together, for example `lift`.
+        instruction: the words the policy reads, for example `lift the red cube`.
+        sets: names of the task sets it belongs to, for example `pretraining`.
+    """
+
+    name: str
+    family: str
+    instruction: str
+    sets: tuple[str, ...] = ()
+
+
+class RolloutEnv(Protocol):
+    """A world in which episodes are rolled out.
+
+    An episode depends on its task and its seed alone, never on the episodes before it: the same pair gives the same
+    scene, whichever process renders it.
+    """
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """Every task by name, in the order of a report."""
+
+    @property
+    def max_episode_steps(self) -> int:
+        """Actions after which an episode counts as failed."""
+
+    def reset(self, *, seed: int, options: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start the episode of `options["task"]`; return an observation and an info.
+
+        The observation holds `image`, uint8 [H, W, 3], what the policy sees. The info holds `instruction`.
+        """
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Execute a float64 action [D] in the dataset's own units; return observation, reward, terminated, truncated
+        and an info that holds `success`."""
+
+    def close(self) -> None:
+        """Free the renderer."""
+
+
+EnvFactory = Callable[[], RolloutEnv]
