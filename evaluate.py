@@ -1,0 +1,23 @@
+"""Roll a policy out in an environment, and report success rates with intervals.
+
+    python evaluate.py                               # the newest checkpoint, in the embedded tabletop world
+    python evaluate.py ckpt_path=runs/finetune/2026-01-01_12-00-00/checkpoints/step_000500.ckpt
+    python evaluate.py env=offline                   # token accuracy and L1 on held-out steps
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+import openvla_lightning.config  # noqa: F401  registers the resolvers of conf/
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(cfg: DictConfig) -> float | None:
+    """Evaluate what `cfg` describes."""
+    from openvla_lightning.run import evaluate  # after Hydra: --help and --cfg stay instant
+
+    return evaluate(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Checkpoints at every so many optimiser steps, named so that a command line can say their path."""
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class Checkpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint as `step_000250.ckpt`, the last step included.
+
+    Args:
+        dirpath: folder.
+        every_n_train_steps: optimiser steps between checkpoints.
+        keep: how many of the newest to keep; -1 keeps all.
+        save_initial: also save the model before its first step, to compare with later.
+    """
+
+    def __init__(self, dirpath: str, every_n_train_steps: int, keep: int = -1, save_initial: bool = False) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="step_{step:06d}",  # `=` would break ckpt_path=... on the command line
+            auto_insert_metric_name=False,
+            monitor="step" if keep > 0 else None,
+            mode="max",
+            save_top_k=keep,
+            every_n_train_steps=every_n_train_steps,
+        )
+        self.save_initial = save_initial
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the untrained model, if asked."""
+        super().on_train_start(trainer, pl_module)
+        if self.save_initial and trainer.global_step == 0:
+            trainer.save_checkpoint(f"{self.dirpath}/step_000000.ckpt")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last step, unless it just was."""
+        super().on_train_end(trainer, pl_module)
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))

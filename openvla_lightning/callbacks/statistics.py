@@ -1,0 +1,27 @@
+"""The released `dataset_statistics.json`, beside the checkpoints."""
+
+import json
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class SaveDatasetStatistics(Callback):
+    """Writes the statistics that training normalised by, in the released layout, when training starts.
+
+    Args:
+        dirpath: folder of the run.
+    """
+
+    def __init__(self, dirpath: str) -> None:
+        self.dirpath = Path(dirpath)
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the file."""
+        statistics = trainer.datamodule.statistics  # type: ignore[attr-defined]
+        self.dirpath.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({name: stats.to_dict() for name, stats in statistics.items()}, indent=2)
+        (self.dirpath / "dataset_statistics.json").write_text(text + "\n")

@@ -1,0 +1,83 @@
+"""Configuration: the resolvers that conf/ uses, and the check of a composed config before anything heavy is built."""
+
+import inspect
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+ALLOWED_ROOTS = ("openvla_lightning.", "lightning.")
+"""Where a `_target_` may live: a config file is data from someone, not a way to call anything."""
+
+
+class ConfigError(ValueError):
+    """Everything wrong with a config, one line each."""
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint below `folder` that was written last, or None; links to another one do not count."""
+    files = [p for p in Path(folder).rglob("checkpoints/*.ckpt") if not p.is_symlink() and p.name != "last.ckpt"]
+    return max(files, key=lambda p: (p.stat().st_mtime_ns, p.name), default=None)
+
+
+def run_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | None) -> str:
+    """The folder of a run: `<log_dir>/<run_name>/<id or time>`, or with `ckpt_path=last` the one that is resumed."""
+    runs = Path(log_dir) / run_name
+    if ckpt_path == "last" and (newest := newest_checkpoint(runs)) is not None:
+        return str(newest.parent.parent)
+    return str(runs / (run_id or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
+
+
+OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+
+
+def validate(cfg: DictConfig) -> dict[str, Any]:
+    """Return `cfg` as plain resolved data, or raise ConfigError naming every problem.
+
+    A constructor's signature is its schema: each `_target_` node must bind to it.
+    Arguments that `run` adds at build time (processor, callbacks) may be absent here.
+    """
+    if missing := list(missing_keys(cfg)):
+        raise ConfigError("\n  ".join(["set these on the command line:", *missing]))
+    try:
+        tree = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from None
+    if problems := [p for path, node in targets(tree) for p in unbound(path, node)]:
+        raise ConfigError("\n  ".join(["these do not fit what they configure:", *problems]))
+    return tree  # type: ignore[return-value]
+
+
+def missing_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted names of `???` values, without following interpolations."""
+    for key in cfg:
+        if OmegaConf.is_missing(cfg, key):
+            yield f"{prefix}{key}"
+        elif not OmegaConf.is_interpolation(cfg, key) and isinstance(cfg[key], DictConfig):
+            yield from missing_keys(cfg[key], f"{prefix}{key}.")
+
+
+def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every dictionary with a `_target_`, outermost first, with its dotted path."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, child in node.items():
+            yield from targets(child, f"{path}.{key}".lstrip("."))
+
+
+def unbound(path: str, node: dict[str, Any]) -> Iterator[str]:
+    """Why `node` cannot be passed to its `_target_`, if it cannot."""
+    name = node["_target_"]
+    if not name.startswith(ALLOWED_ROOTS):
+        yield f"{path}: {name} is not under {' or '.join(ALLOWED_ROOTS)}"
+        return
+    try:
+        kwargs = {k: v for k, v in node.items() if not k.startswith("_")}
+        inspect.signature(get_object(name)).bind_partial(**kwargs)
+    except (ImportError, TypeError) as error:
+        yield f"{path}: {name}: {error}"

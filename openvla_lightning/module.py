@@ -1,0 +1,126 @@
+"""The LightningModule: one recipe for pretraining and fine-tuning, whatever the size."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+import openvla_lightning
+from openvla_lightning.action_head import ActionHead
+from openvla_lightning.metrics import ActionMetrics
+from openvla_lightning.model import VLA
+from openvla_lightning.optim import AdamW
+from openvla_lightning.parallel import FSDP
+from openvla_lightning.processor import Processor
+from openvla_lightning.strategy import Strategy
+from openvla_lightning.types import Batch
+
+
+class VLAModule(L.LightningModule):
+    """Trains a VLA on `Batch`es.
+
+    Args:
+        model: builds the VLA; called once, in `configure_model`, so that creating this module loads no weights.
+        strategy: which weights learn.
+        optim: optimiser and schedule.
+        processor: travels inside the checkpoint, so that inference preprocesses as training did.
+        action_head: encodes actions, owns the loss.
+        recipe: the resolved config, kept in every checkpoint under `hyper_parameters`.
+    """
+
+    vla: VLA
+
+    def __init__(
+        self,
+        model: Callable[[], VLA],
+        strategy: Strategy,
+        optim: AdamW,
+        processor: Processor,
+        action_head: ActionHead,
+        recipe: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.build, self.strategy, self.optim = model, strategy, optim
+        self.processor, self.action_head = processor, action_head
+        if recipe is not None:
+            self.save_hyperparameters(recipe, logger=False)
+
+    def configure_model(self) -> None:
+        """Build the VLA once, choose what learns, shard when the trainer asks for it."""
+        if hasattr(self, "vla"):
+            return
+        self.vla = self.build()
+        self.strategy.apply(self.vla)
+        if isinstance(self.trainer.strategy, FSDP):
+            self.trainer.strategy.shard(self.vla)
+
+    def setup(self, stage: str) -> None:
+        """Create the metrics, one row per dataset of the mixture."""
+        self.train_metrics = ActionMetrics(list(self._statistics()))
+        self.val_metrics = ActionMetrics(list(self._statistics()))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of `batch`; log it with accuracy and L1 every `trainer.log_every_n_steps`."""
+        loss = self._step(batch, self.train_metrics)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the means since the last time, and start over."""
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            metrics = self.train_metrics.compute()
+            self.train_metrics.reset()
+            values = {f"train/{name}": value for name, value in metrics.items()}
+            self.log("train/action_accuracy", values.pop("train/action_accuracy"), prog_bar=True)
+            self.log_dict(values)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log the loss and collect accuracy and L1 of a held-out batch."""
+        loss = self._step(batch, self.val_metrics)
+        self.log("val/loss", loss, batch_size=len(batch), sync_dist=True, add_dataloader_idx=False)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log accuracy and L1 over the whole validation pass."""
+        self.log_dict({f"val/{name}": value for name, value in self.val_metrics.compute().items()})
+        self.val_metrics.reset()
+
+    def _step(self, batch: Batch, metrics: ActionMetrics) -> Tensor:
+        output = self.vla(
+            pixel_values=batch.pixel_values, input_ids=batch.input_ids, attention_mask=batch.attention_mask
+        )
+        loss = self.action_head.loss(output, batch)
+        with torch.no_grad():
+            correct, error = self.action_head.score(output, batch)
+            metrics.update(correct, error, batch.dataset_names)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW over what the strategy left learning."""
+        return self.optim.build(self.vla.parameters(), self.trainer.estimated_stepping_batches)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a `Batch`; Lightning would not know how to take the dataclass apart."""
+        return batch.to(device, non_blocking=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put in everything that rebuilding the policy needs, as plain types: no class is ever unpickled."""
+        checkpoint["openvla_lightning"] = {
+            "version": openvla_lightning.__version__,
+            "vla": self.vla.config,
+            "processor": self.processor.config,
+            "action_head": self.action_head.config,
+            "strategy": self.strategy.config,
+            "normalisation": self.trainer.datamodule.normalisation,  # type: ignore[attr-defined]
+            "norm_stats": {name: stats.to_dict() for name, stats in self._statistics().items()},
+        }
+        checkpoint["rng_state"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue the random numbers where the checkpoint left them."""
+        if (state := checkpoint.get("rng_state")) is not None:
+            torch.set_rng_state(state)
+
+    def _statistics(self) -> dict[str, Any]:
+        return self.trainer.datamodule.statistics  # type: ignore[attr-defined]

@@ -1,0 +1,106 @@
+"""Who may import whom: a module may import its own floor's listed neighbours and anything below."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "openvla_lightning"
+
+CONFIGURATION = {"hydra", "omegaconf"}
+TRAINING = {"lightning"}
+DATA = {"tensorflow_datasets", "openvla_lightning.data"}
+MODELS = {"transformers", "timm", "peft", "openvla_lightning.model", "openvla_lightning.strategy"}
+ABOVE = {"openvla_lightning.module", "openvla_lightning.run", "openvla_lightning.callbacks", "openvla_lightning.config"}
+
+FORBIDDEN = {
+    "types.py actions.py statistics.py prompt.py": CONFIGURATION | TRAINING | DATA | MODELS | ABOVE,
+    "processor.py action_head.py model strategy optim.py": CONFIGURATION | TRAINING | DATA | ABOVE,
+    "data": CONFIGURATION | MODELS | ABOVE,
+    "module.py metrics.py parallel.py callbacks logger.py": CONFIGURATION | DATA,
+    "policy.py rollout.py": CONFIGURATION | TRAINING | ABOVE,
+    "env": CONFIGURATION | TRAINING | DATA | MODELS | ABOVE,
+}
+HYDRA_LIVES_IN = {"config.py", "run.py"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files(floor: str) -> Iterator[Path]:
+    for room in floor.split():
+        path = PACKAGE / room
+        assert path.exists(), f"the floor plan names {room}, which is not there"
+        yield from [path] if path.is_file() else path.rglob("*.py")
+
+
+def within(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+@pytest.mark.parametrize("floor", FORBIDDEN)
+def test_floor_imports_nothing_from_above(floor: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files(floor)
+        for name in imports(path)
+        for bad in FORBIDDEN[floor]
+        if within(name, bad)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_hydra_lives_on_the_top_floor_only() -> None:
+    homes = {p.name for p in PACKAGE.rglob("*.py") if any(within(n, c) for n in imports(p) for c in CONFIGURATION)}
+    assert homes == HYDRA_LIVES_IN
+
+
+def test_tfds_is_imported_only_where_records_are_read_and_written() -> None:
+    homes = {p for p in PACKAGE.rglob("*.py") if any(within(n, "tensorflow_datasets") for n in imports(p))}
+    outside = [str(p.relative_to(ROOT)) for p in homes if PACKAGE / "data" / "source" not in p.parents]
+    # the demonstrations only declare what a step of theirs looks like
+    assert set(outside) <= {"openvla_lightning/demonstrations.py"}
+
+
+def test_nothing_imports_tensorflow() -> None:
+    assert not [p for p in PACKAGE.rglob("*.py") for n in imports(p) if within(n, "tensorflow")]
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("openvla_lightning", {"torch", "lightning", "hydra"}),
+        ("openvla_lightning.config", {"torch", "lightning", "transformers"}),
+        ("openvla_lightning.model", {"tensorflow_datasets", "hydra", "lightning", "tensorflow"}),
+        ("openvla_lightning.policy", {"tensorflow_datasets", "hydra", "lightning", "tensorflow"}),
+        ("openvla_lightning.data", {"transformers", "hydra", "tensorflow", "openvla_lightning.model"}),
+    ],
+)
+def test_light_things_do_not_need_heavy_things(module: str, absent: set[str]) -> None:
+    code = f"import sys, {module}; print(*sorted({absent!r} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert loaded.split() == []
+
+
+def test_no_file_is_longer_than_three_hundred_lines() -> None:
+    long = {
+        str(p.relative_to(ROOT)): n
+        for p in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *ROOT.glob("*.py")]
+        if (n := len(p.read_text().splitlines())) > 300 and p != PACKAGE / "data" / "oxe" / "datasets.py"
+    }
+    assert not long
+
+
+@pytest.mark.parametrize("script", ["train.py", "finetune.py", "evaluate.py"])
+def test_an_entry_script_is_one_page(script: str) -> None:
+    assert len((ROOT / script).read_text().splitlines()) <= 35
