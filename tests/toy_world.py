@@ -1,0 +1,74 @@
+"""A small real Gymnasium world for rollouts: a dot on a board is told which corner to go to."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from openvla_lightning.env.base import Task
+
+CORNERS = {"red": (0.0, 0.0), "green": (0.0, 1.0), "blue": (1.0, 0.0), "yellow": (1.0, 1.0)}
+SIZE = 32
+
+
+class ToyWorld(gymnasium.Env):
+    """Reach the corner within `max_episode_steps`. `fail_at`: raise at that step; `unlucky`: never succeed there."""
+
+    max_episode_steps = 20
+    action_space = gymnasium.spaces.Box(-1, 1, (7,), np.float64)
+    observation_space = gymnasium.spaces.Dict(image=gymnasium.spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8))
+
+    def __init__(self, fail_at: int | None = None, broken: bool = False) -> None:
+        if broken:
+            raise RuntimeError("no renderer here")
+        self.fail_at = fail_at
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """One task per corner."""
+        names = [f"go_{colour}" for colour in CORNERS]
+        return {
+            name: Task(name, "top" if CORNERS[colour][0] == 0 else "bottom", f"go to the {colour} corner", ("corners",))
+            for name, colour in zip(names, CORNERS, strict=True)
+        }
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+        """Place the dot near the middle."""
+        super().reset(seed=seed)
+        task = self.tasks[(options or {})["task"]]
+        self.target = np.array(CORNERS[task.instruction.split()[3]])
+        self.place = self.np_random.uniform(0.3, 0.7, 2)
+        self.taken = 0
+        return self._observation(), {"instruction": task.instruction}
+
+    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
+        """Move by the first two dimensions, jittered by the episode's own noise."""
+        self.taken += 1
+        if self.taken == self.fail_at:
+            raise RuntimeError("the motor burnt out")
+        self.place = np.clip(self.place + action[:2] + self.np_random.normal(0, 0.02, 2), 0, 1)
+        success = bool(np.abs(self.place - self.target).max() < 0.1)
+        return self._observation(), 0.0, success, False, {"success": success}
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        image = np.zeros((SIZE, SIZE, 3), np.uint8)
+        row, column = (self.place * (SIZE - 1)).astype(int)
+        image[row, column] = 255
+        return {"image": image}
+
+
+class Walker:
+    """Reads the dot's place off the image and walks to the corner it is told; counts its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def act(self, image: Sequence[np.ndarray], instruction: Sequence[str]) -> np.ndarray:
+        """Actions [B, 7]."""
+        self.batches.append(len(image))
+        actions = np.zeros((len(image), 7))
+        for index, (picture, words) in enumerate(zip(image, instruction, strict=True)):
+            place = np.argwhere(picture[..., 0] == 255)[0] / (SIZE - 1)
+            actions[index, :2] = np.clip(np.array(CORNERS[words.split()[3]]) - place, -0.1, 0.1)
+        return actions
