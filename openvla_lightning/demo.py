@@ -1,0 +1,64 @@
+"""`make demo`: the whole way from nothing to a table of success rates, with the commands a user would type.
+
+python -m openvla_lightning.demo
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.rule import Rule
+
+from openvla_lightning.config import newest_checkpoint
+from openvla_lightning.report import compare
+
+RUNS = Path("runs")
+FOLDER = RUNS / "demo"
+BOTH = "tasks=pretraining,new"
+
+
+def main() -> None:
+    """Run it all; stop at the first command that fails, with its own message on the screen."""
+    console, started = Console(), time.monotonic()
+    run(console, "Pretrain a small VLA", "train.py", "callbacks.checkpoint.save_initial=true")
+    pretrained = newest(RUNS / "train")
+    run(console, "Fine-tune it for new tasks on another robot", "finetune.py", "strategy=lora", "rank=32")
+    finetuned = newest(RUNS / "finetune")
+    untrained = pretrained.with_name("step_000000.ckpt")
+    for label, checkpoint in {"untrained": untrained, "pretrained": pretrained, "fine-tuned": finetuned}.items():
+        evaluate(console, f"Evaluate the {label} policy on both sets of tasks", label, checkpoint, BOTH)
+    title = "Does it listen? The same, told another episode's instruction"
+    evaluate(console, title, "pretrained", pretrained, "tasks=pretraining", "instructions=shuffled")
+    console.print(Rule("Results"))
+    report = compare([FOLDER], FOLDER, console)
+    minutes = (time.monotonic() - started) / 60
+    console.print(f"\n{minutes:.1f} minutes. Report: {report}, picture: {FOLDER}/success.png, videos: {FOLDER}/*/*/videos")
+
+
+def evaluate(console: Console, title: str, label: str, checkpoint: Path, *overrides: str) -> None:
+    """Evaluate a checkpoint below the demo's folder."""
+    folder = FOLDER / "_".join([label, *(o.partition("=")[2] for o in overrides if o.startswith("instructions"))])
+    where = f"hydra.sweep.dir={folder}"
+    run(console, title, "evaluate.py", "-m", f"ckpt_path={checkpoint}", f"label={label}", *overrides, where)
+
+
+def run(console: Console, title: str, *command: str) -> None:
+    """Run a script of this repository in its own process, command line first."""
+    console.print(Rule(title))
+    console.print(f"$ python {' '.join(command)}", style="bold", highlight=False, soft_wrap=True)
+    code = subprocess.run([sys.executable, *command]).returncode
+    if code != 0:
+        sys.exit(code)
+
+
+def newest(folder: Path) -> Path:
+    """The checkpoint a training command just left."""
+    path = newest_checkpoint(folder)
+    assert path is not None, f"training left no checkpoint below {folder}"
+    return path
+
+
+if __name__ == "__main__":
+    main()
