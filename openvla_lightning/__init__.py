@@ -1,0 +1,29 @@
+"""OpenVLA on PyTorch Lightning: train, fine-tune and evaluate vision-language-action models."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openvla_lightning.actions import ActionTokenizer
+    from openvla_lightning.model import VLA
+    from openvla_lightning.policy import Policy
+    from openvla_lightning.processor import Processor
+    from openvla_lightning.statistics import DatasetStatistics
+
+__version__ = "0.1.0"
+__all__ = ["VLA", "ActionTokenizer", "DatasetStatistics", "Policy", "Processor", "__version__"]
+
+_HOMES = {
+    "ActionTokenizer": "actions",
+    "DatasetStatistics": "statistics",
+    "Policy": "policy",
+    "Processor": "processor",
+    "VLA": "model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: a light one does not wait for torch's heavy neighbours."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

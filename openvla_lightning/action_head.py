@@ -1,0 +1,93 @@
+"""What the model predicts actions with: it encodes the targets, owns the loss, decodes the answer."""
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from openvla_lightning.actions import ActionTokenizer
+from openvla_lightning.types import IGNORE_INDEX, Batch
+
+if TYPE_CHECKING:
+    from openvla_lightning.model.vla import VLAOutput
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [B, L - 1, vocab] against `labels[:, 1:]`, over labelled tokens only."""
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
+
+
+class ActionHead(Protocol):
+    """What training, the processor and the policy ask of a head."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain constructor arguments."""
+
+    def encode(self, actions: Tensor) -> Tensor:
+        """Target ids [B, T * D] of normalised actions [B, T, D]."""
+
+    def loss(self, output: "VLAOutput", batch: Batch) -> Tensor:
+        """Scalar to minimise."""
+
+    def score(self, output: "VLAOutput", batch: Batch) -> tuple[Tensor, Tensor]:
+        """Correctness and absolute error of each action token, bool and float [B, T * D]."""
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Normalised action values, float64 in the shape of `ids`."""
+
+
+class TokenHead:
+    """Actions as the last `num_bins` token ids, one per dimension, learnt by next-token prediction (paper section 3.2).
+
+    Args:
+        num_bins: ids set aside for actions.
+        vocab_size: ids in the tokenizer in use, without padding; the action ids are its last ones.
+    """
+
+    def __init__(self, num_bins: int = 256, vocab_size: int = 32000) -> None:
+        self.tokenizer = ActionTokenizer(vocab_size=vocab_size, bins=num_bins)
+        self._centers = torch.from_numpy(self.tokenizer.bin_centers).float()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain constructor arguments."""
+        return {"num_bins": self.tokenizer.num_bins, "vocab_size": self.tokenizer.vocab_size}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "TokenHead":
+        """Rebuild from `config`."""
+        return cls(**config)
+
+    def encode(self, actions: Tensor) -> Tensor:
+        """Ids [B, T * D] of normalised actions [B, T, D]; one row is one chunk, timestep after timestep."""
+        return torch.from_numpy(self.tokenizer.encode(actions.numpy())).flatten(1)
+
+    def loss(self, output: "VLAOutput", batch: Batch) -> Tensor:
+        """Mean cross-entropy over action tokens and the end token, as released."""
+        return next_token_loss(output.next_token_logits, batch.labels)
+
+    def score(self, output: "VLAOutput", batch: Batch) -> tuple[Tensor, Tensor]:
+        """Was each action token predicted exactly, and how far off is its bin centre: bool and float [B, T * D].
+
+        As in the released metrics the prediction is the most likely id of the whole vocabulary, and the end token
+        is not counted.
+        """
+        labels = batch.labels[:, 1:]
+        is_action = (labels >= self.tokenizer.first_id) & (labels < self.tokenizer.vocab_size)
+        # Sorting finds the same number of positions in each row without waiting for the device, as nonzero() would.
+        where = is_action.byte().argsort(dim=1, descending=True, stable=True)[:, : batch.actions[0].numel()]
+        target = labels.gather(1, where)
+        rows = torch.arange(len(labels), device=labels.device)[:, None]
+        predicted = output.next_token_logits[rows, where].argmax(-1)
+        return predicted == target, (self._center(predicted) - self._center(target)).abs()
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Bin centres of `ids`, float64 on the CPU (not every accelerator has float64), in the same shape."""
+        return torch.from_numpy(self.tokenizer.decode(ids.cpu().numpy()))
+
+    def _center(self, ids: Tensor) -> Tensor:
+        if self._centers.device != ids.device:
+            self._centers = self._centers.to(ids.device)
+        index = self.tokenizer.vocab_size - ids - 1
+        return self._centers[index.clamp(0, len(self._centers) - 1)]

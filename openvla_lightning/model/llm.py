@@ -1,0 +1,140 @@
+"""The language model: any decoder of transformers, built from plain numbers."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig
+
+from openvla_lightning.model.vision_backbone import parameters_follow_default_device
+
+
+class CausalLM(nn.Module):
+    """A decoder with its output head, under the parameter names transformers gives them.
+
+    Args:
+        name: where tokenizer and pretrained weights come from: a local folder or a hub id (`tiny` for neither).
+        architecture: `model_type` and the fields of that transformers config; absent fields take transformers'
+            defaults, as in the released `text_config`. Its `vocab_size` counts rows of the embedding, padding included.
+        vocab_size: ids of the tokenizer in use, without padding; action ids are the last ones below it.
+        pretrained: load the weights of `name`.
+        gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+
+    Attributes:
+        dim: width of an embedding.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        architecture: Mapping[str, Any],
+        vocab_size: int,
+        pretrained: bool = False,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.name, self.vocab_size = name, vocab_size
+        self.architecture = dict(architecture)
+        self.gradient_checkpointing = gradient_checkpointing
+        config = _transformers_config(self.architecture)
+        if vocab_size > config.vocab_size:
+            raise ValueError(f"{name}: vocab_size={vocab_size} exceeds the embedding's {config.vocab_size} rows")
+        with parameters_follow_default_device():
+            decoder = AutoModelForCausalLM.from_config(config)
+        if pretrained:
+            _load_pretrained(decoder, name)
+        self.model, self.lm_head = decoder.model, decoder.lm_head
+        self.tied = bool(config.tie_word_embeddings)
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.dim: int = config.hidden_size
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain constructor arguments."""
+        return {
+            "name": self.name,
+            "architecture": self.architecture,
+            "vocab_size": self.vocab_size,
+            "gradient_checkpointing": self.gradient_checkpointing,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "CausalLM":
+        """Rebuild, with random weights."""
+        return cls(**config)
+
+    def tie_weights(self) -> None:
+        """Make head and embedding one parameter again, where the architecture says so."""
+        if self.tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Embeddings [B, L, dim] of ids [B, L]."""
+        return self.model.embed_tokens(input_ids)
+
+    def decode(
+        self,
+        embeddings: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Hidden states [B, S, dim] after the final norm, from embeddings [B, S, dim]."""
+        return self.model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def hidden_states(self, embeddings: Tensor) -> tuple[Tensor, ...]:
+        """The embeddings and each layer's output [B, S, dim]; the last one is after the final norm."""
+        return self.model(inputs_embeds=embeddings, use_cache=False, output_hidden_states=True).hidden_states
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 logits [..., vocab] of hidden states [..., dim]; the released code widens them too."""
+        return self.lm_head(hidden).float()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CausalLM":
+        """Move and cast as any module, but keep rotary frequencies in float32: bfloat16 would blur positions."""
+        kept = {k: v for k, v in self.named_buffers() if v.is_floating_point() and v.device.type != "meta"}
+        super()._apply(fn, recurse)
+        for key, value in kept.items():
+            parent, _, name = key.rpartition(".")
+            module = self.get_submodule(parent)
+            module._buffers[name] = value.to(module._buffers[name].device)  # type: ignore[union-attr]
+        return self
+
+
+def _transformers_config(architecture: dict[str, Any]) -> PretrainedConfig:
+    fields = {k: v for k, v in architecture.items() if k not in ("model_type", "torch_dtype", "dtype")}
+    try:
+        config = AutoConfig.for_model(architecture["model_type"], **fields)
+    except KeyError:
+        raise ValueError(f"an LLM architecture needs `model_type`; got {list(architecture)}") from None
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def _load_pretrained(decoder: nn.Module, name: str) -> None:
+    """Fill `decoder` with the weights of `name`; embeddings may have fewer rows there, the rest stay as they are."""
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise FileNotFoundError(f"there is no folder {name} to load the language model from")
+    try:
+        source = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    except OSError as error:
+        raise OSError(
+            f"cannot load the language model {name!r}: {str(error).splitlines()[0]}\n"
+            "Give a local folder (model.llm.name=/path/to/folder), or start from a whole VLA with model.init_from=..."
+        ) from error
+    state = source.state_dict()
+    own = decoder.state_dict()
+    for key, value in state.items():
+        if key in own and own[key].shape != value.shape and own[key].shape[1:] == value.shape[1:]:
+            rows = min(len(value), len(own[key]))
+            state[key] = torch.cat([value[:rows], own[key][rows:]])
+    decoder.load_state_dict(state)

@@ -1,0 +1,210 @@
+"""One or more timm towers, read at an inner layer."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import timm
+import torch
+from accelerate import init_empty_weights
+from timm.layers import LayerScale as TimmLayerScale
+from torch import Tensor, nn
+
+Fusion = Literal["channel", "sequence"]
+
+_NAMES = ("featurizer", "fused_featurizer")
+_SIGLIP_V1 = ("vit_so400m_patch14_siglip_", "vit_base_patch16_siglip_", "vit_large_patch16_siglip_")
+
+
+@contextmanager
+def parameters_follow_default_device() -> Any:
+    """Inside, parameters go to the meta device when that is torch's default device; buffers are always real.
+
+    Buffers that no checkpoint carries (rotary frequencies) must hold their values whatever happens to parameters.
+    """
+    with ExitStack() as stack:
+        if torch.get_default_device().type == "meta":
+            stack.enter_context(torch.device("cpu"))
+            stack.enter_context(init_empty_weights(include_buffers=False))
+        yield
+
+
+class LayerScale(nn.Module):
+    """timm's LayerScale under the parameter name of the released checkpoints."""
+
+    def __init__(self, scale_factor: nn.Parameter) -> None:
+        super().__init__()
+        self.scale_factor = scale_factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the last dimension of `x`."""
+        return x * self.scale_factor
+
+
+class VisionBackbone(nn.Module):
+    """timm towers whose patch features are joined channel by channel (as released) or one after the other.
+
+    A tower is any timm model with `forward_intermediates`; ViTs, hybrids with a convolutional stem and pure
+    convolutional networks all give patches.
+
+    Args:
+        towers: name -> timm model id, or name -> {"id": timm model id, **keyword arguments of the timm model}.
+            The order is the order of channels in `pixel_values` and in the features.
+        image_size: side of the square input, in pixels.
+        fusion: `channel` joins the towers' features of one patch (released); `sequence` keeps them as separate tokens
+            and needs towers of equal width.
+        feature_layer: which block's output to take, counted from the end; -2 as released, no final norm.
+        pretrained: load each tower's own weights (from timm's hub or its cache).
+
+    Attributes:
+        dim: width of a patch feature.
+        num_patches: visual tokens per image.
+    """
+
+    def __init__(
+        self,
+        towers: Mapping[str, str | Mapping[str, Any]],
+        image_size: int = 224,
+        fusion: Fusion = "channel",
+        feature_layer: int = -2,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 1 <= len(towers) <= len(_NAMES):
+            raise ValueError(f"a vision backbone has 1 to {len(_NAMES)} towers, got {len(towers)}: {list(towers)}")
+        if fusion not in ("channel", "sequence"):
+            raise ValueError(f"unknown fusion {fusion!r}; known: channel, sequence")
+        self.image_size, self.fusion, self.feature_layer = image_size, fusion, feature_layer
+        self.towers = {name: tower_spec(spec) for name, spec in towers.items()}
+        shapes = []
+        self._formats: list[str] = []
+        for attribute, spec in zip(_NAMES, self.towers.values(), strict=False):
+            tower = _build_tower(spec, image_size, pretrained)
+            self.add_module(attribute, tower)
+            shape, output_format = _probe(tower, image_size, feature_layer, spec["id"])
+            shapes.append(shape)
+            self._formats.append(output_format)
+        self._check_fit(shapes)
+        channel = fusion == "channel"
+        self.dim = sum(dim for _, dim in shapes) if channel else shapes[0][1]
+        self.num_patches = shapes[0][0] if channel else sum(patches for patches, _ in shapes)
+
+    def _check_fit(self, shapes: list[tuple[int, int]]) -> None:
+        patches, dims = {p for p, _ in shapes}, {d for _, d in shapes}
+        if self.fusion == "channel" and len(patches) > 1:
+            raise ValueError(f"fusion=channel needs equal patch counts, towers {list(self.towers)} give {shapes}")
+        if self.fusion == "sequence" and len(dims) > 1:
+            raise ValueError(f"fusion=sequence needs equal widths, towers {list(self.towers)} give {shapes}")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain constructor arguments."""
+        return {
+            "towers": self.towers,
+            "image_size": self.image_size,
+            "fusion": self.fusion,
+            "feature_layer": self.feature_layer,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "VisionBackbone":
+        """Rebuild, with random weights."""
+        return cls(**config)
+
+    @property
+    def featurizers(self) -> list[nn.Module]:
+        """The towers, in channel order."""
+        return [getattr(self, name) for name in _NAMES[: len(self.towers)]]
+
+    def tower_features(self, pixel_values: Tensor) -> list[Tensor]:
+        """Each tower's patch features [B, P, D_tower] from pixels [B, 3 * towers, H, W]."""
+        expected = (3 * len(self.towers), self.image_size, self.image_size)
+        if tuple(pixel_values.shape[1:]) != expected:
+            raise ValueError(f"pixel_values must be [B, {', '.join(map(str, expected))}], got {pixel_values.shape}")
+        pixels = pixel_values.to(next(self.parameters()).dtype).split(3, dim=1)
+        return [
+            _features(tower, image, self.feature_layer, output_format)
+            for tower, image, output_format in zip(self.featurizers, pixels, self._formats, strict=True)
+        ]
+
+    def fuse(self, features: list[Tensor]) -> Tensor:
+        """Join the towers' features into [B, P, dim]."""
+        return torch.cat(features, dim=2 if self.fusion == "channel" else 1)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Patch features [B, num_patches, dim] from pixels [B, 3 * towers, H, W].
+
+        Raises:
+            ValueError: when the pixels have another number of channels or another size.
+        """
+        return self.fuse(self.tower_features(pixel_values))
+
+
+def tower_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A tower as {"id": timm id with its weights' tag, **keyword arguments}.
+
+    An untagged SigLIP id means version 1, as it did when the released checkpoints were written; timm has since moved
+    the untagged name to SigLIP 2.
+    """
+    plain: dict[str, Any] = {"id": spec} if isinstance(spec, str) else {k: v for k, v in spec.items()}
+    if not isinstance(plain.get("id"), str):
+        raise ValueError(f"a vision tower needs `id`, the name of a timm model; got {dict(plain)}")
+    if plain["id"].startswith(_SIGLIP_V1) and "." not in plain["id"]:
+        plain["id"] += ".webli"
+    return plain
+
+
+def _build_tower(spec: dict[str, Any], image_size: int, pretrained: bool) -> nn.Module:
+    arguments = {k: v for k, v in spec.items() if k not in ("id", "mean", "std")}
+    if not timm.is_model(spec["id"].partition(".")[0]):
+        near = timm.list_models(f"*{spec['id'].partition('.')[0][:12]}*")[:5]
+        raise ValueError(f"timm has no model {spec['id']!r}" + (f"; similar: {', '.join(near)}" if near else ""))
+    with parameters_follow_default_device():
+        try:
+            tower = timm.create_model(spec["id"], pretrained, num_classes=0, img_size=image_size, **arguments)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            tower = timm.create_model(spec["id"], pretrained, num_classes=0, **arguments)
+    for module in tower.modules():
+        for name, child in module.named_children():
+            if isinstance(child, TimmLayerScale):
+                setattr(module, name, LayerScale(child.gamma))
+    return tower
+
+
+def _features(tower: nn.Module, pixels: Tensor, layer: int, output_format: str) -> Tensor:
+    (features,) = tower.forward_intermediates(  # type: ignore[operator]
+        pixels, indices=[layer], norm=False, stop_early=True, output_fmt=output_format, intermediates_only=True
+    )
+    return features if output_format == "NLC" else features.flatten(2).transpose(1, 2)
+
+
+class _Reading(nn.Module):
+    """Makes a tower's inner features callable as `forward`, for a dry run on the meta device."""
+
+    def __init__(self, tower: nn.Module, layer: int, output_format: str) -> None:
+        super().__init__()
+        self.tower, self.layer, self.output_format = tower, layer, output_format
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return _features(self.tower, pixels, self.layer, self.output_format)
+
+
+def _probe(tower: nn.Module, image_size: int, layer: int, name: str) -> tuple[tuple[int, int], str]:
+    """Patches and width that `tower` gives, and the output format it speaks, found without computing anything."""
+    if not hasattr(tower, "forward_intermediates"):
+        raise ValueError(f"timm model {name!r} cannot give inner features (it has no forward_intermediates)")
+    pixels = torch.empty(1, 3, image_size, image_size, device="meta")
+    for output_format in ("NLC", "NCHW"):
+        reading = _Reading(tower, layer, output_format)
+        state = {k: v.to("meta") for k, v in [*reading.named_parameters(), *reading.named_buffers()]}
+        try:
+            with torch.no_grad():
+                _, patches, dim = torch.func.functional_call(reading, state, (pixels,)).shape
+        except AssertionError as error:
+            if "utput" in str(error) and output_format == "NLC":
+                continue
+            raise ValueError(f"timm model {name!r} at {image_size} px, feature_layer={layer}: {error}") from error
+        return (patches, dim), output_format
+    raise AssertionError("unreachable")
