@@ -176,14 +176,15 @@ class Results:
 
 
 def find_results(paths: Sequence[str | Path]) -> list[Path]:
-    """Every results.json at or below `paths`, in the order of `paths`, then by name, each once.
+    """Every results.json at or below `paths`, in the order of `paths`, then oldest first, each once.
 
     Raises:
         FileNotFoundError: when there is none.
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
-        found |= dict.fromkeys([path] if path.is_file() else sorted(path.rglob(FILE_NAME)))
+        below = sorted(path.rglob(FILE_NAME), key=lambda file: (file.stat().st_mtime_ns, file))
+        found |= dict.fromkeys([path] if path.is_file() else below)
     if not found:
         raise FileNotFoundError(
             f"no {FILE_NAME} in {', '.join(map(str, paths))}: evaluate something first, with `python evaluate.py`"

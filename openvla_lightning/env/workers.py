@@ -77,7 +77,7 @@ class EnvWorkers:
                 theirs.close()
                 self._connections.append(ours)
                 self._processes.append(process)
-            first = [self._receive(connection) for connection in self._connections][0]
+            first, *_ = [self._receive(connection) for connection in self._connections]
         except BaseException:
             self.close()
             raise

@@ -1,0 +1,180 @@
+"""The policy: from an image and words to an action in the dataset's units."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from openvla_lightning.action_head import TokenHead
+from openvla_lightning.model import VLA
+from openvla_lightning.policy import Policy, choose_dtype, fingerprint
+from openvla_lightning.processor import Processor
+from openvla_lightning.statistics import DatasetStatistics
+
+TOWERS = {"tiny": {"id": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [8, 16, 16, 8]}}
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 768,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 256,
+}
+TOKENS = {"vocab_size": 768, "num_bins": 256}
+KEYS = ("bridge_orig", "fractal")
+
+
+def statistics(scale: float) -> DatasetStatistics:
+    low, high = -scale * np.arange(1, 8), scale * np.arange(2, 9)
+    actions = np.linspace(low, high, 101)
+    return DatasetStatistics.from_array(actions, mask=[True] * 6 + [False])
+
+
+@pytest.fixture(scope="module")
+def vla() -> VLA:
+    torch.manual_seed(0)
+    from openvla_lightning.model.llm import CausalLM
+    from openvla_lightning.model.projector import MLP
+    from openvla_lightning.model.vision_backbone import VisionBackbone
+
+    model = VLA(
+        vision_backbone=lambda: VisionBackbone(towers=TOWERS, image_size=32, pretrained=False),
+        projector=MLP,
+        llm=lambda: CausalLM(name="tiny", vocab_size=768, architecture=LLAMA, pretrained=False),
+    )
+    with torch.no_grad():  # untrained answers hardly move with the image; larger weights make them
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    return Processor(TokenHead(**TOKENS), tokenizer="tiny", image_size=32, towers=TOWERS)
+
+
+@pytest.fixture(scope="module")
+def policy(vla: VLA, processor: Processor) -> Policy:
+    return Policy(vla, processor, {"bridge_orig": statistics(0.01)}, device="cpu")
+
+
+def images(count: int, size: tuple[int, int] = (32, 32)) -> list[np.ndarray]:
+    rng = np.random.default_rng(count)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(count)]
+
+
+WORDS = ["lift the red cube", "push it", "put the green cube on the purple plate", "touch"]
+
+
+def test_one_action_is_seven_doubles_within_the_datasets_range(policy):
+    action = policy.act(images(1, (48, 64))[0], WORDS[0])
+    assert action.shape == (7,)
+    assert action.dtype == np.float64
+    bounds = policy.statistics.action
+    assert (action[:6] >= bounds["q01"][:6]).all()
+    assert (action[:6] <= bounds["q99"][:6]).all()
+    assert abs(action[6]) <= 1, "the gripper passes as it is"
+
+
+def test_lists_give_what_each_gives_alone(policy):
+    pictures = images(4, (40, 30))
+    together = policy.act(pictures, WORDS)
+    alone = np.stack([policy.act(picture, words) for picture, words in zip(pictures, WORDS, strict=True)])
+    assert together.shape == (4, 7)
+    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_array_equal(policy.act(np.stack(pictures), tuple(WORDS)), together)
+    assert len(np.unique(together, axis=0)) > 1, "answers depend on what is asked"
+
+
+def test_pil_and_arrays_are_the_same(policy):
+    picture = images(1, (50, 70))[0]
+    np.testing.assert_array_equal(policy.act(Image.fromarray(picture), "lift"), policy.act(picture, "lift"))
+
+
+def test_the_image_matters(policy):
+    black, white = np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 3), 255, np.uint8)
+    assert (policy.act(black, "lift") != policy.act(white, "lift")).any()
+
+
+def test_an_action_is_the_decoded_ids_unnormalised(policy, vla, processor):
+    picture = images(1)[0]
+    ids = vla.generate(**processor([picture], ["lift"]), max_new_tokens=7)[0]
+    centres = np.linspace(-1, 1, 256)
+    centres = (centres[:-1] + centres[1:]) / 2
+    normalised = centres[np.clip(768 - ids.numpy() - 1, 0, 254)]
+    low, high = (policy.statistics.action[name] for name in ("q01", "q99"))
+    expected = np.where([True] * 6 + [False], 0.5 * (normalised + 1) * (high - low) + low, normalised)
+    np.testing.assert_allclose(policy.act(picture, "lift"), expected, rtol=0, atol=1e-15)
+
+
+def test_each_dataset_has_its_own_scale(vla, processor):
+    stats = {key: statistics(scale) for key, scale in zip(KEYS, (0.01, 1.0), strict=True)}
+    small, large = (Policy(vla, processor, stats, key, device="cpu").act(images(1)[0], "lift") for key in KEYS)
+    np.testing.assert_allclose(100 * small[:6], large[:6], rtol=1e-6)
+    assert small[6] == large[6]
+
+
+@pytest.mark.parametrize("method", ["quantile", "minmax", "meanstd"])
+def test_the_method_of_training_comes_with_the_statistics(vla, processor, method):
+    stats = {"d": {**statistics(0.5).to_dict(), "normalisation": method}}
+    loaded, told = (
+        Policy(vla, processor, stats, device="cpu"),
+        Policy(vla, processor, {"d": statistics(0.5)}, normalisation=method, device="cpu"),
+    )
+    assert loaded.normalisation == loaded.provenance["normalisation"] == method
+    np.testing.assert_array_equal(loaded.act(images(1)[0], "lift"), told.act(images(1)[0], "lift"))
+
+
+def test_an_unknown_key_lists_the_known_ones(vla, processor):
+    stats = dict.fromkeys(KEYS, statistics(1.0))
+    with pytest.raises(KeyError, match=r"did you mean 'bridge_orig'.*bridge_orig, fractal"):
+        Policy(vla, processor, stats, "bridge", device="cpu")
+    with pytest.raises(KeyError, match="bridge_orig, fractal"):
+        Policy(vla, processor, stats, device="cpu")
+    with pytest.raises(KeyError):
+        Policy(vla, processor, {}, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("image", "instruction", "error", "message"),
+    [
+        ([np.zeros((8, 8, 3), np.uint8)], "lift", TypeError, "lists of both"),
+        (np.zeros((8, 8, 3), np.uint8), ["lift"], TypeError, "lists of both"),
+        ([np.zeros((8, 8, 3), np.uint8)] * 2, ["lift"], ValueError, "2 images and 1 instructions"),
+        ([], [], ValueError, "no images"),
+        (np.zeros((8, 8, 3)), "lift", ValueError, "uint8"),
+        (np.zeros((8, 8), np.uint8), "lift", ValueError, r"\[H, W, 3\]"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), "lift", TypeError, "not Tensor"),
+        (["image.png"], ["lift"], TypeError, "not str"),
+    ],
+)
+def test_wrong_input_is_explained(policy, image, instruction, error, message):
+    with pytest.raises(error, match=message):
+        policy.act(image, instruction)
+
+
+def test_dtypes_have_names():
+    assert choose_dtype("auto", torch.device("cpu")) == torch.float32
+    assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    for wrong in ("int8", "nonsense", torch.int64):
+        with pytest.raises(ValueError, match="use auto, float32, bfloat16"):
+            choose_dtype(wrong, torch.device("cpu"))
+
+
+def test_bfloat16_acts_on_the_cpu(vla, processor):
+    policy = Policy(copy.deepcopy(vla), processor, {"d": statistics(1.0)}, device="cpu", dtype="bfloat16")
+    assert next(policy.vla.parameters()).dtype == torch.bfloat16
+    assert np.isfinite(policy.act(images(2), WORDS[:2])).all()
+
+
+def test_a_fingerprint_is_the_files_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert fingerprint(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    before = fingerprint(tmp_path)
+    (tmp_path / "b").write_bytes(b"")
+    assert fingerprint(tmp_path) != before
+    assert fingerprint("openvla/openvla-7b") is None
