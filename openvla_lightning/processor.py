@@ -1,6 +1,7 @@
 """(image, instruction, action) -> tensors. Holds a tokenizer and image settings, no weights."""
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -93,6 +94,31 @@ class Processor:
         if isinstance(arguments["action_head"], Mapping):
             arguments["action_head"] = TokenHead.from_config(dict(arguments["action_head"]))
         return cls(**arguments)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **changes: Any) -> "Processor":
+        """The processor that goes with a checkpoint: released folder or hub id, Prismatic run, `.ckpt` written here.
+
+        Args:
+            path: as in `VLA.from_pretrained`.
+            changes: arguments to replace, for example `crop_area=0.9` or `tokenizer="/path/to/folder"`.
+
+        Raises:
+            CheckpointError: when the checkpoint does not say how to preprocess, or contradicts itself.
+        """
+        from openvla_lightning.model.preprocessing import processor_arguments
+
+        return cls.from_config(processor_arguments(path), **changes)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write image settings and tokenizer files in the released layout; `VLA.save_pretrained` does so too."""
+        from openvla_lightning.model.preprocessing import FILE, preprocessor_config
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(preprocessor_config(self.config, {}), indent=2)
+        (Path(folder) / FILE).write_text(text + "\n", encoding="utf-8")
+        if self._tokenizer_name != "tiny":
+            self.tokenizer.save_pretrained(folder)
 
     @property
     def tokenizer(self) -> Any:

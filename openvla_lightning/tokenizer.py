@@ -11,7 +11,8 @@ TINY_VOCAB_SIZE = 768
 
 _SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 _TEXT_IDS = TINY_VOCAB_SIZE - 256
-_WORDS = """
+_WORDS = (
+    """
 a all and any as at be bin block blue bottle bowl box brown button by can cabinet close closed corner cube cup cylinder
 disc dish door down drawer drop edge eggplant fold forward from front gently get give grab grasp gray green grey grip
 gripper hand hold in inside into is it item knife left lever lid lift lower lying make me middle mug move near nearest
@@ -20,7 +21,8 @@ push put raise reach red release right ring robot rotate round shift slide small
 take tap tea that the them then this to top touch towards towel tray turn turquoise under until up upright upwards
 upside vertical white with yellow your back behind ball bottom action what should middle marker black cloth cyan gold
 towards target toward side sideways little bit big large tall short far away one two three : ? , . - !
-""".split()
+"""
+).split()  # noqa: SIM905
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

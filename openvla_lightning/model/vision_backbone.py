@@ -146,7 +146,7 @@ def tower_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
     An untagged SigLIP id means version 1, as it did when the released checkpoints were written; timm has since moved
     the untagged name to SigLIP 2.
     """
-    plain: dict[str, Any] = {"id": spec} if isinstance(spec, str) else {k: v for k, v in spec.items()}
+    plain: dict[str, Any] = {"id": spec} if isinstance(spec, str) else dict(spec)
     if not isinstance(plain.get("id"), str):
         raise ValueError(f"a vision tower needs `id`, the name of a timm model; got {dict(plain)}")
     if plain["id"].startswith(_SIGLIP_V1) and "." not in plain["id"]:

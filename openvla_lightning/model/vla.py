@@ -1,6 +1,7 @@
 """The vision-language-action model: towers, projector, language model."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,9 @@ class VLA(nn.Module):
 
     Attributes:
         norm_stats: dataset name -> action statistics in the released layout, for un-normalising.
-        released: the released `config.json` this model was loaded from, without `norm_stats`; empty for a new one.
+        released: file name -> contents of the released JSON files this model came from; empty for a new one.
+        recipe: the resolved configuration this model was trained with, for its model card; empty when unknown.
+        origin: the released folder this model was loaded from, whose tokenizer files are passed on when saving.
     """
 
     def __init__(
@@ -71,13 +74,20 @@ class VLA(nn.Module):
         super().__init__()
         self.norm_stats: dict[str, Any] = {}
         self.released: dict[str, Any] = {}
-        self.vision_backbone = vision_backbone()
-        self.language_model = llm()
-        self.projector = projector(self.vision_backbone.dim, self.language_model.dim)
-        if init_from is not None:
+        self.origin: Path | None = None
+        self.recipe: dict[str, Any] = {}
+        asked_for_meta = torch.get_default_device().type == "meta"
+        load = init_from is not None and not asked_for_meta
+        with torch.device("meta") if load else nullcontext():
+            backbone, language_model = vision_backbone(), llm()
+            # Registered in the released order, which is the order of parameters in saved files.
+            self.vision_backbone = backbone
+            self.projector = projector(backbone.dim, language_model.dim)
+            self.language_model = language_model
+        if load:
             from openvla_lightning.model.checkpoint import load_weights
 
-            load_weights(self, init_from)
+            load_weights(self, str(init_from), frozen_vision=vision_backbone)
 
     @property
     def llm(self) -> CausalLM:

@@ -1,0 +1,145 @@
+"""`preprocessor_config.json` of the released layout <-> the settings of a `Processor`."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openvla_lightning.model import prismatic
+from openvla_lightning.model.released import OURS
+from openvla_lightning.model.source import CheckpointError, Source, find_source, read_json, tensor_shapes
+
+FILE = "preprocessor_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+_HUB_CODE = "openvla/openvla-7b--processing_prismatic."
+_AUTO_MAP = {
+    "AutoImageProcessor": f"{_HUB_CODE}PrismaticImageProcessor",
+    "AutoProcessor": f"{_HUB_CODE}PrismaticProcessor",
+}
+
+
+def processor_arguments(path: str | Path) -> dict[str, Any]:
+    """Arguments that rebuild the processor of a checkpoint; `action_head` as its config.
+
+    Raises:
+        CheckpointError: when the checkpoint does not say, or contradicts itself.
+    """
+    source = find_source(path)
+    if source.kind == "lightning":
+        from openvla_lightning.model.checkpoint import lightning_contents
+
+        return dict(lightning_contents(source)["openvla_lightning"]["processor"])
+    if source.kind == "prismatic":
+        config, images = prismatic.released_config(source, tensor_shapes(source)), {}
+    else:
+        config = read_json(source.path / "config.json")
+        images = read_json(source.path / FILE) if (source.path / FILE).is_file() else {}
+    if problems := preprocessing_problems(config, images):
+        raise CheckpointError(path, problems)
+    return _arguments(source, config, images)
+
+
+def _arguments(source: Source, config: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
+    text = config["text_config"]
+    ours = images.get(OURS) or {}
+    has_tokenizer = source.path.is_dir() and any((source.path / name).is_file() for name in TOKENIZER_FILES[:2])
+    arguments: dict[str, Any] = {
+        "action_head": {
+            "num_bins": config.get("n_action_bins", 256),
+            "vocab_size": text.get("vocab_size", 32064) - config.get("pad_to_multiple_of", 64),
+        },
+        "tokenizer": str(source.path) if has_tokenizer else config["hf_llm_id"],
+        "image_size": config["image_sizes"][0],
+        "prompt": ours.get("prompt", "vicuna" if "vicuna" in config["llm_backbone_id"] else "pure"),
+        "resize_strategy": config.get("image_resize_strategy", "resize-naive"),
+        "crop_area": ours.get("crop_area"),
+        "camera": ours.get("camera", "primary"),
+        "pad_token_id": config.get("pad_token_id", text.get("pad_token_id")),
+        "max_length": config.get("llm_max_length", 2048),
+    }
+    if images:
+        arguments |= {"means": images["means"], "stds": images["stds"]}
+    else:
+        arguments["towers"] = {str(index): timm_id for index, timm_id in enumerate(config["timm_model_ids"])}
+    return arguments
+
+
+def preprocessing_problems(config: dict[str, Any], images: dict[str, Any]) -> list[str]:
+    """What in `preprocessor_config.json` contradicts `config.json` or makes no sense; empty files have no problems."""
+    if not images:
+        return []
+    towers, problems = len(config["timm_model_ids"]), []
+    sizes = [[3, size, size] for size in config["image_sizes"]]
+    if images.get("input_sizes") != sizes:
+        problems.append(f"{FILE}: input_sizes are {images.get('input_sizes')}, config.json's image_sizes mean {sizes}")
+    for name in ("means", "stds"):
+        rows = images.get(name)
+        if not isinstance(rows, list) or len(rows) != towers or not all(map(_is_triple, rows)):
+            problems.append(f"{FILE}: {name} must hold three numbers for each of {towers} towers, holds {rows!r}"[:300])
+    if not problems and any(value <= 0 for row in images["stds"] for value in row):
+        problems.append(f"{FILE}: stds must be positive, are {images['stds']}")
+    strategies = {"image_resize_strategy": config.get("image_resize_strategy")}
+    flags = {"use_fused_vision_backbone": config.get("use_fused_vision_backbone")}
+    for name, value in {**strategies, **flags}.items():
+        if value is not None and name in images and images[name] != value:
+            problems.append(f"{FILE}: {name} is {images[name]!r}, config.json says {value!r}")
+    return problems
+
+
+def _is_triple(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == 3 and all(isinstance(v, int | float) and math.isfinite(v) for v in row)
+
+
+def preprocessor_config(arguments: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """A released `preprocessor_config.json` for a `Processor.config`; other fields of `base` are kept."""
+    size, means, stds = arguments["image_size"], arguments["means"], arguments["stds"]
+    strategy, towers = arguments["resize_strategy"], len(means)
+    letterbox = strategy == "letterbox"
+    result: dict[str, Any] = {
+        "auto_map": _AUTO_MAP,
+        "image_processor_type": "PrismaticImageProcessor",
+        "image_resize_strategy": strategy,
+        "input_sizes": [[3, size, size]] * towers,
+        "interpolations": ["bicubic"] * towers,
+        "means": means,
+        "processor_class": "PrismaticProcessor",
+        "stds": stds,
+        "tvf_crop_params": [{"output_size": [size, size]}] * towers,
+        "tvf_do_letterbox": letterbox,
+        "tvf_letterbox_fill": [int(channel * 255) for channel in means[0]] if letterbox else None,
+        "tvf_normalize_params": [
+            {"inplace": False, "mean": _rounded(mean), "std": _rounded(std)}
+            for mean, std in zip(means, stds, strict=True)
+        ],
+        "tvf_resize_params": [
+            {
+                "antialias": True,
+                "interpolation": 3,
+                "max_size": None,
+                "size": size if strategy == "resize-crop" else [size, size],
+            }
+        ]
+        * towers,
+        "use_fused_vision_backbone": towers == 2,
+    }
+    usual = {"prompt": "pure", "crop_area": None, "camera": "primary"}
+    if ours := {k: arguments[k] for k, value in usual.items() if arguments.get(k, value) != value}:
+        result[OURS] = ours
+    if base:
+        kept = {k: v for k, v in result.items() if k not in ("auto_map", "processor_class")}
+        result = {**{k: v for k, v in base.items() if k != OURS}, **kept}
+    return dict(sorted(result.items()))
+
+
+def _rounded(values: list[float]) -> list[float]:
+    """As torchvision keeps them: float32."""
+    return [float(np.float32(value)) for value in values]
