@@ -22,6 +22,9 @@ LLAMA = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
 }
 TOKENS = {"vocab_size": 768, "num_bins": 256}
 KEYS = ("bridge_orig", "fractal")
@@ -178,3 +181,36 @@ def test_a_fingerprint_is_the_files_sha256(tmp_path):
     (tmp_path / "b").write_bytes(b"")
     assert fingerprint(tmp_path) != before
     assert fingerprint("openvla/openvla-7b") is None
+
+
+def test_saved_and_loaded_it_acts_the_same(vla, processor, tmp_path):
+    vla.norm_stats = {"toy": statistics(0.01).to_dict()}
+    vla.save_pretrained(tmp_path / "released", processor)
+    loaded = Policy.from_pretrained(tmp_path / "released", device="cpu")
+    pictures = images(4, (40, 50))
+    before = Policy(vla, processor, vla.norm_stats, device="cpu").act(pictures, WORDS)
+    np.testing.assert_array_equal(loaded.act(pictures, WORDS), before)
+    assert loaded.provenance["sha256"] == fingerprint(tmp_path / "released")
+    assert loaded.provenance["unnorm_key"] == "toy"
+    cropped = Policy.from_pretrained(tmp_path / "released", device="cpu", center_crop=True)
+    assert cropped.processor.config["crop_area"] == 0.9
+    assert (cropped.act(pictures, WORDS) != before).any()
+
+
+def test_actions_of_the_released_code(golden, monkeypatch):
+    numbers = np.load(golden / "model" / "tiny_a" / "golden.npz")
+    for key in ("toy_bridge", "toy_arm8"):
+        policy = Policy.from_pretrained(
+            golden / "model" / "tiny_a", key, device="cpu", dtype="float32", tokenizer="tiny"
+        )
+        cases = [i for i in range(3) if f"predict_action/{key}/{i}" in numbers]
+        ids = {str(i): [*numbers[f"gen/prompt_ids_{i}"].ravel().tolist(), 29871] for i in cases}
+        monkeypatch.setattr(policy.processor, "prompt_ids", ids.__getitem__)
+        actions = policy.act([numbers[f"image_{i}"] for i in cases], [str(i) for i in cases])
+        expected = np.stack([numbers[f"predict_action/{key}/{i}"] for i in cases])
+        np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-9)
+
+
+def test_nothing_at_a_path_is_said_at_once():
+    with pytest.raises(FileNotFoundError, match=r"no file or folder \./nowhere"):
+        Policy.from_pretrained("./nowhere")
