@@ -171,8 +171,8 @@ def fingerprint(path: str | Path) -> str | None:
     """sha256 of a file, or of a folder's file names and hashes; None for what is not on this disk (a hub id)."""
     path = Path(path)
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
     if not path.is_dir():
         return None
     total = hashlib.sha256()

@@ -57,7 +57,7 @@ class Offline:
     def statistics(self) -> Any:
         """The `DatasetStatistics` that normalised the steps."""
         self.open()
-        return self.data.statistics[self.dataset]
+        return self.data.statistics[str(self.dataset)]
 
     def batches(self) -> Iterator[list[Step]]:
         """Lists of held-out steps of the dataset, `num_steps` in all."""
