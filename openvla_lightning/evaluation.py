@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -23,7 +23,7 @@ from openvla_lightning.env.offline import Offline
 from openvla_lightning.policy import Policy
 from openvla_lightning.report import write_report
 from openvla_lightning.results import Episode, Results, success_rate
-from openvla_lightning.rollout import Actor, Plan, plan_episodes, rollout
+from openvla_lightning.rollout import Actor, Plan, loaded, plan_episodes, rollout
 from openvla_lightning.video import write_video
 
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -31,7 +31,7 @@ PACKAGES = ("openvla-lightning", "torch", "transformers", "timm", "mujoco", "gym
 
 
 def evaluate(
-    policy: Actor,
+    policy: Actor | Callable[[], Actor],
     env: EnvFactory | Offline,
     output_dir: str | Path,
     *,
@@ -49,13 +49,14 @@ def evaluate(
 ) -> Results:
     """Evaluate `policy` and write results.json, report.md, a chart and videos into `output_dir`.
 
-        policy = Policy.from_pretrained("runs/train/.../last.ckpt")
+        policy = functools.partial(Policy.from_pretrained, "runs/train/.../step_003000.ckpt")
         evaluate(policy, functools.partial(Tabletop, image_size=96), "runs/evaluate/mine", episodes_per_task=5)
 
     Interrupted, or stopped by a failing environment, it still writes the episodes that had finished.
 
     Args:
-        policy: a `Policy`, or for rollouts anything with its `act`.
+        policy: a `Policy`, or for rollouts anything with its `act`; or a callable that loads it, called after the world
+            was seen to work, for that is the quicker of the two to fail.
         env: picklable callable that builds one environment (see `openvla_lightning.env.base`), or `Offline`.
         output_dir: made if absent.
         tasks: `all`, or names of tasks, families or task sets of the environment.
@@ -81,20 +82,24 @@ def evaluate(
         instructions=instructions,
         seed=seed,
         complete=False,
-        checkpoint=dict(getattr(policy, "provenance", {})),
         versions=versions(),
         config=dict(config or {}),
     )
+
+    def load() -> Actor:
+        actor = loaded(policy)
+        results.checkpoint = dict(getattr(actor, "provenance", {}))
+        return actor
+
     started = time.monotonic()
     try:
         if isinstance(env, Offline):
-            if not isinstance(policy, Policy):
-                raise TypeError(f"env=offline looks into the model, so it needs a Policy, not {type(policy).__name__}")
-            results.offline = score_offline(policy, env, console)
+            env.open()
+            results.offline = score_offline(load(), env, console)
         else:
             plans = functools.partial(_plan, tasks, episodes_per_task, seed, instructions)
             workers = num_workers or available_cores()
-            _roll_out(policy, env, plans, results, Path(output_dir), num_envs, workers, save_videos, console)
+            _roll_out(load, env, plans, results, Path(output_dir), num_envs, workers, save_videos, console)
         results.complete = True
     finally:
         results.wall_seconds = round(time.monotonic() - started, 1)
@@ -130,7 +135,7 @@ def select_tasks(known: Mapping[str, Task], chosen: str | Sequence[str]) -> list
 
 
 def _roll_out(
-    policy: Actor,
+    load: Callable[[], Actor],
     make_env: EnvFactory,
     plans: Any,
     results: Results,
@@ -169,15 +174,20 @@ def _roll_out(
 
     with progress, _torch_threads(max(1, available_cores() // 2)):
         bar = progress.add_task(f"starting {num_envs} environments", total=None, news="")
-        rollout(policy, make_env, planned, num_envs, num_workers, on_episode, keep_frames)
+        rollout(load, make_env, planned, num_envs, num_workers, on_episode, keep_frames)
 
 
-def score_offline(policy: Policy, env: Offline, console: Console | None = None) -> dict[str, Any]:
+def score_offline(policy: Actor, env: Offline, console: Console | None = None) -> dict[str, Any]:
     """Token accuracy and L1 per action dimension on held-out steps.
 
     `token_accuracy` and `l1` are as in training: each token predicted from the true ones before it, in normalised
     units. `l1_executed` compares what the policy would do, decoded on its own, in the dataset's units.
+
+    Raises:
+        TypeError: for anything but a `Policy`.
     """
+    if not isinstance(policy, Policy):
+        raise TypeError(f"env=offline looks into the model, so it needs a Policy, not {type(policy).__name__}")
     head, truth = policy.processor.action_head, env.statistics()
     scores: dict[str, list[np.ndarray]] = {"token_accuracy": [], "l1": [], "l1_executed": []}
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:

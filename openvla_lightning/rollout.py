@@ -111,7 +111,7 @@ OnEpisode = Callable[[int, Episode, list[np.ndarray] | None], None]
 
 
 def rollout(
-    policy: Actor,
+    policy: Actor | Callable[[], Actor],
     make_env: EnvFactory,
     plans: Callable[[Mapping[str, Task]], Sequence[Plan]],
     num_envs: int = 16,
@@ -124,7 +124,8 @@ def rollout(
     A slot whose episode ends starts the next one at once, so that no environment waits for the slowest.
 
     Args:
-        policy: called with the images of all ready environments of one group.
+        policy: acts on the images of all ready environments of one group; or a callable that loads it, called once the
+            environments are up and the plan is known to be good.
         make_env: picklable; called in the worker processes.
         plans: from the environment's tasks by name to the episodes, in the order in which they start.
         num_envs: environments in all; half of them share a batch.
@@ -143,6 +144,7 @@ def rollout(
 
     with EnvWorkers(make_env, num_envs, num_workers) as workers:
         waiting = deque(enumerate(plans(workers.tasks)))
+        actor = loaded(policy)
 
         def start(slot: int) -> Start | None:
             if not waiting:
@@ -182,7 +184,7 @@ def rollout(
                     commands[slot] = command
             if ready:
                 images = [running[slot].image for slot in ready]
-                commands |= zip(ready, _act(policy, images, [running[s].instruction for s in ready]), strict=True)
+                commands |= zip(ready, _act(actor, images, [running[s].instruction for s in ready]), strict=True)
             return commands
 
         groups: deque[dict[int, Command]] = deque()
@@ -198,6 +200,11 @@ def rollout(
                 workers.send(commands)
                 groups.append(commands)
     return [episodes[number] for number in sorted(episodes)]
+
+
+def loaded(policy: Actor | Callable[[], Actor]) -> Actor:
+    """The policy itself, or what the callable loads."""
+    return policy if hasattr(policy, "act") and not isinstance(policy, type) else policy()
 
 
 def _act(policy: Actor, images: list, instructions: list[str]) -> np.ndarray:

@@ -31,7 +31,7 @@ class Colourblind(Walker):
 def test_an_evaluation_leaves_results_report_chart_and_videos(tmp_path):
     config = {"episodes_per_task": 3}
     found = evaluate(
-        Colourblind(),
+        Colourblind,  # loaded when the world is up
         ToyWorld,
         tmp_path,
         episodes_per_task=3,
@@ -111,9 +111,12 @@ def test_tasks_are_chosen_by_name_family_or_set():
         select_tasks(TASKS, ["go_bleu", "top"])
 
 
-def test_unknown_tasks_stop_before_any_episode(tmp_path):
+def test_unknown_tasks_stop_before_the_policy_is_loaded(tmp_path):
+    def load():
+        raise AssertionError("loaded")
+
     with pytest.raises(ValueError, match="no task, family or task set is called 'left'"):
-        evaluate(Walker(), ToyWorld, tmp_path, tasks=["left"], num_workers=1, console=QUIET)
+        evaluate(load, ToyWorld, tmp_path, tasks=["left"], num_workers=1, console=QUIET)
 
 
 def test_the_progress_bar_shows_rate_and_success(tmp_path):

@@ -136,4 +136,4 @@ def test_an_offline_evaluation_leaves_results_and_a_report(policy, steps, tmp_pa
     assert found.env == "offline"
     assert "| gripper | 100.0 % | 0.0000 |" in (tmp_path / "report.md").read_text()
     with pytest.raises(TypeError, match="needs a Policy"):
-        evaluate(object(), offline(steps), tmp_path, console=Console(quiet=True))
+        evaluate(object, offline(steps), tmp_path, console=Console(quiet=True))
