@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,15 @@ ALLOWED_ROOTS = ("openvla_lightning.", "lightning.")
 
 class ConfigError(ValueError):
     """Everything wrong with a config, one line each."""
+
+
+@contextmanager
+def for_people() -> Iterator[None]:
+    """Decorates what a script calls: a ConfigError ends the process with its message alone, without a traceback."""
+    try:
+        yield
+    except ConfigError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
@@ -54,7 +64,7 @@ def validate(cfg: DictConfig) -> dict[str, Any]:
 
 def missing_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
     """Dotted names of `???` values, without following interpolations."""
-    for key in cfg:
+    for key in map(str, cfg):
         if OmegaConf.is_missing(cfg, key):
             yield f"{prefix}{key}"
         elif not OmegaConf.is_interpolation(cfg, key) and isinstance(cfg[key], DictConfig):

@@ -34,7 +34,9 @@ def main() -> None:
     console.print(Rule("Results"))
     report = compare([FOLDER], FOLDER, console)
     minutes = (time.monotonic() - started) / 60
-    console.print(f"\n{minutes:.1f} minutes. Report: {report}, picture: {FOLDER}/success.png, videos: {FOLDER}/*/*/videos")
+    console.print(
+        f"\n{minutes:.1f} minutes. Report: {report}, picture: {FOLDER}/success.png, videos: {FOLDER}/*/*/videos"
+    )
 
 
 def evaluate(console: Console, title: str, label: str, checkpoint: Path, *overrides: str) -> None:

@@ -28,7 +28,7 @@ class CSVLogger(LightningCSVLogger):
                 self._earlier = list(csv.DictReader(file))
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """As in Lightning; the first call after a resume puts the earlier rows in front."""
         if self._earlier and step is not None:
             kept = [row for row in self._earlier if int(row["step"]) < step]

@@ -96,7 +96,7 @@ class VLAModule(L.LightningModule):
             metrics.update(correct, error, batch.dataset_names)
         return loss
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW over what the strategy left learning."""
         return self.optim.build(self.vla.parameters(), self.trainer.estimated_stepping_batches)
 
@@ -113,7 +113,10 @@ class VLAModule(L.LightningModule):
             "action_head": self.action_head.config,
             "strategy": self.strategy.config,
             "normalisation": self.trainer.datamodule.normalisation,  # type: ignore[attr-defined]
-            "norm_stats": {name: stats.to_dict() for name, stats in self._statistics().items()},
+            "norm_stats": {
+                **self.vla.norm_stats,
+                **{key: stats.to_dict() for key, stats in self._statistics().items()},
+            },
         }
         checkpoint["rng_state"] = torch.get_rng_state()
 

@@ -1,7 +1,7 @@
 """Optimiser and learning-rate schedule, as one object that Lightning can ask for both."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class AdamW:
         self,
         lr: float,
         weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: Sequence[float] = (0.9, 0.999),
         schedule: str = "constant",
         warmup_ratio: float = 0.0,
         final_ratio: float = 0.0,
@@ -35,10 +35,10 @@ class AdamW:
             raise ValueError(f"unknown schedule {schedule!r}: choose {', '.join(SCHEDULES)}")
         if not lr > 0:
             raise ValueError(f"lr must be positive, got {lr}")
-        self.lr, self.weight_decay, self.betas = lr, weight_decay, tuple(betas)
+        self.lr, self.weight_decay, self.betas = lr, weight_decay, (betas[0], betas[1])
         self.schedule, self.warmup_ratio, self.final_ratio = schedule, warmup_ratio, final_ratio
 
-    def factor(self, step: int, total_steps: int) -> float:
+    def factor(self, step: int, total_steps: float) -> float:
         """What `lr` is multiplied by at optimiser step `step` of `total_steps`."""
         warmup = round(self.warmup_ratio * total_steps)
         if step < warmup:
@@ -49,7 +49,9 @@ class AdamW:
         falling = 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
         return self.final_ratio + (1 - self.final_ratio) * falling
 
-    def build(self, parameters: Iterable[torch.nn.Parameter], total_steps: int) -> dict[str, Any]:
+    def build(
+        self, parameters: Iterable[torch.nn.Parameter], total_steps: float
+    ) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
         """What `LightningModule.configure_optimizers` returns.
 
         Raises:
@@ -65,5 +67,5 @@ class AdamW:
             {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas, fused=True)
-        scheduler = LambdaLR(optimizer, lambda step: self.factor(step, int(total_steps)))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        scheduler = LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]

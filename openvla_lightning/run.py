@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from openvla_lightning import demonstrations
-from openvla_lightning.config import ConfigError, newest_checkpoint, validate
+from openvla_lightning.config import ConfigError, for_people, newest_checkpoint, validate
 from openvla_lightning.model.checkpoint import check_source
 from openvla_lightning.module import VLAModule
 
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print and file its messages once
 
 
+@for_people()
 def fit(cfg: DictConfig) -> float | None:
     """Train or fine-tune what `cfg` describes; return the sweep objective, if it names one.
 
@@ -31,8 +32,7 @@ def fit(cfg: DictConfig) -> float | None:
     recipe = validate(cfg)
     resume = resume_from(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    action_head = instantiate(cfg.action_head)
-    processor = instantiate(cfg.processor, action_head=action_head, _convert_="all")
+    processor = instantiate(cfg.processor, _convert_="all")
     datamodule = instantiate(cfg.data, collate=processor.collate, _convert_="all")
     preflight(cfg, datamodule)
 
@@ -41,7 +41,7 @@ def fit(cfg: DictConfig) -> float | None:
         strategy=instantiate(cfg.strategy, _convert_="all"),
         optim=instantiate(cfg.optim, _convert_="all"),
         processor=processor,
-        action_head=action_head,
+        action_head=processor.action_head,
         recipe=recipe,
     )
     trainer = instantiate(
@@ -87,7 +87,9 @@ def preflight(cfg: DictConfig, datamodule: Any) -> None:
     problems = []
     try:
         if embedded:
-            log.info(f"Making the tabletop demonstrations that are not in {cfg.paths.data_dir} yet: {', '.join(embedded)}")
+            log.info(
+                f"Making the tabletop demonstrations that are not in {cfg.paths.data_dir} yet: {', '.join(embedded)}"
+            )
             demonstrations.make(Path(cfg.paths.data_dir), embedded)
         datamodule.check()
     except (FileNotFoundError, ValueError) as error:

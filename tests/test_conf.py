@@ -99,7 +99,7 @@ def test_all_problems_are_reported_at_once() -> None:
 
 
 def test_missing_is_named() -> None:
-    with pytest.raises(ConfigError, match="optim.lr"):
+    with pytest.raises(ConfigError, match=r"optim\.lr"):
         validate(cfg_of("train", "optim.lr=???"))
 
 

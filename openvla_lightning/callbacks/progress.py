@@ -8,7 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-SHOWN = {"train/loss": "loss {:.3f}", "train/action_accuracy": "accuracy {:.3f}", "train/samples_per_second": "{:.0f} samples/s"}
+SHOWN = {
+    "train/loss": "loss {:.3f}",
+    "train/action_accuracy": "accuracy {:.3f}",
+    "train/samples_per_second": "{:.0f} samples/s",
+}
 
 
 class Progress(ProgressBar):
@@ -36,7 +40,9 @@ class Progress(ProgressBar):
         if not self.enabled:
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bar = Bar(*columns, TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"), console=Console(stderr=True))
+        self.bar = Bar(
+            *columns, TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"), console=Console(stderr=True)
+        )
         total = trainer.estimated_stepping_batches
         # max_steps=-1 runs until it is stopped: there is no total, hence no time of arrival
         self.task = self.bar.add_task(

@@ -16,7 +16,9 @@ class Throughput(Callback):
         """Start the clock."""
         self._restart()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Count the time since the last batch ended as waiting for data."""
         self._waited += time.perf_counter() - self._ended
 

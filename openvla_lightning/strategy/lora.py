@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -11,7 +10,23 @@ from torch import nn
 from openvla_lightning.model.vla import VLA
 
 RELEASED_TARGETS = frozenset(
-    "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj lm_head fc1 fc2 fc3 qkv proj q kv".split()
+    [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "lm_head",
+        "fc1",
+        "fc2",
+        "fc3",
+        "qkv",
+        "proj",
+        "q",
+        "kv",
+    ]
 )
 """Last names of the modules that the released fine-tuning script adapts: every linear layer, `lm_head` included, and,
 because peft 0.11 matched by suffix, both ViT patch embeddings' convolution `proj`."""

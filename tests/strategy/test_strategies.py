@@ -1,0 +1,136 @@
+"""Which weights learn, on a real tiny VLA: exactly the named parts, and they move."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from openvla_lightning.model import VLA
+from openvla_lightning.strategy import LoRA, TrainOnly, from_config
+from openvla_lightning.strategy.lora import merge
+
+CONF = Path(__file__).parents[2] / "conf"
+STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
+
+
+@pytest.fixture
+def vla() -> VLA:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["paths.output_dir=/tmp/out"])
+    torch.manual_seed(0)
+    return instantiate(cfg.model, _convert_="all")()
+
+
+def inputs(vla: VLA) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    backbone = vla.vision_backbone
+    size = backbone.image_size
+    ids = torch.randint(3, 200, (2, 12), generator=generator)
+    pixels = torch.randn(2, 3 * len(backbone.towers), size, size, generator=generator)
+    return {"pixel_values": pixels, "input_ids": ids, "labels": ids.clone()}
+
+
+def learning(vla: VLA) -> set[str]:
+    return {name for name, parameter in vla.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("choice", STRATEGIES)
+def test_only_what_learns_moves(vla: VLA, choice: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        strategy = instantiate(compose("finetune", [f"strategy={choice}"]).strategy, _convert_="all")
+    strategy.apply(vla)
+    before = {name: p.detach().clone() for name, p in vla.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in vla.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):  # an adapter's A sees no gradient before its B has moved
+        optimizer.zero_grad()
+        vla(**inputs(vla)).loss.backward()
+        optimizer.step()
+    moved = {name for name, p in vla.named_parameters() if not torch.equal(p, before[name])}
+    assert moved
+    assert moved <= learning(vla)
+
+
+def test_parts_are_exactly_the_ones_named(vla: VLA) -> None:
+    TrainOnly(["projector", "llm.last_layer"]).apply(vla)
+    layers = len(vla.llm.model.layers)
+    assert {name.rsplit(".", 1)[0].split(".")[0] for name in learning(vla)} == {"projector", "language_model"}
+    assert all(f"layers.{layers - 1}." in name for name in learning(vla) if name.startswith("language_model"))
+
+
+def test_the_five_strategies_nest_as_in_table_1(vla: VLA) -> None:
+    names = {}
+    for choice in ("full", "frozen_vision", "sandwich", "last_layer"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            instantiate(compose("finetune", [f"strategy={choice}"]).strategy, _convert_="all").apply(vla)
+        names[choice] = learning(vla)
+    assert names["full"] == {name for name, _ in vla.named_parameters()}
+    assert names["last_layer"] < names["sandwich"] < names["full"]
+    assert names["last_layer"] < names["frozen_vision"] < names["full"]
+    assert not any(name.startswith("vision_backbone") for name in names["frozen_vision"])
+
+
+def test_lora_changes_nothing_until_it_has_learnt(vla: VLA) -> None:
+    vla.eval()
+    before = vla(**inputs(vla)).logits
+    LoRA(rank=4).apply(vla)
+    torch.testing.assert_close(vla(**inputs(vla)).logits, before)
+    assert all("lora_" in name for name in learning(vla))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}, {"targets": "linear"}])
+def test_merged_adapters_give_the_same_logits_under_the_base_names(vla: VLA, options: dict) -> None:
+    names = set(vla.state_dict())
+    LoRA(rank=4, **options).apply(vla)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in vla.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02, generator=generator)
+    vla.eval()
+    adapted = vla(**inputs(vla)).logits
+    merge(vla)
+    torch.testing.assert_close(vla(**inputs(vla)).logits, adapted, atol=1e-4, rtol=1e-4)
+    assert set(vla.state_dict()) == names
+
+
+def test_alpha_follows_the_rank_as_released() -> None:
+    assert [LoRA(rank=rank).alpha for rank in (4, 16, 32, 64)] == [4, 16, 16, 16]
+
+
+def test_named_targets_and_parts_in_full(vla: VLA) -> None:
+    LoRA(rank=2, targets=["q_proj", "v_proj"], also_train=["projector"]).apply(vla)
+    adapted = {name.split(".lora_")[0].rpartition(".")[2] for name in learning(vla) if "lora_" in name}
+    assert adapted == {"q_proj", "v_proj"}
+    assert any(name.startswith("projector") for name in learning(vla))
+
+
+@pytest.mark.parametrize(
+    "strategy", [TrainOnly(["projector"]), LoRA(rank=3, targets=["q_proj"], dropout=0.1, also_train=["projector"])]
+)
+def test_a_checkpoint_rebuilds_the_strategy(strategy: TrainOnly | LoRA) -> None:
+    again = from_config(strategy.config)
+    assert type(again) is type(strategy)
+    assert again.config == strategy.config
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: TrainOnly("projector"), "list of part names"),
+        (lambda: TrainOnly([]), "non-empty"),
+        (lambda: LoRA(rank=0), "at least 1"),
+        (lambda: from_config({"name": "Prefix"}), "TrainOnly, LoRA"),
+    ],
+)
+def test_mistakes_are_named(build, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_unknown_parts_and_targets_are_named(vla: VLA) -> None:
+    with pytest.raises(KeyError, match=r"llm\.last_layer"):
+        TrainOnly(["llm.last"]).apply(vla)
+    with pytest.raises(ValueError, match="match no module"):
+        LoRA(rank=2, targets=["query"]).apply(vla)

@@ -1,0 +1,148 @@
+"""Training as users start it: real processes, real checkpoints, a real SIGKILL."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["+debug=tiny", "data/source=synthetic", "trainer.log_every_n_steps=1", "save_every=5"]
+
+
+def command(script: str, root: Path, *overrides: str) -> list[str]:
+    return [sys.executable, str(ROOT / script), f"paths.log_dir={root}", *overrides]
+
+
+def start(script: str, root: Path, *overrides: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command(script, root, *overrides),
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(script: str, root: Path, *overrides: str, fails: bool = False) -> str:
+    process = start(script, root, *overrides)
+    output = process.communicate(timeout=240)[0]
+    assert (process.returncode != 0) == fails, output
+    return output
+
+
+def curve(folder: Path, metric: str = "train/loss") -> dict[int, float]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get(metric)]
+    steps = [int(row["step"]) for row in rows]
+    assert steps == sorted(set(steps)), f"a joined curve has each step once: {steps}"
+    return {int(row["step"]): float(row[metric]) for row in rows}
+
+
+def only_run(root: Path) -> Path:
+    (run,) = (path for path in root.iterdir() if path.is_dir())
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of 20 steps."""
+    root = tmp_path_factory.mktemp("uninterrupted")
+    finish("train.py", root, *SMALL)
+    return only_run(root / "train")
+
+
+def test_a_run_leaves_what_the_page_says(trained: Path) -> None:
+    assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == [
+        f"step_{s:06d}.ckpt" for s in (5, 10, 15, 20)
+    ]
+    assert (trained / "dataset_statistics.json").exists()
+    assert (trained / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (trained / ".hydra" / "overrides.yaml").exists()
+    assert list(curve(trained)) == list(range(20))
+    with (trained / "metrics.csv").open() as file:
+        header = file.readline().strip().split(",")
+    wanted = {
+        "train/l1",
+        "train/action_accuracy",
+        "train/samples_per_second",
+        "val/loss",
+        "val/action_accuracy",
+        "val/l1",
+    }
+    assert wanted <= set(header)
+    assert any(name.startswith("train/action_accuracy/") for name in header)
+    assert any(name.startswith("val/l1/") for name in header)
+
+
+def test_a_checkpoint_holds_all_that_acting_needs_and_unpickles_no_class(trained: Path) -> None:
+    checkpoint = torch.load(trained / "checkpoints" / "step_000020.ckpt", weights_only=True)
+    ours = checkpoint["openvla_lightning"]
+    assert set(ours) == {"version", "vla", "processor", "action_head", "strategy", "normalisation", "norm_stats"}
+    assert all({"q01", "q99", "mask"} <= set(stats["action"]) for stats in ours["norm_stats"].values())
+    assert checkpoint["hyper_parameters"]["trainer"]["max_steps"] == 20
+    assert all(name.startswith("vla.") for name in checkpoint["state_dict"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.4])
+def test_killed_and_resumed_the_curve_joins_up(trained: Path, tmp_path: Path, delay: float) -> None:
+    process = start("train.py", tmp_path, *SMALL, "trainer.max_steps=20")
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.rglob("step_*.ckpt")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.02)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+    output = finish("train.py", tmp_path, *SMALL, "trainer.max_steps=20", "ckpt_path=last")
+    assert "Resuming" in output
+    resumed = only_run(tmp_path / "train")
+    expected, found = curve(trained), curve(resumed)
+    assert list(found) == list(expected)
+    assert found == pytest.approx(expected, rel=1e-5)
+    for key, value in torch.load(trained / "checkpoints/step_000020.ckpt", weights_only=True)["state_dict"].items():
+        again = torch.load(resumed / "checkpoints/step_000020.ckpt", weights_only=True, mmap=True)["state_dict"][key]
+        torch.testing.assert_close(again, value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_finetuning_starts_from_the_newest_run_and_keeps_its_statistics(trained: Path, tmp_path: Path) -> None:
+    source = f"model.init_from={trained.parent}"
+    finish("finetune.py", tmp_path, "strategy=lora", "rank=4", *SMALL, source, "trainer.max_steps=5")
+    (path,) = tmp_path.rglob("step_000005.ckpt")
+    tuned = torch.load(path, weights_only=True)
+    base = torch.load(trained / "checkpoints" / "step_000020.ckpt", weights_only=True)
+    assert set(base["openvla_lightning"]["norm_stats"]) <= set(tuned["openvla_lightning"]["norm_stats"])
+    assert tuned["openvla_lightning"]["strategy"]["rank"] == 4
+    for key, value in base["state_dict"].items():
+        name, _, last = key.rpartition(".")
+        frozen = tuned["state_dict"].get(key, tuned["state_dict"].get(f"{name}.base_layer.{last}"))
+        torch.testing.assert_close(frozen, value, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_the_paper_s_recipe_without_data_and_weights_stops_with_one_message(tmp_path: Path) -> None:
+    started = time.monotonic()
+    output = finish("train.py", tmp_path, "+experiment=oxe_full", f"paths.data_dir={tmp_path}", fails=True)
+    assert time.monotonic() - started < 60
+    assert "Traceback" not in output
+    assert "this run cannot start" in output
+    assert "fractal20220817_data" in output
+    assert "gsutil" in output
+    assert "prism-dinosiglip-224px+7b" in output
+
+
+def test_nothing_to_resume_is_said_before_anything_is_built(tmp_path: Path) -> None:
+    output = finish("train.py", tmp_path, *SMALL, "ckpt_path=last", fails=True)
+    assert "no checkpoint below" in output
+    assert "Traceback" not in output
