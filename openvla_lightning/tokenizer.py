@@ -11,8 +11,7 @@ TINY_VOCAB_SIZE = 768
 
 _SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 _TEXT_IDS = TINY_VOCAB_SIZE - 256
-_WORDS = (
-    """
+_WORDS = """
 a all and any as at be bin block blue bottle bowl box brown button by can cabinet close closed corner cube cup cylinder
 disc dish door down drawer drop edge eggplant fold forward from front gently get give grab grasp gray green grey grip
 gripper hand hold in inside into is it item knife left lever lid lift lower lying make me middle mug move near nearest
@@ -22,7 +21,6 @@ take tap tea that the them then this to top touch towards towel tray turn turquo
 upside vertical white with yellow your back behind ball bottom action what should middle marker black cloth cyan gold
 towards target toward side sideways little bit big large tall short far away one two three : ? , . - !
 """
-).split()  # noqa: SIM905
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -48,7 +46,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     Always the same vocabulary: 4 special ids, 256 bytes, common words, unused ids up to 511. Ids 512 to 767 belong to
     actions and come from no text.
     """
-    words = [f"▁{word}" for word in dict.fromkeys(_WORDS)]
+    words = [f"▁{word}" for word in dict.fromkeys(_WORDS.split())]
     pieces: list[tuple[str, float]] = [(piece, 0.0) for piece in _SPECIALS]
     pieces += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
     pieces += [("▁", -5.0)]

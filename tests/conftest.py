@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # tensors here are small: more threads mostly wait for each other
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,13 @@
 """The language model: any decoder of transformers, built from plain numbers."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig
 
+from openvla_lightning.model.source import check_source
 from openvla_lightning.model.vision_backbone import parameters_follow_default_device
 
 
@@ -19,7 +19,7 @@ class CausalLM(nn.Module):
         architecture: `model_type` and the fields of that transformers config; absent fields take transformers'
             defaults, as in the released `text_config`. Its `vocab_size` counts rows of the embedding, padding included.
         vocab_size: ids of the tokenizer in use, without padding; action ids are the last ones below it.
-        pretrained: load the weights of `name`.
+        pretrained: load the weights of `name`; not on the meta device.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
 
     Attributes:
@@ -43,10 +43,11 @@ class CausalLM(nn.Module):
             raise ValueError(f"{name}: vocab_size={vocab_size} exceeds the embedding's {config.vocab_size} rows")
         with parameters_follow_default_device():
             decoder = AutoModelForCausalLM.from_config(config)
-        if pretrained:
+        if pretrained and torch.get_default_device().type != "meta":
             _load_pretrained(decoder, name)
         self.model, self.lm_head = decoder.model, decoder.lm_head
         self.tied = bool(config.tie_word_embeddings)
+        self.tie_weights()
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.dim: int = config.hidden_size
@@ -122,8 +123,7 @@ def _transformers_config(architecture: dict[str, Any]) -> PretrainedConfig:
 
 def _load_pretrained(decoder: nn.Module, name: str) -> None:
     """Fill `decoder` with the weights of `name`; embeddings may have fewer rows there, the rest stay as they are."""
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise FileNotFoundError(f"there is no folder {name} to load the language model from")
+    check_source(name)
     try:
         source = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     except OSError as error:

@@ -208,7 +208,8 @@ def released_config(config: dict[str, Any], base: dict[str, Any], dtype: torch.d
     ours = {"fusion": vision["fusion"], "feature_layer": vision["feature_layer"], "projector": kind}
     if ours != {"fusion": "channel", "feature_layer": -2, "projector": usual_kind}:
         result[OURS] = ours
-    kept = ("auto_map", "image_resize_strategy", "llm_max_length", "n_action_bins", "transformers_version")
+    kept = {"auto_map", "image_resize_strategy", "llm_max_length", "n_action_bins", "transformers_version"}
+    kept |= {"hf_llm_id", "llm_backbone_id"}  # the name in use may be a local folder
     if base:
         result = {**result, **base, **{k: v for k, v in result.items() if k not in kept}}
         result = {k: v for k, v in result.items() if k != "auto_map" or "auto_map" in base}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -18,6 +18,10 @@ Kind = Literal["released", "prismatic", "lightning"]
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.+-]+")
+_PRISMATIC_NAME = re.compile(r"[\w.-]+\+\d+b")
+_PRISMATIC_HINT = """
+That is the name of a Prismatic VLM. Download it where there is a network and give its folder:
+  hf download TRI-ML/prismatic-vlms --include "{0}/*" --local-dir prismatic   # then prismatic/{0}"""
 _DOWNLOAD = ("*.json", "*.safetensors", "*.model", "*.txt")
 
 
@@ -79,13 +83,19 @@ def check_source(source: str | Path) -> None:
     if Path(text).expanduser().exists():
         return
     if text.startswith((".", "/", "~")) or text.endswith((".pt", ".ckpt")) or not _HUB_ID.fullmatch(text):
-        raise FileNotFoundError(f"there is no file or folder {text}")
-    if isinstance(try_to_load_from_cache(text, "config.json"), str) or _on_hub(text):
+        hint = _PRISMATIC_HINT.format(text) if _PRISMATIC_NAME.fullmatch(text) else ""
+        raise FileNotFoundError(f"there is no file or folder {text}{hint}")
+    if _in_cache(text) or _on_hub(text):
         return
     raise FileNotFoundError(
         f"{text} is neither a local folder nor in the Hugging Face cache, and the hub does not answer for it.\n"
         f"Download it where there is a network (hf download {text} --local-dir DIR) and give the folder instead."
     )
+
+
+def _in_cache(repository: str) -> bool:
+    folder = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
+    return any(folder.glob("snapshots/*/*"))
 
 
 def _on_hub(repository: str) -> bool:

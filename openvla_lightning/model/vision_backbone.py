@@ -10,6 +10,8 @@ from accelerate import init_empty_weights
 from timm.layers import LayerScale as TimmLayerScale
 from torch import Tensor, nn
 
+from openvla_lightning.model.source import check_source
+
 Fusion = Literal["channel", "sequence"]
 
 _NAMES = ("featurizer", "fused_featurizer")
@@ -54,7 +56,7 @@ class VisionBackbone(nn.Module):
         fusion: `channel` joins the towers' features of one patch (released); `sequence` keeps them as separate tokens
             and needs towers of equal width.
         feature_layer: which block's output to take, counted from the end; -2 as released, no final norm.
-        pretrained: load each tower's own weights (from timm's hub or its cache).
+        pretrained: load each tower's own weights (from the hub or its cache); not on the meta device.
 
     Attributes:
         dim: width of a patch feature.
@@ -159,6 +161,9 @@ def _build_tower(spec: dict[str, Any], image_size: int, pretrained: bool) -> nn.
     if not timm.is_model(spec["id"].partition(".")[0]):
         near = timm.list_models(f"*{spec['id'].partition('.')[0][:12]}*")[:5]
         raise ValueError(f"timm has no model {spec['id']!r}" + (f"; similar: {', '.join(near)}" if near else ""))
+    pretrained = pretrained and torch.get_default_device().type != "meta"
+    if pretrained:
+        check_source(timm.get_pretrained_cfg(spec["id"]).hf_hub_id)
     with parameters_follow_default_device():
         try:
             tower = timm.create_model(spec["id"], pretrained, num_classes=0, img_size=image_size, **arguments)

@@ -1,0 +1,121 @@
+"""Names, shapes and counts of the real models, on the meta device: no weights, a few seconds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from openvla_lightning import VLA
+from openvla_lightning.model.llm import CausalLM
+from openvla_lightning.model.projector import MLP, FusedMLP, Projector
+from openvla_lightning.model.vision_backbone import VisionBackbone
+from openvla_lightning.strategy import LoRA, TrainOnly
+
+CONF = Path(__file__).parents[2] / "conf" / "model"
+ALL = ["vision_backbone", "projector", "llm"]
+LAST = ["llm.embed_tokens", "llm.last_layer", "llm.lm_head"]
+
+
+def part(group: str, name: str) -> dict[str, Any]:
+    node = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    assert isinstance(node, dict)
+    return {str(k): v for k, v in node.items() if not str(k).startswith("_")}
+
+
+def meta(vision: str, llm: str, projector: Callable[[int, int], Projector]) -> VLA:
+    with torch.device("meta"):
+        return VLA(
+            vision_backbone=lambda: VisionBackbone(**part("vision_backbone", vision)),
+            projector=projector,
+            llm=lambda: CausalLM(**part("llm", llm)),
+        )
+
+
+def fused() -> VLA:
+    return meta("dinosiglip_224", "llama2_7b", FusedMLP)
+
+
+def siglip_only() -> VLA:
+    return meta("siglip_224", "vicuna_7b", MLP)
+
+
+def counts(vla: VLA) -> tuple[int, int]:
+    everything = list(vla.parameters())
+    return sum(p.numel() for p in everything), sum(p.numel() for p in everything if p.requires_grad)
+
+
+@pytest.mark.parametrize(("build", "variant"), [(fused, "openvla-7b"), (siglip_only, "siglip-only")])
+def test_names_and_shapes_are_the_released_ones(golden: Path, build: Callable[[], VLA], variant: str) -> None:
+    variants = json.loads((golden / "model" / "openvla7b_hf_keys.json").read_text())["variants"]
+    expected = next(v for k, v in variants.items() if k.startswith(variant))["keys"]
+    ours = {name: list(tensor.shape) for name, tensor in build().state_dict().items()}
+    assert ours == {name: entry["shape"] for name, entry in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("parts", "of_fused", "of_siglip_only"),
+    [
+        (ALL, 7_541_237_184, 7_188_124_608),
+        (["projector", "llm"], 6_810_325_504, 6_760_443_904),
+        (["vision_backbone", "projector", *LAST], 1_267_348_928, 914_236_352),
+        (LAST, 465_051_648, 465_051_648),
+    ],
+)
+def test_trainable_parameters_of_partial_strategies(parts: list[str], of_fused: int, of_siglip_only: int) -> None:
+    for build, total, learning in ((fused, 7_541_237_184, of_fused), (siglip_only, 7_188_124_608, of_siglip_only)):
+        vla = build()
+        TrainOnly(parts).apply(vla)
+        assert counts(vla) == (total, learning)
+
+
+@pytest.mark.parametrize(
+    ("rank", "of_fused", "of_siglip_only"), [(32, 110_828_288, 97_603_968), (64, 221_656_576, 195_207_936)]
+)
+def test_trainable_parameters_of_lora(rank: int, of_fused: int, of_siglip_only: int) -> None:
+    for build, learning in ((fused, of_fused), (siglip_only, of_siglip_only)):
+        vla = build()
+        with torch.device("meta"):
+            LoRA(rank).apply(vla)
+        assert counts(vla)[1] == learning
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "vision_backbone").glob("*.yaml")))
+def test_every_vision_backbone_builds(name: str) -> None:
+    arguments = part("vision_backbone", name)
+    with torch.device("meta"):
+        backbone = VisionBackbone(**arguments)
+        pixels = torch.empty(1, 3 * len(backbone.towers), backbone.image_size, backbone.image_size)
+        assert backbone(pixels).shape == (1, backbone.num_patches, backbone.dim)
+    if "tiny" not in name:
+        assert backbone.num_patches == (backbone.image_size // 14) ** 2
+
+
+LLM_SIZES = {
+    "llama2_7b": 6_738_939_904,
+    "vicuna_7b": 6_738_939_904,
+    "llama2_13b": 13_016_519_680,
+    "vicuna_13b": 13_016_519_680,
+    "mistral_7b": 7_242_256_384,
+    "phi2": 2_779_683_840,
+    "qwen25_05b": 494_032_768,
+    "qwen25_15b": 1_543_714_304,
+    "smollm2": 361_821_120,
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "llm").glob("*.yaml")))
+def test_every_llm_builds_and_sets_action_ids_apart(name: str) -> None:
+    arguments = part("llm", name)
+    with torch.device("meta"):
+        llm = CausalLM(**arguments)
+    assert llm.lm_head.weight.shape == (arguments["architecture"]["vocab_size"], llm.dim)
+    if name in LLM_SIZES:
+        assert sum(p.numel() for p in llm.parameters()) == LLM_SIZES[name]
+    specials = {arguments["architecture"][f"{kind}_token_id"] for kind in ("bos", "eos", "pad")}
+    actions = range(arguments["vocab_size"] - 256, arguments["vocab_size"])
+    assert not specials & set(actions)
+    assert max(specials) < arguments["architecture"]["vocab_size"]
