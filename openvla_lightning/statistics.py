@@ -76,14 +76,14 @@ class DatasetStatistics:
         """Read one entry of the released `norm_stats`."""
         if "action" not in values:
             raise ValueError(f"not a dataset's statistics: there is no 'action' among {', '.join(values) or 'nothing'}")
-        parts = [
+        action, proprio = (
             {
                 name: np.asarray(numbers, bool if name == "mask" else np.float64)
                 for name, numbers in values.get(part, {}).items()
             }
             for part in ("action", "proprio")
-        ]
-        return cls(*parts, int(values.get("num_transitions", 0)), int(values.get("num_trajectories", 0)))
+        )
+        return cls(action, proprio, int(values.get("num_transitions", 0)), int(values.get("num_trajectories", 0)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the released layout as lists and numbers; the inverse of `from_dict`."""
@@ -132,7 +132,7 @@ class DatasetStatistics:
         """Map values [..., D] to the model's units, float32, bit for bit as released.
 
         `quantile` sends q01..q99 to -1..1 and clips, `minmax` does so with the extremes, `meanstd` standardises. With
-        the first two a dimension that never changes becomes 0, whatever the mask; dimensions with mask False pass through.
+        the first two a dimension that never changes becomes 0, whatever the mask; mask False passes through.
 
         Raises:
             ValueError: another number of dimensions, or an unknown method.

@@ -1,1 +1,18 @@
 """Robot demonstrations: RLDS datasets, their standardisation, statistics, mixture and batches."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from openvla_lightning.data.oxe import standardise
+
+if TYPE_CHECKING:
+    from openvla_lightning.data.datamodule import MissingDataError, VLADataModule
+
+__all__ = ["MissingDataError", "VLADataModule", "standardise"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the DataModule when it is asked for: `standardise` needs neither torch nor Lightning."""
+    if name in ("VLADataModule", "MissingDataError"):
+        return getattr(import_module(f"{__name__}.datamodule"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,21 +5,16 @@ Open X-Embodiment go through the same reader.
 """
 
 import json
-import multiprocessing
 import os
-import struct
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import simplejpeg
 from rich.progress import (
@@ -33,6 +28,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from openvla_lightning.data.source.processes import CONTEXT, count, worker_pool
+from openvla_lightning.data.source.records import frame
 
 PLAN = "generation.json"
 JPEG_QUALITY = 95
@@ -64,8 +62,8 @@ def write_rlds(
 ) -> Path:
     """Make an RLDS dataset in `folder`, shard by shard and in parallel; go on where an interrupted run stopped.
 
-    A shard appears under its final name only when it is whole, `dataset_info.json` only when every shard is there. Calling
-    again with the same arguments on a finished dataset returns at once.
+    A shard appears under its final name only when it is whole, `dataset_info.json` only when every shard is there.
+    Calling again with the same arguments on a finished dataset returns at once.
 
     Args:
         folder: `<root>/<dataset name>/<version>`, for instance `data/tabletop/1.0.0`.
@@ -134,11 +132,11 @@ def _name_and_version(folder: Path) -> tuple[str, str]:
 def _shards(folder: Path, splits: dict[str, int], per_shard: int) -> list[Shard]:
     name, _ = _name_and_version(folder)
     shards = []
-    for split, count in splits.items():
-        total = -(-count // per_shard)
+    for split, episodes in splits.items():
+        total = -(-episodes // per_shard)
         for i in range(total):
             path = folder / f"{name}-{split}.tfrecord-{i:05d}-of-{total:05d}"
-            shards.append(Shard(path, split, i * per_shard, min(per_shard, count - i * per_shard)))
+            shards.append(Shard(path, split, i * per_shard, min(per_shard, episodes - i * per_shard)))
     return shards
 
 
@@ -153,9 +151,8 @@ def _write_shards(shards: list[Shard], features: Any, episode: Episode, workers:
             for shard in missing:
                 _write_shard(shard, features, episode, lambda: bar.advance(task))
             return
-        context = multiprocessing.get_context("spawn")
-        counter = context.Value("q", done)
-        with ProcessPoolExecutor(workers, context, _start_worker, (counter,)) as pool:
+        counter = CONTEXT.Value("q", done)
+        with worker_pool(workers, counter) as pool:
             pending = {pool.submit(_write_shard, shard, features, episode) for shard in missing}
             try:
                 while pending:
@@ -168,40 +165,18 @@ def _write_shards(shards: list[Shard], features: Any, episode: Episode, workers:
                 raise
 
 
-_counter: Any = None
-
-
-def _start_worker(counter: Any) -> None:
-    global _counter
-    _counter = counter
-    parent = multiprocessing.parent_process()
-
-    def follow_parent() -> None:  # a killed parent must not leave workers behind, waiting for its queue
-        wait_for([parent.sentinel] if parent else [])
-        os._exit(1)
-
-    if parent:
-        threading.Thread(target=follow_parent, daemon=True).start()
-
-
-def _count_episode() -> None:
-    if _counter is not None:
-        with _counter.get_lock():
-            _counter.value += 1
-
-
-def _write_shard(shard: Shard, features: Any, episode: Episode, count: Callable[[], Any] = _count_episode) -> None:
+def _write_shard(shard: Shard, features: Any, episode: Episode, advance: Callable[[], Any] = count) -> None:
     feature = _features_from(json.dumps(features))
 
     def records() -> Iterator[bytes]:
         for index in range(shard.first, shard.first + shard.length):
             yield feature.serialize_example(encode_images(feature, episode(shard.split, index)))
-            count()
+            advance()
 
     partial = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         for record in records():
-            file.write(frame_record(record))
+            file.write(frame(record))
     partial.replace(shard.path)
 
 
@@ -210,17 +185,6 @@ def _features_from(feature_json: str) -> Any:
     import tensorflow_datasets as tfds
 
     return tfds.features.FeatureConnector.from_json(json.loads(feature_json))
-
-
-def frame_record(record: bytes) -> bytes:
-    """One record as TFRecord files hold it: length, masked crc32c of the length, payload, masked crc32c of the payload."""
-    length = struct.pack("<Q", len(record))
-    return length + _masked_crc(length) + record + _masked_crc(record)
-
-
-def _masked_crc(data: bytes) -> bytes:
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def encode_images(feature: Any, value: Any) -> Any:

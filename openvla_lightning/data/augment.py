@@ -1,0 +1,147 @@
+"""The paper's image augmentation, batched, with every parameter drawn independently."""
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+CHUNK = 2**18
+"""Values worked on at a time: what fits the cache of one core."""
+
+
+class Augmentation:
+    """Random crop and colours, in the order given.
+
+    Each operation clips to [0, 1] as the released ones do. The released code drew every parameter of an image from one
+    shared random number, so its crops lay on the diagonal and its brightness, contrast, saturation and hue moved
+    together; here they are independent, as the paper describes them, unless `shared_draw` asks for the released way.
+
+    Args:
+        operations: `random_resized_crop: {scale: [a, b], ratio: [a, b]}` (share of the area, aspect ratio),
+            `random_brightness: [d]` (add -d..d), `random_contrast: [a, b]` (about each channel's mean),
+            `random_saturation: [a, b]`, `random_hue: [d]` (turn by -d..d of a full circle).
+        shared_draw: one random number per image, as released.
+
+    Raises:
+        ValueError: an operation is unknown or its range is not one.
+    """
+
+    def __init__(self, operations: Mapping[str, Any], shared_draw: bool = False) -> None:
+        self.operations: list[tuple[Callable[[Tensor, Tensor], Tensor], list[tuple[float, float]]]] = []
+        for name, options in operations.items():
+            if name not in OPERATIONS:
+                near = get_close_matches(name, OPERATIONS, n=1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                raise ValueError(f"data.augment: unknown operation {name!r}{hint}; known: {', '.join(OPERATIONS)}")
+            self.operations.append((OPERATIONS[name], _ranges(name, options)))
+        self.shared_draw = shared_draw
+        self.num_draws = sum(len(ranges) for _, ranges in self.operations)
+
+    def __call__(self, images: NDArray[np.uint8], draws: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Augment images [B, H, W, 3] with uniform numbers `draws` [B, num_draws] in [0, 1)."""
+        batch = max(1, CHUNK // int(np.prod(images.shape[1:])))
+        if self.shared_draw:
+            draws = np.broadcast_to(draws[:, :1], draws.shape)
+        out = np.empty_like(images)
+        for first in range(0, len(images), batch):
+            part = slice(first, first + batch)
+            out[part] = self._apply(images[part], torch.from_numpy(draws[part].astype(np.float32)))
+        return out
+
+    def _apply(self, images: NDArray[np.uint8], draws: Tensor) -> NDArray[np.uint8]:
+        floats = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float().div_(255)
+        column = 0
+        for operation, ranges in self.operations:
+            low, high = torch.tensor(ranges).T
+            values = low + (high - low) * draws[:, column : column + len(ranges)]
+            floats = operation(floats, values).clamp_(0, 1)
+            column += len(ranges)
+        # as tf.image.convert_image_dtype goes back to uint8
+        return floats.mul_(255.5).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def crop(images: Tensor, values: Tensor) -> Tensor:
+    """Cut out a part and scale it up again, bilinear with corners aligned.
+
+    Args:
+        images: [B, 3, H, W] in [0, 1].
+        values: [B, 4]: share of the area, aspect ratio, and where the free space goes (0 = top or left).
+    """
+    scale, ratio, top, left = values.T
+    height, width = (scale / ratio).sqrt().clamp(max=1), (scale * ratio).sqrt().clamp(max=1)
+    zero = torch.zeros_like(height)
+    centre_x, centre_y = (2 * left - 1) * (1 - width), (2 * top - 1) * (1 - height)
+    boxes = torch.stack([torch.stack([width, zero, centre_x], 1), torch.stack([zero, height, centre_y], 1)], 1)
+    grid = torch.nn.functional.affine_grid(boxes, list(images.shape), align_corners=True)
+    return torch.nn.functional.grid_sample(images, grid, align_corners=True)
+
+
+def brightness(images: Tensor, values: Tensor) -> Tensor:
+    """Add values [B, 1]."""
+    return images.add_(values[:, :, None, None])
+
+
+def contrast(images: Tensor, values: Tensor) -> Tensor:
+    """Scale the distance to each channel's mean by values [B, 1]."""
+    mean = images.mean(dim=(2, 3), keepdim=True)
+    return images.sub_(mean).mul_(values[:, :, None, None]).add_(mean)
+
+
+def saturation(images: Tensor, values: Tensor) -> Tensor:
+    """Scale HSV's saturation by values [B, 1], at most to 1.
+
+    At constant hue and value a colour's distance to its largest channel is proportional to saturation, so no
+    conversion is needed.
+    """
+    top = images.amax(dim=1, keepdim=True)
+    room = top / (top - images.amin(dim=1, keepdim=True)).clamp_(min=1e-12)
+    factor = torch.minimum(room, values[:, :, None, None])
+    return images.sub_(top).mul_(factor).add_(top)
+
+
+def hue(images: Tensor, values: Tensor) -> Tensor:
+    """Turn HSV's hue by values [B, 1], as shares of a full circle."""
+    red, green, blue = images.unbind(1)
+    top = torch.maximum(torch.maximum(red, green), blue)
+    chroma = top - torch.minimum(torch.minimum(red, green), blue)
+    safe = chroma.clamp(min=1e-12)
+    sextant = torch.where(
+        top == red,
+        (green - blue) / safe,
+        torch.where(top == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    sextant += 6 * values[:, :, None]
+    channels = []
+    for offset in (5, 3, 1):  # red, green, blue
+        place = torch.remainder(sextant + offset, 6)
+        channels.append(top - chroma * torch.minimum(place, 4 - place).clamp_(0, 1))
+    return torch.stack(channels, dim=1)
+
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "random_resized_crop": crop,
+    "random_brightness": brightness,
+    "random_contrast": contrast,
+    "random_saturation": saturation,
+    "random_hue": hue,
+}
+
+
+def _ranges(name: str, options: Any) -> list[tuple[float, float]]:
+    if name == "random_resized_crop":
+        if not isinstance(options, Mapping) or set(options) != {"scale", "ratio"}:
+            raise ValueError(f"data.augment.{name} takes {{scale: [low, high], ratio: [low, high]}}, got {options!r}")
+        return [_range(name, options["scale"]), _range(name, options["ratio"]), (0.0, 1.0), (0.0, 1.0)]
+    if name in ("random_brightness", "random_hue") and isinstance(options, Sequence) and len(options) == 1:
+        return [_range(name, [-options[0], options[0]])]
+    return [_range(name, options)]
+
+
+def _range(name: str, values: Any) -> tuple[float, float]:
+    if not isinstance(values, Sequence) or len(values) != 2 or not values[0] <= values[1]:
+        raise ValueError(f"data.augment.{name}: expected [low, high], got {values!r}")
+    return float(values[0]), float(values[1])

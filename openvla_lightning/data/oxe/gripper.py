@@ -1,0 +1,37 @@
+"""Gripper conventions; everything ends as 1 = open, 0 = closed."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+def binarise(gripper: Array) -> Array:
+    """Round positions [T] in 0..1 to open (1, above 0.95) or closed (0, below 0.05).
+
+    What lies between takes the next definite value; after the last definite value, the raw last value, as released.
+    """
+    definite = (gripper > 0.95) | (gripper < 0.05)
+    steps = len(gripper)
+    following = np.minimum.accumulate(np.where(definite, np.arange(steps), steps)[::-1])[::-1]
+    is_open = np.append(gripper > 0.95, False)[following]
+    return np.where(following < steps, is_open, gripper[-1:]).astype(gripper.dtype)
+
+
+def from_relative(gripper: Array) -> Array:
+    """Turn events [T] (below -0.1 opens, above 0.1 closes) into a state [T].
+
+    Before the first event the state is the opposite of what it brings; without any event the gripper is open.
+    """
+    event = np.where(gripper < -0.1, 1, np.where(gripper > 0.1, -1, 0))
+    happened = np.flatnonzero(event)
+    if not len(happened):
+        return np.ones_like(gripper)
+    latest = np.maximum.accumulate(np.where(event != 0, np.arange(len(event)), -1))
+    state = np.where(latest >= 0, event[latest], -event[happened[0]])
+    return (state / 2 + 0.5).astype(gripper.dtype)
+
+
+def invert(gripper: Array) -> Array:
+    """Swap open and closed, without clipping."""
+    return 1 - gripper

@@ -1,0 +1,58 @@
+"""TFRecord files, read by memory map."""
+
+import mmap
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import google_crc32c
+
+HEADER, FOOTER = 12, 4
+
+
+class BadShardError(ValueError):
+    """A shard cannot be read as it should be."""
+
+
+def frame(record: bytes) -> bytes:
+    """One record as TFRecord files hold it: length, its masked crc32c, payload, its masked crc32c."""
+    length = struct.pack("<Q", len(record))
+    return length + masked_crc(length) + record + masked_crc(record)
+
+
+def masked_crc(data: bytes) -> bytes:
+    """The checksum that TFRecord stores: crc32c, rotated and shifted by a constant."""
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def read(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the offset and the bytes of every record, checksums verified.
+
+    Raises:
+        BadShardError: the file ends inside a record or a checksum does not match.
+    """
+    size = path.stat().st_size
+    if not size:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        position, number = 0, 0
+        while position < size:
+            header = data[position : position + HEADER]
+            if len(header) < HEADER:
+                raise _bad(path, number, position, "the file ends inside its header")
+            if header[8:] != masked_crc(header[:8]):
+                raise _bad(path, number, position, "the checksum of its length does not match")
+            start, length = position + HEADER, struct.unpack("<Q", header[:8])[0]
+            end = start + length
+            if end + FOOTER > size:
+                raise _bad(path, number, position, f"it needs {end + FOOTER - size} bytes more than the file has")
+            record = data[start:end]
+            if data[end : end + FOOTER] != masked_crc(record):
+                raise _bad(path, number, position, "its checksum does not match")
+            yield start, record
+            position, number = end + FOOTER, number + 1
+
+
+def _bad(path: Path, number: int, position: int, why: str) -> BadShardError:
+    return BadShardError(f"{path}: record {number} (byte {position}) is damaged: {why}. Get this file again.")

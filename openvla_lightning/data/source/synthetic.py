@@ -1,0 +1,81 @@
+"""Random steps under any dataset's name: no files."""
+
+from functools import cached_property, partial
+
+import numpy as np
+
+from openvla_lightning.data.images import Pixels
+from openvla_lightning.data.oxe.registry import DatasetSpec, join_action
+from openvla_lightning.data.source.index import Index
+from openvla_lightning.statistics import DatasetStatistics
+
+TRAJECTORY = 16
+INSTRUCTIONS = ("pick up the cube", "open the drawer", "push the can to the left")
+
+
+class Synthetic:
+    """Random images and actions, the same for the same name.
+
+    Args:
+        name: the dataset whose place this takes.
+        spec: a user's own description, of which only the cameras and masks are used.
+        num_steps: steps in the training split; a quarter as many more are held out.
+        action_dim: D.
+        image_size: side of the square images, in pixels.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: DatasetSpec | None = None,
+        num_steps: int = 256,
+        action_dim: int = 7,
+        image_size: int = 64,
+    ) -> None:
+        if num_steps < TRAJECTORY:
+            raise ValueError(f"num_steps must be at least {TRAJECTORY}, one trajectory; got {num_steps}")
+        self.name, self.num_steps, self.action_dim, self.image_size = name, num_steps, action_dim, image_size
+        cameras = {"primary": "image", "secondary": "image", "wrist": "image"}
+        self.spec = spec or DatasetSpec(name=name, transform=partial(join_action, paths=("action",)), cameras=cameras)
+
+    def missing(self) -> str | None:
+        """Nothing ever is."""
+        return None
+
+    def prepare(self) -> None:
+        """Nothing to do."""
+
+    @cached_property
+    def index(self) -> Index:
+        """Random actions in trajectories of 16 steps, in splits `train` and `val`."""
+        trajectories = self.num_steps // TRAJECTORY
+        held_out = max(1, trajectories // 4)
+        steps = (trajectories + held_out) * TRAJECTORY
+        rng = np.random.default_rng(list(self.name.encode()))
+        action = rng.uniform(-1, 1, (steps, self.action_dim)).astype(np.float32)
+        action[:, -1] = action[:, -1] > 0
+        return Index(
+            action=action,
+            proprio=np.zeros((steps, 0), np.float32),
+            bounds=np.arange(0, steps + 1, TRAJECTORY),
+            split=np.array([0] * trajectories + [1] * held_out, np.int16),
+            instruction=np.repeat(rng.integers(len(INSTRUCTIONS), size=steps // TRAJECTORY), TRAJECTORY).astype(
+                np.int32
+            ),
+            images={role: np.zeros((steps, 3), np.int64) for role in self.spec.cameras},
+            splits=("train", "val"),
+            instructions=INSTRUCTIONS,
+        )
+
+    @cached_property
+    def statistics(self) -> DatasetStatistics:
+        """Of the random actions."""
+        mask = self.spec.action_mask(self.action_dim)
+        return DatasetStatistics.from_array(self.index.action, mask=mask, num_trajectories=self.index.num_trajectories)
+
+    def image(self, role: str, step: int) -> Pixels | None:
+        """Noise that depends on the step and the camera."""
+        if self.spec.cameras[role] is None:
+            return None
+        rng = np.random.default_rng([step, *role.encode()])
+        return rng.integers(0, 256, (self.image_size, self.image_size, 3), dtype=np.uint8)
