@@ -152,7 +152,7 @@ def _roll_out(
 
     def planned(known: Mapping[str, Task]) -> list[Plan]:
         episodes = plans(known)
-        progress.update(bar, total=len(episodes), description=f"rolling out {results.row}")
+        progress.update(bar, total=len(episodes), description=results.row)
         progress.reset(bar)
         return episodes
 
@@ -169,7 +169,7 @@ def _roll_out(
         finished[number] = episode
         results.episodes = [finished[index] for index in sorted(finished)]
         speed = progress.tasks[bar].speed or 0.0
-        news = f"{speed:.1f} episodes/s  success {success_rate(finished.values())}"
+        news = f"{speed:.1f} episodes/s  {100 * success_rate(finished.values()).rate:.0f} % success"
         progress.update(bar, advance=1, news=news)
 
     with progress, _torch_threads(max(1, available_cores() // 2)):
@@ -231,7 +231,7 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found | {"renderer": os.environ.get("MUJOCO_GL", "default")}
+    return found | {"renderer": os.environ.get("MUJOCO_GL", "automatic")}
 
 
 def available_cores() -> int:

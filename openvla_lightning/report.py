@@ -18,17 +18,23 @@ Rows = list[list[str]]
 
 
 def task_rows(results: Results) -> Rows:
-    """Header and one row per task, per family and overall: episodes, successes, rate, interval, mean length."""
+    """Header and one row per task, per family and overall: successes, rate, 95 % interval, mean length."""
     groups = [(f"  {name}", rate) for name, rate in results.tasks.items()]
     groups += list(results.families.items()) if len(results.families) > 1 else []
-    rows = [["task", "episodes", "successes", "success", "95 % interval", "mean length"]]
+    rows = [["task", "successes", "rate", "interval", "steps"]]
     return rows + [_rate_row(name, rate) for name, rate in [*groups, ("all tasks", results.overall)]]
 
 
 def _rate_row(name: str, rate: SuccessRate) -> list[str]:
     low, high = rate.interval
-    counts = [str(rate.episodes), str(rate.successes)]
-    return [name, *counts, f"{100 * rate.rate:.1f} %", f"{100 * low:.1f}-{100 * high:.1f} %", f"{rate.mean_length:.1f}"]
+    successes = f"{rate.successes} of {rate.episodes}"
+    return [
+        name,
+        successes,
+        f"{100 * rate.rate:.1f} %",
+        f"{100 * low:.0f}-{100 * high:.0f} %",
+        f"{rate.mean_length:.1f}",
+    ]
 
 
 def offline_rows(results: Results) -> Rows:
@@ -63,7 +69,7 @@ def table(rows: Rows, title: str) -> Table:
     """The same for a terminal."""
     grid = Table(title=title, title_justify="left")
     for index, name in enumerate(rows[0]):
-        grid.add_column(name, justify="right" if index else "left")
+        grid.add_column(name, justify="right" if index else "left", no_wrap=True)
     for index, row in enumerate(rows[1:], start=1):
         grid.add_row(*row, end_section=index + 1 == len(rows) - 1 and row[0].startswith(" "))
     return grid
@@ -83,7 +89,12 @@ def write_report(results: Results, folder: str | Path, console: Console | None =
     if results.episodes:
         bars = {name: {results.row: rate} for name, rate in _bars(results).items()}
         draw_chart(bars, folder / CHART_NAME, title)
-        lines += ["Success rates with their Wilson 95 % intervals.", "", f"![Success rates]({CHART_NAME})", ""]
+        lines += [
+            "Success rates with their Wilson 95 % intervals; steps of an episode on average.",
+            "",
+            f"![Success rates]({CHART_NAME})",
+            "",
+        ]
     videos = [episode for episode in results.episodes if episode.video]
     if videos:
         lines += ["## Videos", ""]

@@ -123,10 +123,10 @@ def test_the_progress_bar_shows_rate_and_success(tmp_path):
     console = Console(record=True, width=200, force_terminal=True)
     evaluate(Walker(), ToyWorld, tmp_path, episodes_per_task=2, num_workers=1, console=console)
     shown = console.export_text()
-    assert "rolling out policy" in shown
+    assert "policy" in shown
     assert "8/8" in shown
     assert "episodes/s" in shown
-    assert "success 100 %" in shown
+    assert "100 % success" in shown
 
 
 class Still:

@@ -89,8 +89,8 @@ def test_report_has_every_task_and_the_provenance(tmp_path):
     shown = results(episodes=[*episodes(True, False), *episodes(True, family="put", video="videos/put.mp4")])
     shown.checkpoint = {"path": "runs/x.ckpt", "sha256": "abcd", "unnorm_key": "tabletop"}
     report = write_report(shown, tmp_path, console).read_text()
-    assert "| lift_cube | 2 | 1 | 50.0 % | 9.5-90.5 % | 10.5 |" in report
-    assert "| all tasks | 3 | 2 | 66.7 % |" in report
+    assert "| lift_cube | 1 of 2 | 50.0 % | 9-91 % | 10.5 |" in report
+    assert "| all tasks | 2 of 3 | 66.7 % |" in report
     assert "[success: put the cube](videos/put.mp4)" in report
     assert "- sha256: `abcd`" in report
     assert "put_cube" in console.export_text()
