@@ -107,6 +107,19 @@ def dobbe(trajectory: Trajectory) -> Trajectory:
     return observe(trajectory, proprio=trajectory["observation"]["state"])
 
 
+@register(
+    "tabletop_pretrain",
+    "tabletop_finetune",
+    cameras={"primary": "image", "secondary": None, "wrist": "wrist_image"},
+    state=("proprio",),
+    noop_threshold=1e-4,
+    where=TABLETOP,
+)
+def tabletop(trajectory: Trajectory) -> Trajectory:
+    """The embedded world writes its demonstrations in form."""
+    return trajectory
+
+
 announce(
     [
         "austin_buds_dataset_converted_externally_to_rlds",
