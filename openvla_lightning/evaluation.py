@@ -94,7 +94,7 @@ def evaluate(
     started = time.monotonic()
     try:
         if isinstance(env, Offline):
-            env.open()
+            env.check()
             results.offline = score_offline(load(), env, console)
         else:
             plans = functools.partial(_plan, tasks, episodes_per_task, seed, instructions)
@@ -188,11 +188,12 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
     """
     if not isinstance(policy, Policy):
         raise TypeError(f"env=offline looks into the model, so it needs a Policy, not {type(policy).__name__}")
-    head, truth = policy.processor.action_head, env.statistics()
+    head, camera = policy.processor.action_head, policy.processor.camera
+    batches, statistics = env.open(policy.processor.transform.image_size, policy.normalisation)
     scores: dict[str, list[np.ndarray]] = {"token_accuracy": [], "l1": [], "l1_executed": []}
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
         bar = progress.add_task("predicting held-out steps", total=env.num_steps)
-        for steps in env.batches():
+        for steps in batches:
             batch = policy.processor.collate(steps).to(policy.device)
             with torch.inference_mode():
                 output = policy.vla(
@@ -204,16 +205,19 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
             dim = batch.actions.shape[-1]
             scores["token_accuracy"].append(correct.float().cpu().numpy().reshape(-1, dim))
             scores["l1"].append(error.float().cpu().numpy().reshape(-1, dim))
-            done = truth.unnormalise(batch.actions[:, 0].double().cpu().numpy(), method=env.data.normalisation)
-            told = policy.act([step.images["primary"] for step in steps], [step.instruction for step in steps])
+            done = statistics.unnormalise(batch.actions[:, 0].double().cpu().numpy(), method=policy.normalisation)
+            told = policy.act([step.images[camera] for step in steps], [step.instruction for step in steps])
             scores["l1_executed"].append(np.abs(told - done))
+            dataset = steps[0].dataset_name
             progress.update(bar, advance=len(steps))
         progress.update(bar, total=progress.tasks[bar].completed)
+    if not scores["l1"]:
+        raise ValueError("there are no held-out steps to predict: the dataset has no `val` split, or an empty one")
     means = {name: np.concatenate(values).mean(axis=0) for name, values in scores.items()}
     dim = len(means["l1"])
     names = DIMENSIONS if dim == len(DIMENSIONS) else tuple(map(str, range(dim)))
     return {
-        "dataset": env.dataset,
+        "dataset": dataset,
         "steps": int(sum(map(len, scores["l1_executed"]))),
         "token_accuracy": float(means["token_accuracy"].mean()),
         "l1": float(means["l1"].mean()),

@@ -1,5 +1,6 @@
 """Held-out steps in place of a simulator."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -38,20 +39,37 @@ STATISTICS = DatasetStatistics.from_array(
 
 
 class HeldOut:
-    """A held-out split that is a list; batches of three, of one dataset or another in turn."""
+    """A held-out split that is a list; batches of three."""
 
-    normalisation = "quantile"
+    def __init__(self, steps: list[Step], collate: Callable, image_size: int, normalisation: str) -> None:
+        self.steps, self.collate, self.settings = steps, collate, (image_size, normalisation)
+        self.mix = dict.fromkeys((step.dataset_name for step in steps), 1.0)
+        self.done: list[str] = []
 
-    def __init__(self, steps: list[Step], collate: Callable) -> None:
-        self.steps, self.collate = steps, collate
+    def check(self) -> None:
+        """Nothing is missing from a list."""
+
+    def prepare_data(self) -> None:
+        """Comes before `setup`."""
+        self.done.append("prepared")
 
     def setup(self, stage: str) -> None:
         """The statistics are known once the datasets are open."""
-        self.statistics = {step.dataset_name: STATISTICS for step in self.steps}
+        assert self.done == ["prepared"]
+        assert self.settings == (32, "quantile"), "as the policy was trained"
+        self.statistics = dict.fromkeys(self.mix, STATISTICS)
 
     def val_dataloader(self):
         """Batches in order."""
         return (self.collate(self.steps[i : i + 3]) for i in range(0, len(self.steps), 3))
+
+
+class Absent(HeldOut):
+    """A dataset nobody has downloaded."""
+
+    def check(self) -> None:
+        """Say so."""
+        raise FileNotFoundError("toy is not there")
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +100,8 @@ def steps(policy: Policy) -> list[Step]:
     return made
 
 
-def offline(steps: list[Step], **kwargs) -> Offline:
-    return Offline(lambda collate: HeldOut(steps, collate), **kwargs)
+def offline(steps: list[Step], kind: type[HeldOut] = HeldOut, **kwargs) -> Offline:
+    return Offline(functools.partial(kind, steps), **kwargs)
 
 
 def test_a_policy_that_is_always_right_scores_so(policy, steps):
@@ -115,8 +133,9 @@ def test_an_error_shows_in_its_own_dimension_and_in_the_datasets_units(policy, s
 
 
 def test_so_many_steps_and_no_more(policy, steps):
-    assert [len(batch) for batch in offline(steps, num_steps=5).batches()] == [3, 2]
-    assert [len(batch) for batch in offline(steps, num_steps=100).batches()] == [3, 3, 2]
+    for wanted, sizes in {5: [3, 2], 6: [3, 3], 100: [3, 3, 2]}.items():
+        batches, _ = offline(steps, num_steps=wanted).open(32, "quantile")
+        assert [len(batch) for batch in batches] == sizes
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
         offline(steps, num_steps=0)
 
@@ -125,9 +144,9 @@ def test_one_dataset_of_a_mixture(policy, steps):
     mixed = [replace(step, dataset_name="other") if i % 2 else step for i, step in enumerate(steps)]
     assert score_offline(policy, offline(mixed, dataset="other"), Console(quiet=True))["steps"] == 4
     with pytest.raises(ValueError, match=r"choose a dataset: env\.dataset=\.\.\. takes one of toy, other"):
-        offline(mixed).open()
+        offline(mixed).check()
     with pytest.raises(ValueError, match="dataset 'third' is not held out here"):
-        offline(mixed, dataset="third").open()
+        offline(mixed, dataset="third").check()
 
 
 def test_an_offline_evaluation_leaves_results_and_a_report(policy, steps, tmp_path):
@@ -137,3 +156,20 @@ def test_an_offline_evaluation_leaves_results_and_a_report(policy, steps, tmp_pa
     assert "| gripper | 100.0 % | 0.0000 |" in (tmp_path / "report.md").read_text()
     with pytest.raises(TypeError, match="needs a Policy"):
         evaluate(object, offline(steps), tmp_path, console=Console(quiet=True))
+
+
+def test_absent_data_is_said_before_the_policy_is_loaded(steps, tmp_path):
+    def load():
+        raise AssertionError("loaded")
+
+    with pytest.raises(FileNotFoundError, match="toy is not there"):
+        evaluate(load, offline(steps, Absent), tmp_path, console=Console(quiet=True))
+
+
+def test_an_empty_split_is_named(policy, steps):
+    class Empty(HeldOut):
+        def val_dataloader(self):
+            return []
+
+    with pytest.raises(ValueError, match="no held-out steps"):
+        score_offline(policy, offline(steps, Empty), Console(quiet=True))
