@@ -196,7 +196,7 @@ class VLADataModule(L.LightningDataModule):
         parallel: dict[str, Any] = {}
         if self.num_workers:
             parallel = {"num_workers": self.num_workers, "persistent_workers": True, "prefetch_factor": 4}
-        return DataLoader(batches, batch_size=None, sampler=numbers, collate_fn=self.collate, **parallel)  # type: ignore[arg-type]
+        return Loader(batches, batch_size=None, sampler=numbers, collate_fn=self.collate, **parallel)  # type: ignore[arg-type]
 
     def _world(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -221,6 +221,17 @@ class VLADataModule(L.LightningDataModule):
         changed = [name for name in ("seed", "mix") if state_dict.get(name) != getattr(self, name)]
         if changed:
             log.warning(f"data.{' and data.'.join(changed)} changed since the checkpoint: the order is another one now")
+
+
+class Loader(DataLoader[Any]):
+    """Tells Lightning that it may resume inside an epoch; the place itself is in the DataModule's state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: workers run ahead, so a loader does not know what was used."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
 
 
 class BatchNumbers(DistributedSampler[Any]):
