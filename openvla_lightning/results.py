@@ -121,6 +121,11 @@ class Results:
         return success_rate(self.episodes)
 
     @property
+    def score(self) -> float:
+        """One number for a sweep: the success rate, or the token accuracy on held-out steps."""
+        return self.offline["token_accuracy"] if self.offline else self.overall.rate
+
+    @property
     def families(self) -> dict[str, SuccessRate]:
         return self._grouped(lambda episode: episode.family)
 

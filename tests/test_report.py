@@ -71,7 +71,7 @@ def test_results_round_trip_and_summary(tmp_path):
     assert Results.load(path) == Results.load(tmp_path) == written
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
     summary = json.loads(path.read_text())["summary"]
-    assert summary["overall"]["success_rate"] == 0.5
+    assert summary["overall"]["success_rate"] == written.score == 0.5
     assert summary["families"]["lift"]["mean_length"] == 11.0
     assert summary["tasks"]["put_cube"]["interval_95"] == pytest.approx([0.0, 0.793451], abs=1e-6)
 
@@ -106,7 +106,9 @@ def test_report_of_an_interrupted_evaluation_says_so(tmp_path):
 def test_report_of_held_out_steps(tmp_path):
     dimension = {"token_accuracy": 0.5, "l1": 0.25, "l1_executed": 0.125}
     offline = {"dataset": "d", "steps": 9, "token_accuracy": 0.5, "l1": 0.25, "dimensions": {"x": dimension}}
-    report = write_report(Results("mine", "offline", offline=offline), tmp_path, Console(quiet=True)).read_text()
+    found = Results("mine", "offline", offline=offline)
+    assert found.score == 0.5
+    report = write_report(found, tmp_path, Console(quiet=True)).read_text()
     assert "| x | 50.0 % | 0.2500 | 0.125 |" in report
     assert not (tmp_path / CHART_NAME).exists()
 
