@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from openvla_lightning.model import preprocessing, prismatic
 from openvla_lightning.model.guard import check_image_matters
+from openvla_lightning.model.norm_stats import read_norm_stats
 from openvla_lightning.model.released import stated_dtype, vla_config
 from openvla_lightning.model.source import (
     CheckpointError,
@@ -24,7 +24,6 @@ from openvla_lightning.model.source import (
 )
 from openvla_lightning.model.vision_backbone import VisionBackbone
 from openvla_lightning.model.vla import VLA
-from openvla_lightning.statistics import DatasetStatistics
 
 if TYPE_CHECKING:
     from openvla_lightning.processor import Processor
@@ -117,7 +116,7 @@ def load_weights(vla: VLA, path: str | Path, frozen_vision: Callable[[], VisionB
         for tensors in read_tensors(source):
             _fill(vla, tensors, None, None)
         config = read_json(source.path / "config.json") if source.kind == "released" else {}
-        vla.norm_stats = _norm_stats(source, config.get("norm_stats") or {})
+        vla.norm_stats = read_norm_stats(source, config.get("norm_stats") or {})
         vla.released = _released_files(source.path, config) if config else {}
         vla.origin = source.path if config else None
     vla.language_model.tie_weights()
@@ -135,7 +134,7 @@ def _load_released(source: Source, dtype: torch.dtype | None, device: torch.devi
     if problems := preprocessing.preprocessing_problems(config, read_json(images) if images.is_file() else {}):
         raise CheckpointError(source.path, problems)
     _check(source, vla, shapes, stated_dtype(config) if source.kind == "released" else None)
-    vla.norm_stats = _norm_stats(source, config.get("norm_stats") or {})
+    vla.norm_stats = read_norm_stats(source, config.get("norm_stats") or {})
     if source.kind == "released":
         vla.released = _released_files(source.path, config)
         vla.origin = source.path
@@ -223,35 +222,6 @@ def _fill(
     if broken:
         raise CheckpointError("the weights", broken)
     vla.load_state_dict(placed, strict=False, assign=True)
-
-
-def _norm_stats(source: Source, from_config: Any) -> dict[str, Any]:
-    """Action statistics: the file beside the weights, which fine-tuning writes, before those in the config."""
-    folder = source.path if source.path.is_dir() else source.path.parent.parent
-    path = folder / "dataset_statistics.json"
-    stats = read_json(path) if path.is_file() else from_config
-    if not isinstance(stats, dict):
-        raise CheckpointError(source.path, ["norm_stats must map dataset names to statistics"])
-    problems = [f"statistics of {name!r}: {problem}" for name in stats for problem in _stats_problems(stats[name])]
-    if problems:
-        raise CheckpointError(source.path, problems)
-    return stats
-
-
-def _stats_problems(entry: Any) -> list[str]:
-    try:
-        action = DatasetStatistics.from_dict(entry).action
-        low, high = action["q01"], action["q99"]
-        widths = {len(values) for values in action.values()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return [f"{type(error).__name__}: {error}"]
-    if len(widths) != 1:
-        return [f"the action's measures have different widths {sorted(widths)}"]
-    if not np.isfinite([low, high]).all() or (low > high).any():
-        return ["q01 must lie below q99, all finite"]
-    if not all(isinstance(value, bool) for value in entry["action"].get("mask", [])):
-        return ["mask must hold true and false"]
-    return []
 
 
 def _released_files(folder: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, Cache, PretrainedConf
 from openvla_lightning.model.source import check_source
 from openvla_lightning.model.vision_backbone import parameters_follow_default_device
 
+_NOT_ARCHITECTURE = {"model_type", "torch_dtype", "dtype", "auto_map", "quantization_config", "_name_or_path"}
+_NOT_ARCHITECTURE |= {"attn_implementation", "_attn_implementation"}
+
 
 class CausalLM(nn.Module):
     """A decoder with its output head, under the parameter names transformers gives them.
@@ -112,7 +115,7 @@ class CausalLM(nn.Module):
 
 
 def _transformers_config(architecture: dict[str, Any]) -> PretrainedConfig:
-    fields = {k: v for k, v in architecture.items() if k not in ("model_type", "torch_dtype", "dtype")}
+    fields = {k: v for k, v in architecture.items() if k not in _NOT_ARCHITECTURE}
     try:
         config = AutoConfig.for_model(architecture["model_type"], **fields)
     except KeyError:

@@ -15,6 +15,7 @@ from openvla_lightning.model.source import check_source
 Fusion = Literal["channel", "sequence"]
 
 _NAMES = ("featurizer", "fused_featurizer")
+_NOT_FOR_TOWERS = ("checkpoint_path", "cache_dir", "num_classes", "img_size", "scriptable", "weights_only")
 _SIGLIP_V1 = ("vit_so400m_patch14_siglip_", "vit_base_patch16_siglip_", "vit_large_patch16_siglip_")
 
 
@@ -151,6 +152,8 @@ def tower_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = {"id": spec} if isinstance(spec, str) else dict(spec)
     if not isinstance(plain.get("id"), str):
         raise ValueError(f"a vision tower needs `id`, the name of a timm model; got {dict(plain)}")
+    if forbidden := [key for key in plain if key in _NOT_FOR_TOWERS or key.startswith("pretrained")]:
+        raise ValueError(f"a vision tower takes its architecture's arguments, not {', '.join(forbidden)}")
     if plain["id"].startswith(_SIGLIP_V1) and "." not in plain["id"]:
         plain["id"] += ".webli"
     return plain
@@ -163,19 +166,36 @@ def _build_tower(spec: dict[str, Any], image_size: int, pretrained: bool) -> nn.
         raise ValueError(f"timm has no model {spec['id']!r}" + (f"; similar: {', '.join(near)}" if near else ""))
     pretrained = pretrained and torch.get_default_device().type != "meta"
     if pretrained:
-        check_source(timm.get_pretrained_cfg(spec["id"]).hf_hub_id)
-    with parameters_follow_default_device():
-        try:
-            tower = timm.create_model(spec["id"], pretrained, num_classes=0, img_size=image_size, **arguments)
-        except TypeError as error:
-            if "img_size" not in str(error):
-                raise
-            tower = timm.create_model(spec["id"], pretrained, num_classes=0, **arguments)
+        known = timm.get_pretrained_cfg(spec["id"])
+        if known is None or not known.hf_hub_id:
+            raise ValueError(f"timm has no weights for {spec['id']!r}: set pretrained=false to start from random ones")
+        check_source(known.hf_hub_id)
+    try:
+        with parameters_follow_default_device():
+            tower = _create(spec["id"], pretrained, image_size, arguments)
+    except RuntimeError:
+        # Hybrids run their stem once while they are built, which parameters without values do not survive.
+        if torch.get_default_device().type != "meta":
+            raise
+        with torch.device("cpu"):
+            tower = _create(spec["id"], pretrained, image_size, arguments)
+        for module in tower.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(parameter.to("meta")))
     for module in tower.modules():
         for name, child in module.named_children():
             if isinstance(child, TimmLayerScale):
                 setattr(module, name, LayerScale(child.gamma))
     return tower
+
+
+def _create(timm_id: str, pretrained: bool, image_size: int, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(timm_id, pretrained, num_classes=0, img_size=image_size, **arguments)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+    return timm.create_model(timm_id, pretrained, num_classes=0, **arguments)
 
 
 def _features(tower: nn.Module, pixels: Tensor, layer: int, output_format: str) -> Tensor:
