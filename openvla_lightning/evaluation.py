@@ -67,7 +67,7 @@ def evaluate(
         num_workers: processes that simulate; as many as CPU cores by default. Does not change results.
         save_videos: at most so many successes and so many failures of each task family are kept as MP4.
         label: the policy's name in tables.
-        task_set: the tasks' name in tables; by default what `tasks` says.
+        task_set: the tasks' name in tables, when all are played; otherwise what `tasks` says comes with it.
         config: resolved config of the run, kept in results.json.
 
     Raises:
@@ -78,7 +78,7 @@ def evaluate(
     results = Results(
         label=label,
         env=getattr(env, "func", env if isinstance(env, type) else type(env)).__name__.lower(),
-        task_set=task_set or (tasks if isinstance(tasks, str) else ", ".join(tasks)),
+        task_set=_name_tasks(tasks, task_set),
         instructions=instructions,
         seed=seed,
         complete=False,
@@ -107,6 +107,13 @@ def evaluate(
             report = write_report(results, output_dir, console)
             console.print(f"written to {report.parent}")
     return results
+
+
+def _name_tasks(tasks: str | Sequence[str], task_set: str | None) -> str:
+    chosen = tasks if isinstance(tasks, str) else ", ".join(tasks)
+    if task_set is None:
+        return chosen
+    return task_set if chosen == "all" else f"{task_set}: {chosen}"
 
 
 def _plan(
@@ -147,13 +154,13 @@ def _roll_out(
 ) -> None:
     finished: dict[int, Episode] = {}
     kept: Counter[tuple[str, bool]] = Counter()
+    started = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[news]}"), console=console)
 
     def planned(known: Mapping[str, Task]) -> list[Plan]:
         episodes = plans(known)
         progress.update(bar, total=len(episodes), description=results.row)
-        progress.reset(bar)
         return episodes
 
     def keep_frames(plan: Plan) -> bool:
@@ -168,7 +175,7 @@ def _roll_out(
             episode = replace(episode, video=name)
         finished[number] = episode
         results.episodes = [finished[index] for index in sorted(finished)]
-        speed = progress.tasks[bar].speed or 0.0
+        speed = len(finished) / (time.monotonic() - started)
         news = f"{speed:.1f} episodes/s  {100 * success_rate(finished.values()).rate:.0f} % success"
         progress.update(bar, advance=1, news=news)
 

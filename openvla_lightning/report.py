@@ -86,6 +86,8 @@ def write_report(results: Results, folder: str | Path, console: Console | None =
     rows = offline_rows(results) if results.offline else task_rows(results)
     title = f"{results.row} in {results.env}" + ("" if results.complete else " (interrupted)")
     lines = [f"# {title[0].upper()}{title[1:]}", "", markdown(rows), ""]
+    if results.offline:
+        lines += [f"{results.offline['steps']} held-out steps of `{results.offline['dataset']}`.", ""]
     if results.episodes:
         bars = {name: {results.row: rate} for name, rate in _bars(results).items()}
         draw_chart(bars, folder / CHART_NAME, title)

@@ -63,9 +63,13 @@ def test_an_evaluation_leaves_results_report_chart_and_videos(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"results.json", "report.md", "success.png", "videos"}
 
 
-def test_no_videos_when_none_are_wanted(tmp_path):
-    evaluate(Walker(), ToyWorld, tmp_path, episodes_per_task=1, num_workers=1, save_videos=0, console=QUIET)
+def test_no_videos_when_none_are_wanted_and_names_for_some_of_the_tasks(tmp_path):
+    chosen = {"tasks": ["top", "go_blue"], "task_set": "toys"}
+    found = evaluate(
+        Walker(), ToyWorld, tmp_path, episodes_per_task=1, num_workers=1, save_videos=0, console=QUIET, **chosen
+    )
     assert not (tmp_path / "videos").exists()
+    assert (found.task_set, found.overall.episodes) == ("toys: top, go_blue", 3)
 
 
 def test_files_do_not_depend_on_the_number_of_workers(tmp_path):

@@ -110,6 +110,7 @@ def test_report_of_held_out_steps(tmp_path):
     assert found.score == 0.5
     report = write_report(found, tmp_path, Console(quiet=True)).read_text()
     assert "| x | 50.0 % | 0.2500 | 0.125 |" in report
+    assert "9 held-out steps of `d`." in report
     assert not (tmp_path / CHART_NAME).exists()
 
 
