@@ -154,7 +154,6 @@ def _roll_out(
 ) -> None:
     finished: dict[int, Episode] = {}
     kept: Counter[tuple[str, bool]] = Counter()
-    started = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[news]}"), console=console)
 
@@ -162,6 +161,11 @@ def _roll_out(
         episodes = plans(known)
         progress.update(bar, total=len(episodes), description=results.row)
         return episodes
+
+    def ready() -> Actor:
+        policy = load()
+        progress.reset(bar)  # loading a model says nothing about the speed of episodes
+        return policy
 
     def keep_frames(plan: Plan) -> bool:
         return any(kept[plan.task.family, success] < save_videos for success in (True, False))
@@ -175,13 +179,13 @@ def _roll_out(
             episode = replace(episode, video=name)
         finished[number] = episode
         results.episodes = [finished[index] for index in sorted(finished)]
-        speed = len(finished) / (time.monotonic() - started)
+        speed = len(finished) / (progress.tasks[bar].elapsed or 1.0)
         news = f"{speed:.1f} episodes/s  {100 * success_rate(finished.values()).rate:.0f} % success"
         progress.update(bar, advance=1, news=news)
 
     with progress, _torch_threads(max(1, available_cores() // 2)):
         bar = progress.add_task(f"starting {num_envs} environments", total=None, news="")
-        rollout(load, make_env, planned, num_envs, num_workers, on_episode, keep_frames)
+        rollout(ready, make_env, planned, num_envs, num_workers, on_episode, keep_frames)
 
 
 def score_offline(policy: Actor, env: Offline, console: Console | None = None) -> dict[str, Any]:
