@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from openvla_lightning.model.source import TOKENIZER_FILES, check_source
 
 TINY_VOCAB_SIZE = 768
 """Ids of the tiny vocabulary: text below 512, then 256 for actions."""
@@ -32,7 +35,14 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     if str(name) == "tiny":
         return tiny_tokenizer()
     try:
-        return AutoTokenizer.from_pretrained(str(name))
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            check_source(name)
+            folder = Path(snapshot_download(str(name), allow_patterns=list(TOKENIZER_FILES)))
+        if (folder / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        # A config of its own, or transformers reads the folder's and asks whether to run the code that it names.
+        return AutoTokenizer.from_pretrained(folder, config=LlamaConfig(), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"no tokenizer at {str(name)!r}: {str(error).splitlines()[0]}\nGive the folder of a checkpoint that holds "

@@ -1,10 +1,12 @@
 """Text and pixels, as the released processor makes them."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ from openvla_lightning.action_head import TokenHead
 from openvla_lightning.images import ImageTransform, center_crop
 from openvla_lightning.processor import pixel_statistics
 from openvla_lightning.prompt import build_prompt
-from openvla_lightning.tokenizer import TINY_VOCAB_SIZE, tiny_tokenizer
+from openvla_lightning.tokenizer import TINY_VOCAB_SIZE, load_tokenizer, tiny_tokenizer
 from openvla_lightning.types import IGNORE_INDEX, Step
 
 TOWERS = {"dino": "vit_large_patch14_reg4_dinov2.lvd142m", "siglip": "vit_so400m_patch14_siglip_224"}
@@ -193,3 +195,41 @@ def test_errors_say_what_is_wrong(processor: Processor) -> None:
         Processor(TokenHead(), tokenizer="./nowhere", towers=TOWERS)(image, "lift")
     with pytest.raises(ValueError, match="either towers"):
         Processor(TokenHead())
+
+
+def test_a_released_folder_gives_its_tokenizer_without_asking_to_run_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers reads a folder's config for its tokenizer, and then asks on the terminal about the code it names."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    folder = sentencepiece_like(tmp_path)
+    code = {"AutoConfig": "configuration_prismatic.OpenVLAConfig"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "openvla", "auto_map": code}))
+    tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer_config |= {"processor_class": "PrismaticProcessor", "tokenizer_class": "LlamaTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    assert load_tokenizer(folder).get_vocab()["▁"] == 3
+    assert "custom code" not in capsys.readouterr().out
+
+
+def test_a_sentencepiece_model_alone_gives_sentencepieces_ids(tmp_path: Path) -> None:
+    model = io.BytesIO()
+    text = "In: What action should the robot take to put the spoon on the towel?\nOut:"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text, "lift the red cube"] * 20),
+        model_writer=model,
+        vocab_size=340,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    processor = Processor(TokenHead(), tokenizer=tmp_path, image_size=16, means=[[0.5] * 3], stds=[[0.5] * 3])
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    instruction = "put the 汤匙 down"
+    expected = [pieces.bos_id(), *pieces.encode(build_prompt(instruction)), pieces.piece_to_id("▁")]
+    assert processor.prompt_ids(instruction) == expected

@@ -8,18 +8,16 @@ import numpy as np
 
 from openvla_lightning.model import prismatic
 from openvla_lightning.model.released import OURS
-from openvla_lightning.model.source import CheckpointError, Source, find_source, read_json, tensor_shapes
+from openvla_lightning.model.source import (
+    TOKENIZER_FILES,
+    CheckpointError,
+    Source,
+    find_source,
+    read_json,
+    tensor_shapes,
+)
 
 FILE = "preprocessor_config.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
 _HUB_CODE = "openvla/openvla-7b--processing_prismatic."
 _AUTO_MAP = {
     "AutoImageProcessor": f"{_HUB_CODE}PrismaticImageProcessor",

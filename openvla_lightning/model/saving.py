@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openvla_lightning.model import preprocessing
 from openvla_lightning.model.released import OURS, released_config
-from openvla_lightning.model.source import INDEX, SINGLE
+from openvla_lightning.model.source import INDEX, SINGLE, TOKENIZER_FILES
 from openvla_lightning.model.vla import VLA
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _save_tokenizer(vla: VLA, processor: "Processor | None", folder: Path) -> No
     sources = [Path(processor.config["tokenizer"])] if processor is not None else []
     sources += [vla.origin] if vla.origin is not None else []
     for source in sources:
-        found = [source / name for name in preprocessing.TOKENIZER_FILES if (source / name).is_file()]
+        found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
         if found and source.resolve() == folder.resolve():
             return
         for file in found:

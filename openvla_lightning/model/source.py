@@ -17,6 +17,15 @@ Kind = Literal["released", "prismatic", "lightning"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.+-]+")
 _PRISMATIC_NAME = re.compile(r"[\w.-]+\+\d+b")
 _PRISMATIC_HINT = """

@@ -284,3 +284,21 @@ def test_missing_sources_say_where_to_get_them(monkeypatch: pytest.MonkeyPatch, 
         check_source(source)
     with pytest.raises(FileNotFoundError, match=message):
         VLA.from_pretrained(source)
+
+
+@pytest.mark.parametrize("tower", ["dino", "siglip"])
+def test_single_encoders_round_trip(
+    config: dict[str, Any], build: Callable[..., VLA], tmp_path: Path, tower: str
+) -> None:
+    """As openvla-7b-v01: one tower, two linear layers, no `fused_featurizer`."""
+    config["vision_backbone"]["towers"] = {tower: config["vision_backbone"]["towers"][tower]}
+    config["projector"]["kind"] = "mlp"
+    vla = build(config)
+    vla.save_pretrained(tmp_path)
+    loaded = VLA.from_pretrained(tmp_path)
+    assert same(loaded, vla)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["use_fused_vision_backbone"] is False
+    assert written["arch_specifier"] == "no-align+gelu-mlp"
+    assert not any(key.startswith(("vision_backbone.fused", "projector.fc3")) for key in loaded.state_dict())
+    assert len(Processor.from_pretrained(tmp_path).config["means"]) == 1

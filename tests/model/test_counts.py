@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from openvla_lightning import VLA
 from openvla_lightning.model.llm import CausalLM
 from openvla_lightning.model.projector import MLP, FusedMLP, Projector
+from openvla_lightning.model.released import released_config
 from openvla_lightning.model.vision_backbone import VisionBackbone
 from openvla_lightning.strategy import LoRA, TrainOnly
 
@@ -119,3 +120,16 @@ def test_every_llm_builds_and_sets_action_ids_apart(name: str) -> None:
     actions = range(arguments["vocab_size"] - 256, arguments["vocab_size"])
     assert not specials & set(actions)
     assert max(specials) < arguments["architecture"]["vocab_size"]
+
+
+def test_a_new_model_writes_the_released_config(golden: Path) -> None:
+    variants = json.loads((golden / "model" / "openvla7b_hf_keys.json").read_text())["variants"]
+    expected = next(v for k, v in variants.items() if k.startswith("openvla-7b"))
+    ours = released_config(fused().config, {}, torch.bfloat16)
+    text = ours.pop("text_config")
+    assert {k: v for k, v in expected["config"].items() if k not in ("text_config", "norm_stats")} == {
+        k: v for k, v in ours.items() if k not in ("auto_map", "architectures")
+    }
+    assert text.items() >= expected["config"]["text_config"].items()
+    same_meaning = {k: v for k, v in text.items() if k in expected["config_full_text"]}
+    assert same_meaning.items() <= expected["config_full_text"].items()
