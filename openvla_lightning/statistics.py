@@ -192,7 +192,7 @@ class DatasetStatistics:
         x = np.asarray(values)
         width = len(getattr(self, part).get("q01", ()))
         if x.ndim < 1 or x.shape[-1] != width:
-            raise ValueError(f"expected a {part} of {width} dimensions in the last axis, got shape {list(x.shape)}")
+            raise ValueError(f"expected {width} {part} dimensions in the last axis, got shape {list(x.shape)}")
         return x
 
 

@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 import simplejpeg
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -32,6 +31,8 @@ def resize(image: Pixels, size: int) -> Pixels:
     """Resize [H, W, 3] to [size, size, 3] by antialiased Lanczos-3 in float32, aspect ratio not kept, as released."""
     if image.shape[:2] == (size, size):
         return image
+    import torch  # here, because processes that index need none of it
+
     channels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     try:
         resized = torch.nn.functional.interpolate(channels, (size, size), mode="lanczos", antialias=True)[0]

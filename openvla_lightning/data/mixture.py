@@ -103,11 +103,8 @@ class GlobalOrder:
         return base
 
     def _permuted(self, dataset: int, served: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-        epochs, position = np.divmod(served, size)
-        for epoch in np.unique(epochs).tolist():
-            own = epochs == epoch
-            position[own] = permute(position[own], size, key(self.seed, 3, dataset, epoch))
-        return position
+        epoch, position = np.divmod(served, size)
+        return permute(position, size, mix(key(self.seed, 3, dataset) ^ epoch.astype(np.uint64)))
 
 
 class HeldOutOrder:
@@ -128,20 +125,25 @@ class HeldOutOrder:
         return dataset, place - np.concatenate([[0], self.ends])[dataset]
 
 
-def permute(numbers: NDArray[np.int64], size: int, seed: np.uint64) -> NDArray[np.int64]:
+def permute(numbers: NDArray[np.int64], size: int, seeds: np.uint64 | Uint) -> NDArray[np.int64]:
     """Where a pseudo-random permutation of 0 .. size - 1 sends `numbers`; no table, so any size costs the same.
 
     A Feistel network over the next even power of two, applied again to what falls outside.
+
+    Args:
+        numbers: int64 [n].
+        size: of the permuted range.
+        seeds: one, or one per number.
     """
     half = np.uint64(max(SMALLEST_HALF, ((size - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
-    keys = mix(seed + np.arange(ROUNDS, dtype=np.uint64))
     result = numbers.astype(np.uint64)
+    keys = mix(np.arange(ROUNDS, dtype=np.uint64)[:, None] + np.broadcast_to(seeds, result.shape))
     outside = np.arange(len(result))
     while len(outside):
         left, right = result[outside] >> half, result[outside] & low
-        for round_key in keys:
-            left, right = right, left ^ (mix(right ^ round_key) & low)
+        for round_keys in keys:
+            left, right = right, left ^ (mix(right ^ round_keys[outside]) & low)
         result[outside] = (left << half) | right
         outside = outside[result[outside] >= size]
     return result.astype(np.int64)

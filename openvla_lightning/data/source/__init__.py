@@ -1,11 +1,12 @@
 """Where steps come from: RLDS folders, or random ones. tfds is imported here and nowhere else."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from openvla_lightning.data.images import Pixels
-from openvla_lightning.data.oxe.registry import DatasetSpec
-from openvla_lightning.data.source.index import Index
-from openvla_lightning.statistics import DatasetStatistics
+if TYPE_CHECKING:
+    from openvla_lightning.data.images import Pixels
+    from openvla_lightning.data.oxe.registry import DatasetSpec
+    from openvla_lightning.data.source.index import Index
+    from openvla_lightning.statistics import DatasetStatistics
 
 
 class Source(Protocol):
@@ -14,15 +15,15 @@ class Source(Protocol):
     name: str
 
     @property
-    def spec(self) -> DatasetSpec:
+    def spec(self) -> "DatasetSpec":
         """What is known of it."""
 
     @property
-    def index(self) -> Index:
+    def index(self) -> "Index":
         """Every step but its pixels."""
 
     @property
-    def statistics(self) -> DatasetStatistics:
+    def statistics(self) -> "DatasetStatistics":
         """Of every split's actions and proprioception."""
 
     def missing(self) -> str | None:
@@ -31,12 +32,12 @@ class Source(Protocol):
     def prepare(self) -> None:
         """Do once, on one process, what takes time."""
 
-    def image(self, role: str, step: int) -> Pixels | None:
+    def image(self, role: str, step: int) -> "Pixels | None":
         """The uint8 image [H, W, 3] of a camera role at a step of the index; None for none."""
 
 
 class SourceFactory(Protocol):
     """What a DataModule is given: builds the source of each dataset in its mixture."""
 
-    def __call__(self, *, name: str, spec: DatasetSpec | None) -> Source:
+    def __call__(self, *, name: str, spec: "DatasetSpec | None") -> Source:
         """Build the source of dataset `name`; a `spec` describes a user's own."""

@@ -166,25 +166,24 @@ def _write_shards(shards: list[Shard], features: Any, episode: Episode, workers:
 
 
 def _write_shard(shard: Shard, features: Any, episode: Episode, advance: Callable[[], Any] = count) -> None:
-    feature = _features_from(json.dumps(features))
-
-    def records() -> Iterator[bytes]:
-        for index in range(shard.first, shard.first + shard.length):
-            yield feature.serialize_example(encode_images(feature, episode(shard.split, index)))
-            advance()
-
+    feature, serializer = _features_from(json.dumps(features))
     partial = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
-        for record in records():
-            file.write(frame(record))
+        for index in range(shard.first, shard.first + shard.length):
+            example = feature.encode_example(encode_images(feature, episode(shard.split, index)))
+            # deterministic: the same episodes make the same files, whoever writes them
+            file.write(frame(serializer.get_tf_example(example).SerializeToString(deterministic=True)))
+            advance()
     partial.replace(shard.path)
 
 
 @cache
-def _features_from(feature_json: str) -> Any:
+def _features_from(feature_json: str) -> tuple[Any, Any]:
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-    return tfds.features.FeatureConnector.from_json(json.loads(feature_json))
+    feature = tfds.features.FeatureConnector.from_json(json.loads(feature_json))
+    return feature, ExampleSerializer(feature.get_serialized_info())
 
 
 def encode_images(feature: Any, value: Any) -> Any:
