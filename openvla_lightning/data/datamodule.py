@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import lightning as L
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from openvla_lightning.data.augment import Augmentation
 from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, check_weights, mixture_weights
@@ -234,10 +234,11 @@ class Loader(DataLoader[Any]):
         """Nothing to restore."""
 
 
-class BatchNumbers(DistributedSampler[Any]):
+class BatchNumbers(DistributedSampler[Any], SequentialSampler):
     """Yields the sample numbers of this process' part of every batch.
 
-    A `DistributedSampler` by name, so that Lightning leaves it alone: it shares out the samples itself.
+    It is both of its bases by name only, so that Lightning replaces it neither on several devices, as it shares out the
+    samples itself, nor for `overfit_batches`, as it then starts at the same place every time.
 
     Args:
         start: the first sample of the next pass, asked when it begins.

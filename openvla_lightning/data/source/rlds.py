@@ -208,9 +208,9 @@ def _read_shard(job: tuple[Path, str, str, DatasetSpec]) -> _Shard:
 
 
 def _add(shard: _Shard, spec: DatasetSpec, raw: Trajectory, record: bytes, start: int) -> None:
-    seen = dict(raw["observation"])
+    seen = dict(leaf_at(raw, "observation"))
     for camera in filter(None, spec.cameras.values()):
-        seen[camera] = _places(leaf_at(seen, camera), record, start)
+        seen[camera] = _places(leaf_at(raw, f"observation/{camera}"), record, start)
     trajectory = spec.transform(raw | {"observation": seen})
     action = np.asarray(leaf_at(trajectory, "action"), np.float32)
     if action.ndim != 2 or not np.isfinite(action).all():
