@@ -10,7 +10,7 @@ from torch import Tensor
 from openvla_lightning.model import preprocessing, prismatic
 from openvla_lightning.model.guard import check_image_matters
 from openvla_lightning.model.norm_stats import read_norm_stats
-from openvla_lightning.model.released import stated_dtype, vla_config
+from openvla_lightning.model.released import generation_problems, stated_dtype, vla_config
 from openvla_lightning.model.source import (
     CheckpointError,
     Source,
@@ -130,14 +130,15 @@ def _load_released(source: Source, dtype: torch.dtype | None, device: torch.devi
         config = read_json(source.path / "config.json")
     layers = sum(k.startswith("language_model.model.layers.") and k.endswith("q_proj.weight") for k in shapes)
     vla = _on_meta(source, config, layers)
-    images = source.path / preprocessing.FILE
-    if problems := preprocessing.preprocessing_problems(config, read_json(images) if images.is_file() else {}):
+    files = _released_files(source.path, config) if source.kind == "released" else {}
+    problems = preprocessing.preprocessing_problems(config, files.get(preprocessing.FILE, {}))
+    problems += generation_problems(config, files.get("generation_config.json", {}))
+    if problems:
         raise CheckpointError(source.path, problems)
     _check(source, vla, shapes, stated_dtype(config) if source.kind == "released" else None)
     vla.norm_stats = read_norm_stats(source, config.get("norm_stats") or {})
     if source.kind == "released":
-        vla.released = _released_files(source.path, config)
-        vla.origin = source.path
+        vla.released, vla.origin = files, source.path
     for tensors in read_tensors(source):
         _fill(vla, tensors, dtype, device)
     vla.language_model.tie_weights()
@@ -173,6 +174,8 @@ def _check(source: Source, vla: VLA, found: Shapes, stated: torch.dtype | None) 
     optional = {"language_model.lm_head.weight"} if vla.language_model.tied else set()
     problems = [f"{key}: missing, should be {list(wanted[key])}" for key in wanted if key not in {*found, *optional}]
     problems += [f"{key}: the model has no such parameter" for key in found if key not in wanted]
+    if source.kind == "released" and optional & set(found):
+        problems.append("language_model.lm_head.weight: the config ties it to the embedding, the file holds another")
     for key, (shape, _) in found.items():
         if key in wanted and shape != wanted[key]:
             problems.append(f"{key}: is {list(shape)}, should be {list(wanted[key])}")

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 
 from openvla_lightning.model import prismatic
-from openvla_lightning.model.released import OURS
+from openvla_lightning.model.released import OURS, VISION_IDS
 from openvla_lightning.model.source import (
     TOKENIZER_FILES,
     CheckpointError,
@@ -16,6 +17,7 @@ from openvla_lightning.model.source import (
     read_json,
     tensor_shapes,
 )
+from openvla_lightning.model.vision_backbone import tower_spec
 
 FILE = "preprocessor_config.json"
 _HUB_CODE = "openvla/openvla-7b--processing_prismatic."
@@ -85,12 +87,40 @@ def preprocessing_problems(config: dict[str, Any], images: dict[str, Any]) -> li
             problems.append(f"{FILE}: {name} must hold three numbers for each of {towers} towers, holds {rows!r}"[:300])
     if not problems and any(value <= 0 for row in images["stds"] for value in row):
         problems.append(f"{FILE}: stds must be positive, are {images['stds']}")
+    if not problems:
+        problems += _pixel_problems(config, images)
     strategies = {"image_resize_strategy": config.get("image_resize_strategy")}
     flags = {"use_fused_vision_backbone": config.get("use_fused_vision_backbone")}
     for name, value in {**strategies, **flags}.items():
         if value is not None and name in images and images[name] != value:
             problems.append(f"{FILE}: {name} is {images[name]!r}, config.json says {value!r}")
     return problems
+
+
+def _pixel_problems(config: dict[str, Any], images: dict[str, Any]) -> list[str]:
+    """Means and stds that no known tower was trained with, or that are stated twice and differently."""
+    problems = []
+    stated = {name: images[name] for name in ("means", "stds")}
+    params = images.get("tvf_normalize_params")
+    if params is not None:
+        again = {f"{name}s": [p.get(name) if isinstance(p, dict) else None for p in params] for name in ("mean", "std")}
+        problems += [f"{FILE}: tvf_normalize_params contradict {n}" for n in stated if not _close(stated[n], again[n])]
+    if config["vision_backbone_id"] in VISION_IDS:
+        known = [timm.get_pretrained_cfg(tower_spec(timm_id)["id"]) for timm_id in config["timm_model_ids"]]
+        usual = {"means": [cfg.mean for cfg in known if cfg], "stds": [cfg.std for cfg in known if cfg]}
+        problems += [
+            f"{FILE}: {name} are {stated[name]}, {config['vision_backbone_id']} was trained with {usual[name]}"
+            for name in stated
+            if not _close(stated[name], usual[name])
+        ]
+    return problems
+
+
+def _close(a: Any, b: Any) -> bool:
+    try:
+        return bool(np.allclose(np.asarray(a, float), np.asarray(b, float), rtol=0, atol=1e-6))
+    except (TypeError, ValueError):
+        return False
 
 
 def _is_triple(row: Any) -> bool:

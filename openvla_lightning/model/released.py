@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from openvla_lightning.model.source import CheckpointError
+from openvla_lightning.model.vision_backbone import OURS as TOWER_KEYS
 
 VISION_IDS: dict[str, tuple[list[str], list[int]]] = {
     "clip-vit-l": (["vit_large_patch14_clip_224.openai"], [224]),
@@ -34,6 +35,7 @@ LLM_IDS = {
 }
 """Released llm_backbone_id -> hub id."""
 
+_MODELS = {"openvla": "OpenVLAForActionPrediction", "prismatic": "PrismaticForConditionalGeneration"}
 _ARCHITECTURES = {1: ("no-align+gelu-mlp", "mlp"), 2: ("no-align+fused-gelu-mlp", "fused_mlp")}
 _HUB_CODE = "openvla/openvla-7b--"
 AUTO_MAP = {
@@ -99,8 +101,10 @@ def _problems(config: dict[str, Any]) -> list[str]:
     for name, kind in wanted.items():
         if not isinstance(config.get(name), kind):
             problems.append(f"config.json: {name} must be a {kind.__name__}, is {config.get(name)!r}"[:300])
-    if config.get("model_type") != "openvla":
-        problems.append(f"config.json: model_type must be 'openvla', is {config.get('model_type')!r}")
+    if config.get("model_type") not in _MODELS:
+        problems.append(f"config.json: model_type must be one of {list(_MODELS)}, is {config.get('model_type')!r}")
+    elif config.get("architectures") not in (None, [_MODELS[config["model_type"]]]):
+        problems.append(f"config.json: architectures {config['architectures']!r} do not go with its model_type")
     if problems:
         return problems
     ids, sizes = config["timm_model_ids"], config["image_sizes"]
@@ -135,7 +139,42 @@ def _problems(config: dict[str, Any]) -> list[str]:
     usual_arch = _ARCHITECTURES[len(ids)][0].rpartition("+")[2]
     if OURS not in config and config["arch_specifier"].rpartition("+")[2] != usual_arch:
         problems.append(f"config.json: arch_specifier {config['arch_specifier']!r} does not go with {len(ids)} towers")
-    return problems + _number_problems(config)
+    return problems + _number_problems(config) + _llm_problems(config)
+
+
+def _llm_problems(config: dict[str, Any]) -> list[str]:
+    """What cannot be if the language model is the one `hf_llm_id` names; shapes alone would not show it."""
+    name, text = config["hf_llm_id"], config["text_config"]
+    problems = []
+    if config.get("torch_dtype") and text.get("torch_dtype") and config["torch_dtype"] != text["torch_dtype"]:
+        problems.append(f"config.json: torch_dtype {config['torch_dtype']!r}, in text_config {text['torch_dtype']!r}")
+    if name not in LLM_IDS.values() or "phi" in name:
+        return problems
+    words = text.get("vocab_size", 32064) - config.get("pad_to_multiple_of", 64)
+    known = {"model_type": "mistral" if "mistral" in name else "llama", "hidden_act": "silu"}
+    problems += [
+        f"config.json: text_config.{field} must be {value!r} for {name}, is {text[field]!r}"
+        for field, value in known.items()
+        if text.get(field, value) != value
+    ]
+    if words != 32000:
+        problems.append(f"config.json: vocab_size - pad_to_multiple_of must be the 32000 words of {name}, is {words}")
+    return problems
+
+
+def generation_problems(config: dict[str, Any], generation: dict[str, Any]) -> list[str]:
+    """Special ids of `generation_config.json` that contradict `config.json`."""
+    text = config["text_config"]
+    known = {
+        "bos_token_id": text.get("bos_token_id", 1),
+        "eos_token_id": text.get("eos_token_id", 2),
+        "pad_token_id": config.get("pad_token_id", text.get("pad_token_id")),
+    }
+    return [
+        f"generation_config.json: {name} is {generation[name]!r}, config.json means {value!r}"
+        for name, value in known.items()
+        if name in generation and value is not None and generation[name] != value
+    ]
 
 
 def _number_problems(config: dict[str, Any]) -> list[str]:
@@ -172,7 +211,7 @@ def released_config(config: dict[str, Any], base: dict[str, Any], dtype: torch.d
     vision, text = config["vision_backbone"], dict(config["llm"]["architecture"])
     towers = list(vision["towers"].values())
     ids = [tower["id"].removesuffix(".webli") for tower in towers]
-    extras = [{k: v for k, v in t.items() if k not in ("id", "act_layer", "mean", "std")} for t in towers]
+    extras = [{k: v for k, v in t.items() if k not in (*TOWER_KEYS, "act_layer")} for t in towers]
     sizes = [vision["image_size"]] * len(towers)
     text["torch_dtype"] = str(dtype).removeprefix("torch.")
     kind = config["projector"]["kind"]

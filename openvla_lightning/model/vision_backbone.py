@@ -15,6 +15,9 @@ from openvla_lightning.model.source import check_source
 Fusion = Literal["channel", "sequence"]
 
 _NAMES = ("featurizer", "fused_featurizer")
+OURS = ("id", "mean", "std", "pos_embed_std")
+"""Keys of a tower that are not arguments of its timm model."""
+
 _NOT_FOR_TOWERS = ("checkpoint_path", "cache_dir", "num_classes", "img_size", "scriptable", "weights_only")
 _SIGLIP_V1 = ("vit_so400m_patch14_siglip_", "vit_base_patch16_siglip_", "vit_large_patch16_siglip_")
 
@@ -52,7 +55,10 @@ class VisionBackbone(nn.Module):
 
     Args:
         towers: name -> timm model id, or name -> {"id": timm model id, **keyword arguments of the timm model}.
-            The order is the order of channels in `pixel_values` and in the features.
+            The order is the order of channels in `pixel_values` and in the features. Keys of ours: `mean` and `std`
+            of the pixels (for the processor), `pos_embed_std` of learned positions' random start. timm starts them
+            at 0.02, next to which a convolutional stem's output is fifty times as large: where a thing is then
+            takes long to learn.
         image_size: side of the square input, in pixels.
         fusion: `channel` joins the towers' features of one patch (released); `sequence` keeps them as separate tokens
             and needs towers of equal width.
@@ -160,7 +166,7 @@ def tower_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build_tower(spec: dict[str, Any], image_size: int, pretrained: bool) -> nn.Module:
-    arguments = {k: v for k, v in spec.items() if k not in ("id", "mean", "std")}
+    arguments = {k: v for k, v in spec.items() if k not in OURS}
     if not timm.is_model(spec["id"].partition(".")[0]):
         near = timm.list_models(f"*{spec['id'].partition('.')[0][:12]}*")[:5]
         raise ValueError(f"timm has no model {spec['id']!r}" + (f"; similar: {', '.join(near)}" if near else ""))
@@ -182,6 +188,11 @@ def _build_tower(spec: dict[str, Any], image_size: int, pretrained: bool) -> nn.
         for module in tower.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 setattr(module, name, nn.Parameter(parameter.to("meta")))
+    if "pos_embed_std" in spec and not pretrained:
+        positions = getattr(tower, "pos_embed", None)
+        if not isinstance(positions, nn.Parameter):
+            raise ValueError(f"timm model {spec['id']!r} learns no positions: leave pos_embed_std out")
+        nn.init.normal_(positions, std=spec["pos_embed_std"])
     for module in tower.modules():
         for name, child in module.named_children():
             if isinstance(child, TimmLayerScale):

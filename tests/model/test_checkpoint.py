@@ -44,21 +44,37 @@ def prismatic_state(vla: VLA, frozen_vision: bool = False) -> dict[str, Any]:
 
 
 @pytest.fixture
-def run_folder(vla: VLA, tmp_path: Path) -> Path:
+def llama_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A small model with Llama's vocabulary, as Prismatic runs have it."""
+    config["llm"]["name"] = "meta-llama/Llama-2-7b-hf"
+    config["llm"]["vocab_size"] = 32000
+    config["llm"]["architecture"] |= {"vocab_size": 32064, "pad_token_id": 32000}
+    return config
+
+
+@pytest.fixture
+def trained(llama_config: dict[str, Any], build: Callable[..., VLA], vla: VLA) -> VLA:
+    model = build(llama_config)
+    model.norm_stats = vla.norm_stats
+    return model
+
+
+@pytest.fixture
+def run_folder(trained: VLA, tmp_path: Path) -> Path:
     """A Prismatic run; `text_config` and `timm_model_kwargs` stand for sizes that real runs have by name."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    torch.save(prismatic_state(vla), run / "checkpoints" / "step-000010-epoch-00-loss=1.0.pt")
-    towers = vla.vision_backbone.towers.values()
+    torch.save(prismatic_state(trained), run / "checkpoints" / "step-000010-epoch-00-loss=1.0.pt")
+    towers = trained.vision_backbone.towers.values()
     model = {
         "vision_backbone_id": "dinosiglip-vit-so-224px",
         "llm_backbone_id": "llama2-7b-pure",
         "image_sizes": [56, 56],
         "timm_model_kwargs": [{k: v for k, v in tower.items() if k != "id"} for tower in towers],
-        "text_config": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, **vla.llm.architecture},
+        "text_config": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, **trained.llm.architecture},
     }
     (run / "config.json").write_text(json.dumps({"model": model}))
-    (run / "dataset_statistics.json").write_text(json.dumps(vla.norm_stats))
+    (run / "dataset_statistics.json").write_text(json.dumps(trained.norm_stats))
     return run
 
 
@@ -164,24 +180,25 @@ def test_pytorch_bin(vla: VLA, folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("as_file", [False, True])
-def test_prismatic_run(vla: VLA, run_folder: Path, as_file: bool) -> None:
+def test_prismatic_run(trained: VLA, run_folder: Path, as_file: bool) -> None:
     path = next((run_folder / "checkpoints").glob("*.pt")) if as_file else run_folder
     loaded = VLA.from_pretrained(path)
-    assert same(loaded, vla)
-    assert loaded.norm_stats == vla.norm_stats
+    assert same(loaded, trained)
+    assert loaded.norm_stats == trained.norm_stats
     assert Processor.from_pretrained(path).config["image_size"] == 56
 
 
-def test_init_from_any_source(vla: VLA, folder: Path, run_folder: Path, config: dict[str, Any], tmp_path: Path) -> None:
-    ckpt = tmp_path / "last.ckpt"
-    write_ckpt(ckpt, vla, None, vla.norm_stats)
+def test_init_from_any_source(trained: VLA, run_folder: Path, llama_config: dict[str, Any], tmp_path: Path) -> None:
+    ckpt, folder = tmp_path / "last.ckpt", tmp_path / "folder"
+    trained.save_pretrained(folder)
+    write_ckpt(ckpt, trained, None, trained.norm_stats)
     for path in (folder, run_folder / "checkpoints", run_folder, ckpt):
         if path.name == "checkpoints":
             path = next(path.glob("*.pt"))
-        fresh = VLA.from_config(config)
-        assert not same(fresh, vla)
+        fresh = VLA.from_config(llama_config)
+        assert not same(fresh, trained)
         load_weights(fresh, path)
-        assert same(fresh, vla)
+        assert same(fresh, trained)
         assert all(p.requires_grad and p.device.type == "cpu" for p in fresh.parameters())
 
 
@@ -208,14 +225,14 @@ def test_init_from_in_the_constructor(vla: VLA, folder: Path, config: dict[str, 
         assert {p.device.type for p in build().parameters()} == {"meta"}
 
 
-def test_prismatic_run_with_frozen_vision(vla: VLA, run_folder: Path, config: dict[str, Any]) -> None:
+def test_prismatic_run_with_frozen_vision(trained: VLA, run_folder: Path, llama_config: dict[str, Any]) -> None:
     path = next((run_folder / "checkpoints").glob("*.pt"))
-    torch.save(prismatic_state(vla, frozen_vision=True), path)
+    torch.save(prismatic_state(trained, frozen_vision=True), path)
     with pytest.raises(CheckpointError, match=r"vision_backbone.featurizer.cls_token: missing"):
         VLA.from_pretrained(run_folder)
-    fresh = VLA.from_config(config)
-    load_weights(fresh, path, frozen_vision=lambda: vla.vision_backbone)
-    assert same(fresh, vla)
+    fresh = VLA.from_config(llama_config)
+    load_weights(fresh, path, frozen_vision=lambda: trained.vision_backbone)
+    assert same(fresh, trained)
 
 
 @pytest.mark.parametrize("strategy", [None, TrainOnly(["llm"]), LoRA(rank=4)])

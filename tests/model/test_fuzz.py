@@ -161,7 +161,9 @@ CONFIG_SPOILS: dict[str, Spoil] = {
     "vocabulary_null": text("vocab_size", None),
     "family": text("model_type", "gpt_neox"),
     "unknown_family": text("model_type", "evil"),
-    "tied": edit_config(lambda c: c["text_config"].update(tie_word_embeddings=True, vocab_size=831)),
+    "tied": text("tie_word_embeddings", True),
+    "text_dtype": text("torch_dtype", "float16"),
+    "architectures": top("architectures", ["LlamaForCausalLM"]),
     "no_text_config": drop("text_config"),
     "no_towers": top("timm_model_ids", []),
     "swapped_towers": edit_config(lambda c: c["timm_model_ids"].reverse()),
@@ -198,6 +200,12 @@ CONFIG_SPOILS: dict[str, Spoil] = {
     "pixel_mean": edit_config(lambda c: c["means"].pop(), "preprocessor_config.json"),
     "pixel_std": edit_config(lambda c: c["stds"][0].__setitem__(0, 0.0), "preprocessor_config.json"),
     "pixel_size": edit_config(lambda c: c.update(input_sizes=[[3, 224, 224]] * 2), "preprocessor_config.json"),
+    "pixel_mean_twice": edit_config(
+        lambda c: c["tvf_normalize_params"][0].update(mean=[0.1, 0.2, 0.3]), "preprocessor_config.json"
+    ),
+    "pixel_strategy": edit_config(lambda c: c.update(image_resize_strategy="letterbox"), "preprocessor_config.json"),
+    "end_token": edit_config(lambda c: c.update(eos_token_id=7), "generation_config.json"),
+    "pad_token": edit_config(lambda c: c.update(pad_token_id=7), "generation_config.json"),
     "hostile": hostile,
     "hostile_run": hostile_run,
     "hostile_archive": hostile_archive,
@@ -243,3 +251,27 @@ def test_a_spoilt_checkpoint_is_refused(
     assert len(str(error.value).splitlines()) >= 2
     assert all(problem.strip() for problem in error.value.problems)
     assert not (tmp_path / "mark").exists(), "code from the checkpoint was run"
+
+
+RELEASED_LIES = {
+    "padding": top("pad_to_multiple_of", 32),
+    "family": text("model_type", "mistral"),
+    "activation": text("hidden_act", "gelu"),
+    "tower_activation": top("timm_override_act_layers", ["quick_gelu", None]),
+    "pixel_mean": edit_config(
+        lambda c: (c["means"][0].__setitem__(0, 0.5), c["tvf_normalize_params"][0]["mean"].__setitem__(0, 0.5)),
+        "preprocessor_config.json",
+    ),
+    "heads": text("num_attention_heads", 8),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED_LIES)
+def test_lies_that_no_shape_shows_about_a_released_model(golden: Path, tmp_path: Path, name: str) -> None:
+    """What a known model must be is checked although the weights would fit."""
+    for file in (golden / "model" / "tiny_a").glob("*.[js]*"):
+        shutil.copyfile(file, tmp_path / file.name)
+    VLA.from_pretrained(tmp_path, guard=False)
+    RELEASED_LIES[name](tmp_path, random.Random(0))
+    with pytest.raises(CheckpointError):
+        VLA.from_pretrained(tmp_path, guard=False)

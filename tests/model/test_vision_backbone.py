@@ -71,3 +71,11 @@ def test_an_untagged_siglip_is_version_one() -> None:
 def test_errors_say_what_is_wrong(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VisionBackbone(**{"image_size": 64, **arguments})
+
+
+def test_learned_positions_start_as_wide_as_asked() -> None:
+    narrow, wide = (VisionBackbone({"a": {**VIT, **more}}, image_size=64) for more in ({}, {"pos_embed_std": 0.5}))
+    assert narrow.featurizer.pos_embed.std() < 0.03
+    assert 0.4 < wide.featurizer.pos_embed.std() < 0.6
+    with pytest.raises(ValueError, match="learns no positions"):
+        VisionBackbone({"a": {"id": "resnet18", "pos_embed_std": 0.5}}, image_size=64)
