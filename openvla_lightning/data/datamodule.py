@@ -256,7 +256,7 @@ class BatchNumbers(DistributedSampler[Any], SequentialSampler):
         self.total = samples - samples % world if whole else None
         self.batches = -(-(self.total or 0) // batch_size) if whole else max(1, samples // batch_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
         first = self.start()
         done = first // self.batch_size % self.batches
         for batch in range(self.batches - done):

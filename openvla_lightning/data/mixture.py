@@ -104,6 +104,8 @@ class GlobalOrder:
 
     def _permuted(self, dataset: int, served: NDArray[np.int64], size: int) -> NDArray[np.int64]:
         epoch, position = np.divmod(served, size)
+        if len(epoch) and epoch[0] == epoch[-1]:
+            epoch = epoch[:1]
         return permute(position, size, mix(key(self.seed, 3, dataset) ^ epoch.astype(np.uint64)))
 
 
@@ -120,12 +122,12 @@ class HeldOutOrder:
 
     def __call__(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return dataset and position, both int64 [n], of the samples `numbers` [n]."""
-        place = permute(np.asarray(numbers, np.int64), int(self.ends[-1]), key(self.seed, 5))
+        place = permute(np.asarray(numbers, np.int64), int(self.ends[-1]), np.array([key(self.seed, 5)]))
         dataset = np.searchsorted(self.ends, place, side="right")
         return dataset, place - np.concatenate([[0], self.ends])[dataset]
 
 
-def permute(numbers: NDArray[np.int64], size: int, seeds: np.uint64 | Uint) -> NDArray[np.int64]:
+def permute(numbers: NDArray[np.int64], size: int, seeds: Uint) -> NDArray[np.int64]:
     """Where a pseudo-random permutation of 0 .. size - 1 sends `numbers`; no table, so any size costs the same.
 
     A Feistel network over the next even power of two, applied again to what falls outside.
@@ -133,17 +135,18 @@ def permute(numbers: NDArray[np.int64], size: int, seeds: np.uint64 | Uint) -> N
     Args:
         numbers: int64 [n].
         size: of the permuted range.
-        seeds: one, or one per number.
+        seeds: uint64 [1], or one per number [n].
     """
     half = np.uint64(max(SMALLEST_HALF, ((size - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
     result = numbers.astype(np.uint64)
-    keys = mix(np.arange(ROUNDS, dtype=np.uint64)[:, None] + np.broadcast_to(seeds, result.shape))
+    keys = mix(np.arange(ROUNDS, dtype=np.uint64)[:, None] + seeds)
     outside = np.arange(len(result))
     while len(outside):
         left, right = result[outside] >> half, result[outside] & low
         for round_keys in keys:
-            left, right = right, left ^ (mix(right ^ round_keys[outside]) & low)
+            own = round_keys if len(round_keys) == 1 else round_keys[outside]
+            left, right = right, left ^ (mix(right ^ own) & low)
         result[outside] = (left << half) | right
         outside = outside[result[outside] >= size]
     return result.astype(np.int64)
