@@ -1,5 +1,6 @@
 """Loading: any known source of weights into a VLA, every problem in one error, one file in memory at a time."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,7 @@ def load_weights(vla: VLA, path: str | Path, frozen_vision: Callable[[], VisionB
         vla.norm_stats, vla.released = loaded.norm_stats, loaded.released
         state = loaded.state_dict()
         _check(source, vla, {k: (tuple(v.shape), v.dtype) for k, v in state.items()}, None)
-        _fill(vla, state, None, None)
+        _fill(source, vla, state)
     else:
         shapes = {modern_name(k): v for k, v in tensor_shapes(source).items()}
         lacks_vision = source.kind == "prismatic" and not any(key.startswith("vision_backbone.") for key in shapes)
@@ -114,7 +115,7 @@ def load_weights(vla: VLA, path: str | Path, frozen_vision: Callable[[], VisionB
             }
         _check(source, vla, shapes, None)
         for tensors in read_tensors(source):
-            _fill(vla, tensors, None, None)
+            _fill(source, vla, tensors)
         config = read_json(source.path / "config.json") if source.kind == "released" else {}
         vla.norm_stats = read_norm_stats(source, config.get("norm_stats") or {})
         vla.released = _released_files(source.path, config) if config else {}
@@ -140,7 +141,7 @@ def _load_released(source: Source, dtype: torch.dtype | None, device: torch.devi
     if source.kind == "released":
         vla.released, vla.origin = files, source.path
     for tensors in read_tensors(source):
-        _fill(vla, tensors, dtype, device)
+        _fill(source, vla, tensors, dtype, device)
     vla.language_model.tie_weights()
     return vla.to(device)
 
@@ -179,27 +180,29 @@ def _check(source: Source, vla: VLA, found: Shapes, stated: torch.dtype | None) 
     for key, (shape, _) in found.items():
         if key in wanted and shape != wanted[key]:
             problems.append(f"{key}: is {list(shape)}, should be {list(wanted[key])}")
-    if source.kind != "lightning":
-        problems += _dtype_problems(found, stated)
+    if source.kind == "released":
+        floats = {k for k, v in vla.state_dict().items() if v.is_floating_point()}
+        problems += _dtype_problems({k: dtype for k, (_, dtype) in found.items() if k in floats}, stated)
     if problems:
         raise CheckpointError(source.path, problems)
 
 
-def _dtype_problems(found: Shapes, stated: torch.dtype | None) -> list[str]:
-    counts: dict[torch.dtype, int] = {}
-    for _, dtype in found.values():
-        counts[dtype] = counts.get(dtype, 0) + 1
-    usual = max(counts, key=lambda dtype: counts[dtype])
+def _dtype_problems(found: Mapping[str, torch.dtype], stated: torch.dtype | None) -> list[str]:
+    usual = Counter(found.values()).most_common(1)[0][0] if found else torch.float32
     if usual not in _FLOATS:
         return [f"the weights are {usual}; expected float32, bfloat16 or float16"]
-    problems = [f"{k}: is {dtype}, the other weights are {usual}" for k, (_, dtype) in found.items() if dtype != usual]
+    problems = [f"{k}: is {dtype}, the other weights are {usual}" for k, dtype in found.items() if dtype != usual]
     if stated is not None and stated != usual:
         problems.append(f"config.json says torch_dtype {stated}, the weights are {usual}: correct one")
     return problems
 
 
 def _fill(
-    vla: VLA, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, device: torch.device | str | None
+    source: Source,
+    vla: VLA,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
 ) -> None:
     """Copy `tensors` into the model, each cast and placed on its way; without `dtype` and `device` as the model has it.
 
@@ -223,7 +226,7 @@ def _fill(
         else:
             placed[key] = tensor.to(place, copy=True)
     if broken:
-        raise CheckpointError("the weights", broken)
+        raise CheckpointError(source.path, broken)
     vla.load_state_dict(placed, strict=False, assign=True)
 
 
@@ -256,8 +259,8 @@ def _load_lightning(source: Source, dtype: torch.dtype | None, device: torch.dev
     content = lightning_contents(source)
     about = content["openvla_lightning"]
     state = {k.removeprefix("vla."): v for k, v in content["state_dict"].items() if k.startswith("vla.")}
-    strategy = from_config(about["strategy"]) if about.get("strategy") else None
     try:
+        strategy = from_config(about["strategy"]) if about.get("strategy") else None
         with torch.device("meta"):
             vla = VLA.from_config(about["vla"])
             if isinstance(strategy, LoRA):
@@ -265,7 +268,7 @@ def _load_lightning(source: Source, dtype: torch.dtype | None, device: torch.dev
     except Exception as error:  # a file from outside can be wrong in any way
         raise CheckpointError(source.path, [f"its model cannot be built: {type(error).__name__}: {error}"]) from error
     _check(source, vla, {k: (tuple(v.shape), v.dtype) for k, v in state.items()}, None)
-    _fill(vla, state, dtype, device)
+    _fill(source, vla, state, dtype, device)
     vla.language_model.tie_weights()
     vla.to(device)
     if isinstance(strategy, LoRA) and merge:

@@ -177,3 +177,13 @@ def test_single_encoders_round_trip(
     assert written["arch_specifier"] == "no-align+gelu-mlp"
     assert not any(key.startswith(("vision_backbone.fused", "projector.fc3")) for key in loaded.state_dict())
     assert len(Processor.from_pretrained(tmp_path).config["means"]) == 1
+
+
+def test_towers_with_counters_round_trip(config: dict[str, Any], tmp_path: Path) -> None:
+    """Batch normalisation keeps whole numbers beside its weights."""
+    config["vision_backbone"] = {"towers": {"cnn": {"id": "resnet18"}}, "image_size": 64}
+    config["projector"]["kind"] = "mlp"
+    vla = VLA.from_config(config)
+    vla(pixel_values=torch.randn(2, 3, 64, 64), input_ids=torch.ones(2, 3, dtype=torch.long))
+    vla.save_pretrained(tmp_path)
+    assert same(VLA.from_pretrained(tmp_path), vla)

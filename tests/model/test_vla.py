@@ -160,3 +160,18 @@ def test_gradient_checkpointing_changes_no_gradient(
         gradients.append([p.grad for p in vla.llm.model.layers[0].parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
+
+
+def test_smooth_actions_start_with_neighbours_alike(config: dict[str, Any]) -> None:
+    rows = VLA.from_config(config).llm.lm_head.weight[512:768]
+    config["llm"]["smooth_actions"] = 256
+    vla = VLA.from_config(config)
+    smooth = vla.llm.lm_head.weight[512:768]
+    assert torch.equal(smooth, vla.llm.model.embed_tokens.weight[512:768])
+    assert smooth.std() == pytest.approx(rows.std().item(), rel=0.2)
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(smooth[1:], smooth[:-1]).min() > 0.99
+    assert cosine(smooth[128:], smooth[:128]).abs().mean() < 0.5
+    assert cosine(rows[1:], rows[:-1]).abs().mean() < 0.5
+    with torch.device("meta"):
+        assert VLA.from_config(vla.config).config == vla.config
