@@ -43,12 +43,13 @@ class CausalLM(nn.Module):
         smooth_actions: int = 0,
     ) -> None:
         super().__init__()
-        self.name, self.vocab_size = name, vocab_size
+        self.name, self.vocab_size, self.smooth_actions = name, vocab_size, smooth_actions
         self.architecture = dict(architecture)
         self.gradient_checkpointing = gradient_checkpointing
         config = _transformers_config(self.architecture)
         if vocab_size > config.vocab_size:
             raise ValueError(f"{name}: vocab_size={vocab_size} exceeds the embedding's {config.vocab_size} rows")
+        self.dim: int = config.hidden_size
         with parameters_follow_default_device():
             decoder = AutoModelForCausalLM.from_config(config)
         if pretrained and torch.get_default_device().type != "meta":
@@ -56,12 +57,10 @@ class CausalLM(nn.Module):
         self.model, self.lm_head = decoder.model, decoder.lm_head
         self.tied = bool(config.tie_word_embeddings)
         self.tie_weights()
-        self.smooth_actions = smooth_actions
         if smooth_actions and self.lm_head.weight.device.type != "meta":
             self._smooth_rows(smooth_actions, config.initializer_range)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
-        self.dim: int = config.hidden_size
 
     @property
     def config(self) -> dict[str, Any]:
