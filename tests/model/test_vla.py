@@ -163,10 +163,10 @@ def test_gradient_checkpointing_changes_no_gradient(
 
 
 def test_smooth_actions_start_with_neighbours_alike(config: dict[str, Any]) -> None:
-    rows = VLA.from_config(config).llm.lm_head.weight[512:768]
+    rows = VLA.from_config(config).llm.lm_head.weight[512:768].detach()
     config["llm"]["smooth_actions"] = 256
     vla = VLA.from_config(config)
-    smooth = vla.llm.lm_head.weight[512:768]
+    smooth = vla.llm.lm_head.weight[512:768].detach()
     assert torch.equal(smooth, vla.llm.model.embed_tokens.weight[512:768])
     assert smooth.std() == pytest.approx(rows.std().item(), rel=0.2)
     cosine = torch.nn.functional.cosine_similarity
