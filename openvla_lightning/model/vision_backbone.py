@@ -120,6 +120,16 @@ class VisionBackbone(nn.Module):
         """Rebuild, with random weights."""
         return cls(**config)
 
+    def train(self, mode: bool = True) -> "VisionBackbone":
+        """As any module, but frozen batch normalisation keeps its running statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
+                parameter.requires_grad for parameter in module.parameters()
+            ):
+                module.eval()
+        return self
+
     @property
     def featurizers(self) -> list[nn.Module]:
         """The towers, in channel order."""

@@ -89,10 +89,9 @@ def test_every_vision_backbone_builds(name: str) -> None:
     arguments = part("vision_backbone", name)
     with torch.device("meta"):
         backbone = VisionBackbone(**arguments)
-        pixels = torch.empty(1, 3 * len(backbone.towers), backbone.image_size, backbone.image_size)
-        assert backbone(pixels).shape == (1, backbone.num_patches, backbone.dim)
-    if "tiny" not in name:
-        assert backbone.num_patches == (backbone.image_size // 14) ** 2
+    patch = 16 if name == "tiny" else 14
+    assert backbone.num_patches == (backbone.image_size // patch) ** 2
+    assert backbone.dim == sum(tower.num_features for tower in backbone.featurizers)
 
 
 LLM_SIZES = {

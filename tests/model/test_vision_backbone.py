@@ -18,6 +18,7 @@ VIT = {"id": "vit_tiny_patch16_224", "embed_dim": 24, "depth": 2, "num_heads": 2
         ({"id": "vit_tiny_r_s16_p8_224", "embed_dim": 24, "depth": 2, "num_heads": 2}, 96, None, 24),
         ({"id": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [8, 8, 24, 8]}, 96, 36, 24),
         ({"id": "resnet18"}, 96, 36, 256),
+        ({"id": "xcit_nano_12_p16_224", "embed_dim": 24, "depth": 2, "num_heads": 2}, 96, 36, 24),
     ],
 )
 def test_any_tower_with_inner_features(tower: dict[str, Any], size: int, patches: int | None, dim: int) -> None:
@@ -79,3 +80,11 @@ def test_learned_positions_start_as_wide_as_asked() -> None:
     assert 0.4 < wide.featurizer.pos_embed.std() < 0.6
     with pytest.raises(ValueError, match="learns no positions"):
         VisionBackbone({"a": {"id": "resnet18", "pos_embed_std": 0.5}}, image_size=64)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_batch_normalisation_keeps_its_statistics(frozen: bool) -> None:
+    backbone = VisionBackbone({"a": {"id": "resnet18"}}, image_size=64).requires_grad_(not frozen).train()
+    before = backbone.featurizer.bn1.running_mean.clone()
+    backbone(torch.randn(2, 3, 64, 64) + 1)
+    assert torch.equal(backbone.featurizer.bn1.running_mean, before) == frozen
