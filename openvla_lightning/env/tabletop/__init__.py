@@ -1,0 +1,8 @@
+"""A small world: an arm with a parallel gripper, coloured objects, two plates, and a sentence saying what to do."""
+
+from openvla_lightning.env.tabletop.embodiment import EMBODIMENTS, Embodiment
+from openvla_lightning.env.tabletop.environment import TRAINING_SEEDS, Tabletop
+from openvla_lightning.env.tabletop.expert import expert
+from openvla_lightning.env.tabletop.tasks import TabletopTask
+
+__all__ = ["EMBODIMENTS", "TRAINING_SEEDS", "Embodiment", "Tabletop", "TabletopTask", "expert"]

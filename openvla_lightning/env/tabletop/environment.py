@@ -1,0 +1,290 @@
+"""The tabletop world as a Gymnasium environment."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import gymnasium
+import mujoco
+import numpy as np
+
+from openvla_lightning.env.base import EVALUATION_SEEDS
+from openvla_lightning.env.tabletop.embodiment import EMBODIMENTS
+from openvla_lightning.env.tabletop.renderer import Renderer
+from openvla_lightning.env.tabletop.scene import FINGER_OPEN, OBJECTS, PLATES, REACH, TABLE_X, TABLE_Y, Thing, mjcf
+from openvla_lightning.env.tabletop.tasks import TabletopTask, all_tasks, judge, select_tasks
+
+TRAINING_SEEDS = range(EVALUATION_SEEDS.start)
+"""Seeds of demonstrations: below every seed of an evaluation."""
+
+_SHOULDER = np.array([-0.42, 0.0, 0.22])
+_LINK = 0.34
+
+
+class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
+    """An arm with a parallel gripper over a table with coloured objects and plates.
+
+    An action is seven numbers: dx, dy, dz, droll, dpitch, dyaw of the fingertips, in the embodiment's units and clipped
+    to its limits, and the gripper (1 open, 0 closed). An observation holds `image` uint8 [H, W, 3] from a camera that
+    faces the robot, `wrist_image` of the same shape when asked for, and `proprio` float32 [7]: x, y, z (m), roll,
+    pitch, yaw (rad), gripper opening (0 to 1). The info holds `instruction` and `success`. An episode depends on its
+    seed and its task alone.
+
+    Args:
+        tasks: names, families or sets (`pretraining`, `new`) of tasks, or patterns of them (`lift_*`).
+        objects: objects of the world, for example `yellow can`; each episode shows some of them.
+        plates: plates of the world.
+        objects_per_scene: how many objects an episode shows, the task's own among them; default all of `objects`.
+        plates_per_scene: how many plates; default all of `plates`.
+        embodiment: `metric` or `relative`: the units, limits and duration of an action.
+        image_size: side of the square pictures, in pixels.
+        wrist_camera: also render the camera on the wrist, which costs as much again.
+        phrasing: `varied` says a task in one of several ways, `canonical` always in the first.
+        tolerance: how far off still counts; 1 is generous, 0.6 strict.
+        max_episode_steps: actions after which an episode has failed.
+
+    Raises:
+        ValueError: if a name is not in the world, or the scene cannot hold what is asked for.
+        RuntimeError: at the first picture, if this machine has no OpenGL renderer.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(
+        self,
+        tasks: Iterable[str] = ("*",),
+        objects: Iterable[str] = ("red cube", "green cube", "blue cube"),
+        plates: Iterable[str] = ("white plate",),
+        objects_per_scene: int | None = None,
+        plates_per_scene: int | None = None,
+        embodiment: str = "metric",
+        image_size: int = 96,
+        wrist_camera: bool = False,
+        phrasing: str = "varied",
+        tolerance: float = 1.0,
+        max_episode_steps: int = 50,
+        render_mode: str | None = "rgb_array",
+    ) -> None:
+        objects, plates = list(objects), list(plates)
+        self._tasks = select_tasks(all_tasks(objects, plates), tasks)
+        if embodiment not in EMBODIMENTS:
+            raise ValueError(f"embodiment={embodiment!r} is unknown; choose one of {list(EMBODIMENTS)}")
+        if phrasing not in ("varied", "canonical"):
+            raise ValueError(f"phrasing={phrasing!r} is unknown; choose 'varied' or 'canonical'")
+        self.embodiment = EMBODIMENTS[embodiment]
+        self.max_episode_steps = max_episode_steps
+        self.render_mode = render_mode
+        self._objects, self._plates = [OBJECTS[name] for name in objects], [PLATES[name] for name in plates]
+        self._counts = (objects_per_scene or len(objects), len(plates) if plates_per_scene is None else plates_per_scene)
+        if self._counts[0] > len(objects) or self._counts[1] > len(plates):
+            raise ValueError(f"{self._counts} objects and plates per scene, but the world has {len(objects)} and {len(plates)}")
+        self._size, self._wrist, self._varied, self._tolerance = image_size, wrist_camera, phrasing == "varied", tolerance
+        self._model = mujoco.MjModel.from_xml_string(mjcf())
+        self._data = mujoco.MjData(self._model)
+        self._renderer: Renderer | None = None
+        self._bodies = {t.body: self._model.body(t.body).id for t in [*OBJECTS.values(), *PLATES.values()]}
+        self._owner = {i: name for name, i in self._bodies.items()}
+        self._gripper = [self._model.geom(name).id for name in ("palm", "left_finger", "right_finger")]
+        self.task: TabletopTask = next(iter(self._tasks.values()))
+        self.action_space = gymnasium.spaces.Box(self.embodiment.low, self.embodiment.high, dtype=np.float64)
+        picture = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        spaces: dict[str, gymnasium.Space[Any]] = {
+            "image": picture,
+            "proprio": gymnasium.spaces.Box(-np.inf, np.inf, (7,), np.float32),
+        }
+        if wrist_camera:
+            spaces["wrist_image"] = picture
+        self.observation_space = gymnasium.spaces.Dict(spaces)  # type: ignore[assignment]
+
+    @property
+    def tasks(self) -> Mapping[str, TabletopTask]:
+        """Every task by name."""
+        return self._tasks
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Lay out a new scene; `options={"task": name}` chooses the task, otherwise the seed does.
+
+        Raises:
+            ValueError: if the task is not one of `tasks`.
+        """
+        super().reset(seed=seed)
+        name = (options or {}).get("task") or list(self._tasks)[int(self.np_random.integers(len(self._tasks)))]
+        if name not in self._tasks:
+            raise ValueError(f"task {name!r} is not in this world; it has {list(self._tasks)}")
+        self.task = self._tasks[name]
+        variants = self.task.variants
+        self.instruction = variants[int(self.np_random.integers(len(variants)))] if self._varied else variants[0]
+        self._lay_out()
+        self._steps = 0
+        return self._observe(), self._info(success=False)
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Execute an action [7]; reward 1 and termination at success, termination when it can no longer succeed.
+
+        Raises:
+            ValueError: if the action does not hold seven finite numbers.
+        """
+        action = np.asarray(action, np.float64)
+        if action.shape != (7,) or not np.isfinite(action).all():
+            raise ValueError(f"an action is seven finite numbers (dx dy dz droll dpitch dyaw gripper), got {action!r}")
+        metric = self.embodiment.to_metric(action)
+        control = self._data.ctrl
+        control[:3] = np.clip(self.hand_position + metric[:3], REACH[0], REACH[1])
+        control[3:6] = np.clip(self.hand_rotation + metric[3:6], -0.9, 0.9)
+        control[6] = FINGER_OPEN if metric[6] > 0.5 else 0.0
+        mujoco.mj_step(self._model, self._data, nstep=self.embodiment.substeps)
+        self._pose_arm()
+        self._steps += 1
+        outcome = judge(self.task, self._start, self._positions(), self.touched(), self._tolerance)
+        success = outcome.success and not outcome.failure
+        terminated = success or outcome.failure
+        truncated = not terminated and self._steps >= self.max_episode_steps
+        return self._observe(), float(success), terminated, truncated, self._info(success)
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """Return the picture of the camera that faces the robot, uint8 [H, W, 3]."""
+        return self._picture("agent")
+
+    def close(self) -> None:
+        """Free the renderer."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    # What the expert and the judge see of the world.
+
+    @property
+    def hand_position(self) -> np.ndarray:
+        """Position of the fingertips [3], m."""
+        return self._data.qpos[:3].copy()
+
+    @property
+    def hand_rotation(self) -> np.ndarray:
+        """Roll, pitch and yaw of the hand [3], rad."""
+        return self._data.qpos[[5, 4, 3]]
+
+    @property
+    def opening(self) -> float:
+        """How far the gripper is open, 0 to 1."""
+        return float(np.clip(self._data.qpos[7] / FINGER_OPEN, 0.0, 1.0))
+
+    def position(self, thing: Thing) -> np.ndarray:
+        """Position of a thing's centre [3], m."""
+        return self._data.xpos[self._bodies[thing.body]].copy()
+
+    def yaw(self, thing: Thing) -> float:
+        """Rotation of a thing about the vertical, rad."""
+        matrix = self._data.xmat[self._bodies[thing.body]]
+        return float(np.arctan2(matrix[3], matrix[0]))
+
+    def touched(self, geoms: Iterable[int] | None = None) -> set[str]:
+        """Names of the bodies that the gripper (or these geoms of it) is in contact with."""
+        mine, pairs = set(self._gripper if geoms is None else geoms), self._data.contact.geom
+        bodies = self._model.geom_bodyid
+        return {
+            self._owner[bodies[theirs]]
+            for a, b in pairs
+            for ours, theirs in ((a, b), (b, a))
+            if ours in mine and bodies[theirs] in self._owner
+        }
+
+    def holding(self, thing: Thing) -> bool:
+        """Whether both fingers touch a thing."""
+        return all(thing.body in self.touched([finger]) for finger in self._gripper[1:])
+
+    def _lay_out(self) -> None:
+        model, data, random = self._model, self._data, self.np_random
+        mujoco.mj_resetData(model, data)
+        task = self.task
+        plates = self._choose(self._plates, task.plate, self._counts[1])
+        things = self._choose(self._objects, task.target, self._counts[0])
+        for name, body in self._bodies.items():
+            self._place(name, np.array([0.3 * body, 0.0, -5.0]), 0.0)
+            model.body_gravcomp[body] = 1.0
+        for thing, spot in zip([*plates, *things], self._spots([*plates, *things]), strict=True):
+            self._place(thing.body, np.array([*spot, thing.height / 2]), random.uniform(-0.3, 0.3))
+            model.body_gravcomp[self._bodies[thing.body]] = 0.0
+        self._visible = [thing.body for thing in [*plates, *things]]
+        data.qpos[:3] = random.uniform((-0.10, -0.16, 0.11), (0.10, 0.16, 0.19))
+        data.qpos[3:6] = random.uniform(-0.15, 0.15, 3)
+        data.qpos[6:8] = FINGER_OPEN * random.integers(2)
+        data.ctrl[:] = [*data.qpos[:3], *self.hand_rotation, data.qpos[7]]
+        mujoco.mj_forward(model, data)
+        self._pose_arm()
+        self._start = self._positions()
+
+    def _choose(self, things: list[Thing], needed: Thing | None, count: int) -> list[Thing]:
+        others = [thing for thing in things if thing is not needed]
+        picked = [] if needed is None else [needed]
+        order = self.np_random.permutation(len(others))[: max(count - len(picked), 0)]
+        return picked + [others[i] for i in order]
+
+    def _spots(self, things: list[Thing]) -> list[np.ndarray]:
+        for _ in range(1000):
+            spots: list[np.ndarray] = []
+            for thing in things:
+                room = [s for s in self._candidates() if self._free(s, thing, spots, things)]
+                if not room:
+                    break
+                spots.append(room[0])
+            else:
+                return spots
+        raise ValueError(f"no room on the table for {[thing.name for thing in things]}: ask for fewer objects per scene")
+
+    def _candidates(self) -> np.ndarray:
+        low, high = np.array([TABLE_X[0], TABLE_Y[0]]), np.array([TABLE_X[1], TABLE_Y[1]])
+        return self.np_random.uniform(low, high, (20, 2))
+
+    def _free(self, spot: np.ndarray, thing: Thing, spots: list[np.ndarray], things: list[Thing]) -> bool:
+        # Room for the open fingers (52 mm from the middle) between any two objects.
+        return all(
+            np.linalg.norm(spot - other) > thing.radius + neighbour.radius + 0.060
+            for other, neighbour in zip(spots, things, strict=False)
+        )
+
+    def _place(self, body: str, position: np.ndarray, yaw: float) -> None:
+        index = self._bodies[body]
+        if self._model.body_dofnum[index]:
+            address = self._model.jnt_qposadr[self._model.body_jntadr[index]]
+            self._data.qpos[address : address + 7] = [*position, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]
+        else:
+            self._model.body_pos[index] = position
+
+    def _pose_arm(self) -> None:
+        """Draw the two links from the shoulder to the wrist, and the mark on the table under the fingertips."""
+        wrist = self._data.body("hand").xpos + 0.15 * self._data.body("hand").xmat.reshape(3, 3)[:, 2]
+        span = wrist - _SHOULDER
+        reach = float(np.linalg.norm(span))
+        bend = np.sqrt(max(_LINK**2 - (reach / 2) ** 2, 0.0))
+        side = np.cross(span, (0.0, 0.0, 1.0))
+        upward = np.cross(side, span) / (np.linalg.norm(np.cross(side, span)) + 1e-9)
+        elbow = _SHOULDER + span / 2 + upward * bend
+        for name, start, end in (("upper_arm", _SHOULDER, elbow), ("forearm", elbow, wrist)):
+            slot = self._model.body(name).mocapid[0]
+            self._data.mocap_pos[slot] = (start + end) / 2
+            quat = np.empty(4)
+            mujoco.mju_quatZ2Vec(quat, end - start)
+            self._data.mocap_quat[slot] = quat
+        below = self._model.body("drop_point").mocapid[0]
+        self._data.mocap_pos[below] = [*self._data.qpos[:2], 0.001]
+
+    def _positions(self) -> dict[str, np.ndarray]:
+        return {name: self._data.xpos[self._bodies[name]].copy() for name in self._visible}
+
+    def _picture(self, camera: str) -> np.ndarray:
+        if self._renderer is None:
+            self._renderer = Renderer(self._model, self._size)
+        mujoco.mj_kinematics(self._model, self._data)
+        mujoco.mj_camlight(self._model, self._data)
+        return self._renderer.render(self._data, camera)
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        pose = np.array([*self.hand_position, *self.hand_rotation, self.opening], np.float32)
+        observation = {"image": self._picture("agent"), "proprio": pose}
+        if self._wrist:
+            observation["wrist_image"] = self._picture("wrist")
+        return observation
+
+    def _info(self, success: bool) -> dict[str, Any]:
+        return {"instruction": self.instruction, "success": success, "task": self.task.name}

@@ -1,0 +1,136 @@
+"""What the arm can be told to do, in how many words, and when it has done it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import numpy as np
+
+from openvla_lightning.env.base import Task
+from openvla_lightning.env.tabletop.scene import OBJECTS, PLATES, Thing
+
+DIRECTIONS = {"left": (0.0, -1.0), "right": (0.0, 1.0), "away": (-1.0, 0.0), "closer": (1.0, 0.0)}
+"""Directions of a push as the camera sees them: unit vectors (x, y) on the table."""
+
+PHRASES = {
+    "touch": ("touch the {object}", "reach the {object}", "tap the {object}"),
+    "push": ("push the {object} {direction}", "slide the {object} {direction}", "move the {object} {direction}"),
+    "lift": ("lift the {object}", "pick up the {object}", "raise the {object}"),
+    "put": ("put the {object} on the {plate}", "place the {object} on the {plate}", "move the {object} onto the {plate}"),
+}
+SETS = {"pretraining": ("touch_*", "lift_*"), "new": ("push_*_left", "push_*_right")}
+"""Task sets by name: patterns of task names. A policy is pretrained on one and fine-tuned on the other."""
+
+_SPOKEN = {"left": "to the left", "right": "to the right", "away": "away from you", "closer": "towards you"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TabletopTask(Task):
+    """One task of the tabletop world.
+
+    Attributes:
+        variants: ways to say it; `instruction` is the first.
+        target: the object it is about.
+        plate: where the object goes, for the family `put`.
+        direction: where the object goes, for the family `push`: a unit vector (x, y).
+    """
+
+    variants: tuple[str, ...]
+    target: Thing
+    plate: Thing | None = None
+    direction: tuple[float, float] | None = None
+
+
+def _task(family: str, target: Thing, suffix: str = "", plate: Thing | None = None, way: str = "") -> TabletopTask:
+    name = f"{family}_{target.body}{suffix}"
+    words = {"object": target.name, "plate": plate.name if plate else "", "direction": _SPOKEN.get(way, "")}
+    variants = tuple(phrase.format(**words) for phrase in PHRASES[family])
+    return TabletopTask(
+        name=name,
+        family=family,
+        instruction=variants[0],
+        sets=tuple(key for key, patterns in SETS.items() if any(fnmatch(name, p) for p in patterns)),
+        variants=variants,
+        target=target,
+        plate=plate,
+        direction=DIRECTIONS[way] if way else None,
+    )
+
+
+def all_tasks(objects: Iterable[str] = tuple(OBJECTS), plates: Iterable[str] = tuple(PLATES)) -> list[TabletopTask]:
+    """Return every task that these objects and plates allow.
+
+    Raises:
+        ValueError: if an object or plate is not in the catalogue.
+    """
+    objects, plates = list(objects), list(plates)
+    if unknown := [name for name in objects if name not in OBJECTS] + [name for name in plates if name not in PLATES]:
+        raise ValueError(f"not in the tabletop world: {unknown}; it has {[*OBJECTS, *PLATES]}")
+    targets, dishes = [OBJECTS[name] for name in objects], [PLATES[name] for name in plates]
+    return [
+        *(_task("touch", target) for target in targets),
+        *(_task("push", target, f"_{way}", way=way) for target in targets for way in DIRECTIONS),
+        *(_task("lift", target) for target in targets),
+        *(_task("put", target, f"_on_{dish.body}", plate=dish) for target in targets for dish in dishes),
+    ]
+
+
+def select_tasks(available: Sequence[TabletopTask], patterns: Iterable[str]) -> dict[str, TabletopTask]:
+    """Return the tasks that any of the patterns matches, by name: a task's name (`lift_*`), family or set.
+
+    Raises:
+        ValueError: if a pattern matches nothing.
+    """
+    patterns = list(patterns)
+    matches = {p: [t for t in available if any(fnmatch(n, p) for n in (t.name, t.family, *t.sets))] for p in patterns}
+    if idle := [pattern for pattern, found in matches.items() if not found] or ([] if patterns else ["nothing"]):
+        raise ValueError(f"no tabletop task is called {idle}; the tasks are {[task.name for task in available]}")
+    wanted = {task.name for found in matches.values() for task in found}
+    return {task.name: task for task in available if task.name in wanted}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Whether an episode is decided: done, and if so with success or not."""
+
+    success: bool = False
+    failure: bool = False
+
+
+def judge(
+    task: TabletopTask,
+    start: dict[str, np.ndarray],
+    now: dict[str, np.ndarray],
+    touched: set[str],
+    tolerance: float = 1.0,
+) -> Outcome:
+    """Decide an episode.
+
+    Args:
+        task: what was asked.
+        start: position [3] of every thing on the table when the episode began, by body name.
+        now: the same, now.
+        touched: names of the bodies that the gripper is in contact with.
+        tolerance: how far from the plate's centre an object still counts, and how far a push may stray; 1 is generous.
+
+    The wrong object touched (for `touch`), pushed out of place or lifted ends the episode in failure.
+    """
+    target = task.target.body
+    moved = {name: now[name] - start[name] for name in start}
+    others = [name for name in start if name != target and (task.plate is None or name != task.plate.body)]
+    if task.family == "touch":
+        return Outcome(target in touched, any(name in touched for name in others))
+    failure = any(np.linalg.norm(moved[name]) > 0.035 for name in others)
+    if task.family == "push":
+        assert task.direction is not None
+        along = float(moved[target][:2] @ task.direction)
+        aside = float(abs(moved[target][0] * task.direction[1] - moved[target][1] * task.direction[0]))
+        flat = abs(moved[target][2]) < 0.015
+        return Outcome(along > 0.05 and aside < 0.04 * tolerance and flat, failure or along < -0.05)
+    if task.family == "lift":
+        return Outcome(bool(moved[target][2] > 0.05), failure)
+    assert task.plate is not None
+    offset = now[target] - now[task.plate.body]
+    rest = (task.target.height + task.plate.height) / 2
+    inside = np.linalg.norm(offset[:2]) < 0.05 * tolerance and abs(offset[2] - rest) < 0.01
+    return Outcome(bool(inside) and target not in touched, failure)
