@@ -20,11 +20,11 @@ class ConfigError(ValueError):
 
 
 @contextmanager
-def for_people() -> Iterator[None]:
-    """Decorates what a script calls: a ConfigError ends the process with its message alone, without a traceback."""
+def for_people(*kinds: type[Exception]) -> Iterator[None]:
+    """Decorates what a script calls: errors of these kinds end the process with their message, without a traceback."""
     try:
         yield
-    except ConfigError as error:
+    except kinds as error:
         raise SystemExit(f"error: {error}") from None
 
 

@@ -16,7 +16,7 @@ from openvla_lightning.report import compare
 
 RUNS = Path("runs")
 FOLDER = RUNS / "demo"
-BOTH = "tasks=pretraining,new"
+BOTH = "env=tabletop,tabletop_finetune"
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     for label, checkpoint in {"untrained": untrained, "pretrained": pretrained, "fine-tuned": finetuned}.items():
         evaluate(console, f"Evaluate the {label} policy on both sets of tasks", label, checkpoint, BOTH)
     title = "Does it listen? The same, told another episode's instruction"
-    evaluate(console, title, "pretrained", pretrained, "tasks=pretraining", "instructions=shuffled")
+    evaluate(console, title, "pretrained", pretrained, "env=tabletop", "instructions=shuffled")
     console.print(Rule("Results"))
     report = compare([FOLDER], FOLDER, console)
     minutes = (time.monotonic() - started) / 60

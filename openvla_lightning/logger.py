@@ -1,12 +1,15 @@
 """The CSV log that every run writes."""
 
 import csv
+import warnings
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+warnings.filterwarnings("ignore", ".*Previous log files in this directory will be deleted")  # not by the class below
 
 
 class CSVLogger(LightningCSVLogger):

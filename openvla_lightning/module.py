@@ -100,10 +100,6 @@ class VLAModule(L.LightningModule):
         """AdamW over what the strategy left learning."""
         return self.optim.build(self.vla.parameters(), self.trainer.estimated_stepping_batches)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a `Batch`; Lightning would not know how to take the dataclass apart."""
-        return batch.to(device, non_blocking=True)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put in everything that rebuilding the policy needs, as plain types: no class is ever unpickled."""
         checkpoint["openvla_lightning"] = {

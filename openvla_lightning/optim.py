@@ -66,6 +66,6 @@ class AdamW:
             {"params": [p for p in learning if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas, fused=True)
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas)
         scheduler = LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]

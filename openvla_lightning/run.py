@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,22 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from openvla_lightning import demonstrations
 from openvla_lightning.config import ConfigError, for_people, newest_checkpoint, validate
-from openvla_lightning.model.checkpoint import check_source
+from openvla_lightning.model.checkpoint import CheckpointError, check_source
 from openvla_lightning.module import VLAModule
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print and file its messages once
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 on torch 2.15
+
+EVALUATION_ARGUMENTS = (
+    *("tasks", "task_set", "episodes_per_task", "seed", "instructions", "num_envs", "num_workers"),
+    *("save_videos", "label"),
+)
 
 
-@for_people()
+@for_people(ConfigError, CheckpointError)
 def fit(cfg: DictConfig) -> float | None:
     """Train or fine-tune what `cfg` describes; return the sweep objective, if it names one.
 
@@ -31,6 +38,7 @@ def fit(cfg: DictConfig) -> float | None:
     """
     recipe = validate(cfg)
     resume = resume_from(cfg)
+    cfg.model.init_from = None if resume else start_from(cfg)  # a resumed run brings all its weights along
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     processor = instantiate(cfg.processor, _convert_="all")
     datamodule = instantiate(cfg.data, collate=processor.collate, _convert_="all")
@@ -59,6 +67,34 @@ def fit(cfg: DictConfig) -> float | None:
     return trainer.callback_metrics[cfg.objective].item() if cfg.objective else None
 
 
+@for_people(ConfigError, CheckpointError)
+def evaluate(cfg: DictConfig) -> float | None:
+    """Evaluate what `cfg` describes; return the success rate, or for held-out steps the token accuracy.
+
+    Raises:
+        ConfigError: naming what is wrong or missing.
+    """
+    from openvla_lightning import evaluation  # training needs no simulator
+
+    if cfg.ckpt_path == "last":
+        newest = newest_checkpoint(cfg.paths.log_dir)
+        if newest is None:
+            raise ConfigError(
+                f"no checkpoint below {cfg.paths.log_dir}/ yet; run `python train.py` or `make demo` first"
+            )
+        log.info(f"Evaluating {newest}")
+        cfg.ckpt_path = str(newest)
+    recipe = validate(cfg)
+    arguments = {name: recipe[name] for name in EVALUATION_ARGUMENTS}
+    policy = instantiate(cfg.policy, _convert_="all")  # a partial: loaded once the world is up
+    env = instantiate(cfg.env, _convert_="all")
+    try:
+        results = evaluation.evaluate(policy, env, cfg.paths.output_dir, config=recipe, **arguments)
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    return results.score
+
+
 def resume_from(cfg: DictConfig) -> str | None:
     """The checkpoint to resume, or None to start afresh.
 
@@ -77,20 +113,34 @@ def resume_from(cfg: DictConfig) -> str | None:
     return str(path)
 
 
+def start_from(cfg: DictConfig) -> str | None:
+    """Whose weights to start from: `model.init_from`, where a folder of runs means its newest checkpoint.
+
+    Raises:
+        ConfigError: when the folder of runs holds no checkpoint.
+    """
+    source = cfg.model.init_from
+    if source is None or (path := newest_checkpoint(source)) is None:
+        if source is not None and Path(source).is_relative_to(cfg.paths.log_dir):
+            raise ConfigError(
+                f"model.init_from={source}: no checkpoint below it; pretrain first (python train.py, or make demo), name "
+                "another one (model.init_from=...), or start from random weights (model.init_from=null)"
+            )
+        return source
+    log.info(f"Starting from {path}")
+    return str(path)
+
+
 def preflight(cfg: DictConfig, datamodule: Any) -> None:
     """Look for data, weights and hardware before anything slow starts.
 
     Raises:
         ConfigError: naming all that is missing and where to get it.
     """
-    embedded = [name for name in datamodule.missing() if name in demonstrations.DATASETS]
     problems = []
     try:
-        if embedded:
-            log.info(
-                f"Making the tabletop demonstrations that are not in {cfg.paths.data_dir} yet: {', '.join(embedded)}"
-            )
-            demonstrations.make(Path(cfg.paths.data_dir), embedded)
+        if missing := datamodule.missing():
+            make_embedded(missing, Path(cfg.paths.data_dir))
         datamodule.check()
     except (FileNotFoundError, ValueError) as error:
         problems.append(f"data: {error}")
@@ -103,6 +153,15 @@ def preflight(cfg: DictConfig, datamodule: Any) -> None:
         problems.append("hardware: this recipe asks for a GPU and torch sees none; +debug=tiny shrinks it to a CPU")
     if problems:
         raise ConfigError("\n  ".join(["this run cannot start:", *problems]))
+
+
+def make_embedded(missing: Sequence[str], data_dir: Path) -> None:
+    """Make those of the missing datasets that the embedded world can make."""
+    from openvla_lightning import demonstrations  # brings the simulator along
+
+    if names := [name for name in missing if name in demonstrations.DATASETS]:
+        log.info(f"Making demonstrations that are not in {data_dir} yet: {', '.join(names)}")
+        demonstrations.make(data_dir, names)
 
 
 class ParameterTable(L.Callback):

@@ -110,6 +110,7 @@ def dobbe(trajectory: Trajectory) -> Trajectory:
 @register(
     "tabletop_pretrain",
     "tabletop_finetune",
+    "tabletop_full",
     cameras={"primary": "image", "secondary": None, "wrist": "wrist_image"},
     state=("proprio",),
     noop_threshold=1e-4,

@@ -1,0 +1,205 @@
+"""Demonstrations of the embedded world as RLDS datasets: `python -m openvla_lightning.demonstrations`.
+
+A scripted expert acts; noise is added to what is executed and not to what is recorded, so that recoveries are in the data.
+Some episodes hold a stretch in which the robot stands still, as teleoperated ones do, for the no-op filter to find.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openvla_lightning.data.source.writer import write_rlds
+from openvla_lightning.env.tabletop import TRAINING_SEEDS, Tabletop, expert
+
+IMAGE_SIZE = 96
+ATTEMPTS = 16
+"""Seeds an episode may use; one is nearly always enough."""
+VERSION = "1.0.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstrations:
+    """One dataset of the embedded world.
+
+    Attributes:
+        world: arguments of `Tabletop`.
+        train, val: episodes of each split.
+        first_seed: of its episodes; datasets keep apart.
+        noise: standard deviation of the executed translation's error, as a share of an action's limit; each episode draws
+            its own level between none and twice this.
+        detour: chance per step that the arm goes somewhere else for two or three steps.
+        pause: chance per episode of a stretch of 3 to 6 steps in which nothing moves.
+    """
+
+    world: dict[str, Any]
+    train: int
+    val: int
+    first_seed: int
+    noise: float = 0.3
+    detour: float = 0.08
+    pause: float = 0.2
+
+
+THREE_CUBES = {"objects": ["red cube", "green cube", "blue cube"], "plates": ["white plate"]}
+
+DATASETS = {
+    "tabletop_pretrain": Demonstrations({**THREE_CUBES, "tasks": ["touch_*", "lift_*"]}, 1400, 70, 0),
+    "tabletop_finetune": Demonstrations(
+        {**THREE_CUBES, "tasks": ["push_*_left", "push_*_right"], "embodiment": "relative"}, 400, 40, 100_000_000
+    ),
+    "tabletop_full": Demonstrations(
+        {
+            "objects": ["red cube", "green cube", "blue cube", "yellow can", "red can", "blue can"],
+            "plates": ["purple plate", "white plate"],
+            "objects_per_scene": 4,
+            "plates_per_scene": 1,
+            "tolerance": 0.7,
+            "max_episode_steps": 80,
+        },
+        6000,
+        300,
+        200_000_000,
+    ),
+}
+EMBEDDED = ("tabletop_pretrain", "tabletop_finetune")
+"""What `make demo` needs."""
+
+
+def make(data_dir: str | Path, names: Sequence[str] = EMBEDDED, workers: int | None = None) -> list[Path]:
+    """Write datasets below `data_dir`, each as `<name>/1.0.0`; go on where an interrupted call stopped.
+
+    Args:
+        data_dir: the data directory.
+        names: of `DATASETS`; a dataset that is already complete is left alone.
+        workers: processes; None: one per core.
+
+    Returns:
+        The datasets' folders.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if unknown := [name for name in names if name not in DATASETS]:
+        raise ValueError(f"the embedded world has no dataset {', '.join(unknown)}; it has {', '.join(DATASETS)}")
+    folders = []
+    for name in names:
+        plan = DATASETS[name]
+        folder = write_rlds(
+            Path(data_dir) / name / VERSION,
+            features(),
+            {"train": plan.train, "val": plan.val},
+            partial(episode, name),
+            episodes_per_shard=50,
+            workers=workers,
+            recipe=asdict(plan),
+            description="Scripted demonstrations of the tabletop world embedded in openvla_lightning.",
+        )
+        folders.append(folder)
+    return folders
+
+
+def features() -> Any:
+    """What a step looks like, as tfds features."""
+    from tensorflow_datasets import features as tfds
+
+    image = tfds.Image(shape=(IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8, encoding_format="jpeg")
+    return tfds.FeaturesDict(
+        {
+            "steps": tfds.Dataset(
+                {
+                    "observation": tfds.FeaturesDict(
+                        {"image": image, "wrist_image": image, "proprio": tfds.Tensor(shape=(7,), dtype=np.float32)}
+                    ),
+                    "action": tfds.Tensor(shape=(7,), dtype=np.float32),
+                    "language_instruction": tfds.Text(),
+                    "reward": tfds.Scalar(dtype=np.float32),
+                    "discount": tfds.Scalar(dtype=np.float32),
+                    "is_first": tfds.Scalar(dtype=np.bool_),
+                    "is_last": tfds.Scalar(dtype=np.bool_),
+                    "is_terminal": tfds.Scalar(dtype=np.bool_),
+                }
+            ),
+            "episode_metadata": tfds.FeaturesDict(
+                {"task": tfds.Text(), "family": tfds.Text(), "seed": tfds.Scalar(dtype=np.int64)}
+            ),
+        }
+    )
+
+
+def episode(name: str, split: str, index: int) -> dict[str, Any]:
+    """Demonstration `index` of a split: the first successful one of its seeds, tasks taking turns.
+
+    Raises:
+        RuntimeError: when the expert fails on all of them.
+    """
+    plan, env = DATASETS[name], world(name)
+    task = list(env.tasks)[index % len(env.tasks)]
+    first = plan.first_seed + ATTEMPTS * (index if split == "train" else plan.train + index)
+    for seed in range(first, first + ATTEMPTS):
+        assert seed in TRAINING_SEEDS
+        steps = demonstrate(env, plan, task, seed)
+        if steps is not None:
+            metadata = {"task": task, "family": env.task.family, "seed": seed}
+            return {"steps": steps, "episode_metadata": metadata}
+    raise RuntimeError(f"{name}: the expert failed at {task} with every seed from {first} to {first + ATTEMPTS - 1}")
+
+
+@cache
+def world(name: str) -> Tabletop:
+    """The dataset's world, built once in each process."""
+    return Tabletop(**DATASETS[name].world, image_size=IMAGE_SIZE, wrist_camera=True)
+
+
+def demonstrate(env: Tabletop, plan: Demonstrations, task: str, seed: int) -> list[dict[str, Any]] | None:
+    """Roll the expert out under disturbances; the recorded steps, or None when it did not succeed."""
+    random = np.random.default_rng(seed)
+    observation, info = env.reset(seed=seed, options={"task": task})
+    limit = env.embodiment.high
+    level = random.uniform(0, 2 * plan.noise)
+    pause = set(range(start := int(random.integers(2, 10)), start + int(random.integers(3, 7))))
+    pause = pause if random.random() < plan.pause else set()
+    detour, left, gripper = np.zeros(7), 0, float(env.opening > 0.5)
+    steps: list[dict[str, Any]] = []
+    done = False
+    while not done:
+        standing = len(steps) in pause
+        action = np.array([*np.zeros(6), gripper]) if standing else expert(env)
+        gripper = float(action[6])
+        executed = action.copy()
+        if not standing:
+            executed[:3] += random.normal(size=3) * level * limit[:3]
+            if left == 0 and random.random() < plan.detour:
+                left = int(random.integers(2, 4))
+                detour = np.array([*random.uniform(-1, 1, 3) * limit[:3], 0, 0, 0, gripper])
+                detour[6] = 1 - gripper if random.random() < 0.3 else gripper
+            if left:
+                executed[[0, 1, 2, 6]], left = detour[[0, 1, 2, 6]], left - 1
+        step = {
+            "observation": observation,
+            "action": action.astype(np.float32),
+            "language_instruction": info["instruction"],
+            "is_first": not steps,
+        }
+        observation, reward, terminated, truncated, info = env.step(executed)
+        done = terminated or truncated
+        steps.append(step | {"reward": reward, "discount": 1.0, "is_last": done, "is_terminal": terminated})
+    return steps if info["success"] else None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser("python -m openvla_lightning.demonstrations", description=__doc__)
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where datasets live (default: data)")
+    parser.add_argument("--full", action="store_true", help="also make tabletop_full: all families, six objects")
+    options = parser.parse_args(arguments)
+    for folder in make(options.data_dir, [*EMBEDDED, "tabletop_full"] if options.full else EMBEDDED):
+        print(folder)
+
+
+if __name__ == "__main__":
+    main()
