@@ -1,7 +1,7 @@
 """Demonstrations of the embedded world as RLDS datasets: `python -m openvla_lightning.demonstrations`.
 
-A scripted expert acts; noise is added to what is executed and not to what is recorded, so that recoveries are in the data.
-Some episodes hold a stretch in which the robot stands still, as teleoperated ones do, for the no-op filter to find.
+A scripted expert acts; noise is added to what is executed and not to what is recorded, so that recoveries are in the
+data. Some episodes hold a stretch in which the robot stands still, as teleoperated ones do, for the no-op filter.
 """
 
 import argparse
@@ -30,8 +30,8 @@ class Demonstrations:
         world: arguments of `Tabletop`.
         train, val: episodes of each split.
         first_seed: of its episodes; datasets keep apart.
-        noise: standard deviation of the executed translation's error, as a share of an action's limit; each episode draws
-            its own level between none and twice this.
+        noise: standard deviation of the executed translation's error, as a share of an action's limit; each episode
+            draws its own level between none and twice this.
         detour: chance per step that the arm goes somewhere else for two or three steps.
         pause: chance per episode of a stretch of 3 to 6 steps in which nothing moves.
     """

@@ -47,7 +47,10 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         RuntimeError: at the first picture, if this machine has no OpenGL renderer.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
+    }
 
     def __init__(
         self,
@@ -74,10 +77,16 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.max_episode_steps = max_episode_steps
         self.render_mode = render_mode
         self._objects, self._plates = [OBJECTS[name] for name in objects], [PLATES[name] for name in plates]
-        self._counts = (objects_per_scene or len(objects), len(plates) if plates_per_scene is None else plates_per_scene)
+        self._counts = (
+            objects_per_scene or len(objects),
+            len(plates) if plates_per_scene is None else plates_per_scene,
+        )
         if self._counts[0] > len(objects) or self._counts[1] > len(plates):
-            raise ValueError(f"{self._counts} objects and plates per scene, but the world has {len(objects)} and {len(plates)}")
-        self._size, self._wrist, self._varied, self._tolerance = image_size, wrist_camera, phrasing == "varied", tolerance
+            raise ValueError(
+                f"{self._counts} objects and plates per scene, but the world has {len(objects)} and {len(plates)}"
+            )
+        self._size, self._wrist = image_size, wrist_camera
+        self._varied, self._tolerance = phrasing == "varied", tolerance
         self._model = mujoco.MjModel.from_xml_string(mjcf())
         self._data = mujoco.MjData(self._model)
         self._renderer: Renderer | None = None
@@ -142,7 +151,7 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         truncated = not terminated and self._steps >= self.max_episode_steps
         return self._observe(), float(success), terminated, truncated, self._info(success)
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
+    def render(self) -> np.ndarray:
         """Return the picture of the camera that faces the robot, uint8 [H, W, 3]."""
         return self._picture("agent")
 
@@ -224,23 +233,22 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         for _ in range(1000):
             spots: list[np.ndarray] = []
             for thing in things:
-                room = [s for s in self._candidates() if self._free(s, thing, spots, things)]
+                tries = self.np_random.uniform((TABLE_X[0], TABLE_Y[0]), (TABLE_X[1], TABLE_Y[1]), (20, 2))
+                room = [spot for spot in tries if self._free(spot, thing, spots, things)]
                 if not room:
                     break
                 spots.append(room[0])
             else:
                 return spots
-        raise ValueError(f"no room on the table for {[thing.name for thing in things]}: ask for fewer objects per scene")
-
-    def _candidates(self) -> np.ndarray:
-        low, high = np.array([TABLE_X[0], TABLE_Y[0]]), np.array([TABLE_X[1], TABLE_Y[1]])
-        return self.np_random.uniform(low, high, (20, 2))
+        raise ValueError(
+            f"no room on the table for {[thing.name for thing in things]}: ask for fewer objects per scene"
+        )
 
     def _free(self, spot: np.ndarray, thing: Thing, spots: list[np.ndarray], things: list[Thing]) -> bool:
         # Room for the open fingers (52 mm from the middle) between any two objects.
         return all(
             np.linalg.norm(spot - other) > thing.radius + neighbour.radius + 0.060
-            for other, neighbour in zip(spots, things, strict=False)
+            for other, neighbour in zip(spots, things, strict=False)  # things not placed yet have no spot
         )
 
     def _place(self, body: str, position: np.ndarray, yaw: float) -> None:

@@ -57,8 +57,7 @@ def _push(env: Tabletop) -> tuple[np.ndarray, float]:
     way = np.array(env.task.direction)
     across = np.array([-way[1], way[0]])
     here, thing = env.hand_position, env.position(env.task.target)[:2]
-    thickness = 0.014 if abs(way[0]) > 0.5 else 0.014
-    gap = env.task.target.radius + thickness
+    gap = env.task.target.radius + 0.014  # half of the closed fingers, a little to spare
     behind, beside = float((thing - here[:2]) @ way), float((here[:2] - thing) @ across)
     if behind > gap - 0.012 and abs(beside) < 0.014 and here[2] < 0.045:
         ahead = here[:2] + way * 0.06 - across * beside

@@ -19,7 +19,9 @@ def _candidates() -> list[str]:
     if chosen in _BACKENDS:
         return [chosen]
     if chosen:
-        raise RuntimeError(f"MUJOCO_GL is {chosen!r}; it can be egl, osmesa, glfw or, on macOS, cgl. Unset it to let us choose.")
+        raise RuntimeError(
+            f"MUJOCO_GL is {chosen!r}; it can be egl, osmesa, glfw or, on macOS, cgl. Unset it to let us choose."
+        )
     return ["cgl", "glfw"] if sys.platform == "darwin" else ["egl", "osmesa"]
 
 

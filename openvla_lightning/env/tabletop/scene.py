@@ -61,7 +61,9 @@ OBJECTS = {
     thing.name: thing
     for thing in (_cube("red"), _cube("green"), _cube("blue"), _can("yellow"), _can("red"), _can("blue"))
 }
-PLATES = {thing.name: thing for thing in (Thing("purple", "plate", 0.055, 0.008), Thing("white", "plate", 0.055, 0.008))}
+PLATES = {
+    thing.name: thing for thing in (Thing("purple", "plate", 0.055, 0.008), Thing("white", "plate", 0.055, 0.008))
+}
 
 
 def _rgba(colour: str) -> str:
@@ -125,7 +127,8 @@ def mjcf() -> str:
     <default class="object"><geom contype="1" conaffinity="1" condim="4" friction="1 0.02 0.001"/></default>
   </default>
   <worldbody>
-    <light directional="true" pos="0 0 2" dir="-0.3 0.2 -1" diffuse="0.35 0.35 0.35" specular="0 0 0" castshadow="false"/>
+    <light directional="true" pos="0 0 2" dir="-0.3 0.2 -1" diffuse="0.35 0.35 0.35" specular="0 0 0"
+           castshadow="false"/>
     <camera name="agent" pos="0.473 0 0.755" xyaxes="0 1 0 -0.819 0 0.574" fovy="33"/>
     <geom name="table" type="box" pos="0 0 -0.05" size="0.7 0.8 0.05" rgba="0.80 0.76 0.70 1" class="object"/>
     <geom type="cylinder" pos="-0.42 0 0.10" size="0.05 0.10" rgba="0.25 0.25 0.28 1"/>
@@ -134,7 +137,8 @@ def mjcf() -> str:
     <body name="drop_point" mocap="true"><geom type="cylinder" size="0.013 0.0006" rgba="0.02 0.02 0.02 1"/></body>
     <body name="hand" gravcomp="1">
       {slides}{hinges}
-      <geom name="palm" type="box" pos="0 0 0.080" size="0.016 0.050 0.014" rgba="0.12 0.12 0.14 1" mass="0.3" class="object"/>
+      <geom name="palm" type="box" pos="0 0 0.080" size="0.016 0.050 0.014" rgba="0.12 0.12 0.14 1" mass="0.3"
+            class="object"/>
       <geom type="cylinder" pos="0 0 0.115" size="0.018 0.025" rgba="0.12 0.12 0.14 1" mass="0.1"/>
       <camera name="wrist" pos="0.06 0 0.10" xyaxes="0 1 0 -0.9 0 0.35" fovy="70"/>
       <site name="tip" pos="0 0 0" size="0.001" rgba="0 0 0 0"/>

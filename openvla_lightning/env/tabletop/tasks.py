@@ -16,7 +16,11 @@ PHRASES = {
     "touch": ("touch the {object}", "reach the {object}", "tap the {object}"),
     "push": ("push the {object} {direction}", "slide the {object} {direction}", "move the {object} {direction}"),
     "lift": ("lift the {object}", "pick up the {object}", "raise the {object}"),
-    "put": ("put the {object} on the {plate}", "place the {object} on the {plate}", "move the {object} onto the {plate}"),
+    "put": (
+        "put the {object} on the {plate}",
+        "place the {object} on the {plate}",
+        "move the {object} onto the {plate}",
+    ),
 }
 SETS = {"pretraining": ("touch_*", "lift_*"), "new": ("push_*_left", "push_*_right")}
 """Task sets by name: patterns of task names. A policy is pretrained on one and fine-tuned on the other."""
