@@ -33,6 +33,8 @@ class Demonstrations:
         noise: standard deviation of the executed translation's error, as a share of an action's limit; each episode
             draws its own level between none and twice this.
         detour: chance per step that the arm goes somewhere else for two or three steps.
+        decoy: chance per step that it heads for another object for three to six steps. Without this the arm's own motion
+            gives the target away in most images, and a policy need not read the instruction.
         pause: chance per episode of a stretch of 3 to 6 steps in which nothing moves.
     """
 
@@ -41,16 +43,17 @@ class Demonstrations:
     val: int
     first_seed: int
     noise: float = 0.3
-    detour: float = 0.08
+    detour: float = 0.05
+    decoy: float = 0.12
     pause: float = 0.2
 
 
 THREE_CUBES = {"objects": ["red cube", "green cube", "blue cube"], "plates": ["white plate"]}
 
 DATASETS = {
-    "tabletop_pretrain": Demonstrations({**THREE_CUBES, "tasks": ["touch_*", "lift_*"]}, 1400, 70, 0),
+    "tabletop_pretrain": Demonstrations({**THREE_CUBES, "tasks": ["touch_*", "lift_*"]}, 1500, 60, 0),
     "tabletop_finetune": Demonstrations(
-        {**THREE_CUBES, "tasks": ["push_*_left", "push_*_right"], "embodiment": "relative"}, 400, 40, 100_000_000
+        {**THREE_CUBES, "tasks": ["push_*_left", "push_*_right"], "embodiment": "relative"}, 480, 60, 100_000_000
     ),
     "tabletop_full": Demonstrations(
         {
@@ -113,7 +116,7 @@ def features() -> Any:
             "steps": tfds.Dataset(
                 {
                     "observation": tfds.FeaturesDict(
-                        {"image": image, "wrist_image": image, "proprio": tfds.Tensor(shape=(7,), dtype=np.float32)}
+                        {"image": image, "proprio": tfds.Tensor(shape=(7,), dtype=np.float32)}
                     ),
                     "action": tfds.Tensor(shape=(7,), dtype=np.float32),
                     "language_instruction": tfds.Text(),
@@ -132,14 +135,18 @@ def features() -> Any:
 
 
 def episode(name: str, split: str, index: int) -> dict[str, Any]:
-    """Demonstration `index` of a split: the first successful one of its seeds, tasks taking turns.
+    """Demonstration `index` of a split: the first successful one of its seeds.
+
+    Tasks take turns in one scene before the next is laid out: the same picture with other words asks for another
+    action, so a policy has to listen; one that could remember which object mattered in which scene would not.
 
     Raises:
         RuntimeError: when the expert fails on all of them.
     """
     plan, env = DATASETS[name], world(name)
-    task = list(env.tasks)[index % len(env.tasks)]
-    first = plan.first_seed + ATTEMPTS * (index if split == "train" else plan.train + index)
+    tasks = list(env.tasks)
+    task, scene = tasks[index % len(tasks)], index // len(tasks)
+    first = plan.first_seed + ATTEMPTS * (scene if split == "train" else plan.train + scene)
     for seed in range(first, first + ATTEMPTS):
         assert seed in TRAINING_SEEDS
         steps = demonstrate(env, plan, task, seed)
@@ -152,18 +159,19 @@ def episode(name: str, split: str, index: int) -> dict[str, Any]:
 @cache
 def world(name: str) -> Tabletop:
     """The dataset's world, built once in each process."""
-    return Tabletop(**DATASETS[name].world, image_size=IMAGE_SIZE, wrist_camera=True)
+    return Tabletop(**DATASETS[name].world, image_size=IMAGE_SIZE)
 
 
 def demonstrate(env: Tabletop, plan: Demonstrations, task: str, seed: int) -> list[dict[str, Any]] | None:
     """Roll the expert out under disturbances; the recorded steps, or None when it did not succeed."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng([seed, list(env.tasks).index(task)])
     observation, info = env.reset(seed=seed, options={"task": task})
     limit = env.embodiment.high
     level = random.uniform(0, 2 * plan.noise)
     pause = set(range(start := int(random.integers(2, 10)), start + int(random.integers(3, 7))))
     pause = pause if random.random() < plan.pause else set()
-    detour, left, gripper = np.zeros(7), 0, float(env.opening > 0.5)
+    gripper = float(env.opening > 0.5)
+    astray: list[np.ndarray] = []
     steps: list[dict[str, Any]] = []
     done = False
     while not done:
@@ -172,13 +180,10 @@ def demonstrate(env: Tabletop, plan: Demonstrations, task: str, seed: int) -> li
         gripper = float(action[6])
         executed = action.copy()
         if not standing:
+            astray = astray or lead_astray(env, plan, random, gripper)
+            if astray:
+                executed[[0, 1, 2, 6]] = astray.pop()
             executed[:3] += random.normal(size=3) * level * limit[:3]
-            if left == 0 and random.random() < plan.detour:
-                left = int(random.integers(2, 4))
-                detour = np.array([*random.uniform(-1, 1, 3) * limit[:3], 0, 0, 0, gripper])
-                detour[6] = 1 - gripper if random.random() < 0.3 else gripper
-            if left:
-                executed[[0, 1, 2, 6]], left = detour[[0, 1, 2, 6]], left - 1
         step = {
             "observation": observation,
             "action": action.astype(np.float32),
@@ -189,6 +194,20 @@ def demonstrate(env: Tabletop, plan: Demonstrations, task: str, seed: int) -> li
         done = terminated or truncated
         steps.append(step | {"reward": reward, "discount": 1.0, "is_last": done, "is_terminal": terminated})
     return steps if info["success"] else None
+
+
+def lead_astray(env: Tabletop, plan: Demonstrations, random: np.random.Generator, gripper: float) -> list[np.ndarray]:
+    """Now and then a few commands [dx, dy, dz, gripper] that lead away from the task, in the environment's units."""
+    limit, chance = env.embodiment.high[:3], random.random()
+    if chance < plan.detour:
+        flipped = 1 - gripper if random.random() < 0.3 else gripper
+        return [np.array([*random.uniform(-1, 1, 3) * limit, flipped])] * int(random.integers(2, 4))
+    others = [thing for thing in env.objects if thing is not env.task.target]
+    if chance < plan.detour + plan.decoy and others and not env.holding(env.task.target):
+        goal = [*env.position(others[int(random.integers(len(others)))]), 0.0, 0.0, random.uniform(0.05, 0.1)]
+        way = env.embodiment.from_metric(np.array([*(goal - env.hand_position) / 2, 0, 0, 0, gripper]))
+        return [way[[0, 1, 2, 6]]] * int(random.integers(3, 7))
+    return []
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -102,13 +102,15 @@ class VLAModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put in everything that rebuilding the policy needs, as plain types: no class is ever unpickled."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         checkpoint["openvla_lightning"] = {
             "version": openvla_lightning.__version__,
             "vla": self.vla.config,
-            "processor": self.processor.config,
+            # trained on random crops, it acts on the crop in the middle, as the released evaluation does
+            "processor": {**self.processor.config, "crop_area": data.crop_area},
             "action_head": self.action_head.config,
             "strategy": self.strategy.config,
-            "normalisation": self.trainer.datamodule.normalisation,  # type: ignore[attr-defined]
+            "normalisation": data.normalisation,
             "norm_stats": {
                 **self.vla.norm_stats,
                 **{key: stats.to_dict() for key, stats in self._statistics().items()},

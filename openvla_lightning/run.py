@@ -17,6 +17,7 @@ from rich.table import Table
 from openvla_lightning.config import ConfigError, for_people, newest_checkpoint, validate
 from openvla_lightning.model.checkpoint import CheckpointError, check_source
 from openvla_lightning.module import VLAModule
+from openvla_lightning.processor import Processor
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print and file its messages once
@@ -42,7 +43,7 @@ def fit(cfg: DictConfig) -> float | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     processor = instantiate(cfg.processor, _convert_="all")
     datamodule = instantiate(cfg.data, collate=processor.collate, _convert_="all")
-    preflight(cfg, datamodule)
+    preflight(cfg, datamodule, processor)
 
     module = VLAModule(
         model=instantiate(cfg.model, _convert_="all"),
@@ -123,36 +124,46 @@ def start_from(cfg: DictConfig) -> str | None:
     if source is None or (path := newest_checkpoint(source)) is None:
         if source is not None and Path(source).is_relative_to(cfg.paths.log_dir):
             raise ConfigError(
-                f"model.init_from={source}: no checkpoint below it; pretrain first (python train.py, or make demo), name "
-                "another one (model.init_from=...), or start from random weights (model.init_from=null)"
+                f"model.init_from={source}: no checkpoint below it; pretrain first (python train.py, or make demo), "
+                "name another one (model.init_from=...), or start from random weights (model.init_from=null)"
             )
         return source
     log.info(f"Starting from {path}")
     return str(path)
 
 
-def preflight(cfg: DictConfig, datamodule: Any) -> None:
-    """Look for data, weights and hardware before anything slow starts.
+def preflight(cfg: DictConfig, datamodule: Any, processor: Processor) -> None:
+    """Look for data, weights, tokenizer and hardware before anything slow starts.
 
     Raises:
         ConfigError: naming all that is missing and where to get it.
     """
-    problems = []
-    try:
+
+    def find_data() -> None:
         if missing := datamodule.missing():
             make_embedded(missing, Path(cfg.paths.data_dir))
         datamodule.check()
-    except (FileNotFoundError, ValueError) as error:
-        problems.append(f"data: {error}")
-    try:
+
+    def find_weights() -> None:
         if cfg.model.init_from is not None:
             check_source(cfg.model.init_from)
-    except (FileNotFoundError, ValueError) as error:
-        problems.append(f"weights: {error}")
-    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        problems.append("hardware: this recipe asks for a GPU and torch sees none; +debug=tiny shrinks it to a CPU")
+
+    def find_hardware() -> None:
+        if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+            raise ValueError("this recipe asks for a GPU and torch sees none; +debug=tiny shrinks it to a CPU")
+
+    def find_tokenizer() -> None:
+        _ = processor.tokenizer
+
+    problems = []
+    checks = {"data": find_data, "weights": find_weights, "tokenizer": find_tokenizer, "hardware": find_hardware}
+    for what, check in checks.items():
+        try:
+            check()
+        except (FileNotFoundError, NotImplementedError, ValueError) as error:
+            problems.append(f"{what}: {error}")
     if problems:
-        raise ConfigError("\n  ".join(["this run cannot start:", *problems]))
+        raise ConfigError("\n\n  ".join(["this run cannot start:", *problems]))
 
 
 def make_embedded(missing: Sequence[str], data_dir: Path) -> None:

@@ -46,6 +46,9 @@ class VLADataModule(L.LightningDataModule):
         num_workers: loader processes per device; None: one for every two cores, at most 8, none on two cores.
         limit_val_samples: at most this many held-out steps, over all datasets; None: all.
 
+    Attributes:
+        crop_area: share of an image's area that training looks at, for acting to look at the middle of; None: all of it.
+
     Raises:
         ValueError: an argument makes no sense, a dataset is unknown (the message lists the known ones).
     """
@@ -88,6 +91,8 @@ class VLADataModule(L.LightningDataModule):
         options = dict(augment or {})
         shared_draw = bool(options.pop("shared_draw", False))
         self.augmentation = Augmentation(options, shared_draw) if options else None
+        scales = options.get("random_resized_crop", {}).get("scale")
+        self.crop_area: float | None = sum(scales) / len(scales) if scales else None
         self.num_workers = _default_workers() if num_workers is None else num_workers
         own = {name: describe(name, options) for name, options in (datasets or {}).items()}
         self.sources: dict[str, Source] = {name: source(name=name, spec=own.get(name)) for name in self.mix}

@@ -275,6 +275,6 @@ def _load_lightning(source: Source, dtype: torch.dtype | None, device: torch.dev
         merge_adapters(vla)
         vla.requires_grad_(True)
     method = about.get("normalisation", "quantile")
-    vla.norm_stats = {name: {**stats, "normalisation": method} for name, stats in about["norm_stats"].items()}
+    vla.norm_stats = {name: {"normalisation": method, **stats} for name, stats in about["norm_stats"].items()}
     vla.recipe = dict(content.get("hyper_parameters") or {})
     return vla

@@ -111,7 +111,7 @@ def dobbe(trajectory: Trajectory) -> Trajectory:
     "tabletop_pretrain",
     "tabletop_finetune",
     "tabletop_full",
-    cameras={"primary": "image", "secondary": None, "wrist": "wrist_image"},
+    cameras={"primary": "image", "secondary": None, "wrist": None},
     state=("proprio",),
     noop_threshold=1e-4,
     where=TABLETOP,

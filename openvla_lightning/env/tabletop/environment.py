@@ -164,6 +164,11 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     # What the expert and the judge see of the world.
 
     @property
+    def objects(self) -> list[Thing]:
+        """The objects on the table now."""
+        return [thing for thing in self._objects if thing.body in self._visible]
+
+    @property
     def hand_position(self) -> np.ndarray:
         """Position of the fingertips [3], m."""
         return self._data.qpos[:3].copy()
@@ -227,7 +232,9 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         others = [thing for thing in things if thing is not needed]
         picked = [] if needed is None else [needed]
         order = self.np_random.permutation(len(others))[: max(count - len(picked), 0)]
-        return picked + [others[i] for i in order]
+        picked += [others[i] for i in order]
+        # In the catalogue's order, so that nothing about the layout gives away which of them the task is about.
+        return [thing for thing in things if thing in picked]
 
     def _spots(self, things: list[Thing]) -> list[np.ndarray]:
         for _ in range(1000):
