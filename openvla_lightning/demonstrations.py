@@ -33,8 +33,8 @@ class Demonstrations:
         noise: standard deviation of the executed translation's error, as a share of an action's limit; each episode
             draws its own level between none and twice this.
         detour: chance per step that the arm goes somewhere else for two or three steps.
-        decoy: chance per step that it heads for another object for three to six steps. Without this the arm's own motion
-            gives the target away in most images, and a policy need not read the instruction.
+        decoy: chance per step that it heads for another object for three to six steps. Without this the arm's own
+            motion gives the target away in most images, and a policy need not read the instruction.
         pause: chance per episode of a stretch of 3 to 6 steps in which nothing moves.
     """
 
@@ -204,7 +204,8 @@ def lead_astray(env: Tabletop, plan: Demonstrations, random: np.random.Generator
         return [np.array([*random.uniform(-1, 1, 3) * limit, flipped])] * int(random.integers(2, 4))
     others = [thing for thing in env.objects if thing is not env.task.target]
     if chance < plan.detour + plan.decoy and others and not env.holding(env.task.target):
-        goal = [*env.position(others[int(random.integers(len(others)))]), 0.0, 0.0, random.uniform(0.05, 0.1)]
+        decoy = env.position(others[int(random.integers(len(others)))])
+        goal = decoy + np.array([0.0, 0.0, random.uniform(0.05, 0.1)])
         way = env.embodiment.from_metric(np.array([*(goal - env.hand_position) / 2, 0, 0, 0, gripper]))
         return [way[[0, 1, 2, 6]]] * int(random.integers(3, 7))
     return []

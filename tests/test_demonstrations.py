@@ -62,7 +62,7 @@ def test_the_two_robots_have_different_scales(written):
 
 def test_some_demonstrators_stand_still_for_a_while():
     name = "tabletop_pretrain"
-    plan = dataclasses.replace(demonstrations.DATASETS[name], pause=1.0, noise=0.0, detour=0.0)
+    plan = dataclasses.replace(demonstrations.DATASETS[name], pause=1.0, noise=0.0, detour=0.0, decoy=0.0)
     env = demonstrations.world(name)
     steps = demonstrations.demonstrate(env, plan, "lift_red_cube", seed=1)
     still = [not np.any(step["action"][:6]) for step in steps]
@@ -74,14 +74,43 @@ def test_some_demonstrators_stand_still_for_a_while():
 
 def test_noise_is_executed_and_not_recorded():
     name = "tabletop_pretrain"
-    plan = dataclasses.replace(demonstrations.DATASETS[name], pause=0.0, noise=0.3, detour=0.0)
+    calm = dataclasses.replace(demonstrations.DATASETS[name], pause=0.0, noise=0.0, detour=0.0, decoy=0.0)
     env = demonstrations.world(name)
-    steps = demonstrations.demonstrate(env, plan, "touch_red_cube", seed=3)
-    recorded = np.stack([step["action"][:3] for step in steps[:-1]])
-    moved = np.diff([step["observation"]["proprio"][:3] for step in steps], axis=0)
-    assert np.abs(moved - recorded).max() > 0.004
-    notches = recorded / (env.embodiment.high[:3] / 6)
-    np.testing.assert_allclose(notches, np.round(notches), atol=1e-4)
+
+    def straying(plan):
+        strays = []
+        for seed in range(6):
+            steps = demonstrations.demonstrate(env, plan, "lift_red_cube", seed) or []
+            recorded = np.array([step["action"][:3] for step in steps[:-1]]).reshape(-1, 3)
+            notches = recorded / (env.embodiment.high[:3] / 6)
+            np.testing.assert_allclose(notches, np.round(notches), atol=1e-4)
+            moved = np.diff([step["observation"]["proprio"][:3] for step in steps], axis=0).reshape(-1, 3)
+            strays += np.abs(moved - recorded).max(1).tolist()
+        return np.mean(strays)
+
+    assert straying(dataclasses.replace(calm, noise=0.3)) > 2 * straying(calm)
+
+
+def test_decoys_lead_towards_other_objects_while_the_record_stays_on_the_task():
+    name = "tabletop_pretrain"
+    plan = dataclasses.replace(demonstrations.DATASETS[name], pause=0.0, noise=0.0, detour=0.0, decoy=1.0)
+    env = demonstrations.world(name)
+    env.reset(seed=4, options={"task": "touch_red_cube"})
+    targets = [env.position(thing)[:2] for thing in env.objects if thing is not env.task.target]
+    astray = demonstrations.lead_astray(env, plan, np.random.default_rng(0), 0.0)
+    assert 3 <= len(astray) <= 6
+    nearest = min(
+        targets, key=lambda spot: np.linalg.norm(np.sign(spot - env.hand_position[:2]) - np.sign(astray[0][:2]))
+    )
+    assert np.sign(astray[0][:2]).tolist() == np.sign(nearest - env.hand_position[:2]).tolist()
+
+
+def test_tasks_take_turns_in_one_scene(written):
+    found = [e["episode_metadata"] for e in episodes(written, "tabletop_pretrain")]
+    tasks = [task.encode() for task in demonstrations.world("tabletop_pretrain").tasks]
+    assert [metadata["task"] for metadata in found] == tasks * 2
+    scenes = {int(metadata["seed"]) // demonstrations.ATTEMPTS for metadata in found}
+    assert scenes == {0, 1}
 
 
 def test_an_episode_is_a_function_of_its_number():

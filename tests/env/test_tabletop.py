@@ -89,6 +89,11 @@ def test_an_episode_depends_on_seed_and_task_alone(demo):
     assert np.abs(first[0].astype(int) - other["image"]).max() > 100
 
 
+def test_the_layout_does_not_give_the_task_away(demo):
+    pictures = [demo.reset(seed=6, options={"task": task})[0]["image"] for task in demo.tasks]
+    assert all(np.array_equal(picture, pictures[0]) for picture in pictures)
+
+
 def test_the_picture_shows_what_moves(demo):
     before, _ = demo.reset(seed=1, options={"task": "touch_blue_cube"})
     after, *_ = demo.step(demo.action_space.high)
