@@ -1,5 +1,6 @@
 """OpenVLA on PyTorch Lightning: train, fine-tune and evaluate vision-language-action models."""
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from openvla_lightning.policy import Policy
     from openvla_lightning.processor import Processor
     from openvla_lightning.statistics import DatasetStatistics
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it announces an absent optional kernel at every start
 
 __version__ = "0.1.0"
 __all__ = ["VLA", "ActionTokenizer", "DatasetStatistics", "Policy", "Processor", "__version__"]

@@ -43,17 +43,17 @@ class Demonstrations:
     val: int
     first_seed: int
     noise: float = 0.3
-    detour: float = 0.05
-    decoy: float = 0.12
+    detour: float = 0.06
+    decoy: float = 0.06
     pause: float = 0.2
 
 
-THREE_CUBES = {"objects": ["red cube", "green cube", "blue cube"], "plates": ["white plate"]}
+THREE_CUBES = {"objects": ["red cube", "green cube", "blue cube"], "plates": [], "tidy": True}
 
 DATASETS = {
-    "tabletop_pretrain": Demonstrations({**THREE_CUBES, "tasks": ["touch_*", "lift_*"]}, 1500, 60, 0),
+    "tabletop_pretrain": Demonstrations({**THREE_CUBES, "tasks": ["touch_*", "lift_*"]}, 1200, 60, 0),
     "tabletop_finetune": Demonstrations(
-        {**THREE_CUBES, "tasks": ["push_*_left", "push_*_right"], "embodiment": "relative"}, 480, 60, 100_000_000
+        {**THREE_CUBES, "tasks": ["push_*_left", "push_*_right"], "embodiment": "relative"}, 300, 30, 100_000_000
     ),
     "tabletop_full": Demonstrations(
         {

@@ -19,7 +19,10 @@ ABOVE = {"openvla_lightning.module", "openvla_lightning.run", "openvla_lightning
 
 FORBIDDEN = {
     "types.py actions.py statistics.py prompt.py": CONFIGURATION | TRAINING | DATA | MODELS | ABOVE,
-    "processor.py action_head.py images.py tokenizer.py model strategy optim.py": CONFIGURATION | TRAINING | DATA | ABOVE,
+    "processor.py action_head.py images.py tokenizer.py model strategy optim.py": CONFIGURATION
+    | TRAINING
+    | DATA
+    | ABOVE,
     "data": CONFIGURATION | MODELS | ABOVE,
     "module.py metrics.py parallel.py callbacks logger.py": CONFIGURATION | DATA,
     "policy.py rollout.py evaluation.py results.py report.py video.py": CONFIGURATION | TRAINING | ABOVE,

@@ -47,7 +47,7 @@ class VLADataModule(L.LightningDataModule):
         limit_val_samples: at most this many held-out steps, over all datasets; None: all.
 
     Attributes:
-        crop_area: share of an image's area that training looks at, for acting to look at the middle of; None: all of it.
+        crop_area: share of an image's area that training looks at, for acting to look at the middle; None: all of it.
 
     Raises:
         ValueError: an argument makes no sense, a dataset is unknown (the message lists the known ones).

@@ -37,6 +37,8 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         plates_per_scene: how many plates; default all of `plates`.
         embodiment: `metric` or `relative`: the units, limits and duration of an action.
         image_size: side of the square pictures, in pixels.
+        tidy: an easier world: each object keeps to its own strip of the table, in the order of `objects` from left to
+            right, nothing is turned, and the hand starts upright.
         wrist_camera: also render the camera on the wrist, which costs as much again.
         phrasing: `varied` says a task in one of several ways, `canonical` always in the first.
         tolerance: how far off still counts; 1 is generous, 0.6 strict.
@@ -61,6 +63,7 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         plates_per_scene: int | None = None,
         embodiment: str = "metric",
         image_size: int = 96,
+        tidy: bool = False,
         wrist_camera: bool = False,
         phrasing: str = "varied",
         tolerance: float = 1.0,
@@ -85,7 +88,7 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             raise ValueError(
                 f"{self._counts} objects and plates per scene, but the world has {len(objects)} and {len(plates)}"
             )
-        self._size, self._wrist = image_size, wrist_camera
+        self._size, self._wrist, self._tidy = image_size, wrist_camera, tidy
         self._varied, self._tolerance = phrasing == "varied", tolerance
         self._model = mujoco.MjModel.from_xml_string(mjcf())
         self._data = mujoco.MjData(self._model)
@@ -216,12 +219,13 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         for name, body in self._bodies.items():
             self._place(name, np.array([0.3 * body, 0.0, -5.0]), 0.0)
             model.body_gravcomp[body] = 1.0
+        turn = 0.0 if self._tidy else 0.3
         for thing, spot in zip([*plates, *things], self._spots([*plates, *things]), strict=True):
-            self._place(thing.body, np.array([*spot, thing.height / 2]), random.uniform(-0.3, 0.3))
+            self._place(thing.body, np.array([*spot, thing.height / 2]), random.uniform(-turn, turn))
             model.body_gravcomp[self._bodies[thing.body]] = 0.0
         self._visible = [thing.body for thing in [*plates, *things]]
         data.qpos[:3] = random.uniform((-0.10, -0.16, 0.11), (0.10, 0.16, 0.19))
-        data.qpos[3:6] = random.uniform(-0.15, 0.15, 3)
+        data.qpos[3:6] = random.uniform(-turn / 2, turn / 2, 3)
         data.qpos[6:8] = FINGER_OPEN * random.integers(2)
         data.ctrl[:] = [*data.qpos[:3], *self.hand_rotation, data.qpos[7]]
         mujoco.mj_forward(model, data)
@@ -240,7 +244,8 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         for _ in range(1000):
             spots: list[np.ndarray] = []
             for thing in things:
-                tries = self.np_random.uniform((TABLE_X[0], TABLE_Y[0]), (TABLE_X[1], TABLE_Y[1]), (20, 2))
+                left, right = self._strip(thing)
+                tries = self.np_random.uniform((TABLE_X[0], left), (TABLE_X[1], right), (20, 2))
                 room = [spot for spot in tries if self._free(spot, thing, spots, things)]
                 if not room:
                     break
@@ -250,6 +255,14 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         raise ValueError(
             f"no room on the table for {[thing.name for thing in things]}: ask for fewer objects per scene"
         )
+
+    def _strip(self, thing: Thing) -> tuple[float, float]:
+        """Between which y a thing may lie."""
+        if not self._tidy or thing not in self._objects:
+            return TABLE_Y
+        width = (TABLE_Y[1] - TABLE_Y[0]) / len(self._objects)
+        middle = TABLE_Y[0] + width * (self._objects.index(thing) + 0.5)
+        return middle - 0.3 * width, middle + 0.3 * width
 
     def _free(self, spot: np.ndarray, thing: Thing, spots: list[np.ndarray], things: list[Thing]) -> bool:
         # Room for the open fingers (52 mm from the middle) between any two objects.
