@@ -94,6 +94,20 @@ def test_the_layout_does_not_give_the_task_away(demo):
     assert all(np.array_equal(picture, pictures[0]) for picture in pictures)
 
 
+def test_a_tidy_table_keeps_its_order_and_an_untidy_one_does_not():
+    def orders(tidy):
+        env = Tabletop(image_size=32, plates=[], tidy=tidy)
+        found = set()
+        for seed in range(12):
+            env.reset(seed=seed, options={"task": "lift_red_cube"})
+            found.add(tuple(thing.name for thing in sorted(env.objects, key=lambda thing: env.position(thing)[1])))
+        env.close()
+        return found
+
+    assert orders(True) == {("red cube", "green cube", "blue cube")}
+    assert len(orders(False)) >= 4
+
+
 def test_the_picture_shows_what_moves(demo):
     before, _ = demo.reset(seed=1, options={"task": "touch_blue_cube"})
     after, *_ = demo.step(demo.action_space.high)

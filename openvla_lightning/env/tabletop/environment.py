@@ -1,6 +1,7 @@
 """The tabletop world as a Gymnasium environment."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import gymnasium
@@ -9,8 +10,9 @@ import numpy as np
 
 from openvla_lightning.env.base import EVALUATION_SEEDS
 from openvla_lightning.env.tabletop.embodiment import EMBODIMENTS
+from openvla_lightning.env.tabletop.layout import choose, spots, strip
 from openvla_lightning.env.tabletop.renderer import Renderer
-from openvla_lightning.env.tabletop.scene import FINGER_OPEN, OBJECTS, PLATES, REACH, TABLE_X, TABLE_Y, Thing, mjcf
+from openvla_lightning.env.tabletop.scene import FINGER_OPEN, OBJECTS, PLATES, REACH, Thing, mjcf
 from openvla_lightning.env.tabletop.tasks import TabletopTask, all_tasks, judge, select_tasks
 
 TRAINING_SEEDS = range(EVALUATION_SEEDS.start)
@@ -214,13 +216,14 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         model, data, random = self._model, self._data, self.np_random
         mujoco.mj_resetData(model, data)
         task = self.task
-        plates = self._choose(self._plates, task.plate, self._counts[1])
-        things = self._choose(self._objects, task.target, self._counts[0])
+        plates = choose(random, self._plates, task.plate, self._counts[1])
+        things = choose(random, self._objects, task.target, self._counts[0])
         for name, body in self._bodies.items():
             self._place(name, np.array([0.3 * body, 0.0, -5.0]), 0.0)
             model.body_gravcomp[body] = 1.0
         turn = 0.0 if self._tidy else 0.3
-        for thing, spot in zip([*plates, *things], self._spots([*plates, *things]), strict=True):
+        where = partial(strip, self._objects if self._tidy else [])
+        for thing, spot in zip([*plates, *things], spots(random, [*plates, *things], where), strict=True):
             self._place(thing.body, np.array([*spot, thing.height / 2]), random.uniform(-turn, turn))
             model.body_gravcomp[self._bodies[thing.body]] = 0.0
         self._visible = [thing.body for thing in [*plates, *things]]
@@ -231,45 +234,6 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         mujoco.mj_forward(model, data)
         self._pose_arm()
         self._start = self._positions()
-
-    def _choose(self, things: list[Thing], needed: Thing | None, count: int) -> list[Thing]:
-        others = [thing for thing in things if thing is not needed]
-        picked = [] if needed is None else [needed]
-        order = self.np_random.permutation(len(others))[: max(count - len(picked), 0)]
-        picked += [others[i] for i in order]
-        # In the catalogue's order, so that nothing about the layout gives away which of them the task is about.
-        return [thing for thing in things if thing in picked]
-
-    def _spots(self, things: list[Thing]) -> list[np.ndarray]:
-        for _ in range(1000):
-            spots: list[np.ndarray] = []
-            for thing in things:
-                left, right = self._strip(thing)
-                tries = self.np_random.uniform((TABLE_X[0], left), (TABLE_X[1], right), (20, 2))
-                room = [spot for spot in tries if self._free(spot, thing, spots, things)]
-                if not room:
-                    break
-                spots.append(room[0])
-            else:
-                return spots
-        raise ValueError(
-            f"no room on the table for {[thing.name for thing in things]}: ask for fewer objects per scene"
-        )
-
-    def _strip(self, thing: Thing) -> tuple[float, float]:
-        """Between which y a thing may lie."""
-        if not self._tidy or thing not in self._objects:
-            return TABLE_Y
-        width = (TABLE_Y[1] - TABLE_Y[0]) / len(self._objects)
-        middle = TABLE_Y[0] + width * (self._objects.index(thing) + 0.5)
-        return middle - 0.3 * width, middle + 0.3 * width
-
-    def _free(self, spot: np.ndarray, thing: Thing, spots: list[np.ndarray], things: list[Thing]) -> bool:
-        # Room for the open fingers (52 mm from the middle) between any two objects.
-        return all(
-            np.linalg.norm(spot - other) > thing.radius + neighbour.radius + 0.060
-            for other, neighbour in zip(spots, things, strict=False)  # things not placed yet have no spot
-        )
 
     def _place(self, body: str, position: np.ndarray, yaw: float) -> None:
         index = self._bodies[body]

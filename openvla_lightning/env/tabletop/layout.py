@@ -1,0 +1,61 @@
+"""Which things an episode shows, and where they lie."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from openvla_lightning.env.tabletop.scene import TABLE_X, TABLE_Y, Thing
+
+Strip = tuple[float, float]
+"""Between which y a thing may lie, m."""
+
+
+def choose(random: np.random.Generator, things: Sequence[Thing], needed: Thing | None, count: int) -> list[Thing]:
+    """Pick `count` of the things, `needed` among them.
+
+    They come in the order of `things`, so that nothing about a layout gives away which one the task is about.
+    """
+    others = [thing for thing in things if thing is not needed]
+    picked = [] if needed is None else [needed]
+    order = random.permutation(len(others))[: max(count - len(picked), 0)]
+    picked += [others[i] for i in order]
+    return [thing for thing in things if thing in picked]
+
+
+def strip(objects: Sequence[Thing], thing: Thing) -> Strip:
+    """An object's own strip of a tidy table, from left to right in the order of `objects`; anywhere for a plate."""
+    if thing not in objects:
+        return TABLE_Y
+    width = (TABLE_Y[1] - TABLE_Y[0]) / len(objects)
+    middle = TABLE_Y[0] + width * (objects.index(thing) + 0.5)
+    return middle - 0.3 * width, middle + 0.3 * width
+
+
+def spots(
+    random: np.random.Generator, things: Sequence[Thing], where: Callable[[Thing], Strip] = lambda _: TABLE_Y
+) -> list[np.ndarray]:
+    """Return a free place (x, y) on the table for each thing, within the strip that `where` gives it.
+
+    Raises:
+        ValueError: if there is no room.
+    """
+    for _ in range(1000):
+        found: list[np.ndarray] = []
+        for thing in things:
+            left, right = where(thing)
+            tries = random.uniform((TABLE_X[0], left), (TABLE_X[1], right), (20, 2))
+            room = [spot for spot in tries if _free(spot, thing, found, things)]
+            if not room:
+                break
+            found.append(room[0])
+        else:
+            return found
+    raise ValueError(f"no room on the table for {[thing.name for thing in things]}: ask for fewer objects per scene")
+
+
+def _free(spot: np.ndarray, thing: Thing, taken: Sequence[np.ndarray], things: Sequence[Thing]) -> bool:
+    """Is there room for the open fingers (52 mm from the middle) between this place and those taken?"""
+    return all(
+        np.linalg.norm(spot - other) > thing.radius + neighbour.radius + 0.060
+        for other, neighbour in zip(taken, things, strict=False)  # things not placed yet have no spot
+    )
