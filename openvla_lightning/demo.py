@@ -28,7 +28,9 @@ def main() -> None:
     finetuned = newest(RUNS / "finetune")
     untrained = pretrained.with_name("step_000000.ckpt")
     for label, checkpoint in {"untrained": untrained, "pretrained": pretrained, "fine-tuned": finetuned}.items():
-        evaluate(console, f"Evaluate the {label} policy on both sets of tasks", label, checkpoint, BOTH)
+        # the first two know only the first robot's units; the third carries the statistics of both
+        units = [] if label == "fine-tuned" else ["unnorm_key=tabletop_pretrain"]
+        evaluate(console, f"Evaluate the {label} policy on both sets of tasks", label, checkpoint, BOTH, *units)
     title = "Does it listen? The same, told another episode's instruction"
     evaluate(console, title, "pretrained", pretrained, "env=tabletop", "instructions=shuffled")
     console.print(Rule("Results"))
