@@ -53,6 +53,7 @@ class VLAModule(L.LightningModule):
             return
         self.vla = self.build()
         self.strategy.apply(self.vla)
+        self.vla.train()  # Lightning does not; and batch normalisation that was just frozen keeps its statistics
         if isinstance(self.trainer.strategy, FSDP):
             self.trainer.strategy.shard(self.vla)
 

@@ -28,7 +28,7 @@ def commands(pattern: str) -> Iterator[Any]:
 
 @pytest.mark.parametrize("match", commands(r"(?:\S*python|torchrun \S+) (train|finetune|evaluate)\.py(.*)$"))
 def test_a_script_command_composes(match: re.Match[str]) -> None:
-    words = shlex.split(match[2].split("  #")[0])
+    words = shlex.split(match[2], comments=True)
     words = [w for w in words if w not in ("-m", "--resolve", "--cfg", "job", "--help") and "..." not in w]
     if any("launcher=" in word for word in words):
         pytest.skip("the launcher is a plugin that is not installed")

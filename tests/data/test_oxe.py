@@ -14,7 +14,12 @@ from released import flat, nested, trajectories
 from openvla_lightning.data import standardise
 from openvla_lightning.data.oxe import UnknownDatasetError, check_names, dataset_spec, describe, gripper, known_datasets
 
-OURS = {"tabletop_pretrain", "tabletop_finetune", "bridge_dataset"}  # the last: same function as bridge_orig
+OURS = {
+    "tabletop_pretrain",
+    "tabletop_finetune",
+    "tabletop_full",
+    "bridge_dataset",
+}  # the last: same function as bridge_orig
 
 
 @pytest.mark.parametrize("dataset", sorted(set(known_datasets()) - OURS))
