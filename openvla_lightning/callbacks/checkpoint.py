@@ -30,7 +30,7 @@ class Checkpoint(ModelCheckpoint):
         """Save the untrained model, if asked."""
         super().on_train_start(trainer, pl_module)
         if self.save_initial and trainer.global_step == 0:
-            trainer.save_checkpoint(f"{self.dirpath}/step_000000.ckpt")
+            trainer.save_checkpoint(f"{self.dirpath}/step_000000.ckpt", weights_only=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, unless it just was."""

@@ -6,6 +6,7 @@ one `pread` away: exact shuffles without a buffer, exact resumption, and statist
 
 import hashlib
 import json
+import logging
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -132,6 +133,7 @@ class RLDS:
     def _build(self) -> Index:
         import tensorflow_datasets as tfds
 
+        logging.getLogger("absl").setLevel(logging.WARNING)  # or tfds reports every folder it opens
         info = tfds.builder_from_directory(str(self._folder)).info
         if info.file_format.value != "tfrecord":
             raise BadShardError(f"{self._folder}: file format {info.file_format.value} is not read yet, only tfrecord")
