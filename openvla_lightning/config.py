@@ -1,6 +1,7 @@
 """Configuration: the resolvers that conf/ uses, and the check of a composed config before anything heavy is built."""
 
 import inspect
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,10 +22,15 @@ class ConfigError(ValueError):
 
 @contextmanager
 def for_people(*kinds: type[Exception]) -> Iterator[None]:
-    """Decorates what a script calls: errors of these kinds end the process with their message, without a traceback."""
+    """Decorates what a script calls: errors of these kinds end the process with their message, without a traceback.
+
+    With HYDRA_FULL_ERROR=1 the traceback comes along, as it does for Hydra's own errors.
+    """
     try:
         yield
     except kinds as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
         raise SystemExit(f"error: {error}") from None
 
 

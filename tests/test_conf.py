@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 
-from openvla_lightning.config import ConfigError, newest_checkpoint, run_dir, validate
+from openvla_lightning.config import ConfigError, for_people, newest_checkpoint, run_dir, validate
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -139,3 +139,16 @@ def test_newest_checkpoint_is_the_last_written_and_never_a_link(tmp_path: Path) 
     assert newest_checkpoint(tmp_path) == folder / "step_000200.ckpt"
     assert run_dir(str(tmp_path), "train", "last", None) == str(folder.parent)
     assert run_dir(str(tmp_path), "train", None, "job7") == str(tmp_path / "train" / "job7")
+
+
+def test_an_error_for_people_is_its_message_and_the_whole_story_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    @for_people(ConfigError)
+    def run() -> None:
+        raise ConfigError("no such thing")
+
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit, match="^error: no such thing$"):
+        run()
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ConfigError):
+        run()
