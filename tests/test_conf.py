@@ -147,7 +147,7 @@ def test_an_error_for_people_is_its_message_and_the_whole_story_on_request(monke
         raise ConfigError("no such thing")
 
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    with pytest.raises(SystemExit, match="^error: no such thing$"):
+    with pytest.raises(SystemExit, match=r"^error: no such thing$"):
         run()
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ConfigError):
