@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+END_EFFECTOR = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+
 
 class ActionTokenizer:
     """Maps each normalised action dimension to one of the last `bins` token ids, as released in openvla-7b.
@@ -38,3 +40,8 @@ class ActionTokenizer:
         """Return the bin centres behind `ids`, in the same shape; ids outside the action range take the outermost."""
         index = self.vocab_size - np.asarray(ids, dtype=np.int64) - 1
         return self.bin_centers[np.clip(index, 0, len(self.bin_centers) - 1)]
+
+
+def dimension_names(dim: int) -> tuple[str, ...]:
+    """What to call the dimensions of an action: an end effector's by name, any other's by number."""
+    return END_EFFECTOR if dim == len(END_EFFECTOR) else tuple(map(str, range(dim)))

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from openvla_lightning.actions import dimension_names
 from openvla_lightning.env.base import EnvFactory, Task
 from openvla_lightning.env.offline import Offline
 from openvla_lightning.policy import Policy
@@ -26,7 +27,6 @@ from openvla_lightning.results import Episode, Results, success_rate
 from openvla_lightning.rollout import Actor, Plan, loaded, plan_episodes, rollout
 from openvla_lightning.video import write_video
 
-DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 PACKAGES = ("openvla-lightning", "torch", "transformers", "timm", "mujoco", "gymnasium", "numpy")
 
 
@@ -225,8 +225,7 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
     if not scores["l1"]:
         raise ValueError("there are no held-out steps to predict: the dataset has no `val` split, or an empty one")
     means = {name: np.concatenate(values).mean(axis=0) for name, values in scores.items()}
-    dim = len(means["l1"])
-    names = DIMENSIONS if dim == len(DIMENSIONS) else tuple(map(str, range(dim)))
+    names = dimension_names(len(means["l1"]))
     return {
         "dataset": dataset,
         "steps": int(sum(map(len, scores["l1_executed"]))),

@@ -9,12 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from openvla_lightning.results import Results, SuccessRate, find_results
+from openvla_lightning.tables import Rows, markdown, table
 
 CHART_NAME, REPORT_NAME = "success.png", "report.md"
-Rows = list[list[str]]
 
 
 def task_rows(results: Results) -> Rows:
@@ -57,22 +56,6 @@ def comparison_rows(results: Sequence[Results]) -> Rows:
         rows.setdefault(result.row, {})[result.task_set] = text
     header = ["policy", *(f"{column} tasks" for column in columns)]
     return [header, *([name, *(cells.get(column, "-") for column in columns)] for name, cells in rows.items())]
-
-
-def markdown(rows: Rows) -> str:
-    """A table in Markdown, the first column left-aligned, the rest right-aligned."""
-    lines = [rows[0], ["---"] + ["---:"] * (len(rows[0]) - 1), *rows[1:]]
-    return "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
-
-
-def table(rows: Rows, title: str) -> Table:
-    """The same for a terminal."""
-    grid = Table(title=title, title_justify="left")
-    for index, name in enumerate(rows[0]):
-        grid.add_column(name, justify="right" if index else "left", no_wrap=True)
-    for index, row in enumerate(rows[1:], start=1):
-        grid.add_row(*row, end_section=index + 1 == len(rows) - 1 and row[0].startswith(" "))
-    return grid
 
 
 def write_report(results: Results, folder: str | Path, console: Console | None = None) -> Path:
