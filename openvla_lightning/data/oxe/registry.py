@@ -17,6 +17,15 @@ Trajectory = dict[str, Any]
 Transform = Callable[[Trajectory], Trajectory]
 
 
+ENCODINGS: dict[str, tuple[int, tuple[int, ...]]] = {
+    "eef_pos": (7, (6,)),
+    "eef_r6": (10, (9,)),
+    "joint_pos": (8, (7,)),
+    "joint_pos_bimanual": (14, (6, 13)),
+}
+"""Action encodings as released: how many dimensions, and which of them are grippers (absolute and not normalised)."""
+
+
 class UnknownDatasetError(ValueError):
     """A mixture names a dataset that nobody has described."""
 
@@ -30,11 +39,16 @@ class DatasetSpec:
         transform: raw trajectory -> one with `action` [T, D] and the keys below.
         cameras: role (`primary`, `secondary`, `wrist`) -> key under `observation`; None: black images.
         state: keys under `observation` that make up the proprioception; None is a column of zeros.
-        mask: which action dimensions are normalised; None: all but the last, the gripper.
-        absolute: which action dimensions hold a position rather than a change; None: only the last.
+        encoding: what the action's dimensions are, one of `ENCODINGS`; None: anything, the last is the gripper.
+        mask: which action dimensions are normalised; None: all but the grippers.
+        absolute: which action dimensions hold a position rather than a change; None: only the grippers.
         language: where the instruction is after `transform`, as a path like `observation/instruction`.
-        noop_threshold: largest norm of the changing dimensions that still counts as standing still, in the dataset's
-            units; None: this dataset has no such filter.
+        noop_threshold: norm of the changing dimensions below which the robot stands still, in the dataset's units;
+            None: this dataset has no such filter.
+        drop_first: the first step is a no-op, which the released transform drops.
+        zero_filter: steps without any movement are left out, as released for DROID.
+        swap: two roles whose images change places in half of the samples, as released for DROID.
+        control_hz: steps per second, where known.
         where: how to get the data.
     """
 
@@ -42,31 +56,51 @@ class DatasetSpec:
     transform: Transform
     cameras: Mapping[str, str | None]
     state: tuple[str | None, ...] = ()
+    encoding: str | None = None
     mask: tuple[bool, ...] | None = None
     absolute: tuple[bool, ...] | None = None
     language: str = "language_instruction"
     noop_threshold: float | None = None
+    drop_first: bool = False
+    zero_filter: bool = False
+    swap: tuple[str, str] | None = None
+    control_hz: float | None = None
     where: str = ""
+
+    def __post_init__(self) -> None:
+        if self.encoding is not None and self.encoding not in ENCODINGS:
+            raise ValueError(f"{self.name}: unknown encoding {self.encoding!r}; known: {', '.join(ENCODINGS)}")
+        if unknown := [role for role in self.swap or () if role not in self.cameras]:
+            raise ValueError(f"{self.name}: swap names {', '.join(unknown)}; its cameras are {', '.join(self.cameras)}")
 
     def action_mask(self, dim: int) -> tuple[bool, ...]:
         """Which of `dim` action dimensions are normalised."""
-        return _checked(self.mask, dim, self.name, "mask") or (*[True] * (dim - 1), False)
+        return self._checked(self.mask, dim, "mask") or tuple(i not in self._grippers(dim) for i in range(dim))
 
     def absolute_mask(self, dim: int) -> tuple[bool, ...]:
         """Which of `dim` action dimensions hold a position."""
-        return _checked(self.absolute, dim, self.name, "absolute") or (*[False] * (dim - 1), True)
+        return self._checked(self.absolute, dim, "absolute") or tuple(i in self._grippers(dim) for i in range(dim))
+
+    def check_width(self, dim: int) -> None:
+        """Raise ValueError if actions of `dim` dimensions are not what `encoding` says."""
+        expected = ENCODINGS[self.encoding][0] if self.encoding is not None else dim
+        if dim != expected:
+            raise ValueError(f"{self.name}: encoding {self.encoding} means {expected} action dimensions, got {dim}")
+
+    def _grippers(self, dim: int) -> tuple[int, ...]:
+        return ENCODINGS[self.encoding][1] if self.encoding is not None else (dim - 1,)
+
+    def _checked(self, mask: tuple[bool, ...] | None, dim: int, what: str) -> tuple[bool, ...] | None:
+        if mask is not None and len(mask) != dim:
+            raise ValueError(f"{self.name}: `{what}` has {len(mask)} entries, its actions have {dim} dimensions")
+        return mask
 
     @property
     def fingerprint(self) -> str:
         """Changes with anything that changes what the reader makes of the files."""
-        described = asdict(self) | {"transform": _source(self.transform), "where": "", "noop_threshold": None}
+        later = ("where", "noop_threshold", "zero_filter", "swap", "control_hz")  # of no concern to the index
+        described = asdict(self) | {"transform": _source(self.transform)} | dict.fromkeys(later)
         return hashlib.sha256(repr(sorted(described.items())).encode()).hexdigest()
-
-
-def _checked(mask: tuple[bool, ...] | None, dim: int, name: str, what: str) -> tuple[bool, ...] | None:
-    if mask is not None and len(mask) != dim:
-        raise ValueError(f"{name}: `{what}` has {len(mask)} entries, its actions have {dim} dimensions")
-    return mask
 
 
 def _source(function: Any) -> str:
@@ -76,23 +110,20 @@ def _source(function: Any) -> str:
 
 
 _SPECS: dict[str, DatasetSpec] = {}
-_PENDING: set[str] = set()
 
 
 def register(*names: str, **spec: Any) -> Callable[[Transform], Transform]:
-    """Register a standardisation under its datasets' names; the keywords are those of `DatasetSpec`."""
+    """Register a standardisation under its datasets' names; the keywords are those of `DatasetSpec`.
+
+    Unless they say otherwise, its actions are changes of an end effector's pose and a gripper (`eef_pos`).
+    """
 
     def decorate(transform: Transform) -> Transform:
         for name in names:
-            _SPECS[name] = DatasetSpec(name=name, transform=transform, **spec)
+            _SPECS[name] = DatasetSpec(name=name, transform=transform, **{"encoding": "eef_pos"} | spec)
         return transform
 
     return decorate
-
-
-def announce(names: Iterable[str]) -> None:
-    """Names that released mixtures use, although their standardisation is not written yet."""
-    _PENDING.update(names)
 
 
 def known_datasets() -> list[str]:
@@ -104,7 +135,7 @@ def known_datasets() -> list[str]:
 def check_names(names: Iterable[str], described: Iterable[str] = ()) -> None:
     """Raise UnknownDatasetError for the names that are neither known nor in `described`."""
     _load()
-    known = {*_SPECS, *_PENDING, *described}
+    known = {*_SPECS, *described}
     problems = []
     for name in names:
         if name not in known:
@@ -122,15 +153,19 @@ def dataset_spec(name: str) -> DatasetSpec:
 
     Raises:
         UnknownDatasetError: nothing is; the message names the nearest known ones.
-        NotImplementedError: a released dataset whose standardisation is not written yet.
     """
     check_names([name])
-    if name not in _SPECS:
-        raise NotImplementedError(
-            f"{name}: this dataset of the released mixtures has no standardisation here yet; "
-            f"describe it under data.datasets, or choose from {', '.join(sorted(_SPECS))}"
-        )
     return _SPECS[name]
+
+
+def check_encodings(specs: Iterable[DatasetSpec]) -> None:
+    """Raise ValueError if one model cannot learn from all of `specs`: their actions mean different things."""
+    encodings: dict[str, list[str]] = {}
+    for spec in specs:
+        encodings.setdefault(spec.encoding or "their own", []).append(spec.name)
+    if len(encodings.keys() - {"their own"}) > 1:
+        listed = "; ".join(f"{encoding}: {', '.join(names)}" for encoding, names in encodings.items())
+        raise ValueError(f"one model cannot learn different action encodings: {listed}. Mix datasets of one encoding.")
 
 
 def standardise(dataset_name: str, trajectory: Trajectory) -> Trajectory:
@@ -145,9 +180,20 @@ def standardise(dataset_name: str, trajectory: Trajectory) -> Trajectory:
         `language_instruction` [T'], `observation`, and the other keys cut to the same T'.
 
     Raises:
-        UnknownDatasetError, NotImplementedError: as `dataset_spec`.
+        UnknownDatasetError: nobody described it.
     """
-    return dataset_spec(dataset_name).transform(trajectory)
+    spec = dataset_spec(dataset_name)
+    standardised = spec.transform(trajectory)
+    return cut(standardised, slice(1, None)) if spec.drop_first else standardised
+
+
+def cut(trajectory: Trajectory, steps: slice) -> Trajectory:
+    """Slice every leaf along time, but for the trajectory's own metadata."""
+
+    def sliced(node: Any) -> Any:
+        return {key: sliced(child) for key, child in node.items()} if isinstance(node, dict) else node[steps]
+
+    return {key: node if key == "traj_metadata" else sliced(node) for key, node in trajectory.items()}
 
 
 def describe(name: str, options: Mapping[str, Any]) -> DatasetSpec:
@@ -155,9 +201,8 @@ def describe(name: str, options: Mapping[str, Any]) -> DatasetSpec:
 
     Args:
         name: name in the mixture and of the folder.
-        options: `cameras` (needed); `action`, a path or a list of paths to join (default `action`); `state`,
-            `mask`, `absolute`, `language`, `noop_threshold`, `where` as in `DatasetSpec`; `transform`, the dotted path
-            of a function raw trajectory -> trajectory, applied first.
+        options: `cameras` (needed); `action`, a path or a list of paths to join (default `action`); `transform`, the
+            dotted path of a function raw trajectory -> trajectory, applied first; the others as in `DatasetSpec`.
 
     Raises:
         ValueError: an option is unknown, has the wrong form or leads nowhere.
@@ -179,7 +224,7 @@ def describe(name: str, options: Mapping[str, Any]) -> DatasetSpec:
         paths=(action,) if isinstance(action, str) else tuple(action),
         first=_function(name, function) if function else None,
     )
-    for key in ("state", "mask", "absolute"):
+    for key in ("state", "mask", "absolute", "swap"):
         if options.get(key) is not None:
             options[key] = tuple([options[key]] if isinstance(options[key], str) else options[key])
     return DatasetSpec(name=name, transform=transform, cameras=dict(cameras), **options)

@@ -55,8 +55,7 @@ class RLDS:
         """Say where the dataset was looked for and how to get it; None when it is there. Takes milliseconds."""
         if self.folder is not None:
             return None
-        where = self.spec.where if self.given or _is_written(self.name) else DEFAULT_WHERE
-        hint = where.format(name=self.name, root=self.root) or "put its RLDS folder there"
+        hint = self.spec.where.format(name=self.name, root=self.root) or "put its RLDS folder there"
         return f"{self.name}: no {self.root / self.name}/<version>/dataset_info.json. Get it: {hint}"
 
     @property
@@ -172,16 +171,6 @@ class RLDS:
         return DatasetStatistics.from_array(index.action, proprio, mask=mask, num_trajectories=index.num_trajectories)
 
 
-DEFAULT_WHERE = "gsutil -m cp -r gs://gresearch/robotics/{name} {root}"
-
-
-def _is_written(name: str) -> bool:
-    try:
-        return bool(dataset_spec(name))
-    except NotImplementedError:
-        return False
-
-
 @dataclass
 class _Shard:
     split: str
@@ -217,6 +206,7 @@ def _add(shard: _Shard, spec: DatasetSpec, raw: Trajectory, record: bytes, start
     action = np.asarray(leaf_at(trajectory, "action"), np.float32)
     if action.ndim != 2 or not np.isfinite(action).all():
         raise ValueError(f"an action is not a finite vector (shape {list(action.shape)})")
+    spec.check_width(action.shape[1])
     steps = len(action)
     shard.lengths.append(steps)
     shard.action.append(action)
