@@ -1,6 +1,7 @@
 """The LightningModule: one recipe for pretraining and fine-tuning, whatever the size."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -11,6 +12,7 @@ import openvla_lightning
 from openvla_lightning.action_head import ActionHead
 from openvla_lightning.metrics import ActionMetrics
 from openvla_lightning.model import VLA
+from openvla_lightning.model.lightning import Base, check_adapter, learnt_names
 from openvla_lightning.optim import AdamW
 from openvla_lightning.parallel import FSDP
 from openvla_lightning.processor import Processor
@@ -44,6 +46,7 @@ class VLAModule(L.LightningModule):
         super().__init__()
         self.build, self.strategy, self.optim = model, strategy, optim
         self.processor, self.action_head = processor, action_head
+        self.base: Base | None = None
         if recipe is not None:
             self.save_hyperparameters(recipe, logger=False)
 
@@ -53,6 +56,9 @@ class VLAModule(L.LightningModule):
             return
         self.vla = self.build()
         self.strategy.apply(self.vla)
+        if self.strategy.adapts and self.vla.init_from is not None and not isinstance(self.trainer.strategy, FSDP):
+            self.base = Base.of(self.vla.init_from)  # checkpoints name it and hold the adapter alone
+            self.strict_loading = False
         self.vla.train()  # Lightning does not; and batch normalisation that was just frozen keeps its statistics
         if isinstance(self.trainer.strategy, FSDP):
             self.trainer.strategy.shard(self.vla)
@@ -111,16 +117,21 @@ class VLAModule(L.LightningModule):
             "processor": {**self.processor.config, "crop_area": data.crop_area},
             "action_head": self.action_head.config,
             "strategy": self.strategy.config,
+            "base": None if self.base is None else asdict(self.base),
             "normalisation": data.normalisation,
             "norm_stats": {
                 **self.vla.norm_stats,
                 **{key: stats.to_dict() for key, stats in self._statistics().items()},
             },
         }
+        if self.base is not None:
+            learnt = {f"vla.{name}" for name in learnt_names(self.vla)}
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in learnt}
         checkpoint["rng_state"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the random numbers where the checkpoint left them."""
+        """Continue the random numbers where the checkpoint left them; refuse an adapter of another base."""
+        check_adapter(checkpoint, self.base, self.vla)
         if (state := checkpoint.get("rng_state")) is not None:
             torch.set_rng_state(state)
 

@@ -71,16 +71,18 @@ class Policy:
         quantisation: Callable[[VLA], VLA] | None = None,
         center_crop: bool | float | None = None,
         tokenizer: str | Path | None = None,
+        base: str | Path | None = None,
     ) -> Self:
         """Load a policy.
 
         Args:
-            path: a `.ckpt` written by training, a Hugging Face folder or hub id, or a Prismatic run folder or `.pt`.
+            path: a run or `.ckpt` of training, a Hugging Face folder or hub id, or a Prismatic run folder or `.pt`.
             unnorm_key, device, dtype: as above.
             quantisation: applied to the model once it is loaded.
             center_crop: share of the image's area to look at, in the middle: 0.9, for which True stands, after training
                 with the released augmentation; None as the checkpoint says.
             tokenizer: folder or hub id of the language model's tokenizer, where the checkpoint holds none.
+            base: where the base of an adapter is now; None: where it was during training.
 
         Raises:
             FileNotFoundError: when there is nothing at `path`.
@@ -95,7 +97,7 @@ class Policy:
         changes: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
         if center_crop is not None:
             changes["crop_area"] = RELEASED_CROP if center_crop is True else center_crop or None
-        vla, processor, norm_stats = load_checkpoint(path, dtype=dtype, device=device, **changes)
+        vla, processor, norm_stats = load_checkpoint(path, dtype=dtype, device=device, base=base, **changes)
         if quantisation is not None:
             vla = quantisation(vla)
         policy = cls(vla, processor, norm_stats, unnorm_key, device=device, dtype=dtype)

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from openvla_lightning.config import ConfigError, for_people, newest_checkpoint, validate
-from openvla_lightning.model.checkpoint import CheckpointError, check_source
+from openvla_lightning.model.lightning import base_of
+from openvla_lightning.model.source import CheckpointError, check_source, find_source
 from openvla_lightning.module import VLAModule
 from openvla_lightning.processor import Processor
 
@@ -39,7 +40,7 @@ def fit(cfg: DictConfig) -> float | None:
     """
     recipe = validate(cfg)
     resume = resume_from(cfg)
-    cfg.model.init_from = None if resume else start_from(cfg)  # a resumed run brings all its weights along
+    cfg.model.init_from = adapter_base(resume, cfg) if resume else start_from(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     processor = instantiate(cfg.processor, _convert_="all")
     datamodule = instantiate(cfg.data, collate=processor.collate, _convert_="all")
@@ -112,6 +113,21 @@ def resume_from(cfg: DictConfig) -> str | None:
         raise ConfigError(f"ckpt_path={path}: no such file; ckpt_path=last finds the newest below {runs}/")
     log.info(f"Resuming {path}")
     return str(path)
+
+
+def adapter_base(checkpoint: str, cfg: DictConfig) -> str | None:
+    """What to build before `checkpoint` is loaded: an adapter's base; None for one that brings all weights along.
+
+    A base that has moved may be named by `model.init_from`; its hash decides whether it is the one.
+    """
+    base = base_of(find_source(checkpoint))
+    if base is None:
+        return None
+    try:
+        check_source(base.path)
+    except FileNotFoundError:
+        return start_from(cfg)
+    return base.path
 
 
 def start_from(cfg: DictConfig) -> str | None:

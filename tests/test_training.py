@@ -2,14 +2,18 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from openvla_lightning.policy import Policy
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["+debug=tiny", "data/source=synthetic", "trainer.log_every_n_steps=1", "save_every=5"]
@@ -119,16 +123,27 @@ def test_killed_and_resumed_the_curve_joins_up(trained: Path, tmp_path: Path, de
 @pytest.mark.slow
 def test_finetuning_starts_from_the_newest_run_and_keeps_its_statistics(trained: Path, tmp_path: Path) -> None:
     source = f"model.init_from={trained.parent}"
-    finish("finetune.py", tmp_path, "strategy=lora", "rank=4", *SMALL, source, "trainer.max_steps=5")
-    (path,) = tmp_path.rglob("step_000005.ckpt")
-    tuned = torch.load(path, weights_only=True)
+    small = ["strategy=lora", "rank=4", *SMALL, source]
+    finish("finetune.py", tmp_path / "whole", *small, "trainer.max_steps=10")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    (only_run(tmp_path / "parts/finetune") / "checkpoints/step_000010.ckpt").unlink()
+    output = finish("finetune.py", tmp_path / "parts", *small, "trainer.max_steps=10", "ckpt_path=last")
+    assert "Resuming" in output
+    whole, parts = (only_run(tmp_path / name / "finetune") for name in ("whole", "parts"))
     base = torch.load(trained / "checkpoints" / "step_000020.ckpt", weights_only=True)
-    assert set(base["openvla_lightning"]["norm_stats"]) <= set(tuned["openvla_lightning"]["norm_stats"])
-    assert tuned["openvla_lightning"]["strategy"]["rank"] == 4
-    for key, value in base["state_dict"].items():
-        name, _, last = key.rpartition(".")
-        frozen = tuned["state_dict"].get(key, tuned["state_dict"].get(f"{name}.base_layer.{last}"))
-        torch.testing.assert_close(frozen, value, rtol=0, atol=0)
+    tuned, again = (
+        torch.load(run / "checkpoints" / "step_000010.ckpt", weights_only=True, mmap=True) for run in (whole, parts)
+    )
+    about = tuned["openvla_lightning"]
+    assert set(base["openvla_lightning"]["norm_stats"]) <= set(about["norm_stats"])
+    assert about["strategy"]["rank"] == 4
+    assert about["base"]["path"] == str(trained / "checkpoints" / "step_000020.ckpt")
+    assert all(".lora_" in key or "num_batches" in key or "running_" in key for key in tuned["state_dict"])
+    assert set(again["state_dict"]) == set(tuned["state_dict"])
+    for key, value in tuned["state_dict"].items():
+        torch.testing.assert_close(again["state_dict"][key], value, rtol=1e-5, atol=1e-6)
+    policy = Policy.from_pretrained(whole, next(iter(about["norm_stats"])), device="cpu")
+    assert np.isfinite(policy.act(np.zeros((96, 96, 3), np.uint8), "push")).all()
 
 
 @pytest.mark.slow

@@ -35,9 +35,9 @@ def processor_arguments(path: str | Path) -> dict[str, Any]:
     """
     source = find_source(path)
     if source.kind == "lightning":
-        from openvla_lightning.model.checkpoint import lightning_contents
+        from openvla_lightning.model.lightning import contents
 
-        return dict(lightning_contents(source)["openvla_lightning"]["processor"])
+        return dict(contents(source)["openvla_lightning"]["processor"])
     if source.kind == "prismatic":
         config, images = prismatic.released_config(source, tensor_shapes(source)), {}
     else:

@@ -16,23 +16,28 @@ from openvla_lightning.model.source import INDEX, SINGLE, TOKENIZER_FILES
 from openvla_lightning.model.vla import VLA
 
 if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     from openvla_lightning.processor import Processor
 
 
-def save_vla(vla: VLA, folder: Path, processor: "Processor | None", max_shard_size: int) -> None:
+def save_vla(
+    vla: VLA, folder: Path, processor: "Processor | None", max_shard_size: int, dtype: torch.dtype | None = None
+) -> None:
     """Write `vla` into `folder`; see `VLA.save_pretrained`.
 
     Raises:
-        ValueError: when the weights hold adapters or quantised values.
+        ValueError: when the weights hold quantised values, or several dtypes and `dtype` does not say which to write.
     """
-    state = vla.state_dict()
-    if any(".lora_" in key or ".base_layer." in key for key in state):
-        raise ValueError(
-            "the model carries LoRA adapters: fold them in with openvla_lightning.strategy.lora.merge(vla)"
-        )
-    dtypes = {value.dtype for key, value in state.items() if key.endswith("weight")}
-    if len(dtypes) != 1 or not (dtype := next(iter(dtypes))).is_floating_point:
-        raise ValueError(f"the released layout holds weights of one floating dtype, these have {dtypes}: cast them")
+    from openvla_lightning.strategy.lora import merged_state
+
+    state = merged_state(vla)
+    dtypes = {tensor.dtype for key, (tensor, _) in state.items() if key.endswith("weight")}
+    if strange := {kind for kind in dtypes if not kind.is_floating_point}:
+        raise ValueError(f"the released layout holds weights of one floating dtype, these have {strange}: cast them")
+    if dtype is None and len(dtypes) > 1:
+        raise ValueError(f"the released layout holds weights of one floating dtype, these have {dtypes}: pass dtype")
+    dtype = dtype or next(iter(dtypes))
     if vla.language_model.tied:
         del state["language_model.lm_head.weight"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +46,7 @@ def save_vla(vla: VLA, folder: Path, processor: "Processor | None", max_shard_si
     arguments = _processor_arguments(vla, processor, config)
     config["image_resize_strategy"] = arguments["resize_strategy"]
     config["norm_stats"] = vla.norm_stats
-    _save_weights(state, folder, max_shard_size)
+    _save_weights(state, folder, max_shard_size, dtype)
     text = config["text_config"]
     generation = {
         "_from_model_config": True,
@@ -78,20 +83,30 @@ def _processor_arguments(vla: VLA, processor: "Processor | None", config: dict[s
     }
 
 
-def _save_weights(state: dict[str, Tensor], folder: Path, max_shard_size: int) -> None:
-    """Write all shards, then swap them in for whatever weights the folder held."""
+def _save_weights(
+    state: "dict[str, tuple[Tensor, BaseTunerLayer | None]]", folder: Path, max_shard_size: int, dtype: torch.dtype
+) -> None:
+    """Write shard after shard, merging adapters on the way, then swap them in for whatever weights the folder held."""
+    from openvla_lightning.strategy.lora import merged_weight
+
+    kinds = {key: dtype if tensor.is_floating_point() else tensor.dtype for key, (tensor, _) in state.items()}
+    sizes = {key: tensor.numel() * kinds[key].itemsize for key, (tensor, _) in state.items()}
     shards: list[list[str]] = [[]]
     size = 0
-    for key, value in state.items():
-        if shards[-1] and size + value.nbytes > max_shard_size:
+    for key in state:
+        if shards[-1] and size + sizes[key] > max_shard_size:
             shards.append([])
             size = 0
         shards[-1].append(key)
-        size += value.nbytes
+        size += sizes[key]
     count = len(shards)
     names = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     for name, keys in zip(names, shards, strict=True):
-        tensors = {key: state[key].detach().cpu().contiguous() for key in keys}
+        tensors = {}
+        for key in keys:
+            tensor, adapter = state[key]
+            tensor = tensor if adapter is None else merged_weight(adapter)
+            tensors[key] = tensor.detach().to("cpu", kinds[key]).contiguous()
         save_file(tensors, folder / f"{name}.partial", metadata={"format": "pt"})
     for old in [*folder.glob("model*.safetensors"), folder / INDEX]:
         old.unlink(missing_ok=True)
@@ -99,10 +114,7 @@ def _save_weights(state: dict[str, Tensor], folder: Path, max_shard_size: int) -
         (folder / f"{name}.partial").rename(folder / name)
     if count > 1:
         weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
-        index = {
-            "metadata": {"total_size": sum(value.nbytes for value in state.values())},
-            "weight_map": dict(sorted(weight_map.items())),
-        }
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
@@ -123,7 +135,7 @@ def _save_tokenizer(vla: VLA, processor: "Processor | None", folder: Path) -> No
 
 def model_card(vla: VLA, config: dict[str, Any]) -> str:
     """README.md of a saved model: what it is, what it was trained on, how to use it, with which versions."""
-    parameters = sum(p.numel() for p in vla.parameters())
+    parameters = sum(p.numel() for name, p in vla.named_parameters() if ".lora_" not in name)
     expressible = OURS not in config and not any(config.get("timm_model_kwargs") or [])
     rows = [
         f"| {name} | {stats.get('num_trajectories', '?')} | {stats.get('num_transitions', '?')} |"

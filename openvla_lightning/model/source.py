@@ -48,7 +48,7 @@ class Source:
     """A checkpoint that exists.
 
     Attributes:
-        path: folder (released layout, Prismatic run) or file (`.pt`, `.ckpt`).
+        path: folder (released layout, Prismatic run) or file (`.pt`, `.ckpt`; of a run of ours the newest).
         kind: `released` (Hugging Face layout), `prismatic` (training run of the released code), `lightning` (ours).
         weights: the files that hold tensors.
     """
@@ -74,6 +74,9 @@ def find_source(source: str | Path) -> Source:
         if path.suffix not in kinds:
             raise CheckpointError(path, ["expected a folder, a .ckpt written here or a Prismatic .pt"])
         return Source(path, kinds[path.suffix], [path])
+    if ours := [file for file in (path / "checkpoints").glob("*.ckpt") if not file.is_symlink()]:
+        newest = max(ours, key=lambda file: (file.stat().st_mtime_ns, file.name))
+        return Source(newest, "lightning", [newest])
     if (path / "checkpoints").is_dir() and list((path / "checkpoints").glob("*.pt")):
         return Source(path, "prismatic", [_newest_prismatic(path / "checkpoints")])
     if not (path / "config.json").is_file():

@@ -62,6 +62,7 @@ class VLA(nn.Module):
         released: file name -> contents of the released JSON files this model came from; empty for a new one.
         recipe: the resolved configuration this model was trained with, for its model card; empty when unknown.
         origin: the released folder this model was loaded from, whose tokenizer files are passed on when saving.
+        init_from: where all weights were copied from when the model was built; None when they came from elsewhere.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class VLA(nn.Module):
         self.released: dict[str, Any] = {}
         self.origin: Path | None = None
         self.recipe: dict[str, Any] = {}
+        self.init_from: str | None = None
         asked_for_meta = torch.get_default_device().type == "meta"
         load = init_from is not None and not asked_for_meta
         with torch.device("meta") if load else nullcontext():
@@ -212,35 +214,44 @@ class VLA(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         guard: bool = True,
+        base: str | Path | None = None,
     ) -> "VLA":
-        """Load a VLA: Hugging Face folder or hub id, Prismatic run folder or `.pt`, or a `.ckpt` written here.
+        """Load a VLA: Hugging Face folder or hub id, Prismatic run folder or `.pt`, a run or `.ckpt` of ours.
 
         Args:
             path: what to load.
             dtype: of the parameters; None keeps what the checkpoint holds.
             device: where the parameters go, while loading.
             guard: check that the image reaches the logits.
+            base: where the base of an adapter is now; None: where it was during training.
 
         Raises:
             CheckpointError: for anything that does not fit, all problems at once.
         """
         from openvla_lightning.model.checkpoint import load_vla
 
-        return load_vla(path, dtype=dtype, device=device, guard=guard)
+        return load_vla(path, dtype=dtype, device=device, guard=guard, base=base)
 
     def save_pretrained(
-        self, folder: str | Path, processor: "Processor | None" = None, max_shard_size: int = 5 * 10**9
+        self,
+        folder: str | Path,
+        processor: "Processor | None" = None,
+        max_shard_size: int = 5 * 10**9,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Write the released layout: config, safetensors (with an index when sharded), statistics, model card.
+
+        Adapters are merged into what is written, one layer at a time; this model stays as it is.
 
         Args:
             folder: created where needed.
             processor: its tokenizer and image settings are written too.
             max_shard_size: bytes of weights per file.
+            dtype: of the weights in the files; None: as they are.
         """
         from openvla_lightning.model.saving import save_vla
 
-        save_vla(self, Path(folder), processor, max_shard_size)
+        save_vla(self, Path(folder), processor, max_shard_size, dtype)
 
 
 def _left_padding(attention_mask: Tensor | None) -> Tensor | None:

@@ -16,6 +16,10 @@ class Strategy(Protocol):
     def config(self) -> dict[str, Any]:
         """Plain constructor arguments plus the class's name: what `from_config` reads back."""
 
+    @property
+    def adapts(self) -> bool:
+        """Whether the base stays as it was loaded under something small that learns: checkpoints hold that alone."""
+
     def apply(self, vla: VLA) -> None:
         """Choose which parameters of `vla` learn, in place; every other parameter stops requiring a gradient."""
 

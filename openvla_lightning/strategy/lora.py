@@ -1,11 +1,14 @@
 """Low-rank adapters, injected by peft."""
 
+import copy
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from openvla_lightning.model.vla import VLA
 
@@ -31,6 +34,15 @@ RELEASED_TARGETS = frozenset(
 """Last names of the modules that the released fine-tuning script adapts: every linear layer, `lm_head` included, and,
 because peft 0.11 matched by suffix, both ViT patch embeddings' convolution `proj`."""
 
+TARGETS = {
+    "attention": ["q_proj", "k_proj", "v_proj", "o_proj", "attn.qkv", "attn.proj"],
+    "mlp": ["gate_proj", "up_proj", "down_proj", "mlp.fc1", "mlp.fc2"],
+}
+"""Names for usual choices: attention or feed-forward layers, of language model and vision towers alike."""
+
+_KEEP_BASE = (True, False, "gaussian", "orthogonal")
+"""peft's ways to start an adapter that leave the layer under it as it was; `pissa` and its kin rewrite it."""
+
 
 class LoRA:
     """LoRA as released: adapters on every linear layer, everything else frozen (paper section 5.3).
@@ -39,12 +51,13 @@ class LoRA:
         rank: of each adapter.
         alpha: adapters are scaled by alpha / rank; None means min(rank, 16), as released.
         dropout: in front of each adapter.
-        targets: `released` for the released set of modules, `linear` for every linear layer, or a list of module
-            names, each a full name or its end (`q_proj`, `vision_backbone.featurizer.blocks.0.attn.qkv`).
+        targets: `released` for the released set of modules, `linear` for every linear layer, `attention`, `mlp`, or
+            one or several module names: in full, their end (`q_proj`), or a pattern (`*.layers.1?.mlp.*`).
         init: peft's `init_lora_weights` (`gaussian` as released; `pissa`, `olora`, ... or true for peft's default).
         use_rslora: scale by alpha / sqrt(rank).
         use_dora: weight-decomposed LoRA.
-        also_train: parts (see `TrainOnly`) that learn in full beside the adapters.
+        within: parts (see `TrainOnly`) that get adapters; None: all. The others stay as they are.
+        also_train: parts that learn in full beside the adapters, instead of having some.
     """
 
     def __init__(
@@ -56,14 +69,24 @@ class LoRA:
         init: str | bool = "gaussian",
         use_rslora: bool = False,
         use_dora: bool = False,
+        within: Sequence[str] | None = None,
         also_train: Sequence[str] = (),
     ) -> None:
         if rank < 1:
             raise ValueError(f"LoRA rank must be at least 1, got {rank}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"LoRA dropout is a probability below 1, got {dropout}")
         self.rank, self.dropout, self.init = rank, dropout, init
         self.alpha = min(rank, 16) if alpha is None else alpha
         self.targets: str | list[str] = targets if isinstance(targets, str) else list(targets)
-        self.use_rslora, self.use_dora, self.also_train = use_rslora, use_dora, list(also_train)
+        self.use_rslora, self.use_dora = use_rslora, use_dora
+        self.within = None if within is None else list(within)
+        self.also_train = list(also_train)
+
+    @property
+    def adapts(self) -> bool:
+        """As the protocol says."""
+        return self.init in _KEEP_BASE
 
     @property
     def config(self) -> dict[str, Any]:
@@ -77,25 +100,38 @@ class LoRA:
             "init": self.init,
             "use_rslora": self.use_rslora,
             "use_dora": self.use_dora,
+            "within": self.within,
             "also_train": self.also_train,
         }
 
     def apply(self, vla: VLA) -> None:
-        """Inject adapters into `vla` in place; afterwards only they (and `also_train`) require gradients.
+        """Inject adapters into `vla` in place; afterwards only they (and `also_train`) learn, in float32.
 
         Raises:
+            KeyError: for a part the model does not have, naming those it has.
             ValueError: when no module matches `targets`.
         """
+        self._inject(vla, self.init)
+
+    def inject(self, vla: VLA) -> None:
+        """As `apply`, for adapters that are about to be loaded: what they start with does not matter."""
+        self._inject(vla, init=True)
+
+    def _inject(self, vla: VLA, init: str | bool) -> None:
         names = sorted(self._matches(vla))
         if not names:
-            raise ValueError(f"LoRA targets {self.targets!r} match no module of this model")
+            where = ", ".join(self.within or ["this model"])
+            known = ", ".join(["released", "linear", *TARGETS])
+            raise ValueError(
+                f"LoRA targets {self.targets!r} match no module of {where}; choose {known}, or names such as q_proj"
+            )
         vla.requires_grad_(False)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=names,
-            init_lora_weights=self.init,  # type: ignore[arg-type]
+            init_lora_weights=init,  # type: ignore[arg-type]
             use_rslora=self.use_rslora,
             use_dora=self.use_dora,
         )
@@ -103,25 +139,73 @@ class LoRA:
         for part in self.also_train:
             for module in vla.part(part):
                 module.requires_grad_(True)
+        for parameter in vla.parameters():
+            if parameter.requires_grad:  # small steps get lost in 16 bits, whatever the frozen weights are kept in
+                parameter.data = parameter.data.float()
 
     def _matches(self, vla: VLA) -> Iterator[str]:
         """Full names of the modules to adapt."""
+        inside = None if self.within is None else _modules(vla, self.within)
+        outside = _modules(vla, self.also_train)
+        chosen = [self.targets] if isinstance(self.targets, str) else self.targets
+        ends = [end for name in chosen for end in TARGETS.get(name, [name])]
         for name, module in vla.named_modules():
-            last = name.rpartition(".")[2]
+            if module in outside or not (inside is None or module in inside):
+                continue
             if self.targets == "linear":
                 wanted = isinstance(module, nn.Linear)
             elif self.targets == "released":
-                wanted = last in RELEASED_TARGETS and isinstance(module, nn.Linear | nn.Conv2d)
+                wanted = name.rpartition(".")[2] in RELEASED_TARGETS and isinstance(module, nn.Linear | nn.Conv2d)
             else:
-                wanted = any(name == target or name.endswith(f".{target}") for target in self.targets)
+                wanted = isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding) and any(
+                    name == end or name.endswith(f".{end}") or fnmatchcase(name, end) for end in ends
+                )
             if wanted:
                 yield name
 
 
+def _modules(vla: VLA, parts: Sequence[str]) -> set[nn.Module]:
+    return {module for part in parts for top in vla.part(part) for module in top.modules()}
+
+
 def merge(vla: VLA) -> None:
-    """Fold every adapter into the layer it sits on, in place; parameter names are the base model's again."""
+    """Fold every adapter into the layer it sits on, in place; parameter names are the base model's again.
+
+    Raises:
+        ValueError: when that layer is quantised: load the base without quantisation and merge there.
+    """
     for name, module in list(vla.named_modules()):
         if isinstance(module, BaseTunerLayer):
-            module.merge()
             parent, _, child = name.rpartition(".")
-            setattr(vla.get_submodule(parent), child, module.get_base_layer())
+            setattr(vla.get_submodule(parent), child, _merged(module))
+
+
+def merged_state(vla: VLA) -> dict[str, tuple[Tensor, BaseTunerLayer | None]]:
+    """The model's `state_dict` under the base's names: each tensor, and the adapter that is to be merged into it.
+
+    Nothing is computed yet: `merged_weight` does so for one layer at a time.
+    """
+    layers = {name: module for name, module in vla.named_modules() if isinstance(module, BaseTunerLayer)}
+    state: dict[str, tuple[Tensor, BaseTunerLayer | None]] = {}
+    for key, tensor in vla.state_dict().items():
+        name, is_base, parameter = key.partition(".base_layer.")
+        if is_base and name in layers:
+            state[f"{name}.{parameter}"] = (tensor, layers[name] if parameter == "weight" else None)
+        elif ".lora_" not in key:
+            state[key] = (tensor, None)
+    return state
+
+
+def merged_weight(layer: BaseTunerLayer) -> Tensor:
+    """The weight of an adapted layer with the adapter folded in, float32; the layer itself stays as it is."""
+    return _merged(copy.deepcopy(layer), keep_dtype=False).weight.detach()  # type: ignore[return-value]
+
+
+def _merged(layer: BaseTunerLayer, keep_dtype: bool = True) -> nn.Module:
+    base = layer.get_base_layer()
+    dtype: torch.dtype = base.weight.dtype  # type: ignore[assignment]
+    if not dtype.is_floating_point:
+        raise ValueError("the layer under the adapter is quantised: load its base without quantisation and merge there")
+    layer.float()  # in 16 bits the product of the adapter's matrices would lose its small values
+    layer.merge()
+    return base.to(dtype) if keep_dtype else base

@@ -24,6 +24,11 @@ class TrainOnly:
         """As the protocol says."""
         return {"name": "TrainOnly", "parts": self.parts}
 
+    @property
+    def adapts(self) -> bool:
+        """As the protocol says."""
+        return False
+
     def apply(self, vla: VLA) -> None:
         """Freeze `vla`, then wake the named parts.
 

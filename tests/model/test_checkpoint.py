@@ -9,15 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from written import same
 
 from openvla_lightning import VLA, Processor
 from openvla_lightning.model.checkpoint import CheckpointError, check_source
 from openvla_lightning.strategy import LoRA
-
-
-def same(a: VLA, b: VLA) -> bool:
-    ours, theirs = a.state_dict(), b.state_dict()
-    return list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_folder_round_trip(vla: VLA, folder: Path, tmp_path: Path) -> None:
@@ -122,12 +118,20 @@ def test_init_from_in_the_constructor(vla: VLA, folder: Path, config: dict[str, 
         assert {p.device.type for p in build().parameters()} == {"meta"}
 
 
-def test_saving_with_adapters_is_refused(config: dict[str, Any], build: Callable[..., VLA], tmp_path: Path) -> None:
+def test_saving_merges_adapters_and_leaves_the_model_alone(
+    config: dict[str, Any], build: Callable[..., VLA], batch: dict[str, Any], tmp_path: Path
+) -> None:
     vla = build(config)
-    LoRA(rank=2).apply(vla)
-    with pytest.raises(ValueError, match="merge"):
-        vla.save_pretrained(tmp_path)
-    assert not list(tmp_path.iterdir())
+    LoRA(rank=2, init=False).apply(vla)
+    live = vla(**batch).logits
+    names = list(vla.state_dict())
+    vla.save_pretrained(tmp_path)
+    assert list(vla.state_dict()) == names
+    assert torch.equal(vla(**batch).logits, live)
+    saved = VLA.from_pretrained(tmp_path)
+    assert list(saved.state_dict()) == list(build(config).state_dict())
+    torch.testing.assert_close(saved(**batch).logits, live, atol=2e-4, rtol=1e-4)
+    assert (live - build(config)(**batch).logits).abs().max() > 0.01, "these adapters matter"
 
 
 def test_all_problems_in_one_error(folder: Path, tmp_path: Path) -> None:

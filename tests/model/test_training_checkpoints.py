@@ -8,17 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from written import same, train_a_little, write_ckpt
 
-import openvla_lightning
 from openvla_lightning import VLA, Processor
-from openvla_lightning.action_head import TokenHead
 from openvla_lightning.model.checkpoint import CheckpointError, load_checkpoint, load_weights
 from openvla_lightning.strategy import LoRA, TrainOnly
-
-
-def same(a: VLA, b: VLA) -> bool:
-    ours, theirs = a.state_dict(), b.state_dict()
-    return list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def prismatic_state(vla: VLA, frozen_vision: bool = False) -> dict[str, Any]:
@@ -76,28 +70,6 @@ def run_folder(trained: VLA, tmp_path: Path) -> Path:
     return run
 
 
-def write_ckpt(path: Path, vla: VLA, strategy: Any, norm_stats: dict[str, Any]) -> None:
-    """As VLAModule does."""
-    means, stds = [[0.5] * 3] * 2, [[0.5] * 3] * 2
-    processor = Processor(TokenHead(vocab_size=768), image_size=56, means=means, stds=stds, pad_token_id=0)
-    torch.save(
-        {
-            "state_dict": {f"vla.{k}": v for k, v in vla.state_dict().items()} | {"other": torch.zeros(1)},
-            "hyper_parameters": {"seed": 7},
-            "openvla_lightning": {
-                "version": openvla_lightning.__version__,
-                "vla": vla.config,
-                "processor": processor.config,
-                "action_head": processor.action_head.config,
-                "strategy": strategy.config if strategy else None,
-                "normalisation": "quantile",
-                "norm_stats": norm_stats,
-            },
-        },
-        path,
-    )
-
-
 @pytest.mark.parametrize("as_file", [False, True])
 def test_prismatic_run(trained: VLA, run_folder: Path, as_file: bool) -> None:
     path = next((run_folder / "checkpoints").glob("*.pt")) if as_file else run_folder
@@ -137,10 +109,7 @@ def test_our_checkpoints(config: dict[str, Any], build: Callable[..., VLA], tmp_
     stats = {"toy": {"action": {"q01": [0.0] * 7, "q99": [1.0] * 7}}}
     if strategy is not None:
         strategy.apply(trained)
-        with torch.no_grad():
-            for parameter in trained.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(torch.randn_like(parameter) * 0.05)
+        train_a_little(trained)
     path = tmp_path / "last.ckpt"
     write_ckpt(path, trained, strategy, stats)
     vla, processor, norm_stats = load_checkpoint(path)
