@@ -15,6 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 ALLOWED_ROOTS = ("openvla_lightning.", "lightning.")
 """Where a `_target_` may live: a config file is data from someone, not a way to call anything."""
 
+CONF = str(next(p for p in (Path(__file__).parents[1] / "conf", Path(__file__).parent / "conf") if p.is_dir()))
+"""The folder of configs: beside the package in a checkout, inside it once installed."""
+
 
 class ConfigError(ValueError):
     """Everything wrong with a config, one line each."""

@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,38 @@ def evaluate(cfg: DictConfig) -> float | None:
     return results.score
 
 
+@for_people(ConfigError)
+def data_report(cfg: DictConfig) -> None:
+    """Look at the datasets that `cfg` describes: write a report into the run's folder.
+
+    Raises:
+        ConfigError: naming what is wrong or missing.
+    """
+    from openvla_lightning.data.report.facts import Selection
+    from openvla_lightning.data.report.pages import write_report
+
+    validate(cfg)
+    datamodule = instantiate(cfg.data, collate=list, _convert_="all")
+    check_all(data=lambda: find_data(cfg, datamodule))
+    try:
+        datamodule.prepare_data()
+        datamodule.setup()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    selections = [
+        Selection(
+            source=source,
+            train=datamodule.train[name].steps,
+            val=datamodule.val[name].steps,
+            filters=datamodule.filter_report[name],
+            share=datamodule.shares[name],
+        )
+        for name, source in datamodule.sources.items()
+    ]
+    page = write_report(selections, Path(cfg.paths.output_dir), f"Data: {', '.join(datamodule.mix)}")
+    log.info(f"Written to {page.parent}: report.md, report.html")
+
+
 def resume_from(cfg: DictConfig) -> str | None:
     """The checkpoint to resume, or None to start afresh.
 
@@ -155,11 +187,6 @@ def preflight(cfg: DictConfig, datamodule: Any, processor: Processor) -> None:
         ConfigError: naming all that is missing and where to get it.
     """
 
-    def find_data() -> None:
-        if missing := datamodule.missing():
-            make_embedded(missing, Path(cfg.paths.data_dir))
-        datamodule.check()
-
     def find_weights() -> None:
         if cfg.model.init_from is not None:
             check_source(cfg.model.init_from)
@@ -171,15 +198,28 @@ def preflight(cfg: DictConfig, datamodule: Any, processor: Processor) -> None:
     def find_tokenizer() -> None:
         _ = processor.tokenizer
 
+    check_all(
+        data=lambda: find_data(cfg, datamodule), weights=find_weights, tokenizer=find_tokenizer, hardware=find_hardware
+    )
+
+
+def check_all(**checks: Callable[[], None]) -> None:
+    """Raise ConfigError with everything that `checks`, by name, find to be missing or wrong."""
     problems = []
-    checks = {"data": find_data, "weights": find_weights, "tokenizer": find_tokenizer, "hardware": find_hardware}
     for what, check in checks.items():
         try:
             check()
-        except (FileNotFoundError, NotImplementedError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:
             problems.append(f"{what}: {error}")
     if problems:
         raise ConfigError("\n\n  ".join(["this run cannot start:", *problems]))
+
+
+def find_data(cfg: DictConfig, datamodule: Any) -> None:
+    """Make what the embedded world can make; raise MissingDataError for the rest."""
+    if missing := datamodule.missing():
+        make_embedded(missing, Path(cfg.paths.data_dir))
+    datamodule.check()
 
 
 def make_embedded(missing: Sequence[str], data_dir: Path) -> None:

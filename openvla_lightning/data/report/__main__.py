@@ -1,0 +1,23 @@
+"""Look at the datasets of a mixture before training on them.
+
+python -m openvla_lightning.data.report                            # the embedded world's demonstrations
+python -m openvla_lightning.data.report data/mix=bridge paths.data_dir=/big/disk/rlds
+python -m openvla_lightning.data.report data/mix=oxe_magic_soup_plus data.filter_noops=false
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from openvla_lightning.config import CONF
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="data_report")
+def main(cfg: DictConfig) -> None:
+    """Report on the mixture that `cfg` describes."""
+    from openvla_lightning.run import data_report  # after Hydra: --help and --cfg stay instant
+
+    data_report(cfg)
+
+
+if __name__ == "__main__":
+    main()

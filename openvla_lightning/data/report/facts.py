@@ -1,0 +1,178 @@
+"""An indexed dataset in numbers. All of them come from its index: no image is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvla_lightning.data.report.motion import (
+    Dimension,
+    Duplicates,
+    Idle,
+    find_duplicates,
+    measure_actions,
+    measure_idle,
+)
+from openvla_lightning.data.source import Source
+from openvla_lightning.data.source.index import Index
+from openvla_lightning.data.steps import FilterReport
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A dataset and what training takes of it.
+
+    Attributes:
+        source: the dataset, prepared.
+        train, val: steps of its index that are trained on and held out, ascending, int [n].
+        filters: what was left out of training.
+        share: of the mixture's samples.
+    """
+
+    source: Source
+    train: NDArray[Any]
+    val: NDArray[Any]
+    filters: FilterReport
+    share: float
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the robot was told.
+
+    Attributes:
+        steps, trajectories: share that has words; a trajectory does when any of its steps has.
+        distinct: different instructions.
+        distinct_loosely: the same without regard to case, spaces and full stops.
+        frequent: (instruction, trajectories, steps), most trajectories first.
+    """
+
+    steps: float
+    trajectories: float
+    distinct: int
+    distinct_loosely: int
+    frequent: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Images of one camera.
+
+    Attributes:
+        role, key: what it is called here and under `observation`; without a key its images are black.
+        missing: share of steps without an image.
+        mean_bytes: of an encoded image.
+        total_bytes: of all of them.
+        sizes: (height, width) -> trajectories.
+    """
+
+    role: str
+    key: str | None
+    missing: float
+    mean_bytes: float
+    total_bytes: int
+    sizes: Mapping[tuple[int, int], int]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One dataset.
+
+    Attributes:
+        name: of the dataset.
+        splits: split -> trajectories, steps.
+        lengths: int64 [K], steps of each trajectory.
+        control_hz: steps per second, where known.
+        filters: what training leaves out.
+        share: of the mixture's samples.
+        held_out: steps held out for validation.
+        clipped: share of the steps trained on of which any value lies outside q01..q99.
+    """
+
+    name: str
+    splits: Mapping[str, tuple[int, int]]
+    lengths: NDArray[np.int64]
+    control_hz: float | None
+    filters: FilterReport
+    share: float
+    held_out: int
+    clipped: float
+    dimensions: tuple[Dimension, ...]
+    idle: Idle
+    words: Words
+    duplicates: Duplicates
+    cameras: tuple[Camera, ...]
+
+    @property
+    def steps(self) -> int:
+        """In all splits."""
+        return int(self.lengths.sum())
+
+    @property
+    def trajectories(self) -> int:
+        """In all splits, empty ones left out."""
+        return int((self.lengths > 0).sum())
+
+
+def gather(selection: Selection) -> Facts:
+    """Measure a dataset."""
+    source, train, val = selection.source, selection.train, selection.val
+    index = source.index
+    lengths = np.diff(index.bounds)
+    splits = {
+        name: (int((index.split == i).sum()), int(lengths[index.split == i].sum()))
+        for i, name in enumerate(index.splits)
+    }
+    dimensions, clipped = measure_actions(index, source.statistics, train)
+    return Facts(
+        name=source.name,
+        splits=splits,
+        lengths=lengths,
+        control_hz=None,
+        filters=selection.filters,
+        share=selection.share,
+        held_out=len(val),
+        clipped=clipped,
+        dimensions=dimensions,
+        idle=measure_idle(source, train),
+        words=measure_words(index),
+        duplicates=find_duplicates(index, train, val),
+        cameras=tuple(measure_camera(source, role) for role in source.spec.cameras),
+    )
+
+
+def measure_words(index: Index, top: int = 10) -> Words:
+    """How much of the dataset has words, and which."""
+    has_words = np.array([bool(words.strip()) for words in index.instructions], bool)
+    steps = np.bincount(index.instruction, minlength=len(index.instructions))
+    full = np.diff(index.bounds) > 0
+    changes = np.append(True, index.instruction[1:] != index.instruction[:-1])[: index.num_steps]
+    changes[index.bounds[:-1][full]] = True
+    pairs = np.unique(np.stack([index.trajectory[changes], index.instruction[changes]]), axis=1)
+    trajectories = np.bincount(pairs[1], minlength=len(index.instructions))
+    order = [i for i in np.lexsort((-steps, -trajectories)).tolist() if has_words[i]]
+    loosely = {" ".join(index.instructions[i].lower().replace(".", " ").split()) for i in order}
+    labelled = len(np.unique(pairs[0][has_words[pairs[1]]]))
+    return Words(
+        steps=float(steps[has_words].sum() / max(1, index.num_steps)),
+        trajectories=labelled / max(1, int(full.sum())),
+        distinct=len(order),
+        distinct_loosely=len(loosely),
+        frequent=tuple((index.instructions[i], int(trajectories[i]), int(steps[i])) for i in order[:top]),
+    )
+
+
+def measure_camera(source: Source, role: str) -> Camera:
+    """Images of one camera."""
+    lengths = source.index.images[role][:, 2]
+    there, total = int((lengths > 0).sum()), int(lengths.sum())
+    return Camera(
+        role=role,
+        key=source.spec.cameras[role],
+        missing=1 - there / max(1, len(lengths)),
+        mean_bytes=total / max(1, there),
+        total_bytes=total,
+        sizes={},
+    )

@@ -1,0 +1,195 @@
+"""What the actions of an indexed dataset look like."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvla_lightning.actions import dimension_names
+from openvla_lightning.data.source import Source
+from openvla_lightning.data.source.index import Index
+from openvla_lightning.data.steps import noops
+from openvla_lightning.statistics import DatasetStatistics
+
+BINS = 48
+STILL = 0.01
+"""Where a dataset names no threshold: the share of its usual range that counts as no movement."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One dimension of the actions that are trained on.
+
+    Attributes:
+        name: what it is called.
+        normalised: whether q01..q99 are mapped to -1..1; otherwise it passes through.
+        low, q01, q99, high: extremes and quantiles of the dataset's statistics.
+        mean, std: of the same.
+        outside: share of values below q01 or above q99, which are clipped.
+        at_bounds: share of values at q01 or q99 or outside: what the model sees as -1 or 1.
+        usual: the median.
+        usually: share of values that equal it.
+        binary: share of values that are 0 or 1, or -1 or 1.
+        edges: float64 [BINS + 1], of the histogram.
+        counts: int64 [BINS]; the outermost bins also hold what lies beyond them.
+    """
+
+    name: str
+    normalised: bool
+    low: float
+    q01: float
+    q99: float
+    high: float
+    mean: float
+    std: float
+    outside: float
+    at_bounds: float
+    usual: float
+    usually: float
+    binary: float
+    edges: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    @property
+    def constant(self) -> bool:
+        """It never changes; normalised to 0."""
+        return self.low == self.high
+
+    @property
+    def reach(self) -> float:
+        """How far the farthest value lies outside q01..q99, in widths of that range."""
+        width = self.q99 - self.q01
+        return max(self.q01 - self.low, self.high - self.q99) / width if width else 0.0
+
+
+@dataclass(frozen=True)
+class Idle:
+    """How much of a dataset stands still, before any filter.
+
+    Attributes:
+        threshold: norm of the changing dimensions below which a step stands still.
+        given: the dataset names it; otherwise it is a share of the usual range.
+        share: of all steps.
+        first, last: share of the trajectories whose first or last step stands still.
+        runs: int64 [R], lengths of the stretches that stand still, in steps.
+        trained: share of the steps that are trained on.
+    """
+
+    threshold: float
+    given: bool
+    share: float
+    first: float
+    last: float
+    runs: NDArray[np.int64]
+    trained: float
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Trajectories with identical actions.
+
+    Attributes:
+        copies: trajectories that repeat an earlier one.
+        held_out: trajectories held out for validation.
+        leaked: those of them whose actions are also trained on.
+    """
+
+    copies: int
+    held_out: int
+    leaked: int
+
+
+def measure_actions(
+    index: Index, statistics: DatasetStatistics, train: NDArray[Any]
+) -> tuple[tuple[Dimension, ...], float]:
+    """Each dimension's facts, and the share of steps that normalising clips."""
+    dimensions, beyond = [], np.zeros(len(train), bool)
+    for d, name in enumerate(dimension_names(index.action.shape[1])):
+        numbers = {key: float(values[d]) for key, values in statistics.action.items() if key != "mask"}
+        low, q01, q99, high = (numbers[key] for key in ("min", "q01", "q99", "max"))
+        values = index.action[train, d]  # one column at a time: a dataset may be larger than memory
+        normalised = bool(statistics.mask[d])
+        below, above = values < np.float32(q01), values > np.float32(q99)
+        if normalised:
+            beyond |= below | above
+        edges = _edges(q01, q99, low, high) if normalised and q01 < q99 else _edges(low, high, low, high)
+        counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+        at_bounds = (values <= np.float32(q01)) | (values >= np.float32(q99))
+        usual = np.quantile(values, 0.5, method="lower") if len(values) else np.nan
+        zero_one, minus_one = np.isin(values, (0, 1)), np.isin(values, (-1, 1))
+        dimensions.append(
+            Dimension(
+                name=name,
+                normalised=normalised,
+                low=low,
+                q01=q01,
+                q99=q99,
+                high=high,
+                mean=numbers["mean"],
+                std=numbers["std"],
+                outside=_share(below | above),
+                at_bounds=_share(at_bounds),
+                usual=float(usual),
+                usually=_share(values == usual),
+                binary=max(_share(zero_one), _share(minus_one)),
+                edges=edges,
+                counts=counts,
+            )
+        )
+    return tuple(dimensions), _share(beyond)
+
+
+def _edges(low: float, high: float, least: float, most: float) -> NDArray[np.float64]:
+    margin = 0.25 * (high - low) or 0.5
+    ends = max(least, low - margin), min(most, high + margin)
+    return np.linspace(*(ends if ends[0] < ends[1] else (low - margin, high + margin)), BINS + 1)
+
+
+def measure_idle(source: Source, train: NDArray[Any]) -> Idle:
+    """Where the robot stands still, by the dataset's own threshold or else by a share of its usual range."""
+    index, spec = source.index, source.spec
+    threshold = spec.noop_threshold
+    if threshold is None:
+        changing = ~np.array(spec.absolute_mask(index.action.shape[1]))
+        numbers = source.statistics.action
+        usual_range = float(np.linalg.norm((numbers["q99"] - numbers["q01"])[changing]))
+        threshold = STILL * usual_range or float(np.finfo(np.float32).tiny)
+        spec = replace(spec, noop_threshold=threshold)
+    idle = noops(index, spec)
+    begins = np.zeros(len(idle), bool)
+    full = np.diff(index.bounds) > 0
+    first, last = index.bounds[:-1][full], index.bounds[1:][full] - 1
+    begins[first] = True
+    # a run starts where a step is idle and the one before is not, or belongs to another trajectory
+    before = np.append(False, idle[:-1]) & ~begins
+    after = np.append(idle[1:] & ~begins[1:], False)
+    starts, ends = np.flatnonzero(idle & ~before), np.flatnonzero(idle & ~after)
+    return Idle(
+        threshold=threshold,
+        given=source.spec.noop_threshold is not None,
+        share=_share(idle),
+        first=_share(idle[first]),
+        last=_share(idle[last]),
+        runs=ends - starts + 1,
+        trained=_share(idle[train]),
+    )
+
+
+def find_duplicates(index: Index, train: NDArray[Any], val: NDArray[Any]) -> Duplicates:
+    """Trajectories whose actions are those of another one, bit for bit."""
+    bounds = index.bounds.tolist()
+    digests = [
+        hashlib.blake2b(index.action[start:end].tobytes(), digest_size=16).digest() for start, end in pairwise(bounds)
+    ]
+    trained, held_out = (np.diff(np.searchsorted(steps, index.bounds)) > 0 for steps in (train, val))
+    known = {digest for digest, used in zip(digests, trained.tolist(), strict=True) if used}
+    full = [digest for digest, length in zip(digests, np.diff(index.bounds).tolist(), strict=True) if length]
+    leaked = sum(digest in known for digest, used in zip(digests, held_out.tolist(), strict=True) if used)
+    return Duplicates(len(full) - len(set(full)), int(held_out.sum()), leaked)
+
+
+def _share(flags: NDArray[np.bool_]) -> float:
+    return float(flags.mean()) if len(flags) else 0.0

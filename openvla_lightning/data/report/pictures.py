@@ -1,0 +1,126 @@
+"""Pictures of a dataset: histograms of its actions and lengths, frames of its trajectories."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from openvla_lightning.data.report.facts import Facts
+from openvla_lightning.data.report.motion import Dimension
+from openvla_lightning.data.source import Source
+
+COLUMNS = 4
+INSIDE, OUTSIDE, PLAIN, MARK = "#4c78a8", "#e45756", "#72b7b2", "#333333"
+ROWS, MOMENTS, TILE, CAPTION = 8, 5, 128, 22
+
+
+def draw_actions(facts: Facts, path: Path) -> Path:
+    """Draw a histogram of every action dimension, with q01 and q99 where it is normalised."""
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+    rows = -(-len(facts.dimensions) // COLUMNS)
+    figure = Figure(figsize=(3.1 * COLUMNS, 2.3 * rows + 0.2), layout="constrained")
+    grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axes, dimension in zip(grid, facts.dimensions, strict=False):
+        _draw_dimension(axes, dimension)
+    for axes in grid[len(facts.dimensions) :]:
+        axes.set_axis_off()
+    return _save(figure, path)
+
+
+def _draw_dimension(axes: Any, dimension: Dimension) -> None:
+    inside = (dimension.edges[1:] >= dimension.q01) & (dimension.edges[:-1] <= dimension.q99)
+    colours = np.where(inside, INSIDE, OUTSIDE).tolist() if dimension.normalised else PLAIN
+    axes.bar(dimension.edges[:-1], dimension.counts, np.diff(dimension.edges), align="edge", color=colours)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.8)
+    axes.minorticks_off()
+    note = f"{dimension.outside:.1%} clipped" if dimension.normalised else "not normalised"
+    if dimension.normalised:
+        for quantile in (dimension.q01, dimension.q99):
+            axes.axvline(quantile, color=MARK, linewidth=0.8, linestyle="--")
+    axes.set_title("constant" if dimension.constant else note, loc="right", fontsize=8, color="#666666")
+    axes.set_title(dimension.name, loc="left", fontsize=9, fontweight="bold")
+    axes.tick_params(labelsize=7)
+    axes.locator_params(axis="x", nbins=5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_lengths(facts: Facts, path: Path) -> Path:
+    """Draw how long trajectories are, and for how long the robot stands still in them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.1 * COLUMNS, 2.5), layout="constrained")
+    titles = {
+        f"steps in a trajectory ({facts.trajectories:,})": facts.lengths[facts.lengths > 0],
+        f"steps in a row that stand still ({len(facts.idle.runs):,} times)": facts.idle.runs,
+    }
+    for axes, (title, lengths) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        if len(lengths):
+            low, high = int(lengths.min()), int(lengths.max())
+            width = max(1, -(-(high - low + 1) // 40))
+            axes.hist(lengths, np.arange(low, high + width + 1, width) - 0.5, color=INSIDE)
+        else:
+            axes.text(0.5, 0.5, "none", ha="center", va="center", transform=axes.transAxes, color="#666666")
+            axes.set_xticks([])
+        axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def draw_contact_sheet(source: Source, path: Path) -> Path:
+    """Draw frames from a spread of trajectories, a row each: the first camera over time, then once every other one.
+
+    Raises:
+        BadShardError: an image cannot be decoded.
+    """
+    cameras = [role for role, key in source.spec.cameras.items() if key is not None]
+    full = np.flatnonzero(np.diff(source.index.bounds))
+    # one from each eighth by lot: datasets are often periodic
+    chosen = [np.random.default_rng(i).choice(part) for i, part in enumerate(np.array_split(full, ROWS)) if len(part)]
+    columns = MOMENTS + len(cameras[1:])
+    sheet = Image.new("RGB", (columns * TILE, len(chosen) * (TILE + CAPTION)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for row, trajectory in enumerate(chosen):
+        start, end = source.index.bounds[trajectory : trajectory + 2].tolist()
+        moments = np.linspace(start, end - 1, MOMENTS).round().astype(int).tolist()
+        frames = [(role, step) for role in cameras[:1] for step in moments]
+        frames += [(role, (start + end) // 2) for role in cameras[1:]]
+        top = row * (TILE + CAPTION)
+        draw.text((4, top + 3), _caption(source, trajectory, end - start, font, sheet.width - 8), "black", font)
+        for column, (role, step) in enumerate(frames):
+            image = _tile(source.image(role, step))
+            offset = (TILE - image.width) // 2, (TILE - image.height) // 2
+            sheet.paste(image, (column * TILE + offset[0], top + CAPTION + offset[1]))
+    sheet.save(path, quality=88)
+    return path
+
+
+def _tile(pixels: NDArray[np.uint8] | None) -> Image.Image:
+    if pixels is None:
+        return Image.new("RGB", (TILE - 2, TILE - 2), "black")
+    image = Image.fromarray(pixels)
+    scale = (TILE - 2) / max(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+
+
+def _caption(source: Source, trajectory: int, steps: int, font: Any, width: int) -> str:
+    index = source.index
+    told = [index.instructions[i] for i in index.instruction[index.bounds[trajectory] : index.bounds[trajectory + 1]]]
+    words = next((text for text in told if text.strip()), "(no words)")
+    text = f"{index.splits[index.split[trajectory]]} {trajectory}, {steps} steps: {' '.join(words.split())}"
+    if font.getlength(text) <= width:
+        return text
+    while font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.savefig(path, dpi=110)
+    return path

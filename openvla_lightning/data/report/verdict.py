@@ -1,0 +1,97 @@
+"""What to look at before training on a dataset."""
+
+from collections.abc import Iterator, Sequence
+
+from openvla_lightning.data.report.facts import Facts
+from openvla_lightning.data.report.motion import Dimension
+
+FEW_TRAJECTORIES, FEW_STEPS = 10, 1000
+MANY_IDLE = 0.1
+"""Share of the steps trained on; policies that learn from idle steps freeze (paper, appendix C)."""
+MANY_FIRST_IDLE = 0.5
+HARDLY_CHANGING = 0.95
+MANY_AT_BOUNDS = 0.15
+FAR_OUT = 10.0
+NOT_BINARY = 0.05
+WITHOUT_WORDS = 0.05
+COPIES = 0.01
+WITHOUT_IMAGE = 0.01
+
+
+def remarks(facts: Facts) -> list[str]:
+    """One sentence for everything that deserves a look; none when the dataset is ready."""
+    if not facts.filters.kept:
+        return ["nothing to train on: no step is left after split and filters"]
+    return [
+        *_about_size(facts),
+        *_about_idling(facts),
+        *_about_dimensions(facts.dimensions),
+        *_about_words(facts),
+        *_about_copies(facts),
+        *_about_images(facts),
+    ]
+
+
+def verdict(facts: Facts) -> str:
+    """`ready`, or what to look at."""
+    return "; ".join(remarks(facts)) or "ready"
+
+
+def _about_size(facts: Facts) -> Iterator[str]:
+    if facts.filters.trajectories < FEW_TRAJECTORIES or facts.filters.kept < FEW_STEPS:
+        yield f"tiny: {facts.filters.trajectories:,} trajectories, {facts.filters.kept:,} steps to train on"
+
+
+def _about_idling(facts: Facts) -> Iterator[str]:
+    idle = facts.idle
+    if idle.trained > MANY_IDLE:
+        how = "data.filter_noops=true leaves them out" if idle.given else "a `noop_threshold` lets them be left out"
+        yield f"{idle.trained:.0%} of the steps trained on stand still: {how}"
+    if idle.first > MANY_FIRST_IDLE and idle.trained > 0:
+        yield f"{idle.first:.0%} of the trajectories begin with a step that stands still"
+
+
+def _about_dimensions(dimensions: Sequence[Dimension]) -> Iterator[str]:
+    found: dict[str, list[str]] = {}
+    for d in dimensions:
+        for problem, detail in _about_dimension(d):
+            found.setdefault(problem, []).append(f"{d.name}{detail}")
+    for problem, places in found.items():
+        yield f"{problem}: {', '.join(places)}"
+
+
+def _about_dimension(d: Dimension) -> Iterator[tuple[str, str]]:
+    if d.constant:
+        yield "never changing, so normalised to 0", ""
+    elif d.usually > HARDLY_CHANGING and d.normalised:
+        yield "hardly ever changing", f" ({d.usually:.1%} are {d.usual:.3g})"
+    elif d.normalised and d.at_bounds > MANY_AT_BOUNDS:
+        yield "saturated, share of values that become -1 or 1", f" {d.at_bounds:.0%}"
+    if d.normalised and d.reach > FAR_OUT:
+        yield "outliers, in widths of the usual range", f" {d.reach:.0f}"
+    if not d.normalised and not d.constant:
+        if 1 - d.binary > NOT_BINARY:
+            yield "neither normalised nor binary, share of values between", f" {1 - d.binary:.0%}"
+        if d.low < -1 or d.high > 1:
+            yield "not normalised and outside of -1..1, which is all that tokens can say", f" {d.low:.3g}..{d.high:.3g}"
+
+
+def _about_words(facts: Facts) -> Iterator[str]:
+    if not facts.words.distinct:
+        yield "no step has words"
+    elif (silent := 1 - facts.words.trajectories) > WITHOUT_WORDS:
+        yield f"{silent:.0%} of the trajectories have no words: they are left out"
+
+
+def _about_copies(facts: Facts) -> Iterator[str]:
+    copies = facts.duplicates
+    if copies.copies > COPIES * facts.trajectories:
+        yield f"{copies.copies:,} of {facts.trajectories:,} trajectories repeat the actions of another one"
+    if copies.leaked:
+        yield f"{copies.leaked:,} of {copies.held_out:,} held-out trajectories are also trained on"
+
+
+def _about_images(facts: Facts) -> Iterator[str]:
+    for camera in facts.cameras:
+        if camera.key is not None and camera.missing > WITHOUT_IMAGE:
+            yield f"{camera.missing:.0%} of the steps have no {camera.role} image: they are black"

@@ -1,0 +1,273 @@
+"""The data report, on a dataset with planted faults; every number is counted again from what was written."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import faulty_rlds
+import numpy as np
+import pytest
+import yaml
+from faulty_rlds import GRIPPER, SPEC, TRAIN, VAL, X, Z
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from rich.console import Console
+
+from openvla_lightning.config import CONF
+from openvla_lightning.data import VLADataModule
+from openvla_lightning.data.oxe import describe
+from openvla_lightning.data.report.facts import Facts, Selection, gather
+from openvla_lightning.data.report.pages import escape, html, write_report
+from openvla_lightning.data.report.verdict import remarks, verdict
+from openvla_lightning.data.source.rlds import RLDS
+from openvla_lightning.data.source.synthetic import Synthetic
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with the faulty dataset."""
+    root = tmp_path_factory.mktemp("faulty")
+    faulty_rlds.write(root / "faulty" / "1.0.0")
+    return root
+
+
+@pytest.fixture(scope="module")
+def written() -> dict[str, list[list[dict[str, Any]]]]:
+    """split -> trajectories -> steps, as they were written."""
+    return {
+        split: [faulty_rlds.episode(split, i)["steps"] for i in range(count)]
+        for split, count in {"train": TRAIN, "val": VAL}.items()
+    }
+
+
+def selections(datamodule: VLADataModule) -> list[Selection]:
+    datamodule.setup()
+    return [
+        Selection(source, datamodule.train[name].steps, datamodule.val[name].steps, datamodule.filter_report[name], 1.0)
+        for name, source in datamodule.sources.items()
+    ]
+
+
+def look(root: Path, **options: Any) -> Facts:
+    def source(name: str, spec: Any) -> RLDS:
+        return RLDS(root, name, spec)
+
+    spec = SPEC | options.pop("spec", {})
+    datamodule = VLADataModule(source, {"faulty": 1.0}, list, 32, 8, datasets={"faulty": spec}, **options)
+    return gather(selections(datamodule)[0])
+
+
+@pytest.fixture(scope="module")
+def facts(root: Path) -> Facts:
+    """Of the faulty dataset, no-ops left out."""
+    return look(root)
+
+
+def stands_still(step: dict[str, Any]) -> bool:
+    return not step["action"][:6].any()
+
+
+def test_counts(facts: Facts, written: dict[str, list[list[dict[str, Any]]]]) -> None:
+    assert facts.splits == {split: (len(t), sum(map(len, t))) for split, t in written.items()}
+    assert facts.lengths.tolist() == [len(t) for split in written.values() for t in split]
+    spoken = [t for t in written["train"] if t[0]["language_instruction"]]
+    assert facts.filters.kept == sum(not stands_still(step) for t in spoken for step in t)
+    assert facts.words.trajectories == pytest.approx((len(spoken) + VAL) / (TRAIN + VAL))
+    assert facts.held_out == sum(not stands_still(step) for t in written["val"] for step in t)
+
+
+def test_idle_stretches(facts: Facts, written: dict[str, list[list[dict[str, Any]]]]) -> None:
+    trajectories = [t for split in written.values() for t in split]
+    runs = [len(list(run)) for t in trajectories for idle, run in groupby(t, stands_still) if idle]
+    assert facts.idle.runs.tolist() == runs
+    assert set(runs) == {12}
+    assert facts.idle.share == pytest.approx(sum(runs) / sum(map(len, trajectories)))
+    assert facts.idle.first == pytest.approx(np.mean([stands_still(t[0]) for t in trajectories]))
+    assert facts.idle.last == 0
+    assert facts.idle.trained == 0
+    assert facts.idle.threshold == 1e-3
+
+
+def test_runs_end_with_their_trajectory() -> None:
+    source = Synthetic("any")
+    source.index.action[:] = 0
+    idle = gather(Selection(source, np.arange(source.index.num_steps), np.arange(0), None, 1.0)).idle  # type: ignore[arg-type]
+    assert idle.runs.tolist() == np.diff(source.index.bounds).tolist()
+
+
+def test_dimensions(facts: Facts, written: dict[str, list[list[dict[str, Any]]]]) -> None:
+    every = np.array([s["action"] for split in written.values() for t in split for s in t])
+    low, high = np.quantile(every, [0.01, 0.99], axis=0).astype(np.float32)
+    spoken = [t for t in written["train"] if t[0]["language_instruction"]]
+    trained = np.array([s["action"] for t in spoken for s in t if not stands_still(s)])
+    outside = (trained < low) | (trained > high)
+    assert [d.name for d in facts.dimensions] == ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
+    for d, dimension in enumerate(facts.dimensions):
+        assert (dimension.low, dimension.high) == (every[:, d].min(), every[:, d].max())
+        assert dimension.outside == pytest.approx(outside[:, d].mean())
+        assert dimension.counts.sum() == len(trained)
+        inner = slice(1, -1)
+        again, _ = np.histogram(trained[:, d], dimension.edges)
+        np.testing.assert_array_equal(dimension.counts[inner], again[inner])
+    assert facts.clipped == pytest.approx(outside[:, :6].any(axis=1).mean())
+    x, gripper = facts.dimensions[X], facts.dimensions[GRIPPER]
+    assert x.at_bounds == pytest.approx(np.mean(np.abs(trained[:, X]) == 0.5))
+    assert gripper.binary == pytest.approx(np.isin(trained[:, GRIPPER], (0, 1)).mean())
+    assert facts.dimensions[Z].reach == pytest.approx((400 - high[Z]) / (high[Z] - low[Z]), rel=1e-5)
+
+
+def test_words_and_copies(facts: Facts, written: dict[str, list[list[dict[str, Any]]]]) -> None:
+    told = [t[0]["language_instruction"] for split in written.values() for t in split]
+    assert facts.words.distinct == len(set(told) - {""})
+    assert facts.words.distinct_loosely == len({words.lower() for words in told} - {""})
+    for words, trajectories, steps in facts.words.frequent:
+        assert trajectories == told.count(words)
+        assert steps == sum(
+            len(t) for split in written.values() for t in split if t[0]["language_instruction"] == words
+        )
+    assert facts.duplicates.copies == 2 + VAL
+    assert (facts.duplicates.held_out, facts.duplicates.leaked) == (VAL, VAL)
+
+
+def test_cameras(facts: Facts, written: dict[str, list[list[dict[str, Any]]]]) -> None:
+    primary, wrist = facts.cameras
+    assert primary.missing == 0
+    blind = sum(
+        isinstance(step["observation"]["wrist"], bytes) for split in written.values() for t in split for step in t
+    )
+    assert wrist.missing == pytest.approx(blind / facts.steps)
+
+
+def test_every_planted_fault_is_in_the_verdict(facts: Facts, root: Path) -> None:
+    found = "\n".join(remarks(facts))
+    for pattern in (
+        r"never changing.*: roll$",
+        r"hardly ever changing: pitch \(9\d\.\d% are 0\)",
+        r"saturated.*: x [3-7]\d%$",
+        r"outliers.*: z [5-9]\d",
+        r"neither normalised nor binary.*: gripper 7\d%",
+        r"outside of -1\.\.1.*: gripper 0\.\.2$",
+        r"7% of the trajectories have no words",
+        r"6 of 44 trajectories repeat",
+        r"4 of 4 held-out trajectories are also trained on",
+        r"no wrist image",
+    ):
+        assert re.search(pattern, found, re.M), f"{pattern} is not in\n{found}"
+    assert "stand still" not in found
+    unfiltered = look(root, filter_noops=False)
+    assert "data.filter_noops=true leaves them out" in verdict(unfiltered)
+    assert unfiltered.idle.trained > 0.1
+    assert "noop_threshold" in verdict(look(root, filter_noops=False, spec={"noop_threshold": None}))
+
+
+def test_a_sound_dataset_is_ready_and_a_small_one_is_tiny() -> None:
+    for steps, expected in ((4096, "ready"), (64, "tiny: 4 trajectories, 64 steps to train on")):
+        datamodule = VLADataModule(
+            lambda name, spec, steps=steps: Sound(name, spec, steps), {"bridge_orig": 1.0}, list, 32, 8
+        )
+        assert verdict(gather(selections(datamodule)[0])) == expected
+
+
+class Sound(Synthetic):
+    """Random actions that are spread as a robot's are."""
+
+    @property
+    def index(self) -> Any:
+        index = super().index
+        index.images["primary"][:, 2] = index.images["secondary"][:, 2] = index.images["wrist"][:, 2] = 1
+        index.action[:, :6] = np.random.default_rng(0).normal(size=(index.num_steps, 6))
+        return index
+
+
+class Tags(HTMLParser):
+    """Counts what is opened, and insists that it is closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.cells: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag == "img":
+            self.sources.append(dict(attrs)["src"])
+        elif tag not in ("meta", "br", "hr"):
+            self.open.append(tag)
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.handle_starttag(tag, attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "td":
+            self.cells[-1] += data
+
+
+@pytest.mark.parametrize(
+    "text", ["a | b", "<script>", "[x](y)", "*a* _b_ `c`", "&amp; &", "a\nb", "# 1. -", "\\", "!~"]
+)
+def test_words_come_through_markdown_unharmed(text: str, tmp_path: Path) -> None:
+    page = html(f"| a |\n| --- |\n| {escape(text)} |", "t", tmp_path)
+    assert Tags(page).cells == [" ".join(text.split())]
+
+
+def test_the_process_writes_everything_for_a_users_own_dataset(root: Path, tmp_path: Path) -> None:
+    config = {"data": {"mix": {"faulty": 1.0}, "datasets": {"faulty": SPEC}}}
+    folder = tmp_path / "conf" / "data" / "mix"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(config)}")
+    command = [sys.executable, "-m", "openvla_lightning.data.report", "--config-dir", str(tmp_path / "conf")]
+    command += ["data/mix=mine", f"paths.log_dir={tmp_path}"]
+    done = subprocess.run([*command, f"paths.data_dir={root}"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "saturated, share of values" in " ".join(done.stdout.split())
+    (run,) = (tmp_path / "data_report" / "mine").iterdir()
+    report = (run / "report.md").read_text()
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]*)\)", report)
+    assert len(pictures) == 3
+    for picture in pictures:
+        with Image.open(run / picture) as image:
+            assert min(image.size) > 200
+    tags = Tags((run / "report.html").read_text())
+    assert all(source.startswith("data:image/") for source in tags.sources)
+    assert len(tags.sources) == 3
+    assert "fetch <b>thing</b> 0 | now" in tags.cells
+
+
+def test_missing_data_is_reported_as_in_training(tmp_path: Path) -> None:
+    from openvla_lightning.run import data_report
+
+    with initialize_config_dir(CONF, version_base="1.3"):
+        overrides = ["data/mix=bridge", f"paths.data_dir={tmp_path}", "paths.output_dir=/tmp/out", "run_name=any"]
+        cfg = compose("data_report", overrides)
+    with pytest.raises(SystemExit, match=r"(?s)this run cannot start.*1 of the mixture's 1 datasets are not there"):
+        data_report(cfg)
+
+
+def test_frames_are_of_the_trajectories_they_name(root: Path, tmp_path: Path) -> None:
+    source = RLDS(root, "faulty", describe("faulty", SPEC))
+    everything = np.arange(source.index.num_steps)
+    report = look(root).filters
+    page = write_report(
+        [Selection(source, everything, everything[:0], report, 1.0)], tmp_path, "t", Console(quiet=True)
+    )
+    assert page == tmp_path / "report.html"
+    with Image.open(tmp_path / "faulty_frames.jpg") as sheet:
+        assert sheet.size == (6 * 128, 8 * 150)
+        shades = np.array(sheet.convert("L")).astype(int)[22 + 64 :: 150, 64::128]
+    assert shades.shape == (8, 6)
+    assert (np.abs(shades[:, :5] - shades[:, :1]) <= 2).all()
+    assert len(np.unique(shades[:, 0] // 3)) > 5
