@@ -121,6 +121,7 @@ def data_report(cfg: DictConfig) -> None:
             train=datamodule.train[name].steps,
             val=datamodule.val[name].steps,
             filters=datamodule.filter_report[name],
+            statistics=datamodule.statistics[name],
             share=datamodule.shares[name],
         )
         for name, source in datamodule.sources.items()

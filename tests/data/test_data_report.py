@@ -19,8 +19,8 @@ from rich.console import Console
 
 from openvla_lightning.config import CONF
 from openvla_lightning.data import VLADataModule
-from openvla_lightning.data.oxe import describe
 from openvla_lightning.data.report.facts import Facts, Selection, gather
+from openvla_lightning.data.report.motion import measure_idle
 from openvla_lightning.data.report.pages import escape, html, write_report
 from openvla_lightning.data.report.verdict import remarks, verdict
 from openvla_lightning.data.source.rlds import RLDS
@@ -49,24 +49,33 @@ def written() -> dict[str, list[list[dict[str, Any]]]]:
 def selections(datamodule: VLADataModule) -> list[Selection]:
     datamodule.setup()
     return [
-        Selection(source, datamodule.train[name].steps, datamodule.val[name].steps, datamodule.filter_report[name], 1.0)
+        Selection(
+            source=source,
+            train=datamodule.train[name].steps,
+            val=datamodule.val[name].steps,
+            filters=datamodule.filter_report[name],
+            statistics=datamodule.statistics[name],
+            share=datamodule.shares[name],
+        )
         for name, source in datamodule.sources.items()
     ]
 
 
-def look(root: Path, **options: Any) -> Facts:
+def chosen(root: Path, **options: Any) -> Selection:
+    """What training takes of the faulty dataset."""
+
     def source(name: str, spec: Any) -> RLDS:
         return RLDS(root, name, spec)
 
     spec = SPEC | options.pop("spec", {})
     datamodule = VLADataModule(source, {"faulty": 1.0}, list, 32, 8, datasets={"faulty": spec}, **options)
-    return gather(selections(datamodule)[0])
+    return selections(datamodule)[0]
 
 
 @pytest.fixture(scope="module")
 def facts(root: Path) -> Facts:
     """Of the faulty dataset, no-ops left out."""
-    return look(root)
+    return gather(chosen(root))
 
 
 def stands_still(step: dict[str, Any]) -> bool:
@@ -97,7 +106,7 @@ def test_idle_stretches(facts: Facts, written: dict[str, list[list[dict[str, Any
 def test_runs_end_with_their_trajectory() -> None:
     source = Synthetic("any")
     source.index.action[:] = 0
-    idle = gather(Selection(source, np.arange(source.index.num_steps), np.arange(0), None, 1.0)).idle  # type: ignore[arg-type]
+    idle = measure_idle(source.index, source.spec, source.statistics, np.arange(source.index.num_steps))
     assert idle.runs.tolist() == np.diff(source.index.bounds).tolist()
 
 
@@ -160,10 +169,11 @@ def test_every_planted_fault_is_in_the_verdict(facts: Facts, root: Path) -> None
     ):
         assert re.search(pattern, found, re.M), f"{pattern} is not in\n{found}"
     assert "stand still" not in found
-    unfiltered = look(root, filter_noops=False)
+    unfiltered = gather(chosen(root, filter_noops=False))
     assert "data.filter_noops=true leaves them out" in verdict(unfiltered)
     assert unfiltered.idle.trained > 0.1
-    assert "noop_threshold" in verdict(look(root, filter_noops=False, spec={"noop_threshold": None}))
+    nameless = chosen(root, filter_noops=False, spec={"noop_threshold": None})
+    assert "noop_threshold" in verdict(gather(nameless))
 
 
 def test_a_sound_dataset_is_ready_and_a_small_one_is_tiny() -> None:
@@ -258,12 +268,7 @@ def test_missing_data_is_reported_as_in_training(tmp_path: Path) -> None:
 
 
 def test_frames_are_of_the_trajectories_they_name(root: Path, tmp_path: Path) -> None:
-    source = RLDS(root, "faulty", describe("faulty", SPEC))
-    everything = np.arange(source.index.num_steps)
-    report = look(root).filters
-    page = write_report(
-        [Selection(source, everything, everything[:0], report, 1.0)], tmp_path, "t", Console(quiet=True)
-    )
+    page = write_report([chosen(root, filter_noops=False)], tmp_path, "t", Console(quiet=True))
     assert page == tmp_path / "report.html"
     with Image.open(tmp_path / "faulty_frames.jpg") as sheet:
         assert sheet.size == (6 * 128, 8 * 150)

@@ -18,6 +18,7 @@ from openvla_lightning.data.report.motion import (
 from openvla_lightning.data.source import Source
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.steps import FilterReport
+from openvla_lightning.statistics import DatasetStatistics
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Selection:
         source: the dataset, prepared.
         train, val: steps of its index that are trained on and held out, ascending, int [n].
         filters: what was left out of training.
+        statistics: what actions are scaled by.
         share: of the mixture's samples.
     """
 
@@ -35,6 +37,7 @@ class Selection:
     train: NDArray[Any]
     val: NDArray[Any]
     filters: FilterReport
+    statistics: DatasetStatistics
     share: float
 
 
@@ -125,18 +128,18 @@ def gather(selection: Selection) -> Facts:
         name: (int((index.split == i).sum()), int(lengths[index.split == i].sum()))
         for i, name in enumerate(index.splits)
     }
-    dimensions, clipped = measure_actions(index, source.statistics, train)
+    dimensions, clipped = measure_actions(index, selection.statistics, train)
     return Facts(
         name=source.name,
         splits=splits,
         lengths=lengths,
-        control_hz=None,
+        control_hz=source.spec.control_hz,
         filters=selection.filters,
         share=selection.share,
         held_out=len(val),
         clipped=clipped,
         dimensions=dimensions,
-        idle=measure_idle(source, train),
+        idle=measure_idle(index, source.spec, selection.statistics, train),
         words=measure_words(index),
         duplicates=find_duplicates(index, train, val),
         cameras=tuple(measure_camera(source, role) for role in source.spec.cameras),

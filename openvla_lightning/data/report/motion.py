@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.actions import dimension_names
-from openvla_lightning.data.source import Source
+from openvla_lightning.data.oxe.registry import DatasetSpec
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.steps import noops
 from openvla_lightning.statistics import DatasetStatistics
@@ -148,13 +148,12 @@ def _edges(low: float, high: float, least: float, most: float) -> NDArray[np.flo
     return np.linspace(*(ends if ends[0] < ends[1] else (low - margin, high + margin)), BINS + 1)
 
 
-def measure_idle(source: Source, train: NDArray[Any]) -> Idle:
+def measure_idle(index: Index, spec: DatasetSpec, statistics: DatasetStatistics, train: NDArray[Any]) -> Idle:
     """Where the robot stands still, by the dataset's own threshold or else by a share of its usual range."""
-    index, spec = source.index, source.spec
-    threshold = spec.noop_threshold
+    given, threshold = spec.noop_threshold is not None, spec.noop_threshold
     if threshold is None:
         changing = ~np.array(spec.absolute_mask(index.action.shape[1]))
-        numbers = source.statistics.action
+        numbers = statistics.action
         usual_range = float(np.linalg.norm((numbers["q99"] - numbers["q01"])[changing]))
         threshold = STILL * usual_range or float(np.finfo(np.float32).tiny)
         spec = replace(spec, noop_threshold=threshold)
@@ -169,7 +168,7 @@ def measure_idle(source: Source, train: NDArray[Any]) -> Idle:
     starts, ends = np.flatnonzero(idle & ~before), np.flatnonzero(idle & ~after)
     return Idle(
         threshold=threshold,
-        given=source.spec.noop_threshold is not None,
+        given=given,
         share=_share(idle),
         first=_share(idle[first]),
         last=_share(idle[last]),
