@@ -20,20 +20,28 @@ def task_rows(results: Results) -> Rows:
     """Header and one row per task, per family and overall: successes, rate, 95 % interval, mean length."""
     groups = [(f"  {name}", rate) for name, rate in results.tasks.items()]
     groups += list(results.families.items()) if len(results.families) > 1 else []
-    rows = [["task", "successes", "rate", "interval", "steps"]]
-    return rows + [_rate_row(name, rate) for name, rate in [*groups, ("all tasks", results.overall)]]
-
-
-def _rate_row(name: str, rate: SuccessRate) -> list[str]:
-    low, high = rate.interval
-    successes = f"{rate.successes} of {rate.episodes}"
-    return [
-        name,
-        successes,
-        f"{100 * rate.rate:.1f} %",
-        f"{100 * low:.0f}-{100 * high:.0f} %",
-        f"{rate.mean_length:.1f}",
+    columns = {"successes": _successes, "rate": _rate, "interval": _interval, "steps": lambda r: f"{r.mean_length:.1f}"}
+    if any(episode.progress not in (0, 1) for episode in results.episodes):
+        columns["progress"] = lambda rate: f"{100 * rate.progress:.0f} %"
+    if results.overall.errors:
+        columns["errors"] = lambda rate: str(rate.errors)
+    rows = [["task", *columns]]
+    return rows + [
+        [name, *(show(r) for show in columns.values())] for name, r in [*groups, ("all tasks", results.overall)]
     ]
+
+
+def _successes(rate: SuccessRate) -> str:
+    return f"{rate.successes} of {rate.episodes}"
+
+
+def _rate(rate: SuccessRate) -> str:
+    return f"{100 * rate.rate:.1f} %" if rate.episodes else "-"
+
+
+def _interval(rate: SuccessRate) -> str:
+    low, high = rate.interval
+    return f"{100 * low:.0f}-{100 * high:.0f} %"
 
 
 def offline_rows(results: Results) -> Rows:
@@ -85,6 +93,14 @@ def write_report(results: Results, folder: str | Path, console: Console | None =
         lines += ["## Videos", ""]
         lines += [f"- [{'success' if e.success else 'failure'}: {e.instruction}]({e.video}) ({e.task})" for e in videos]
         lines += [""]
+    if results.notes:
+        lines += ["## Beware", "", *(f"- {note}" for note in results.notes), ""]
+    if results.self_test:
+        lines += ["## The world before it", ""]
+        lines += [
+            f"- {'as it should' if c['ok'] else '**wrong**'}: {c['name']}, {c['seen']}" for c in results.self_test
+        ]
+        lines += [""]
     lines += ["## How it was made", "", *_provenance(results)]
     (console or Console()).print(table(rows, title))
     return _write(folder / REPORT_NAME, lines)
@@ -98,8 +114,9 @@ def _provenance(results: Results) -> list[str]:
     facts = {
         **results.checkpoint,
         "instructions": results.instructions,
+        **results.control,
         "seed": results.seed,
-        "seconds": f"{results.wall_seconds:.0f}",
+        **results.timing,
         **results.versions,
     }
     return [f"- {name.replace('_', ' ')}: `{value}`" for name, value in facts.items() if value is not None]

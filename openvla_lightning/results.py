@@ -21,8 +21,10 @@ class Episode:
         task, family, seed: what was set up and judged; with the environment's config they rebuild the scene.
         instruction: what the policy was told, which is another task's in the mode `shuffled`.
         success: as the environment judged.
-        length: actions executed.
+        length: actions executed, or the time of as many.
         video: path of its MP4 relative to results.json, if one was kept.
+        progress: share of the task that was done at the end, 0 to 1, where the world says so; 1 for a success.
+        error: how the environment failed, twice; such an episode is neither a success nor a failure.
     """
 
     task: str
@@ -32,6 +34,8 @@ class Episode:
     success: bool
     length: int
     video: str | None = None
+    progress: float = 0.0
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +43,14 @@ class SuccessRate:
     """Successes out of episodes, with the Wilson score interval (Wilson 1927) of the rate.
 
     Unlike the normal approximation it stays inside [0, 1] and keeps its width at 0 and at all successes.
+    `progress` is the mean partial credit. Episodes that ended in an error are in `errors` and nowhere else.
     """
 
     successes: int
     episodes: int
     mean_length: float = float("nan")
+    progress: float = float("nan")
+    errors: int = 0
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
@@ -74,6 +81,8 @@ class SuccessRate:
             "success_rate": self.rate if self.episodes else None,
             "interval_95": [low, high],
             "mean_length": self.mean_length if self.episodes else None,
+            "progress": self.progress if self.episodes else None,
+            "errors": self.errors,
         }
 
     def __str__(self) -> str:
@@ -83,9 +92,13 @@ class SuccessRate:
 
 def success_rate(episodes: Iterable[Episode]) -> SuccessRate:
     """Pool episodes into one rate."""
-    episodes = list(episodes)
-    mean_length = fmean(e.length for e in episodes) if episodes else float("nan")
-    return SuccessRate(sum(e.success for e in episodes), len(episodes), mean_length)
+    played = list(episodes)
+    judged = [episode for episode in played if episode.error is None]
+    successes, errors = sum(episode.success for episode in judged), len(played) - len(judged)
+    if not judged:
+        return SuccessRate(0, 0, errors=errors)
+    length, progress = fmean(episode.length for episode in judged), fmean(episode.progress for episode in judged)
+    return SuccessRate(successes, len(judged), length, progress, errors)
 
 
 @dataclass(slots=True)
@@ -97,6 +110,10 @@ class Results:
         task_set: the tasks' name in tables (`pretraining`, `new`, ...).
         env: name of the environment.
         instructions: `own`, or `shuffled` between episodes.
+        control: how time passed while the policy thought, see `openvla_lightning.control.Control`.
+        self_test: what was found about the world before: name, ok, seen.
+        notes: what a reader of the numbers should know, such as versions other than the reference's.
+        timing: seconds in all and per call of the policy, which differ between two runs of the same evaluation.
         complete: False when the evaluation was interrupted; the episodes are then those that had finished.
         offline: token accuracy and L1 on held-out steps, see `openvla_lightning.env.offline`.
         checkpoint: path, sha256, unnorm_key, normalisation.
@@ -110,8 +127,11 @@ class Results:
     seed: int = 0
     episodes: list[Episode] = field(default_factory=list)
     offline: dict[str, Any] | None = None
+    control: dict[str, Any] = field(default_factory=dict)
+    self_test: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     complete: bool = True
-    wall_seconds: float = 0.0
+    timing: dict[str, float] = field(default_factory=dict)
     checkpoint: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
@@ -142,7 +162,10 @@ class Results:
     @property
     def row(self) -> str:
         """Name of this result's row in a comparison."""
-        return self.label if self.instructions == "own" else f"{self.label}, {self.instructions} instructions"
+        name = self.label if self.instructions == "own" else f"{self.label}, {self.instructions} instructions"
+        if self.control.get("mode") != "realtime":
+            return name
+        return f"{name}, {self.control['rate_hz']:g} Hz, {self.control['latency']:.2f} s"
 
     def save(self, folder: str | Path) -> Path:
         """Write `folder/results.json` atomically and return its path."""

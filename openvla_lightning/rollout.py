@@ -7,13 +7,13 @@ with them the rounding of the policy's arithmetic, depend on `num_envs` and the 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 from zlib import crc32
 
 import numpy as np
 
-from openvla_lightning.env.base import EVALUATION_SEEDS, EnvFactory, Task
-from openvla_lightning.env.workers import Command, EnvWorkers, Outcome, Start
+from openvla_lightning.control import Actor, Control
+from openvla_lightning.env.base import EVALUATION_SEEDS, Check, EnvFactory, Task
+from openvla_lightning.env.workers import Command, EnvWorkers, Move, Outcome, Start, WorkerError
 from openvla_lightning.results import Episode
 
 INSTRUCTIONS = ("own", "shuffled")
@@ -21,11 +21,10 @@ NUM_GROUPS = 2
 """Slots are in two groups: one is simulated while the policy looks at the other."""
 
 
-class Actor(Protocol):
-    """Whatever chooses actions; `openvla_lightning.Policy` does."""
-
-    def act(self, image: Sequence[np.ndarray], instruction: Sequence[str]) -> np.ndarray:
-        """Images uint8 [H, W, 3] and as many instructions -> actions [B, D] in the environment's units."""
+ATTEMPTS = 2
+"""How often an episode is begun before its error counts."""
+HOPELESS = 3
+"""So many errors, and not one episode without, end an evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,8 @@ def plan_episodes(
     """Lay out the episodes of an evaluation, tasks taking turns.
 
     Scenes depend on `seed`, the task's name and the episode's number alone, so that two policies meet the same scenes,
-    however many episodes and whichever other tasks are evaluated.
+    however many episodes and whichever other tasks are evaluated. A benchmark's fixed initial states are played in
+    their order, whatever `seed`, and one task after another: such a world is slow to change tasks.
 
     Args:
         tasks: to evaluate.
@@ -52,14 +52,22 @@ def plan_episodes(
         instructions: `own`, or `shuffled`: each episode gets the words of another one, never its own task's.
 
     Raises:
-        ValueError: for an unknown `instructions`, or `shuffled` where no shuffle avoids every own instruction.
+        ValueError: for an unknown `instructions`, `shuffled` where no shuffle avoids every own instruction, or more
+            episodes than a task has initial states.
     """
     if instructions not in INSTRUCTIONS:
         raise ValueError(f"instructions={instructions!r} is not known; choose one of {', '.join(INSTRUCTIONS)}")
     if episodes_per_task < 1:
         raise ValueError(f"episodes_per_task must be at least 1, got {episodes_per_task}")
     tasks = list(tasks)
+    fixed = [task.initial_states for task in tasks if task.initial_states is not None]
+    if fixed and episodes_per_task > min(fixed):
+        raise ValueError(
+            f"episodes_per_task={episodes_per_task}, but this benchmark fixed {min(fixed)} initial states of each task"
+        )
     plans = [Plan(task, _scene_seed(seed, task, number)) for number in range(episodes_per_task) for task in tasks]
+    if fixed:
+        plans.sort(key=lambda plan: tasks.index(plan.task))
     if instructions == "own":
         return plans
     words = shuffle_instructions([plan.task.instruction for plan in plans], seed)
@@ -67,6 +75,8 @@ def plan_episodes(
 
 
 def _scene_seed(seed: int, task: Task, number: int) -> int:
+    if task.initial_states is not None:
+        return number
     state = np.random.SeedSequence([seed, crc32(task.name.encode()), number]).generate_state(1, np.uint64)[0]
     return EVALUATION_SEEDS[int(state % len(EVALUATION_SEEDS))]
 
@@ -100,8 +110,10 @@ def shuffle_instructions(instructions: Sequence[str], seed: int = 0) -> list[str
 class _Running:
     number: int
     plan: Plan
+    attempt: int = 1
     instruction: str = ""
     image: np.ndarray | None = None
+    pending: np.ndarray | None = None
     length: int = 0
     frames: list[np.ndarray] | None = None
 
@@ -118,10 +130,15 @@ def rollout(
     num_workers: int = 2,
     on_episode: OnEpisode | None = None,
     keep_frames: Callable[[Plan], bool] = lambda plan: False,
+    wanted: Callable[[Plan], bool] = lambda plan: True,
+    control: Control | None = None,
+    on_ready: Callable[[Control], None] = lambda control: None,
+    on_self_test: Callable[[list[Check]], None] | None = None,
 ) -> list[Episode]:
     """Roll out every planned episode; return them in the order of the plan.
 
-    A slot whose episode ends starts the next one at once, so that no environment waits for the slowest.
+    A slot whose episode ends starts the next one at once, so that no environment waits for the slowest. An episode
+    whose environment raises, or dies, is begun once more; then it is recorded as an error.
 
     Args:
         policy: acts on the images of all ready environments of one group; or a callable that loads it, called once the
@@ -132,27 +149,66 @@ def rollout(
         num_workers: processes that simulate.
         on_episode: told of each episode as it ends (then not in the order of the plan).
         keep_frames: asked when an episode starts whether its images are to be kept for `on_episode`.
+        wanted: asked before an episode starts whether it is still needed.
+        control: whether the world waits for the policy; default it does.
+        on_ready: told of `control` when what it left open is known, before the first episode.
+        on_self_test: told what the environment's self-test found, before the policy is loaded; None: there is no test.
 
     Raises:
-        WorkerError: when an environment fails, with its traceback.
+        WorkerError: when an environment cannot be built, or no episode runs without an error.
         ValueError: when the policy's answer has the wrong shape.
     """
     if num_envs < 1 or num_workers < 1:
         raise ValueError(f"num_envs and num_workers must be at least 1, got {num_envs} and {num_workers}")
     episodes: dict[int, Episode] = {}
     running: dict[int, _Running] = {}
+    retries: deque[_Running] = deque()
 
     with EnvWorkers(make_env, num_envs, num_workers) as workers:
         waiting = deque(enumerate(plans(workers.tasks)))
+        if on_self_test:
+            on_self_test(workers.self_test())
         actor = loaded(policy)
+        control = (control or Control()).settle(actor, workers.control_hz)
+        on_ready(control)
 
         def start(slot: int) -> Start | None:
-            if not waiting:
-                running.pop(slot, None)
-                return None
-            number, plan = waiting.popleft()
-            running[slot] = _Running(number, plan, frames=[] if keep_frames(plan) else None)
-            return Start(plan.task.name, plan.seed)
+            if retries:
+                episode = retries.popleft()
+            else:
+                while waiting and not wanted(waiting[0][1]):
+                    waiting.popleft()
+                if not waiting:
+                    running.pop(slot, None)
+                    return None
+                episode = _Running(*waiting.popleft())
+            episode.frames = [] if keep_frames(episode.plan) else None
+            running[slot] = episode
+            return Start(episode.plan.task.name, episode.plan.seed)
+
+        def end(episode: _Running, outcome: Outcome) -> None:
+            task = episode.plan.task
+            words = episode.instruction or episode.plan.instruction or task.instruction
+            finished = episodes[episode.number] = Episode(
+                task.name,
+                task.family,
+                episode.plan.seed,
+                words,
+                outcome.success,
+                episode.length,
+                progress=1.0 if outcome.success else outcome.progress,
+                error=outcome.error,
+            )
+            if on_episode:
+                on_episode(episode.number, finished, None if outcome.error else episode.frames)
+            if len(episodes) >= HOPELESS and all(played.error for played in episodes.values()):
+                raise WorkerError(f"no episode ran without an error; the last one:\n{outcome.error}")
+
+        def move(episode: _Running, action: np.ndarray) -> Move:
+            if not control.delay:
+                return Move(action)
+            pending, episode.pending = episode.pending, action
+            return Move(pending, min(control.delay, workers.max_episode_steps - episode.length) - 1)
 
         def settle(outcomes: Mapping[int, Outcome]) -> dict[int, Command]:
             """Take in what the slots answered; return what they are to do next."""
@@ -160,31 +216,26 @@ def rollout(
             ready = []
             for slot, outcome in outcomes.items():
                 episode = running[slot]
-                if episode.image is None:  # the answer to a Start
-                    episode.instruction = episode.plan.instruction or outcome.instruction
+                if outcome.error and episode.attempt < ATTEMPTS:
+                    retries.append(_Running(episode.number, episode.plan, episode.attempt + 1))
+                elif outcome.error:
+                    end(episode, outcome)
                 else:
-                    episode.length += 1
-                episode.image = outcome.image
-                if episode.frames is not None:
-                    episode.frames.append(outcome.image)
-                if not outcome.done and episode.length < workers.max_episode_steps:
-                    ready.append(slot)
-                    continue
-                finished = episodes[episode.number] = Episode(
-                    episode.plan.task.name,
-                    episode.plan.task.family,
-                    episode.plan.seed,
-                    episode.instruction,
-                    outcome.success,
-                    episode.length,
-                )
-                if on_episode:
-                    on_episode(episode.number, finished, episode.frames)
+                    if episode.image is None:  # the answer to a Start
+                        episode.instruction = episode.plan.instruction or outcome.instruction
+                    episode.length += outcome.steps
+                    episode.image = outcome.image
+                    if episode.frames is not None and outcome.image is not None:
+                        episode.frames.append(outcome.image)
+                    if not outcome.done and episode.length < workers.max_episode_steps:
+                        ready.append(slot)
+                        continue
+                    end(episode, outcome)
                 if command := start(slot):
                     commands[slot] = command
             if ready:
-                images = [running[slot].image for slot in ready]
-                commands |= zip(ready, _act(actor, images, [running[s].instruction for s in ready]), strict=True)
+                actions = _act(actor, [running[s].image for s in ready], [running[s].instruction for s in ready])
+                commands |= {slot: move(running[slot], action) for slot, action in zip(ready, actions, strict=True)}
             return commands
 
         groups: deque[dict[int, Command]] = deque()

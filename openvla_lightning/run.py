@@ -26,7 +26,7 @@ logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda reco
 warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 on torch 2.15
 
 EVALUATION_ARGUMENTS = (
-    *("tasks", "task_set", "episodes_per_task", "seed", "instructions", "num_envs", "num_workers"),
+    *("tasks", "task_set", "episodes_per_task", "interval_width", "seed", "instructions", "num_envs", "num_workers"),
     *("save_videos", "label"),
 )
 
@@ -53,6 +53,7 @@ def fit(cfg: DictConfig) -> float | None:
         processor=processor,
         action_head=processor.action_head,
         recipe=recipe,
+        quantisation=instantiate(cfg.quantisation, _convert_="all"),
     )
     trainer = instantiate(
         cfg.trainer,
@@ -87,12 +88,12 @@ def evaluate(cfg: DictConfig) -> float | None:
         log.info(f"Evaluating {newest}")
         cfg.ckpt_path = str(newest)
     recipe = validate(cfg)
-    arguments = {name: recipe[name] for name in EVALUATION_ARGUMENTS}
+    arguments = {name: recipe[name] for name in EVALUATION_ARGUMENTS} | recipe["eval"]
     policy = instantiate(cfg.policy, _convert_="all")  # a partial: loaded once the world is up
     env = instantiate(cfg.env, _convert_="all")
     try:
         results = evaluation.evaluate(policy, env, cfg.paths.output_dir, config=recipe, **arguments)
-    except (FileNotFoundError, KeyError, ValueError) as error:
+    except evaluation.UNUSABLE as error:
         raise ConfigError(str(error)) from error
     return results.score
 
@@ -126,7 +127,7 @@ def data_report(cfg: DictConfig) -> None:
         )
         for name, source in datamodule.sources.items()
     ]
-    page = write_report(selections, Path(cfg.paths.output_dir), f"Data: {', '.join(datamodule.mix)}")
+    page = write_report(selections, Path(cfg.paths.output_dir), f"Data: {Path(cfg.run_name).name}")
     log.info(f"Written to {page.parent}: report.md, report.html")
 
 

@@ -66,7 +66,7 @@ def results(label: str = "trained", **kwargs) -> Results:
 
 
 def test_results_round_trip_and_summary(tmp_path):
-    written = results(seed=3, checkpoint={"sha256": "ab"}, config={"rank": 32}, wall_seconds=1.5)
+    written = results(seed=3, checkpoint={"sha256": "ab"}, config={"rank": 32}, timing={"seconds": 1.5})
     path = written.save(tmp_path)
     assert Results.load(path) == Results.load(tmp_path) == written
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]

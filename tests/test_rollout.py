@@ -103,9 +103,52 @@ class Killer(Walker):
         return super().act(image, instruction)
 
 
-def test_a_killed_worker_is_named():
-    with pytest.raises(WorkerError, match=r"env-\d died with exit code -9"):
-        rollout(Killer(), ToyWorld, planned(2), num_envs=4, num_workers=2)
+def test_a_killed_worker_is_started_again_and_its_episodes_are_played():
+    killed = rollout(Killer(), ToyWorld, planned(3), num_envs=4, num_workers=2)
+    assert killed == rollout(Walker(), ToyWorld, planned(3), num_envs=4, num_workers=2)
+
+
+class Fragile(ToyWorld):
+    """Breaks down at one initial state."""
+
+    def reset(self, *, seed, options):
+        if seed == plan_episodes(TASKS, 3)[4].seed:
+            raise RuntimeError("the motor burnt out")
+        return super().reset(seed=seed, options=options)
+
+
+class Deadly(ToyWorld):
+    """Kills its process at one initial state."""
+
+    def reset(self, *, seed, options):
+        if seed == plan_episodes(TASKS, 3)[4].seed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().reset(seed=seed, options=options)
+
+
+def test_an_episode_that_fails_twice_is_an_error_and_no_failure():
+    fine = rollout(Walker(), ToyWorld, planned(3), num_envs=4)
+    for world, last_words in ((Fragile, "the motor burnt out"), (Deadly, "died with exit code -9")):
+        played = rollout(Walker(), world, planned(3), num_envs=4, num_workers=4)
+        assert [episode.error is not None for episode in played] == [False] * 4 + [True] + [False] * 7
+        assert last_words in played[4].error
+        assert not played[4].success
+        assert played[:4] + played[5:] == fine[:4] + fine[5:]
+
+
+class OnceFragile(ToyWorld):
+    """Its first episode in each process breaks down."""
+
+    def step(self, action):
+        if not getattr(ToyWorld, "warm", False):
+            ToyWorld.warm = True
+            raise RuntimeError("cold")
+        return super().step(action)
+
+
+def test_an_episode_that_fails_once_is_played_again():
+    played = rollout(Walker(), OnceFragile, planned(3), num_envs=2, num_workers=1)
+    assert played == rollout(Walker(), ToyWorld, planned(3), num_envs=2, num_workers=1)
 
 
 def test_a_policy_with_the_wrong_shape_is_named():
@@ -149,4 +192,4 @@ def test_a_shuffle_is_a_permutation_without_fixed_words(words, seed):
 
 def test_episodes_are_plain_data():
     episode = rollout(Walker(), ToyWorld, lambda tasks: plan_episodes(tasks.values(), 1)[:1], 1, 1)[0]
-    assert {type(value) for value in dataclasses.astuple(episode)} <= {str, int, bool, type(None)}
+    assert {type(value) for value in dataclasses.astuple(episode)} <= {str, int, bool, float, type(None)}

@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from openvla_lightning.env.base import Task
+from openvla_lightning.env.base import Check, Task
 
 CORNERS = {"red": (0.0, 0.0), "green": (0.0, 1.0), "blue": (1.0, 0.0), "yellow": (1.0, 1.0)}
 SIZE = 32
@@ -16,6 +16,7 @@ class ToyWorld(gymnasium.Env):
     """Reach the corner within `max_episode_steps`. `fail_at`: raise at that step; `unlucky`: never succeed there."""
 
     max_episode_steps = 20
+    control_hz = 10.0
     action_space = gymnasium.spaces.Box(-1, 1, (7,), np.float64)
     observation_space = gymnasium.spaces.Dict(image=gymnasium.spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8))
 
@@ -44,10 +45,17 @@ class ToyWorld(gymnasium.Env):
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """Move by the first two dimensions, jittered by the episode's own noise."""
+        return self._move(action[:2])
+
+    def wait(self) -> tuple[dict, float, bool, bool, dict]:
+        """Stand still, shaking."""
+        return self._move(np.zeros(2))
+
+    def _move(self, by: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         self.taken += 1
         if self.taken == self.fail_at:
             raise RuntimeError("the motor burnt out")
-        self.place = np.clip(self.place + action[:2] + self.np_random.normal(0, 0.02, 2), 0, 1)
+        self.place = np.clip(self.place + by + self.np_random.normal(0, 0.02, 2), 0, 1)
         success = bool(np.abs(self.place - self.target).max() < 0.1)
         return self._observation(), 0.0, success, False, {"success": success}
 
@@ -56,6 +64,24 @@ class ToyWorld(gymnasium.Env):
         row, column = (self.place * (SIZE - 1)).astype(int)
         image[row, column] = 255
         return {"image": image}
+
+
+class Unlucky(ToyWorld):
+    """Cannot start the task `go_red`."""
+
+    def reset(self, *, seed=None, options=None):
+        if (options or {})["task"] == "go_red":
+            raise RuntimeError("out of red")
+        return super().reset(seed=seed, options=options)
+
+
+class Suspect(ToyWorld):
+    """Knows that something is wrong with it."""
+
+    reference_versions = {"mujoco": "1.0"}  # noqa: RUF012
+
+    def self_test(self):
+        return [Check("renders", True, "fine"), Check("action x", False, "moved 0 cm")]
 
 
 class Walker:

@@ -23,12 +23,23 @@ class Task:
         family: tasks reported together, for example `lift`.
         instruction: the words the policy reads, for example `lift the red cube`.
         sets: names of the task sets it belongs to, for example `pretraining`.
+        initial_states: how many scenes the benchmark fixed for it; seeds then are 0 to this. None: any seed is a scene.
     """
 
     name: str
     family: str
     instruction: str
     sets: tuple[str, ...] = ()
+    initial_states: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at before an evaluation: what, whether it is as it should be, and what was seen."""
+
+    name: str
+    ok: bool
+    seen: str
 
 
 class RolloutEnv(Protocol):
@@ -46,6 +57,10 @@ class RolloutEnv(Protocol):
     def max_episode_steps(self) -> int:
         """Actions after which an episode counts as failed."""
 
+    @property
+    def control_hz(self) -> float:
+        """Actions that the world executes in one second of its own time."""
+
     def reset(self, *, seed: int, options: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Start the episode of `options["task"]`; return an observation and an info.
 
@@ -54,7 +69,16 @@ class RolloutEnv(Protocol):
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Execute a float64 action [D] in the dataset's own units; return observation, reward, terminated, truncated
-        and an info that holds `success`."""
+        and an info that holds `success`.
+
+        The info may hold `progress`, 0 to 1: how much of the task is done, for partial credit.
+        """
+
+    def wait(self) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Let as much time pass as an action takes, without a new one; return what `step` does."""
+
+    def self_test(self) -> list[Check]:
+        """Look at whether actions and pictures mean what they should. Leaves the world between episodes."""
 
     def close(self) -> None:
         """Free the renderer."""

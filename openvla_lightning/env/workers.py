@@ -4,22 +4,29 @@ Why not `gymnasium.vector.AsyncVectorEnv`: it keeps one process per environment 
 a few processes hold many environments, two groups of them overlap with the policy, and each slot starts its own task.
 """
 
+import contextlib
 import multiprocessing
 import os
 import traceback
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
-from openvla_lightning.env.base import EnvFactory, RolloutEnv, Task
+from openvla_lightning.env.base import Check, EnvFactory, RolloutEnv, Task
 
 
 class WorkerError(RuntimeError):
     """An environment failed in its worker process; the message carries the worker's traceback."""
+
+
+class BuildError(WorkerError):
+    """An environment could not be built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,30 +38,46 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """Execute an action [D], or none, and then let the world go on for `waits` more actions' time."""
+
+    action: np.ndarray | None
+    waits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a slot answers to a `Start` or an action.
+    """What a slot answers to a command.
 
     Attributes:
-        image: uint8 [H, W, 3], what the policy sees next.
+        image: uint8 [H, W, 3], what the policy sees next; None after an error.
         done: the episode is over; the next command must be a `Start`.
         success: as judged so far.
+        progress: share of the task that is done, 0 to 1.
+        steps: actions' time that passed.
         instruction: the episode's own words, in the answer to a `Start`.
+        error: traceback of the environment, or how its process died; the episode is lost.
     """
 
-    image: np.ndarray
+    image: np.ndarray | None
     done: bool = False
     success: bool = False
+    progress: float = 0.0
+    steps: int = 0
     instruction: str = ""
+    error: str | None = None
 
 
-Command = Start | np.ndarray
+Command = Start | Move
+_SELF_TEST = "self-test"
 
 
 class EnvWorkers:
     """`num_slots` environments over `num_workers` processes; a context manager.
 
     Slot i lives in process i mod `num_workers`, whatever is asked of it, so results cannot depend on the number of
-    processes. Commands to one process are answered in order.
+    processes. Commands to one process are answered in order. A process that dies is started again; the episodes it held
+    are answered with an error.
 
     Args:
         make_env: picklable; called once per slot, in the worker.
@@ -62,78 +85,130 @@ class EnvWorkers:
         num_workers: processes; never more than slots.
 
     Raises:
-        WorkerError: when an environment cannot be built, with the worker's traceback.
+        BuildError: when an environment cannot be built: what is missing, or the worker's traceback.
     """
 
     def __init__(self, make_env: EnvFactory, num_slots: int, num_workers: int) -> None:
         context = multiprocessing.get_context("spawn")  # a forked child would inherit torch's threads and CUDA
-        self._connections: list[Connection] = []
-        self._processes = []
+        self._workers: list[_Worker] = []
         try:
             for index in range(min(num_workers, num_slots)):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, make_env), daemon=True, name=f"env-{index}")
-                process.start()
-                theirs.close()
-                self._connections.append(ours)
-                self._processes.append(process)
-            first, *_ = [self._receive(connection) for connection in self._connections]
+                self._workers.append(_Worker(context, make_env, f"env-{index}"))
+            for worker in self._workers:
+                worker.greet()
         except BaseException:
             self.close()
             raise
-        self.tasks: Mapping[str, Task] = first[0]
-        self.max_episode_steps: int = first[1]
+        self.tasks: Mapping[str, Task] = self._workers[0].tasks
+        self.max_episode_steps = self._workers[0].max_episode_steps
+        self.control_hz = self._workers[0].control_hz
+
+    def self_test(self) -> list[Check]:
+        """What one environment's self-test found; nothing where it has none.
+
+        Raises:
+            WorkerError: when the test itself fails.
+        """
+        return self._workers[0].self_test()
 
     def send(self, commands: Mapping[int, Command]) -> None:
         """Give slots their next command; `receive` with the same slots collects the answers."""
-        for connection, part in self._split(commands):
-            try:
-                connection.send({slot: commands[slot] for slot in part})
-            except OSError:
-                while True:  # its last words, behind answers not yet read, say more than a broken pipe
-                    self._receive(connection)
+        for worker, part in self._split(commands):
+            worker.send({slot: commands[slot] for slot in part})
 
     def receive(self, slots: Mapping[int, Command]) -> dict[int, Outcome]:
-        """Answers to the oldest `send`, which must have been for these slots; in slot order."""
+        """Answers to the oldest `send`, which must have been for these slots; in slot order.
+
+        Raises:
+            WorkerError: when a process died and cannot be started again.
+        """
         outcomes: dict[int, Outcome] = {}
-        for connection, _ in self._split(slots):
-            outcomes |= self._receive(connection)
+        for worker, _ in self._split(slots):
+            outcomes |= worker.receive()
         return dict(sorted(outcomes.items()))
 
-    def _split(self, commands: Mapping[int, Command]) -> list[tuple[Connection, list[int]]]:
-        count = len(self._connections)
-        parts = [(self._connections[i], [slot for slot in commands if slot % count == i]) for i in range(count)]
-        return [(connection, slots) for connection, slots in parts if slots]
-
-    def _receive(self, connection: Connection) -> dict:
-        try:
-            answer = connection.recv()
-        except (EOFError, OSError):
-            process = self._processes[self._connections.index(connection)]
-            process.join(5)
-            raise WorkerError(
-                f"environment process {process.name} died with exit code {process.exitcode}; "
-                "if it was killed for memory, use fewer environments (num_envs=...)"
-            ) from None
-        if isinstance(answer, str):
-            raise WorkerError(f"in an environment process:\n{answer}")
-        return answer
+    def _split(self, commands: Mapping[int, Command]) -> list[tuple["_Worker", list[int]]]:
+        count = len(self._workers)
+        parts = [(self._workers[i], [slot for slot in commands if slot % count == i]) for i in range(count)]
+        return [(worker, slots) for worker, slots in parts if slots]
 
     def close(self) -> None:
         """End the processes."""
-        for connection in self._connections:
-            connection.close()  # a worker that waits for a command sees the end and leaves
-        for process in self._processes:
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-                process.join()
+        for worker in self._workers:
+            worker.connection.close()  # a worker that waits for a command sees the end and leaves
+        for worker in self._workers:
+            worker.end()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class _Worker:
+    """This side of one process."""
+
+    def __init__(self, context: SpawnContext, make_env: EnvFactory, name: str) -> None:
+        self._context, self._make_env, self._name = context, make_env, name
+        self._pending: deque[list[int]] = deque()
+        self._lost, self._reason = 0, ""
+        self._start()
+
+    def _start(self) -> None:
+        self.connection, theirs = self._context.Pipe()
+        self.process = self._context.Process(target=_serve, args=(theirs, self._make_env), daemon=True, name=self._name)
+        self.process.start()
+        theirs.close()
+
+    def greet(self) -> None:
+        """Wait until its first environment is built."""
+        self.tasks, self.max_episode_steps, self.control_hz = self._answer(BuildError)
+
+    def self_test(self) -> list[Check]:
+        self.connection.send(_SELF_TEST)
+        return self._answer(WorkerError)
+
+    def _answer(self, kind: type[WorkerError]) -> Any:
+        try:
+            answer = self.connection.recv()
+        except (EOFError, OSError):
+            raise kind(self._obituary()) from None
+        if isinstance(answer, str):
+            raise kind(answer)
+        return answer
+
+    def send(self, commands: dict[int, Command]) -> None:
+        self._pending.append(list(commands))
+        with contextlib.suppress(OSError):  # its death shows when the answer is read, behind answers that it still gave
+            self.connection.send(commands)
+
+    def receive(self) -> dict[int, Outcome]:
+        slots = self._pending.popleft()
+        if self._lost:
+            self._lost -= 1
+            return {slot: Outcome(None, error=self._reason) for slot in slots}
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self._reason = self._obituary()
+            self._lost = len(self._pending)  # sent to the dead
+            self._start()
+            self.greet()
+            return {slot: Outcome(None, error=self._reason) for slot in slots}
+
+    def _obituary(self) -> str:
+        self.process.join(5)
+        return (
+            f"environment process {self._name} died with exit code {self.process.exitcode}; "
+            "if it was killed for memory, use fewer environments (num_envs=...)"
+        )
+
+    def end(self) -> None:
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
 
 
 def _serve(connection: Connection, make_env: EnvFactory) -> None:
@@ -143,24 +218,43 @@ def _serve(connection: Connection, make_env: EnvFactory) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it closes the pipe
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     envs: dict[int, RolloutEnv] = {}
-    spare: RolloutEnv | None = None
+    spare: list[RolloutEnv] = []
     try:
-        spare = make_env()
-        connection.send((dict(spare.tasks), spare.max_episode_steps))
+        spare.append(make_env())
+        connection.send((dict(spare[0].tasks), spare[0].max_episode_steps, spare[0].control_hz))
         while True:
+            message = connection.recv()
+            if message == _SELF_TEST:
+                test = getattr(spare[0], "self_test", list)
+                connection.send(test())
+                continue
             answers = {}
-            for slot, command in connection.recv().items():
-                if slot not in envs:
-                    envs[slot], spare = spare or make_env(), None
-                answers[slot] = _obey(envs[slot], command)
+            for slot, command in message.items():
+                try:
+                    if slot not in envs:
+                        envs[slot] = spare.pop() if spare else make_env()
+                    answers[slot] = _obey(envs[slot], command)
+                except Exception:
+                    answers[slot] = Outcome(None, error=traceback.format_exc())
+                    _discard(envs.pop(slot, None))
             connection.send(answers)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
+    except (ImportError, FileNotFoundError) as error:  # what to install or to fetch: the message says it all
+        connection.send(str(error))
     except Exception:
-        connection.send(traceback.format_exc())
+        connection.send(f"in an environment process:\n{traceback.format_exc()}")
     finally:
-        for env in [*envs.values(), *([spare] if spare else [])]:
+        for env in [*envs.values(), *spare]:
+            _discard(env)
+
+
+def _discard(env: RolloutEnv | None) -> None:
+    try:
+        if env is not None:
             env.close()
+    except Exception:  # it is broken already; the first error is the one to report
+        traceback.print_exc()
 
 
 def _obey(env: RolloutEnv, command: Command) -> Outcome:
@@ -171,5 +265,10 @@ def _obey(env: RolloutEnv, command: Command) -> Outcome:
             error.add_note(f"while starting task {command.task!r} with seed {command.seed}")
             raise
         return Outcome(observation["image"], instruction=info["instruction"])
-    observation, _, terminated, truncated, info = env.step(command)
-    return Outcome(observation["image"], done=bool(terminated or truncated), success=bool(info["success"]))
+    for steps in range(1, command.waits + 2):
+        first = steps == 1 and command.action is not None
+        observation, _, terminated, truncated, info = env.step(command.action) if first else env.wait()  # type: ignore[arg-type]
+        if terminated or truncated:
+            break
+    success, progress = bool(info["success"]), float(info.get("progress", info["success"]))
+    return Outcome(observation["image"], bool(terminated or truncated), success, progress, steps)

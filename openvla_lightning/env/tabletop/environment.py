@@ -9,10 +9,12 @@ import mujoco
 import numpy as np
 
 from openvla_lightning.env.base import EVALUATION_SEEDS
+from openvla_lightning.env.orientation import pixel
 from openvla_lightning.env.tabletop.embodiment import EMBODIMENTS
 from openvla_lightning.env.tabletop.layout import choose, spots, strip
 from openvla_lightning.env.tabletop.renderer import Renderer
 from openvla_lightning.env.tabletop.scene import FINGER_OPEN, OBJECTS, PLATES, REACH, Thing, mjcf
+from openvla_lightning.env.tabletop.self_test import self_test
 from openvla_lightning.env.tabletop.tasks import TabletopTask, all_tasks, judge, select_tasks
 
 TRAINING_SEEDS = range(EVALUATION_SEEDS.start)
@@ -147,6 +149,10 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         control[:3] = np.clip(self.hand_position + metric[:3], REACH[0], REACH[1])
         control[3:6] = np.clip(self.hand_rotation + metric[3:6], -0.9, 0.9)
         control[6] = FINGER_OPEN if metric[6] > 0.5 else 0.0
+        return self.wait()
+
+    def wait(self) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Let as much time pass as an action takes; the hand goes on to where it was last told."""
         mujoco.mj_step(self._model, self._data, nstep=self.embodiment.substeps)
         self._pose_arm()
         self._steps += 1
@@ -155,6 +161,13 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         terminated = success or outcome.failure
         truncated = not terminated and self._steps >= self.max_episode_steps
         return self._observe(), float(success), terminated, truncated, self._info(success)
+
+    @property
+    def control_hz(self) -> float:
+        """Actions in one second of the world's time."""
+        return 1.0 / (self.embodiment.substeps * self._model.opt.timestep)
+
+    self_test = self_test
 
     def render(self) -> np.ndarray:
         """Return the picture of the camera that faces the robot, uint8 [H, W, 3]."""
@@ -177,6 +190,11 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def hand_position(self) -> np.ndarray:
         """Position of the fingertips [3], m."""
         return self._data.qpos[:3].copy()
+
+    def hand_pixel(self) -> np.ndarray:
+        """Row and column [2] of the fingertips in the picture, 0 to 1."""
+        camera = self._data.camera("agent")
+        return pixel(self.hand_position, camera.xpos, camera.xmat, self._model.camera("agent").fovy[0], mirrored=False)
 
     @property
     def hand_rotation(self) -> np.ndarray:

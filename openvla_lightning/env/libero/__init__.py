@@ -1,0 +1,6 @@
+"""LIBERO (Liu et al. 2023), evaluated as the paper does: needs the extra `libero`."""
+
+from openvla_lightning.env.libero.environment import Libero
+from openvla_lightning.env.libero.protocol import STEP_LIMITS
+
+__all__ = ["STEP_LIMITS", "Libero"]
