@@ -2,17 +2,22 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import lightning as L
-from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+import numpy as np
+from torch.utils.data import DataLoader
 
 from openvla_lightning.data.augment import Augmentation
-from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, check_weights, mixture_weights
-from openvla_lightning.data.oxe.registry import check_names, describe
+from openvla_lightning.data.curriculum import read_curriculum, stages
+from openvla_lightning.data.filters import FilterReport, NoopFilter, check_filter, select
+from openvla_lightning.data.images import ImageMode
+from openvla_lightning.data.loader import BatchNumbers, Loader
+from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, Walk, WindowedWalk, check_weights
+from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
 from openvla_lightning.data.source import Source, SourceFactory
-from openvla_lightning.data.steps import DatasetSteps, FilterReport, StepBatches, select
+from openvla_lightning.data.steps import DatasetSteps, StepBatches
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 from openvla_lightning.types import Step
 
@@ -35,18 +40,28 @@ class VLADataModule(L.LightningDataModule):
         collate: list of `Step`s -> batch; `Processor.collate`.
         image_size: images are resized (Lanczos-3, aspect ratio not kept) to this many pixels squared, if they differ.
         global_batch_size: samples in one optimiser step, over all devices and accumulated batches.
+        balance_weights: a dataset's share of the samples is weight x number of steps, as released; False: the weight.
+        curriculum: changes of the mixture on the way, `{after: share or steps, mix: {dataset: weight}}` each.
         normalisation: `quantile` (q01..q99 to -1..1), `minmax` or `meanstd`.
-        filter_noops: leave out steps at which the robot stands still, in datasets that say what that means.
+        statistics: `released` (of all splits, before filters) or `train` (only of what is trained on).
+        noop_filter: which steps are left out as no-ops: see `filters.select`.
+        filter_noops: False is short for `noop_filter="none"`.
         action_chunk: actions per step.
         val_fraction: share of the trajectories to hold out in datasets without a split `val`.
         augment: operations of `Augmentation` for training images; None: no augmentation.
         cameras: roles to load; the first is what the policy looks through.
+        images: `released` (decoded and resized as the released pipeline does) or `fast`.
+        window_gb: for storage that is slow to read at random: shuffle within so many gigabytes of shards at a time;
+            None: over the whole dataset.
         datasets: the user's own datasets, name -> options of `oxe.describe`.
         seed: of order and augmentation.
         num_workers: loader processes per device; None: one for every two cores, at most 8, none on two cores.
         limit_val_samples: at most this many held-out steps, over all datasets; None: all.
 
     Attributes:
+        statistics: each dataset's statistics, by the name that is its `unnorm_key`; after `setup`.
+        filter_report: what was left out of each dataset; after `setup`.
+        order: sample numbers -> datasets and positions; after `train_dataloader`.
         crop_area: share of an image's area that training looks at, for acting to look at the middle; None: all of it.
 
     Raises:
@@ -60,12 +75,18 @@ class VLADataModule(L.LightningDataModule):
         collate: Callable[[list[Step]], Any],
         image_size: int,
         global_batch_size: int,
+        balance_weights: bool = True,
+        curriculum: Sequence[Mapping[str, Any]] | None = None,
         normalisation: Normalisation = "quantile",
+        statistics: Literal["released", "train"] = "released",
+        noop_filter: NoopFilter = "near_zero",
         filter_noops: bool = True,
         action_chunk: int = 1,
         val_fraction: float = 0.05,
         augment: Mapping[str, Any] | None = None,
         cameras: Sequence[str] = ("primary",),
+        images: ImageMode = "released",
+        window_gb: float | None = None,
         datasets: Mapping[str, Mapping[str, Any]] | None = None,
         seed: int = 7,
         num_workers: int | None = None,
@@ -73,9 +94,19 @@ class VLADataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_weights(mix)
-        check_names(mix, datasets or {})
-        if normalisation not in get_args(Normalisation):
-            raise ValueError(f"data.normalisation={normalisation}: choose {', '.join(get_args(Normalisation))}")
+        self.curriculum = read_curriculum(mix, curriculum)
+        weights = [mix, *(change.mix for change in self.curriculum)]
+        check_names([name for part in weights for name in part], datasets or {})
+        check_filter(noop_filter)
+        for name, choice, choices in (
+            ("normalisation", normalisation, get_args(Normalisation)),
+            ("statistics", statistics, ("released", "train")),
+            ("images", images, get_args(ImageMode)),
+        ):
+            if choice not in choices:
+                raise ValueError(f"data.{name}={choice}: choose {', '.join(choices)}")
+        if window_gb is not None and window_gb <= 0:
+            raise ValueError(f"data.window_gb={window_gb}: gigabytes above 0, or null to shuffle the whole dataset")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"data.val_fraction={val_fraction}: a share of the trajectories, 0 <= val_fraction < 1")
         for name, number in {"image_size": image_size, "global_batch_size": global_batch_size}.items():
@@ -85,7 +116,9 @@ class VLADataModule(L.LightningDataModule):
             raise ValueError(f"data.action_chunk={action_chunk}: at least the action of the step itself, 1")
         self.mix = {name: float(weight) for name, weight in mix.items() if weight > 0}
         self.collate, self.image_size, self.global_batch_size = collate, image_size, global_batch_size
-        self.normalisation, self.filter_noops, self.action_chunk = normalisation, filter_noops, action_chunk
+        self.balance_weights, self.normalisation, self.action_chunk = balance_weights, normalisation, action_chunk
+        self.noop_filter: NoopFilter = noop_filter if filter_noops else "none"
+        self.of_training, self.images, self.window_gb = statistics == "train", images, window_gb
         self.val_fraction, self.cameras, self.seed = val_fraction, tuple(cameras), seed
         self.limit_val_samples = limit_val_samples
         options = dict(augment or {})
@@ -95,9 +128,13 @@ class VLADataModule(L.LightningDataModule):
         self.crop_area: float | None = sum(scales) / len(scales) if scales else None
         self.num_workers = _default_workers() if num_workers is None else num_workers
         own = {name: describe(name, options) for name, options in (datasets or {}).items()}
-        self.sources: dict[str, Source] = {name: source(name=name, spec=own.get(name)) for name in self.mix}
+        drawn = dict.fromkeys(name for part in weights for name, weight in part.items() if weight > 0)
+        check_encodings(own.get(name) or dataset_spec(name) for name in drawn)
+        self.sources: dict[str, Source] = {name: source(name=name, spec=own.get(name)) for name in drawn}
         self.samples_served = 0
         self.filter_report: dict[str, FilterReport] = {}
+        self.statistics: dict[str, DatasetStatistics] = {}
+        self.stages: list[Stage] = []
 
     def missing(self) -> list[str]:
         """Names of the mixture's datasets that are not on disk."""
@@ -142,38 +179,52 @@ class VLADataModule(L.LightningDataModule):
         sizes = {name: source.statistics.num_transitions for name, source in self.sources.items()}
         if empty := [name for name, steps in self.train.items() if not len(steps)]:
             raise ValueError(f"nothing to train on in {', '.join(empty)}: no step is left after filters and split")
-        self.shares = mixture_weights(self.mix, sizes)
+        self.stages = stages(
+            self.mix,
+            self.curriculum,
+            sizes,
+            balance=self.balance_weights,
+            max_steps=self.trainer.max_steps if self.trainer else -1,
+            global_batch_size=self.global_batch_size,
+        )
+        self.shares = dict(zip(sizes, self.stages[0].shares, strict=True))
         for name, report in self.filter_report.items():
+            left_out = report.first_steps + report.zero_actions + report.noops
             log.info(
                 f"{name}: {report.kept:,} steps to train on ({self.shares[name]:.1%} of the samples); left out "
-                f"{report.noops:,} no-ops and {report.unlabelled:,} of {report.trajectories:,} trajectories (no words)"
+                f"{left_out:,} no-ops and {report.unlabelled:,} of {report.trajectories:,} trajectories (no words)"
             )
 
     def _steps(self, split: str) -> dict[str, DatasetSteps]:
         found = {}
         for name, source in self.sources.items():
-            steps, report = select(source, split, val_fraction=self.val_fraction, filter_noops=self.filter_noops)
-            found[name] = DatasetSteps(source, steps, self.normalisation, self.action_chunk)
+            steps, report = select(source, split, val_fraction=self.val_fraction, noop_filter=self.noop_filter)
             if split == "train":
                 self.filter_report[name] = report
+                self.statistics[name] = source.measure(steps) if self.of_training else source.statistics
+            found[name] = DatasetSteps(source, steps, self.statistics[name], self.normalisation, self.action_chunk)
         return found
-
-    @property
-    def statistics(self) -> dict[str, DatasetStatistics]:
-        """Each dataset's statistics, by the name that is its `unnorm_key`."""
-        return {name: source.statistics for name, source in self.sources.items()}
 
     @property
     def epoch_samples(self) -> int:
         """Samples after which every dataset of weight 1 (without one: every dataset) was seen once, as released."""
-        primary = [name for name in self.train if self.mix[name] == 1.0] or list(self.train)
+        primary = [name for name in self.mix if self.mix[name] == 1.0] or list(self.mix)
         return max(1, int(max(len(self.train[name]) / self.shares[name] for name in primary) + 1e-6))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the mixture, from the sample where the last checkpoint stopped."""
-        names = list(self.train)
-        order = GlobalOrder([len(self.train[n]) for n in names], [self.shares[n] for n in names], self.seed)
-        batches = StepBatches(self.train, order, self.image_size, self.cameras, self.augmentation, self.seed)
+        sizes = [len(steps) for steps in self.train.values()]
+        self.order = GlobalOrder(sizes, self.stages, self.seed, self._windows())
+        batches = StepBatches(
+            self.train,
+            self.order,
+            self.image_size,
+            self.cameras,
+            self.images,
+            self.augmentation,
+            seed=self.seed,
+            swap=True,
+        )
         world, rank = self._world()
         accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
         if self.global_batch_size % (world * accumulated):
@@ -188,7 +239,7 @@ class VLADataModule(L.LightningDataModule):
         """Held-out steps of all datasets, each once, in one fixed shuffled order."""
         held_out = {name: steps for name, steps in self.val.items() if len(steps)}
         order = HeldOutOrder([len(steps) for steps in held_out.values()] or [0], self.seed)
-        batches = StepBatches(held_out, order, self.image_size, self.cameras)
+        batches = StepBatches(held_out, order, self.image_size, self.cameras, self.images)
         total = sum(len(steps) for steps in held_out.values())
         if self.limit_val_samples is not None:
             total = min(total, self.limit_val_samples)
@@ -197,7 +248,18 @@ class VLADataModule(L.LightningDataModule):
         size = max(world, self.global_batch_size // accumulated)
         return self._loader(batches, BatchNumbers(lambda: 0, size, total, world, rank, whole=True))
 
-    def _loader(self, batches: StepBatches, numbers: "BatchNumbers") -> DataLoader[Any]:
+    def _windows(self) -> dict[int, Walk]:
+        if self.window_gb is None:
+            return {}
+        walks: dict[int, Walk] = {}
+        for i, (name, steps) in enumerate(self.train.items()):
+            index = self.sources[name].index
+            if len(index.sizes):
+                bounds = np.searchsorted(steps.steps, index.shards)
+                walks[i] = WindowedWalk(bounds, index.sizes, int(self.window_gb * 1e9 / len(self.train)))
+        return walks
+
+    def _loader(self, batches: StepBatches, numbers: BatchNumbers) -> DataLoader[Any]:
         parallel: dict[str, Any] = {}
         if self.num_workers:
             parallel = {"num_workers": self.num_workers, "persistent_workers": True, "prefetch_factor": 4}
@@ -218,62 +280,16 @@ class VLADataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where to go on: one number, and what makes it mean the same."""
-        return {"samples_served": self.samples_served, "seed": self.seed, "mix": self.mix}
+        return {"samples_served": self.samples_served} | self._meaning()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.samples_served = state_dict["samples_served"]
-        changed = [name for name in ("seed", "mix") if state_dict.get(name) != getattr(self, name)]
-        if changed:
+        if changed := [name for name, value in self._meaning().items() if state_dict.get(name, value) != value]:
             log.warning(f"data.{' and data.'.join(changed)} changed since the checkpoint: the order is another one now")
 
-
-class Loader(DataLoader[Any]):
-    """Tells Lightning that it may resume inside an epoch; the place itself is in the DataModule's state."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: workers run ahead, so a loader does not know what was used."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
-
-
-class BatchNumbers(DistributedSampler[Any], SequentialSampler):
-    """Yields the sample numbers of this process' part of every batch.
-
-    It is both of its bases by name only, so that Lightning replaces it neither on several devices, as it shares out the
-    samples itself, nor for `overfit_batches`, as it then starts at the same place every time.
-
-    Args:
-        start: the first sample of the next pass, asked when it begins.
-        batch_size: samples in a batch, over all processes.
-        samples: samples in an epoch.
-        world: number of processes.
-        rank: which of them this is.
-        whole: end with a smaller batch rather than with the last full one.
-    """
-
-    def __init__(
-        self, start: Callable[[], int], batch_size: int, samples: int, world: int, rank: int, whole: bool = False
-    ) -> None:
-        self.start, self.batch_size, self.world, self.rank = start, batch_size, world, rank
-        self.total = samples - samples % world if whole else None
-        self.batches = -(-(self.total or 0) // batch_size) if whole else max(1, samples // batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
-        first = self.start()
-        done = first // self.batch_size % self.batches
-        for batch in range(self.batches - done):
-            low = first + batch * self.batch_size
-            high = low + self.batch_size if self.total is None else min(low + self.batch_size, self.total)
-            yield list(range(low + self.rank, high, self.world))
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def set_epoch(self, epoch: int) -> None:
-        """Nothing: the order knows its epochs."""
+    def _meaning(self) -> dict[str, Any]:
+        return {"seed": self.seed, "mix": self.mix, "curriculum": [stage.start for stage in self.stages]}
 
 
 def _default_workers() -> int:

@@ -1,6 +1,7 @@
 """Encoded images -> uint8 RGB arrays, as the released data pipeline decodes and resizes them."""
 
 import io
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -8,6 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
+ImageMode = Literal["released", "fast"]
+
+
+def load(encoded: bytes, size: int, mode: ImageMode = "released") -> Pixels:
+    """Decode and resize to uint8 [size, size, 3]."""
+    return resize(decode(encoded), size)
 
 
 def decode(encoded: bytes) -> Pixels:

@@ -4,32 +4,33 @@ Sample n is (dataset, position in that dataset's own permutation of the epoch). 
 remembered, so ranks and workers take any slice of one global sequence, and resuming needs one integer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-Uint = NDArray[np.uint64]
+from openvla_lightning.data.permutation import Ints, Uint, key, mix, permute, uniform
+
 BLOCK = 8192
-ROUNDS = 6
-SMALLEST_HALF = 4
-"""Bits in half a Feistel word: smaller words permute too few ways."""
+
+Walk = Callable[[Ints, Uint], Ints]
+"""Numbers within an epoch, and the key of that epoch -> positions in the dataset."""
 
 
-def mixture_weights(weights: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
-    """Return each dataset's share of the samples: weight x size, normalised, as released.
-
-    Datasets of weight 0 are left out.
+def mixture_weights(weights: Mapping[str, float], sizes: Mapping[str, int], balance: bool = True) -> dict[str, float]:
+    """Return each dataset's share of the samples, normalised: weight x size as released, or the weight alone.
 
     Raises:
-        ValueError: a weight is negative or not a number, all are zero, or a dataset is empty.
+        ValueError: a weight is negative or not a number, all are zero, or a dataset to draw from is empty.
     """
     check_weights(weights)
-    used = {name: float(weight) for name, weight in weights.items() if weight > 0}
-    if empty := [name for name in used if sizes[name] < 1]:
+    if empty := [name for name, weight in weights.items() if weight > 0 and sizes[name] < 1]:
         raise ValueError(f"nothing to train on in {', '.join(empty)}: no step is left after filters and split")
-    total = sum(weight * sizes[name] for name, weight in used.items())
-    return {name: weight * sizes[name] / total for name, weight in used.items()}
+    parts = {name: float(weight) * (sizes[name] if balance else 1) for name, weight in weights.items()}
+    total = sum(parts.values())
+    return {name: part / total for name, part in parts.items()}
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
@@ -44,69 +45,174 @@ def _is_weight(weight: object) -> bool:
     return isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight < float("inf")
 
 
+@dataclass(frozen=True)
+class Stage:
+    """Part of a curriculum.
+
+    Attributes:
+        start: number of its first sample.
+        shares: probability of each dataset; they sum to 1.
+    """
+
+    start: int
+    shares: Sequence[float]
+
+
 class GlobalOrder:
     """Maps sample numbers to (dataset, position).
 
     In every block of 8192 samples each dataset has its share to within one sample, at random places; the rounding is
     drawn per block so that shares are exact on average. Each dataset is walked through its own permutation, a new one
-    per epoch of that dataset, so every step is served once before any comes again.
+    per epoch of that dataset, so every step is served once before any comes again; a new stage goes on where the last
+    one left each dataset.
 
     Args:
         sizes: steps of each dataset.
-        shares: probability of each dataset; they sum to 1.
+        stages: what is drawn from when; the first starts at 0.
         seed: another seed, another order.
+        walks: of datasets that are not walked through in a uniform permutation.
     """
 
-    def __init__(self, sizes: Sequence[int], shares: Sequence[float], seed: int) -> None:
-        self.sizes, self.seed = list(sizes), seed
-        self.edges = np.append(np.cumsum(shares)[:-1], 1.0)
-        self.edges = np.concatenate([[0.0], self.edges])
-        self._base = (0, np.zeros(len(sizes), np.int64))
-        self._tables: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+    def __init__(
+        self, sizes: Sequence[int], stages: Sequence[Stage], seed: int, walks: Mapping[int, Walk] | None = None
+    ) -> None:
+        starts = [stage.start for stage in stages]
+        if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
+            raise ValueError(f"stages must start at 0 and follow each other, got {starts}")
+        self.sizes, self.starts = np.maximum(np.asarray(sizes, np.int64), 1), np.array(starts)
+        self.seed, self.walks = seed, dict(walks or {})
+        self.edges = np.stack([_edges(stage.shares) for stage in stages])
+        self.keys = np.array([key(seed, 3, i) for i in range(len(sizes))], np.uint64)
+        self._bases: dict[int, tuple[int, Ints]] = {}
+        self._first = [np.zeros(len(sizes), np.int64)]
+        self._tables: dict[tuple[int, int], tuple[Ints, Ints]] = {}
 
-    def __call__(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def __call__(self, numbers: Ints) -> tuple[Ints, Ints]:
         """Return dataset and position, both int64 [n], of the samples `numbers` [n]."""
         numbers = np.asarray(numbers, np.int64)
         dataset, position = np.empty_like(numbers), np.empty_like(numbers)
-        blocks = numbers // BLOCK
-        for block in np.unique(blocks).tolist():
-            here = blocks == block
-            datasets, positions = self._table(block)
-            dataset[here], position[here] = datasets[numbers[here] % BLOCK], positions[numbers[here] % BLOCK]
+        stages = np.searchsorted(self.starts, numbers, side="right") - 1
+        within = numbers - self.starts[stages]
+        blocks = within // BLOCK
+        for stage, block in sorted(set(zip(stages.tolist(), blocks.tolist(), strict=True))):
+            here = (stages == stage) & (blocks == block)
+            datasets, positions = self._table(stage, block)
+            places = within[here] % BLOCK
+            dataset[here], position[here] = datasets[places], positions[places]
         return dataset, position
 
-    def _table(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if block not in self._tables:
-            counts = self._counts(np.array([block]))[0]
-            base = self._served_before(block)
-            places = np.argsort(mix(key(self.seed, 1, block) + np.arange(BLOCK, dtype=np.uint64)))
-            datasets = np.repeat(np.arange(len(self.sizes)), counts)[places]
-            positions = np.empty(BLOCK, np.int64)
-            for i, size in enumerate(self.sizes):
-                positions[datasets == i] = self._permuted(i, base[i] + np.arange(counts[i]), size)
+    def served(self, samples: int) -> Ints:
+        """How many of the first `samples` samples come from each dataset, int64 [datasets]."""
+        stage = int(np.searchsorted(self.starts, samples, side="right")) - 1
+        block, rest = divmod(samples - int(self.starts[stage]), BLOCK)
+        before = self._before(stage, block)
+        return before + np.bincount(self._datasets(stage, block)[:rest], minlength=len(self.sizes))
+
+    def _table(self, stage: int, block: int) -> tuple[Ints, Ints]:
+        if (stage, block) not in self._tables:
+            datasets = self._datasets(stage, block)
+            by_dataset = np.argsort(datasets, kind="stable")
+            counts = np.bincount(datasets, minlength=len(self.sizes))
+            turns = np.empty(BLOCK, np.int64)
+            turns[by_dataset] = np.arange(BLOCK) - np.repeat(np.cumsum(counts) - counts, counts)
+            epoch, number = np.divmod(self._before(stage, block)[datasets] + turns, self.sizes[datasets])
+            seeds = mix(self.keys[datasets] ^ epoch.view(np.uint64))
             if len(self._tables) > 3:
                 self._tables.clear()
-            self._tables[block] = datasets, positions
-        return self._tables[block]
+            self._tables[stage, block] = datasets, self._positions(datasets, number, seeds)
+        return self._tables[stage, block]
 
-    def _counts(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
-        rounding = uniform(key(self.seed, 2) + blocks.astype(np.uint64))
-        upto = np.floor(BLOCK * self.edges + rounding[:, None]).astype(np.int64)
-        upto[:, 0], upto[:, -1] = 0, BLOCK
-        return np.diff(upto, axis=1)
+    def _positions(self, datasets: Ints, numbers: Ints, seeds: Uint) -> Ints:
+        special = np.isin(datasets, list(self.walks))
+        positions = np.empty_like(numbers)
+        positions[~special] = permute(numbers[~special], self.sizes[datasets[~special]], seeds[~special])
+        for i, walk in self.walks.items():
+            here = datasets == i
+            positions[here] = walk(numbers[here], seeds[here])
+        return positions
 
-    def _served_before(self, block: int) -> NDArray[np.int64]:
-        known, base = self._base if self._base[0] <= block else (0, np.zeros(len(self.sizes), np.int64))
+    def _datasets(self, stage: int, block: int) -> Ints:
+        """Which dataset each sample of a block is from."""
+        counts = self._counts(stage, np.array([block]))[0]
+        places = np.argsort(mix(key(self.seed, 1, stage, block) + np.arange(BLOCK, dtype=np.uint64)))
+        return np.repeat(np.arange(len(self.sizes)), counts)[places]
+
+    def _counts(self, stage: int, blocks: Ints) -> Ints:
+        rounding = uniform(key(self.seed, 2, stage) + blocks.astype(np.uint64))
+        upto = np.floor(BLOCK * self.edges[stage] + rounding[:, None]).astype(np.int64)
+        return np.diff(np.clip(upto, 0, BLOCK), axis=1)
+
+    def _before(self, stage: int, block: int) -> Ints:
+        """How often each dataset was served before a block."""
+        while len(self._first) <= stage:  # where the stages before have left the datasets
+            last = len(self._first) - 1
+            blocks, rest = divmod(int(self.starts[last + 1] - self.starts[last]), BLOCK)
+            partial = np.bincount(self._datasets(last, blocks)[:rest], minlength=len(self.sizes))
+            self._first.append(self._before(last, blocks) + partial)
+        known, base = self._bases.get(stage, (0, self._first[stage]))
+        if known > block:
+            known, base = 0, self._first[stage]
         for first in range(known, block, 2**16):
-            base = base + self._counts(np.arange(first, min(first + 2**16, block))).sum(axis=0)
-        self._base = (block, base)
+            base = base + self._counts(stage, np.arange(first, min(first + 2**16, block))).sum(axis=0)
+        self._bases[stage] = (block, base)
         return base
 
-    def _permuted(self, dataset: int, served: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-        epoch, position = np.divmod(served, size)
-        if len(epoch) and epoch[0] == epoch[-1]:
-            epoch = epoch[:1]
-        return permute(position, size, mix(key(self.seed, 3, dataset) ^ epoch.astype(np.uint64)))
+
+def _edges(shares: Sequence[float]) -> NDArray[np.float64]:
+    """Where each dataset's part of a block begins and the last ends; rounding never gives to a share of 0."""
+    edges = np.concatenate([[0.0], np.cumsum(shares)])
+    edges[np.flatnonzero(shares)[-1] + 1 :] = 1.0
+    edges[edges > 1] = 1.0
+    return edges
+
+
+class WindowedWalk:
+    """Walks through a dataset some shards at a time: for storage where reading at random is slow.
+
+    Shards come in a random order, as many at a time as fit the budget, and their steps are shuffled among each other.
+    Every step still comes once per epoch, and the order is a function of the epoch's key.
+
+    Args:
+        bounds: int64 [F + 1], the positions whose images lie in shard f are bounds[f] .. bounds[f + 1].
+        sizes: int64 [F], bytes of each shard.
+        budget: bytes of the shards that are shuffled together; at least one shard is.
+    """
+
+    def __init__(self, bounds: Ints, sizes: Ints, budget: int) -> None:
+        self.bounds, self.sizes, self.budget = bounds, sizes, budget
+        self._epochs: dict[int, tuple[Ints, Ints, Ints]] = {}
+
+    def __call__(self, numbers: Ints, epochs: Uint) -> Ints:
+        """Where the numbers [n] of the epochs with the keys [n] lead."""
+        positions = np.empty_like(numbers)
+        for epoch in np.unique(epochs).tolist():
+            here = np.flatnonzero(epochs == np.uint64(epoch))
+            shards, ends, windows = self._epoch(epoch)
+            first, last = windows[:-1], windows[1:]
+            window = np.searchsorted(last, numbers[here], side="right")
+            within = numbers[here] - first[window]
+            seeds = mix(np.uint64(epoch) ^ window.astype(np.uint64))
+            place = first[window] + permute(within, (last - first)[window], seeds)
+            shard = np.searchsorted(ends, place, side="right")
+            begins = np.concatenate([[0], ends[:-1]])
+            positions[here] = self.bounds[shards[shard]] + place - begins[shard]
+        return positions
+
+    def _epoch(self, epoch: int) -> tuple[Ints, Ints, Ints]:
+        """The shards in order, where the steps of each end in it, and the windows' bounds."""
+        if epoch not in self._epochs:
+            count = len(self.sizes)
+            shards = np.argsort(mix(np.uint64(epoch) + np.arange(count, dtype=np.uint64)))
+            ends = np.cumsum(np.diff(self.bounds)[shards])
+            windows, held = [0], 0
+            for place, size in enumerate(self.sizes[shards].tolist()):
+                if held and held + size > self.budget:
+                    windows.append(int(ends[place - 1]))
+                    held = 0
+                held += size
+            bounds = np.unique([*windows, int(ends[-1])])
+            self._epochs = {epoch: (shards, ends, bounds)}
+        return self._epochs[epoch]
 
 
 class HeldOutOrder:
@@ -120,55 +226,8 @@ class HeldOutOrder:
     def __init__(self, sizes: Sequence[int], seed: int) -> None:
         self.ends, self.seed = np.cumsum(sizes), seed
 
-    def __call__(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def __call__(self, numbers: Ints) -> tuple[Ints, Ints]:
         """Return dataset and position, both int64 [n], of the samples `numbers` [n]."""
-        place = permute(np.asarray(numbers, np.int64), int(self.ends[-1]), np.array([key(self.seed, 5)]))
+        place = permute(np.asarray(numbers, np.int64), int(self.ends[-1]), key(self.seed, 5))
         dataset = np.searchsorted(self.ends, place, side="right")
         return dataset, place - np.concatenate([[0], self.ends])[dataset]
-
-
-def permute(numbers: NDArray[np.int64], size: int, seeds: Uint) -> NDArray[np.int64]:
-    """Where a pseudo-random permutation of 0 .. size - 1 sends `numbers`; no table, so any size costs the same.
-
-    A Feistel network over the next even power of two, applied again to what falls outside.
-
-    Args:
-        numbers: int64 [n].
-        size: of the permuted range.
-        seeds: uint64 [1], or one per number [n].
-    """
-    half = np.uint64(max(SMALLEST_HALF, ((size - 1).bit_length() + 1) // 2))
-    low = (np.uint64(1) << half) - np.uint64(1)
-    result = numbers.astype(np.uint64)
-    keys = mix(np.arange(ROUNDS, dtype=np.uint64)[:, None] + seeds)
-    outside = np.arange(len(result))
-    while len(outside):
-        left, right = result[outside] >> half, result[outside] & low
-        for round_keys in keys:
-            own = round_keys if len(round_keys) == 1 else round_keys[outside]
-            left, right = right, left ^ (mix(right ^ own) & low)
-        result[outside] = (left << half) | right
-        outside = outside[result[outside] >= size]
-    return result.astype(np.int64)
-
-
-def mix(x: Uint) -> Uint:
-    """The finaliser of splitmix64: every input bit moves every output bit."""
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-
-def key(*numbers: int) -> np.uint64:
-    """One 64-bit key for a tuple of integers."""
-    state = np.zeros(1, np.uint64)
-    for number in numbers:
-        state = mix(state ^ np.uint64(number % 2**64))
-    return state[0]
-
-
-def uniform(counters: Uint) -> NDArray[np.float64]:
-    """A uniform number in [0, 1) for each counter."""
-    return (mix(counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53

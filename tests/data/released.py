@@ -51,3 +51,15 @@ def trajectories(golden: Path, dataset: str) -> Iterator[tuple[Arrays, Arrays]]:
             found.setdefault(number, {}).setdefault(part, {})[path] = value
     for number in sorted(found):
         yield found[number]["raw"], found[number]["std"]
+
+
+def normalised(golden: Path, dataset: str) -> Iterator[tuple[int, Arrays]]:
+    """What the released loader yields of a dataset: number of the trajectory, `scheme|leaf` -> values."""
+    arrays = np.load(golden / "data" / "transforms" / "golden_transforms_A.npz")
+    found: dict[int, Arrays] = {}
+    for key in arrays.files:
+        if key.startswith(f"{dataset}|") and "|norm|" in key and not key.endswith("#len"):
+            name, _, kind = key.partition("#")
+            number, leaf = int(name.split("|")[1]), name.split("|norm|")[1]
+            found.setdefault(number, {})[leaf] = strings(arrays, name) if kind == "bytes" else arrays[key]
+    yield from sorted(found.items())

@@ -1,5 +1,6 @@
 """Standardisation is the released one; what is unknown is an error that helps."""
 
+import json
 import subprocess
 import sys
 from itertools import pairwise
@@ -7,22 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from released import flat, nested, trajectories
 
 from openvla_lightning.data import standardise
 from openvla_lightning.data.oxe import UnknownDatasetError, check_names, dataset_spec, describe, gripper, known_datasets
+from openvla_lightning.data.oxe.registry import check_encodings
+from openvla_lightning.data.oxe.rotations import euler_from_quaternion
 
-OURS = {
-    "tabletop_pretrain",
-    "tabletop_finetune",
-    "tabletop_full",
-    "bridge_dataset",
-}  # the last: same function as bridge_orig
+ROOT = Path(__file__).parents[2]
+
+OURS = {"tabletop_pretrain", "tabletop_finetune", "tabletop_full"}
 
 
-@pytest.mark.parametrize("dataset", sorted(set(known_datasets()) - OURS))
+# bridge_dataset is bridge_orig under another name
+@pytest.mark.parametrize("dataset", sorted(set(known_datasets()) - OURS - {"bridge_dataset"}))
 def test_standardisation_as_released(golden: Path, dataset: str) -> None:
     count = 0
     for raw, expected in trajectories(golden, dataset):
@@ -35,6 +38,92 @@ def test_standardisation_as_released(golden: Path, dataset: str) -> None:
                 np.testing.assert_array_equal(result[path], leaf, err_msg=path)
         count += 1
     assert count >= 3
+
+
+def test_every_released_dataset_is_known(golden: Path) -> None:
+    released = json.loads((golden / "data" / "oxe_datasets.json").read_text())
+    assert set(released["datasets"]) | OURS == set(known_datasets())
+    encodings = {"EEF_POS": "eef_pos", "JOINT_POS": "joint_pos"}
+    for name, facts in released["datasets"].items():
+        spec = dataset_spec(name)
+        assert dict(spec.cameras) == facts["image_obs_keys"], name
+        assert list(spec.state) == facts["state_obs_keys"], name
+        assert spec.encoding == encodings[facts["action_encoding"]], name
+        assert spec.zero_filter == (facts["frame_filter"] is not None), name
+        if facts["absolute_action_mask"]:
+            assert list(spec.absolute_mask(7)) == facts["absolute_action_mask"], name
+            assert list(spec.action_mask(7)) == facts["action_normalization_mask"], name
+
+
+def test_every_released_mixture_has_its_weights(golden: Path) -> None:
+    released = json.loads((golden / "data" / "oxe_datasets.json").read_text())["mixtures"]
+    for name, facts in released.items():
+        entries = dict(reversed(facts["entries_in_order"]))  # of duplicates the first counts
+        expected = {dataset: w for dataset, w in entries.items() if dataset not in facts["rejected_at_load"]}
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            mix = OmegaConf.to_container(compose("train", ["data=oxe", f"data/mix={name}"]).data.mix)
+        assert mix == expected, name
+
+
+def test_without_its_first_step_bridge_is_as_released_and_with_it_as_octo_has_it(golden: Path) -> None:
+    arrays = np.load(golden / "data" / "bridge" / "golden_bridge.npz")
+    lengths = arrays["raw/train/traj_len"]
+    octo, released = (arrays[f"{part}/train/EEF_state"] for part in ("octo_no_first_step_trim", "bridge_orig"))
+    ends = np.cumsum([0, *lengths])
+    whole, trimmed = [], []
+    for start, end in pairwise(ends):
+        raw = {
+            "observation": {"state": arrays["raw/train/state"][start:end]},
+            "action": arrays["raw/train/action"][start:end],
+        }
+        whole.append(dataset_spec("bridge_orig").transform(raw)["observation"]["EEF_state"])
+        trimmed.append(standardise("bridge_orig", raw)["observation"]["EEF_state"])
+    np.testing.assert_array_equal(np.concatenate(whole), octo)
+    np.testing.assert_array_equal(np.concatenate(trimmed), released)
+
+
+def test_euler_angles_as_released(golden: Path) -> None:
+    arrays = np.load(golden / "data" / "transforms" / "golden_units_A.npz")
+    ours = euler_from_quaternion(arrays["quat_xyzw_to_euler/in"])
+    np.testing.assert_allclose(ours, arrays["quat_xyzw_to_euler/out"], atol=1e-6, rtol=0)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=4, max_size=4).filter(lambda q: sum(x * x for x in q) > 0.01))
+def test_euler_angles_describe_the_same_rotation(values: list[float]) -> None:
+    quaternion = np.array(values) / np.linalg.norm(values)
+    x, y, z, w = quaternion
+    matrix = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+    (a, b, c) = euler_from_quaternion(quaternion.astype(np.float32))
+    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    about_y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    about_z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    np.testing.assert_allclose(
+        about_z @ about_y @ about_x, matrix, atol=3e-3
+    )  # the released arithmetic, near the poles
+
+
+def test_an_instruction_of_code_points_ends_at_the_first_zero() -> None:
+    rows = np.zeros((2, 16), np.int32)
+    rows[0, :6] = [ord(c) for c in "déjà 😀"]
+    rows[1, :3] = [97, 0, 98]
+    raw = {"action": np.ones((2, 2), np.float32), "observation": {"instruction": rows}}
+    assert standardise("language_table", raw)["language_instruction"].tolist() == ["déjà 😀".encode(), b"a"]
+
+
+def test_standardising_leaves_its_input_alone(golden: Path) -> None:
+    for dataset in known_datasets():
+        for raw, _ in trajectories(golden, dataset):
+            before = {path: leaf.copy() for path, leaf in raw.items()}
+            standardise(dataset, nested(raw))
+            for path, leaf in before.items():
+                np.testing.assert_array_equal(raw[path], leaf)
+            break
 
 
 @pytest.mark.parametrize(("unit", "function"), [("rel2abs", gripper.from_relative), ("binarize", gripper.binarise)])
@@ -90,6 +179,22 @@ def test_a_described_dataset_joins_its_action_and_checks_its_options() -> None:
         describe("arm", {"cameras": {"primary": "rgb"}, "mask": [True, False]}).action_mask(3)
     with pytest.raises(KeyError, match="no 'grip': the trajectory holds action"):
         spec.transform({"action": np.ones((4, 2)), "delta": np.ones((4, 2)), "observation": {}})
+
+
+def test_encodings_say_how_wide_an_action_is_and_do_not_mix() -> None:
+    with pytest.raises(ValueError, match="arm: unknown encoding 'eef'; known: eef_pos, eef_r6, joint_pos"):
+        describe("arm", {"cameras": {"primary": "rgb"}, "encoding": "eef"})
+    arms = describe("arms", {"cameras": {"primary": "rgb"}, "encoding": "joint_pos_bimanual"})
+    assert [i for i, normalised in enumerate(arms.action_mask(14)) if not normalised] == [6, 13]
+    with pytest.raises(ValueError, match="encoding joint_pos_bimanual means 14 action dimensions, got 7"):
+        arms.check_width(7)
+    mine = describe("mine", {"cameras": {"primary": "rgb"}})
+    mine.check_width(3)
+    check_encodings([dataset_spec("kuka"), dataset_spec("droid"), mine])
+    with pytest.raises(ValueError, match="different action encodings: eef_pos: kuka; joint_pos_bimanual: arms"):
+        check_encodings([dataset_spec("kuka"), arms])
+    with pytest.raises(ValueError, match="swap names left; its cameras are primary"):
+        describe("arm", {"cameras": {"primary": "rgb"}, "swap": ["primary", "left"]})
 
 
 def test_the_fingerprint_follows_what_the_reader_makes_of_the_files() -> None:

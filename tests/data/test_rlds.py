@@ -13,6 +13,7 @@ import pytest
 import toy_rlds
 from released import strings
 
+from openvla_lightning.data.filters import select
 from openvla_lightning.data.oxe import describe
 from openvla_lightning.data.source.records import BadShardError
 from openvla_lightning.data.source.rlds import RLDS
@@ -40,9 +41,9 @@ def test_every_step_is_indexed_with_its_own_images(toy_root: Path) -> None:
                 np.testing.assert_array_equal(index.proprio[step], [*meant["observation"]["state"], 0])
                 assert index.instructions[index.instruction[step]] == meant["language_instruction"]
                 for role, key in (("primary", "image"), ("wrist", "wrist")):
-                    off = source.image(role, step).astype(int) - meant["observation"][key]
-                    assert np.abs(off).max() <= 2
-                assert source.image("secondary", step) is None
+                    shade = meant["observation"][key][0, 0].astype(int)
+                    assert np.abs(source.image(role, step, toy_rlds.SIZE) - shade).max() <= 2
+                assert source.image("secondary", step, toy_rlds.SIZE) is None
                 step += 1
     assert index.num_steps == step
     assert index.num_trajectories == 15
@@ -81,11 +82,11 @@ def test_a_read_only_dataset_keeps_its_index_in_the_users_cache(copy: Path, tmp_
 
 def test_sources_travel_to_other_processes_without_their_arrays(toy_root: Path) -> None:
     source = toy(toy_root)
-    source.image("primary", 3)
+    source.image("primary", 3, 32)
     sent = pickle.dumps((source, source.index))
     assert len(sent) < 5000
     there, index = pickle.loads(sent)
-    np.testing.assert_array_equal(there.image("primary", 3), source.image("primary", 3))
+    np.testing.assert_array_equal(there.image("primary", 3, 32), source.image("primary", 3, 32))
     np.testing.assert_array_equal(index.action, source.index.action)
 
 
@@ -94,6 +95,7 @@ def test_bridge_as_released(golden: Path, bridge_root: Path) -> None:
     stored = json.loads((golden / "data" / "bridge" / "golden_bridge.json").read_text())["bridge_orig_statistics"]
     source = RLDS(bridge_root, "bridge_dataset")
     index = source.index
+    steps = {part: select(source, part, val_fraction=0, noop_filter="released")[0] for part in ("train", "val")}
     measured = source.statistics.to_dict()
     assert (measured["num_transitions"], measured["num_trajectories"]) == (400, 50)
     for part in ("action", "proprio"):
@@ -101,8 +103,8 @@ def test_bridge_as_released(golden: Path, bridge_root: Path) -> None:
             exact = name in ("q01", "q99", "min", "max", "mask")
             compare = np.testing.assert_array_equal if exact else np.testing.assert_allclose
             compare(measured[part][name], numbers, **({} if exact else {"rtol": 1e-5, "atol": 1e-7}))
-    for split, start in (("train", 0), ("val", 200)):
-        part = slice(start, start + 200)
+    for split, part in steps.items():
+        assert len(part) == 200
         released = {name: arrays[f"bridge_orig/{split}/{name}"] for name in ("action_bounds_q99", "proprio_bounds_q99")}
         ours = source.statistics.normalise(index.action[part])
         np.testing.assert_array_equal(ours, released["action_bounds_q99"])
@@ -111,11 +113,11 @@ def test_bridge_as_released(golden: Path, bridge_root: Path) -> None:
         words = [index.instructions[i] for i in index.instruction[part]]
         assert words == [w.decode() for w in strings(arrays, f"bridge_orig/{split}/language_instruction")]
         digests = arrays[f"bridge_orig/{split}/image_primary#sha1"].astype(str)
-        for step in range(start, start + 200):
+        for number, step in enumerate(part):
             file, offset, length = index.images["primary"][step].tolist()
             path = bridge_root / "bridge_dataset" / "1.0.0" / index.files[file]
             encoded = path.read_bytes()[offset : offset + length]
-            assert hashlib.sha1(encoded).hexdigest() == digests[step - start]
+            assert hashlib.sha1(encoded).hexdigest() == digests[number]
 
 
 def test_a_missing_dataset_says_where_it_was_looked_for_and_how_to_get_it(tmp_path: Path) -> None:

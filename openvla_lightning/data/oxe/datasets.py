@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from openvla_lightning.data.oxe import gripper
-from openvla_lightning.data.oxe.registry import Trajectory, cut, register
+from openvla_lightning.data.oxe.registry import Trajectory, cut, leaf_at, put_at, register
 from openvla_lightning.data.oxe.rotations import euler_from_quaternion
 
 OXE = "gsutil -m cp -r gs://gresearch/robotics/{name} {root}"
@@ -145,14 +145,11 @@ def rt_1(trajectory: Trajectory) -> Trajectory:
 )
 def kuka(trajectory: Trajectory) -> Trajectory:
     """QT-Opt: as RT-1; proprioception is stored as compressed bytes."""
-    seen = trajectory["observation"]
-    inputs = seen["clip_function_input"]
-    pose = inflate(inputs["base_pose_tool_reached"], 7)
-    return observe(
-        rt_1(trajectory),
-        clip_function_input=inputs | {"base_pose_tool_reached": pose},
-        gripper_closed=inflate(seen["gripper_closed"], 1),
-    )
+    trajectory = rt_1(trajectory)
+    for path, columns in (("clip_function_input/base_pose_tool_reached", 7), ("gripper_closed", 1)):
+        path = f"observation/{path}"
+        trajectory = put_at(trajectory, path, inflate(leaf_at(trajectory, path), columns))
+    return trajectory
 
 
 def inflate(packed: np.ndarray, columns: int) -> np.ndarray:
@@ -480,9 +477,12 @@ def ucsd_pick_and_place(trajectory: Trajectory) -> Trajectory:
 )
 def bc_z(trajectory: Trajectory) -> Trajectory:
     """BC-Z: the first of ten stored future actions; 1 closes the gripper."""
-    future = trajectory["action"]["future"]
-    grip = gripper.invert(future["target_close"][:, :1].astype(np.float32))
-    return told(act(trajectory, future["xyz_residual"][:, :3], future["axis_angle_residual"][:, :3], grip))
+    position, rotation, closing = (
+        leaf_at(trajectory["action"], f"future/{key}")
+        for key in ("xyz_residual", "axis_angle_residual", "target_close")
+    )
+    grip = gripper.invert(closing[:, :1].astype(np.float32))
+    return told(act(trajectory, position[:, :3], rotation[:, :3], grip))
 
 
 @register(

@@ -3,7 +3,10 @@
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from openvla_lightning.data.images import Pixels
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from openvla_lightning.data.images import ImageMode, Pixels
     from openvla_lightning.data.oxe.registry import DatasetSpec
     from openvla_lightning.data.source.index import Index
     from openvla_lightning.statistics import DatasetStatistics
@@ -24,7 +27,7 @@ class Source(Protocol):
 
     @property
     def statistics(self) -> "DatasetStatistics":
-        """Of every split's actions and proprioception."""
+        """Of every split's actions and proprioception, as released."""
 
     def missing(self) -> str | None:
         """What is missing and where to get it; None when all is there. Takes milliseconds."""
@@ -32,8 +35,11 @@ class Source(Protocol):
     def prepare(self) -> None:
         """Do once, on one process, what takes time."""
 
-    def image(self, role: str, step: int) -> "Pixels | None":
-        """The uint8 image [H, W, 3] of a camera role at a step of the index; None for none."""
+    def measure(self, steps: "NDArray[np.int32]") -> "DatasetStatistics":
+        """Of the given steps alone."""
+
+    def image(self, role: str, step: int, size: int, mode: "ImageMode" = "released") -> "Pixels | None":
+        """The image of a camera role at a step of the index, uint8 [size, size, 3]; None for none."""
 
 
 class SourceFactory(Protocol):

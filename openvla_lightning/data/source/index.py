@@ -4,17 +4,18 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import NamedTemporaryFile, mkdtemp
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 1
-ARRAYS = ("action", "proprio", "bounds", "split", "instruction")
+VERSION = 2
+ARRAYS = ("action", "proprio", "bounds", "split", "instruction", "shards", "sizes")
+WORDS = ("splits", "instructions", "files", "skipped")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,9 @@ class Index:
         images: role -> int64 [N, 3]: place of the file in `files`, byte offset, length of the encoded image; length 0
             stands for a black one.
         splits, instructions, files: what the numbers point to.
+        shards: int64 [F + 1]; the images of the steps shards[f] .. shards[f + 1] lie in file f.
+        sizes: int64 [F], bytes of each file.
+        skipped: trajectories that could not be read and were left out: file, number in it, reason.
         folder: where this is stored, if it is.
     """
 
@@ -42,6 +46,9 @@ class Index:
     splits: tuple[str, ...]
     instructions: tuple[str, ...]
     files: tuple[str, ...] = ()
+    shards: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    sizes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    skipped: tuple[dict[str, Any], ...] = ()
     folder: Path | None = None
 
     @property
@@ -63,11 +70,11 @@ class Index:
         """Write everything to `folder` at once: nobody ever sees half an index."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        for name in ARRAYS:
+        for name in (*ARRAYS, "trajectory"):
             np.save(partial / f"{name}.npy", getattr(self, name))
         for role, places in self.images.items():
             np.save(partial / f"image_{role}.npy", places)
-        words = {"splits": self.splits, "instructions": self.instructions, "files": self.files}
+        words: dict[str, Any] = {name: getattr(self, name) for name in WORDS}
         (partial / "index.json").write_text(json.dumps(words | {"cameras": list(self.images)}, ensure_ascii=False))
         for name, content in files.items():
             (partial / f"{name}.json").write_text(content)
@@ -82,12 +89,37 @@ class Index:
         words = json.loads((folder / "index.json").read_text())
         arrays: dict[str, Any] = {name: _mapped(folder / f"{name}.npy") for name in ARRAYS}
         images = {role: _mapped(folder / f"image_{role}.npy") for role in words["cameras"]}
-        arrays |= {name: tuple(words[name]) for name in ("splits", "instructions", "files")}
-        return cls(**arrays, images=images, folder=folder)
+        arrays |= {name: tuple(words[name]) for name in WORDS}
+        index = cls(**arrays, images=images, folder=folder)
+        vars(index)["trajectory"] = _mapped(folder / "trajectory.npy")  # instead of working it out
+        return index
+
+    def keep(self, name: str, steps: NDArray[np.int32], facts: dict[str, Any]) -> NDArray[np.int32]:
+        """Put a selection of steps, and what there is to say about it, beside the index; return it memory-mapped."""
+        if self.folder is None:
+            return steps
+        with NamedTemporaryFile(dir=self.folder, delete=False) as file:
+            np.save(file, steps)
+        Path(file.name).replace(self.folder / f"{name}.npy")
+        save_json(self.folder / f"{name}.json", facts)
+        return _mapped(self.folder / f"{name}.npy")
+
+    def kept(self, name: str) -> tuple[NDArray[np.int32], dict[str, Any]] | None:
+        """What was put under `name`, if anything was."""
+        if self.folder is None or not (self.folder / f"{name}.json").exists():
+            return None
+        return _mapped(self.folder / f"{name}.npy"), json.loads((self.folder / f"{name}.json").read_text())
 
     def __reduce__(self) -> Any:
         # A worker process maps the same files instead of receiving copies.
         return (Index.open, (self.folder,)) if self.folder else object.__reduce__(self)
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Write `content` to `path` at once."""
+    with NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        json.dump(content, file, indent=1)
+    Path(file.name).replace(path)
 
 
 def _mapped(path: Path) -> NDArray[Any]:

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from openvla_lightning.data.images import Pixels, decode
+from openvla_lightning.data.images import ImageMode, Pixels, load
 from openvla_lightning.data.oxe.registry import DatasetSpec, Trajectory, dataset_spec, leaf_at
 from openvla_lightning.data.source import index as index_module
-from openvla_lightning.data.source.index import Index
+from openvla_lightning.data.source.index import Index, save_json
 from openvla_lightning.data.source.processes import worker_pool
 from openvla_lightning.data.source.records import BadShardError, read
 from openvla_lightning.statistics import DatasetStatistics
@@ -75,7 +75,8 @@ class RLDS:
         """
         if not (self._home / "index.json").exists():
             index = self._build()
-            index.save(self._home, dataset_statistics=json.dumps(self._measure(index).to_dict(), indent=1))
+            released = self._measure(index, np.flatnonzero(_not_dropped(index, self.spec)), index.num_trajectories)
+            index.save(self._home, dataset_statistics=json.dumps(released.to_dict(), indent=1))
 
     @cached_property
     def index(self) -> Index:
@@ -85,22 +86,35 @@ class RLDS:
 
     @cached_property
     def statistics(self) -> DatasetStatistics:
-        """Over all splits, before any filter, as released."""
+        """Over all splits, before any filter but the first steps that the released transform drops."""
         self.prepare()
         return DatasetStatistics.from_json(self._home / "dataset_statistics.json")
 
-    def image(self, role: str, step: int) -> Pixels | None:
-        """Decode the image of `role` at `step`; None where the dataset has none.
+    def measure(self, steps: NDArray[np.int32]) -> DatasetStatistics:
+        """Statistics of the given steps alone; kept beside the index for the next time."""
+        index = self.index
+        path = self._home / f"statistics_{hashlib.sha256(steps.tobytes()).hexdigest()[:16]}.json"
+        if not path.exists():
+            save_json(path, self._measure(index, steps, len(np.unique(index.trajectory[steps]))).to_dict())
+        return DatasetStatistics.from_json(path)
+
+    def encoded(self, role: str, step: int) -> bytes | None:
+        """The stored bytes of the image of `role` at `step`; None where the dataset has none."""
+        file, offset, length = self.index.images[role][step].tolist()
+        return os.pread(self._descriptor(file), length, offset) if length else None
+
+    def image(self, role: str, step: int, size: int, mode: ImageMode = "released") -> Pixels | None:
+        """The image of `role` at `step`, uint8 [size, size, 3]; None where the dataset has none.
 
         Raises:
             BadShardError: the bytes are no image (the message names file and offset).
         """
-        file, offset, length = self.index.images[role][step].tolist()
-        if not length:
+        if (encoded := self.encoded(role, step)) is None:
             return None
         try:
-            return decode(os.pread(self._descriptor(file), length, offset))
+            return load(encoded, size, mode)
         except ValueError as error:
+            file, offset, _ = self.index.images[role][step].tolist()
             raise BadShardError(f"{self._folder / self.index.files[file]}: byte {offset}: {error}") from None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -153,7 +167,7 @@ class RLDS:
                 raise BadShardError(
                     f"{path} holds {len(shard.lengths)} trajectories, dataset_info.json says {length}: get it again"
                 )
-        return _join(shards, [path.name for path, *_ in jobs], splits, list(self.spec.cameras))
+        return _join(shards, [path for path, *_ in jobs], splits, list(self.spec.cameras))
 
     def _run(self, jobs: list[Any]) -> list["_Shard"]:
         label, large = f"indexing {self.name}", sum(path.stat().st_size for path, *_ in jobs) > PARALLEL_FROM
@@ -163,12 +177,15 @@ class RLDS:
         with worker_pool(workers) as pool:
             return list(track(pool.map(_read_shard, jobs), label, total=len(jobs), transient=True))
 
-    def _measure(self, index: Index) -> DatasetStatistics:
-        if not index.num_steps:
+    def _measure(self, index: Index, steps: NDArray[Any], trajectories: int) -> DatasetStatistics:
+        if not len(steps):
             raise BadShardError(f"{self._folder} holds no step after standardisation")
-        mask = self.spec.action_mask(index.action.shape[1])
-        proprio = index.proprio if index.proprio.shape[1] else None
-        return DatasetStatistics.from_array(index.action, proprio, mask=mask, num_trajectories=index.num_trajectories)
+        return DatasetStatistics.from_array(
+            index.action[steps],
+            index.proprio[steps] if index.proprio.shape[1] else None,
+            mask=self.spec.action_mask(index.action.shape[1]),
+            num_trajectories=trajectories,
+        )
 
 
 @dataclass
@@ -236,7 +253,7 @@ def _places(images: NDArray[Any], record: bytes, start: int) -> NDArray[np.int64
     return places
 
 
-def _join(shards: list[_Shard], files: list[str], splits: list[str], cameras: list[str]) -> Index:
+def _join(shards: list[_Shard], files: list[Path], splits: list[str], cameras: list[str]) -> Index:
     def stacked(name: str) -> NDArray[Any]:
         return np.concatenate([part for shard in shards for part in getattr(shard, name)])
 
@@ -254,5 +271,14 @@ def _join(shards: list[_Shard], files: list[str], splits: list[str], cameras: li
         images=images,
         splits=tuple(splits),
         instructions=tuple(word.decode("utf-8", "replace") for word in words.tolist()),
-        files=tuple(files),
+        files=tuple(path.name for path in files),
+        shards=np.cumsum([0, *(sum(shard.lengths) for shard in shards)]),
+        sizes=np.array([path.stat().st_size for path in files], np.int64),
     )
+
+
+def _not_dropped(index: Index, spec: DatasetSpec) -> NDArray[np.bool_]:
+    kept = np.ones(index.num_steps, bool)
+    if spec.drop_first:
+        kept[index.bounds[:-1][np.diff(index.bounds) > 0]] = False
+    return kept

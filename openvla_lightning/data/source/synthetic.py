@@ -3,8 +3,9 @@
 from functools import cached_property, partial
 
 import numpy as np
+from numpy.typing import NDArray
 
-from openvla_lightning.data.images import Pixels
+from openvla_lightning.data.images import ImageMode, Pixels, resize
 from openvla_lightning.data.oxe.registry import DatasetSpec, join_action
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.statistics import DatasetStatistics
@@ -70,12 +71,16 @@ class Synthetic:
     @cached_property
     def statistics(self) -> DatasetStatistics:
         """Of the random actions."""
-        mask = self.spec.action_mask(self.action_dim)
-        return DatasetStatistics.from_array(self.index.action, mask=mask, num_trajectories=self.index.num_trajectories)
+        return self.measure(np.arange(self.index.num_steps, dtype=np.int32))
 
-    def image(self, role: str, step: int) -> Pixels | None:
+    def measure(self, steps: NDArray[np.int32]) -> DatasetStatistics:
+        """Of the random actions at the given steps."""
+        mask, trajectories = self.spec.action_mask(self.action_dim), np.unique(self.index.trajectory[steps])
+        return DatasetStatistics.from_array(self.index.action[steps], mask=mask, num_trajectories=len(trajectories))
+
+    def image(self, role: str, step: int, size: int, mode: ImageMode = "released") -> Pixels | None:
         """Noise that depends on the step and the camera."""
         if self.spec.cameras[role] is None:
             return None
         rng = np.random.default_rng([step, *role.encode()])
-        return rng.integers(0, 256, (self.image_size, self.image_size, 3), dtype=np.uint8)
+        return resize(rng.integers(0, 256, (self.image_size, self.image_size, 3), dtype=np.uint8), size)

@@ -1,0 +1,81 @@
+"""Changes of the mixture on the way."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openvla_lightning.data.mixture import Stage, check_weights, mixture_weights
+
+
+@dataclass(frozen=True)
+class Change:
+    """From some moment on, some datasets have other weights.
+
+    Attributes:
+        after: optimiser steps (an integer), or the share of the whole training (between 0 and 1).
+        mix: dataset -> its weight from then on; the others keep theirs.
+    """
+
+    after: float
+    mix: Mapping[str, float]
+
+    def step(self, max_steps: int) -> int:
+        """The first optimiser step with the new weights.
+
+        Raises:
+            ValueError: a share of a training whose length nobody gave.
+        """
+        if self.after >= 1:
+            return int(self.after)
+        if max_steps < 1:
+            raise ValueError(
+                f"data.curriculum: after={self.after} is a share of trainer.max_steps, which is {max_steps}; "
+                "set it, or give a number of optimiser steps"
+            )
+        return max(1, round(self.after * max_steps))
+
+
+def read_curriculum(mix: Mapping[str, float], changes: Sequence[Mapping[str, Any]] | None) -> list[Change]:
+    """Check a curriculum as it stands in a YAML file: a list of `{after: ..., mix: {...}}`.
+
+    Raises:
+        ValueError: a change has another form, comes before its predecessor, or leaves nothing to draw from.
+    """
+    found: list[Change] = []
+    weights = dict(mix)
+    for change in changes or []:
+        if set(change) != {"after", "mix"} or not isinstance(change["mix"], Mapping):
+            raise ValueError(f"data.curriculum: a change is {{after: 0.667, mix: {{dataset: weight}}}}, got {change!r}")
+        after = change["after"]
+        if isinstance(after, bool) or not isinstance(after, int | float) or after <= 0 or (after > 1 and after % 1):
+            raise ValueError(
+                f"data.curriculum: after={after!r} is neither a share of the training, between 0 and 1, "
+                "nor a number of optimiser steps"
+            )
+        weights |= change["mix"]
+        check_weights(weights)
+        found.append(Change(after, dict(change["mix"])))
+    if len({change.after >= 1 for change in found}) > 1:
+        raise ValueError("data.curriculum: give every `after` as a share, or every one in optimiser steps")
+    if [change.after for change in found] != sorted({change.after for change in found}):
+        raise ValueError(f"data.curriculum: changes must follow each other, got {[change.after for change in found]}")
+    return found
+
+
+def stages(
+    mix: Mapping[str, float],
+    changes: Sequence[Change],
+    sizes: Mapping[str, int],
+    *,
+    balance: bool,
+    max_steps: int,
+    global_batch_size: int,
+) -> list[Stage]:
+    """What is drawn from when, in sample numbers; the order of datasets is that of `sizes`."""
+    weights = {name: mix.get(name, 0.0) for name in sizes}
+    found = [Stage(0, list(mixture_weights(weights, sizes, balance).values()))]
+    for change in changes:
+        weights |= change.mix
+        start = change.step(max_steps) * global_batch_size
+        found.append(Stage(start, list(mixture_weights(weights, sizes, balance).values())))
+    return found

@@ -1,0 +1,171 @@
+"""Which steps of an indexed dataset are served, and what was left out."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.source import Source
+from openvla_lightning.data.source.index import Index
+
+NoopFilter = Literal["none", "released", "first_step", "near_zero"]
+PIECE = 2**20
+"""Steps looked at together, so that memory does not grow with the dataset."""
+
+
+@dataclass(frozen=True)
+class FilterReport:
+    """What a split had and what was left out of it.
+
+    Attributes:
+        trajectories: in the split, before filters.
+        steps: in the split, before filters.
+        unlabelled: trajectories without any instruction, left out as released.
+        first_steps: steps left out because they begin a trajectory.
+        zero_actions: steps left out because nothing is asked to move, as released for DROID.
+        noops: steps left out because the robot stood still.
+        kept: steps that are served.
+    """
+
+    trajectories: int
+    steps: int
+    unlabelled: int
+    first_steps: int
+    zero_actions: int
+    noops: int
+    kept: int
+
+    def to_dict(self) -> dict[str, int]:
+        """The same as a dictionary."""
+        return asdict(self)
+
+
+def check_filter(noop_filter: str) -> None:
+    """Raise ValueError for a filter that does not exist."""
+    if noop_filter not in get_args(NoopFilter):
+        raise ValueError(f"data.noop_filter={noop_filter}: choose {', '.join(get_args(NoopFilter))}")
+
+
+def select(
+    source: Source, split: str, *, val_fraction: float, noop_filter: NoopFilter
+) -> tuple[NDArray[np.int32], FilterReport]:
+    """Return the steps of `split` that are served, ascending, int32 [n], and what was left out.
+
+    `released` leaves out what the released pipeline does: the first step where it is a known no-op (Bridge), and steps
+    without movement (DROID). `first_step` leaves out every trajectory's first step besides, which the paper found to be
+    enough (appendix C); `near_zero` leaves out, besides, every step at which the robot stands still.
+    """
+    check_filter(noop_filter)
+    index, spec = source.index, source.spec
+    key = repr(
+        (split, val_fraction, noop_filter, spec.noop_threshold, spec.zero_filter, spec.drop_first, spec.absolute)
+    )
+    name = f"steps_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if (known := index.kept(name)) is not None:
+        return known[0], FilterReport(**known[1])
+    trajectories = split_trajectories(index, split, val_fraction, source.name)
+    usable = trajectories & labelled(index)
+    report = dict.fromkeys(FilterReport.__dataclass_fields__, 0)
+    report["trajectories"] = int(trajectories.sum())
+    report["steps"] = int(np.diff(index.bounds)[trajectories].sum())
+    report["unlabelled"] = int((trajectories & ~usable & (np.diff(index.bounds) > 0)).sum())
+    kept = []
+    for first, last in pieces(index):
+        own = usable[index.trajectory[first:last]]
+        for what, left_out in (
+            ("first_steps", begins(index, spec, first, last, noop_filter)),
+            ("zero_actions", zero_actions(source, first, last) if noop_filter != "none" else None),
+            ("noops", noops(index, spec, first, last) if noop_filter == "near_zero" else None),
+        ):
+            if left_out is not None:
+                report[what] += int((own & left_out).sum())
+                own &= ~left_out
+        kept.append((np.flatnonzero(own) + first).astype(np.int32))
+    steps = np.concatenate(kept) if kept else np.zeros(0, np.int32)
+    report["kept"] = len(steps)
+    return index.keep(name, steps, report), FilterReport(**report)
+
+
+def pieces(index: Index) -> list[tuple[int, int]]:
+    """Bounds of runs of whole trajectories, of about `PIECE` steps each."""
+    cuts = np.searchsorted(index.bounds, np.arange(PIECE, index.num_steps, PIECE))
+    edges = np.unique(np.concatenate([[0], index.bounds[cuts], [index.num_steps]])).tolist()
+    return list(pairwise(edges))
+
+
+def split_trajectories(index: Index, split: str, val_fraction: float, name: str) -> NDArray[np.bool_]:
+    """Which trajectories belong to `train` or `val`, bool [K].
+
+    As released: a split called `val` is the validation split where there is one; otherwise the last part of `train`.
+
+    Raises:
+        ValueError: there is no split called `train`.
+    """
+    if "train" not in index.splits:
+        raise ValueError(f"{name}: no split is called 'train'; there are {', '.join(index.splits)}")
+    if "val" in index.splits:
+        return index.split == index.splits.index(split)
+    train = np.flatnonzero(index.split == index.splits.index("train"))
+    cut = round(len(train) * (1 - val_fraction))
+    chosen = np.zeros(index.num_trajectories, bool)
+    chosen[train[:cut] if split == "train" else train[cut:]] = True
+    return chosen
+
+
+def labelled(index: Index) -> NDArray[np.bool_]:
+    """Which trajectories have an instruction at any step, bool [K]."""
+    has_words = np.array([bool(words.strip()) for words in index.instructions], bool)
+    found = np.zeros(index.num_trajectories, bool)
+    for first, last in pieces(index):
+        found[index.trajectory[first:last][has_words[index.instruction[first:last]]]] = True
+    return found
+
+
+def begins(index: Index, spec: DatasetSpec, first: int, last: int, noop_filter: NoopFilter) -> NDArray[np.bool_] | None:
+    """Which of the steps first .. last are a trajectory's first and left out for it; None where none are."""
+    if noop_filter == "none" or not (spec.drop_first or noop_filter == "first_step"):
+        return None
+    found = np.zeros(last - first, bool)
+    starts = index.bounds[:-1][np.diff(index.bounds) > 0]
+    found[starts[(starts >= first) & (starts < last)] - first] = True
+    return found
+
+
+def zero_actions(source: Source, first: int, last: int) -> NDArray[np.bool_] | None:
+    """Which steps ask for no movement, as released for DROID; None for datasets without that filter.
+
+    The released filter compares normalised actions, to 1e-5, with what zero becomes under quantiles written into its
+    code; here they are the dataset's own.
+    """
+    if not source.spec.zero_filter:
+        return None
+    index, statistics = source.index, source.statistics
+    changing = ~np.array(source.spec.absolute_mask(index.action.shape[1]))
+    of_zero = statistics.normalise(np.zeros(index.action.shape[1], np.float32))
+    off = np.abs(statistics.normalise(index.action[first:last]) - of_zero)[:, changing]
+    return (off <= 1e-5).all(axis=1)
+
+
+def noops(index: Index, spec: DatasetSpec, first: int = 0, last: int | None = None) -> NDArray[np.bool_]:
+    """Which of the steps first .. last, whole trajectories, stand still; none in datasets that don't say what that is.
+
+    A step does when the norm of its changing dimensions is below the dataset's threshold and its absolute ones (the
+    gripper) equal those of the last step that was kept; before any was kept, the norm decides alone.
+    """
+    action, trajectory = index.action[first:last], index.trajectory[first:last]
+    if spec.noop_threshold is None or not len(action):
+        return np.zeros(len(action), bool)
+    absolute = np.array(spec.absolute_mask(action.shape[1]))
+    still = np.linalg.norm(action[:, ~absolute], axis=1) < spec.noop_threshold
+    # The last kept step held the previous step's gripper: it was that step, or that one was dropped as equal.
+    held = action[:, absolute]
+    same = np.append(False, (held[1:] == held[:-1]).all(axis=1))
+    steps = np.arange(len(action))
+    own = trajectory - trajectory[0]
+    first_kept = np.full(own[-1] + 1, len(action))
+    np.minimum.at(first_kept, own[~still], steps[~still])
+    return still & (same | (steps < first_kept[own]))
