@@ -16,6 +16,7 @@ from openvla_lightning.model.lightning import Base, check_adapter, learnt_names
 from openvla_lightning.optim import AdamW
 from openvla_lightning.parallel import FSDP
 from openvla_lightning.processor import Processor
+from openvla_lightning.quantisation import Quantisation, plain_state
 from openvla_lightning.strategy import Strategy
 from openvla_lightning.types import Batch
 
@@ -30,6 +31,10 @@ class VLAModule(L.LightningModule):
         processor: travels inside the checkpoint, so that inference preprocesses as training did.
         action_head: encodes actions, owns the loss.
         recipe: the resolved config, kept in every checkpoint under `hyper_parameters`.
+        quantisation: of the frozen weights, before the strategy puts adapters on them; None: not at all.
+
+    Raises:
+        ValueError: when quantised weights are supposed to learn.
     """
 
     vla: VLA
@@ -42,10 +47,14 @@ class VLAModule(L.LightningModule):
         processor: Processor,
         action_head: ActionHead,
         recipe: dict[str, Any] | None = None,
+        quantisation: Quantisation | None = None,
     ) -> None:
         super().__init__()
         self.build, self.strategy, self.optim = model, strategy, optim
         self.processor, self.action_head = processor, action_head
+        if quantisation is not None and not strategy.adapts:
+            raise ValueError("quantised weights cannot learn: choose strategy=qlora, or quantisation=none")
+        self.quantisation = quantisation
         self.base: Base | None = None
         if recipe is not None:
             self.save_hyperparameters(recipe, logger=False)
@@ -55,6 +64,9 @@ class VLAModule(L.LightningModule):
         if hasattr(self, "vla"):
             return
         self.vla = self.build()
+        if self.quantisation is not None:
+            self.quantisation(self.vla, torch.get_default_device())
+            self.strict_loading = False
         self.strategy.apply(self.vla)
         if self.strategy.adapts and self.vla.init_from is not None and not isinstance(self.trainer.strategy, FSDP):
             self.base = Base.of(self.vla.init_from)  # checkpoints name it and hold the adapter alone
@@ -117,6 +129,7 @@ class VLAModule(L.LightningModule):
             "processor": {**self.processor.config, "crop_area": data.crop_area},
             "action_head": self.action_head.config,
             "strategy": self.strategy.config,
+            "quantisation": self.vla.quantisation,
             "base": None if self.base is None else asdict(self.base),
             "normalisation": data.normalisation,
             "norm_stats": {
@@ -125,15 +138,23 @@ class VLAModule(L.LightningModule):
             },
         }
         if self.base is not None:
-            learnt = {f"vla.{name}" for name in learnt_names(self.vla)}
-            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in learnt}
+            checkpoint["state_dict"] = self._learnt(checkpoint["state_dict"])
+        elif self.quantisation is not None:
+            state = plain_state(self.vla, self.vla.state_dict())
+            checkpoint["state_dict"] = {f"vla.{name}": tensor for name, tensor in state.items()}
         checkpoint["rng_state"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the random numbers where the checkpoint left them; refuse an adapter of another base."""
         check_adapter(checkpoint, self.base, self.vla)
+        if self.quantisation is not None:  # frozen weights are in their places, also those that the seed made
+            checkpoint["state_dict"] = self._learnt(checkpoint["state_dict"])
         if (state := checkpoint.get("rng_state")) is not None:
             torch.set_rng_state(state)
+
+    def _learnt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        learnt = {f"vla.{name}" for name in learnt_names(self.vla)}
+        return {name: tensor for name, tensor in state.items() if name in learnt}
 
     def _statistics(self) -> dict[str, Any]:
         return self.trainer.datamodule.statistics  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from openvla_lightning.model.vla import VLA
+from openvla_lightning.model.vla import VLA, floating
 from openvla_lightning.processor import Processor
 from openvla_lightning.statistics import DatasetStatistics, Normalisation, choose
 
@@ -26,7 +26,7 @@ class Policy:
         action = policy.act(image, "pick up the can")
 
     Args:
-        vla: the model; moved to `device` and `dtype`.
+        vla: the model; moved to `device` and `dtype`, unless it is quantised and hence in its place.
         processor: the one it was trained with.
         norm_stats: unnorm_key -> statistics of that dataset, as `DatasetStatistics` or in the released layout.
         unnorm_key: whose statistics turn predictions into actions; may be None when there is one.
@@ -57,7 +57,7 @@ class Policy:
         )
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
-        self.vla = vla.to(self.device, self.dtype).eval()
+        self.vla = (vla if vla.quantisation else vla.to(self.device, self.dtype)).eval()
         self.processor = processor
         self.provenance: dict[str, Any] = {"unnorm_key": self.unnorm_key, "normalisation": self.normalisation}
 
@@ -68,7 +68,7 @@ class Policy:
         unnorm_key: str | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        quantisation: Callable[[VLA], VLA] | None = None,
+        quantisation: Callable[[VLA, torch.device], VLA] | None = None,
         center_crop: bool | float | None = None,
         tokenizer: str | Path | None = None,
         base: str | Path | None = None,
@@ -78,7 +78,7 @@ class Policy:
         Args:
             path: a run or `.ckpt` of training, a Hugging Face folder or hub id, or a Prismatic run folder or `.pt`.
             unnorm_key, device, dtype: as above.
-            quantisation: applied to the model once it is loaded.
+            quantisation: `Quantisation`, or what else puts a loaded model onto a device.
             center_crop: share of the image's area to look at, in the middle: 0.9, for which True stands, after training
                 with the released augmentation; None as the checkpoint says.
             tokenizer: folder or hub id of the language model's tokenizer, where the checkpoint holds none.
@@ -97,15 +97,18 @@ class Policy:
         changes: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
         if center_crop is not None:
             changes["crop_area"] = RELEASED_CROP if center_crop is True else center_crop or None
-        vla, processor, norm_stats = load_checkpoint(path, dtype=dtype, device=device, base=base, **changes)
+        vla, processor, norm_stats = load_checkpoint(
+            path, dtype=dtype, device=device if quantisation is None else "cpu", base=base, **changes
+        )
         if quantisation is not None:
-            vla = quantisation(vla)
+            vla = quantisation(vla, device)
         policy = cls(vla, processor, norm_stats, unnorm_key, device=device, dtype=dtype)
         policy.provenance = {
             "path": str(path),
             "sha256": fingerprint(path),
             **policy.provenance,
             "dtype": str(dtype).removeprefix("torch."),
+            "quantisation": vla.quantisation,
             "device": str(device),
             "load_seconds": round(time.monotonic() - started, 1),
         }
@@ -163,10 +166,11 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
-        raise ValueError(f"dtype={dtype!r} is not known; use auto, float32, bfloat16 or float16")
-    return chosen
+    if isinstance(dtype, str):
+        return floating(dtype)
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype} is not known; use auto, float32, bfloat16 or float16")
+    return dtype
 
 
 def fingerprint(path: str | Path) -> str | None:

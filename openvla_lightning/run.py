@@ -46,15 +46,18 @@ def fit(cfg: DictConfig) -> float | None:
     datamodule = instantiate(cfg.data, collate=processor.collate, _convert_="all")
     preflight(cfg, datamodule, processor)
 
-    module = VLAModule(
-        model=instantiate(cfg.model, _convert_="all"),
-        strategy=instantiate(cfg.strategy, _convert_="all"),
-        optim=instantiate(cfg.optim, _convert_="all"),
-        processor=processor,
-        action_head=processor.action_head,
-        recipe=recipe,
-        quantisation=instantiate(cfg.quantisation, _convert_="all"),
-    )
+    try:
+        module = VLAModule(
+            model=instantiate(cfg.model, _convert_="all"),
+            strategy=instantiate(cfg.strategy, _convert_="all"),
+            optim=instantiate(cfg.optim, _convert_="all"),
+            processor=processor,
+            action_head=processor.action_head,
+            recipe=recipe,
+            quantisation=instantiate(cfg.quantisation, _convert_="all"),
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     trainer = instantiate(
         cfg.trainer,
         logger=list(instantiate(cfg.logger).values()),

@@ -18,7 +18,8 @@ from openvla_lightning.config import ConfigError, for_people, newest_checkpoint,
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
-OURS = {"action_head", "callbacks", "data", "env", "logger", "model", "optim", "policy", "processor", "strategy"}
+OURS = {"action_head", "callbacks", "data", "env", "logger", "model", "optim", "policy", "processor", "quantisation"}
+OURS |= {"strategy"}
 APPENDED = {".", "hydra", "launcher", "experiment", "sweep", "debug", "local"}
 
 

@@ -19,7 +19,7 @@ ABOVE = {"openvla_lightning.module", "openvla_lightning.run", "openvla_lightning
 
 FORBIDDEN = {
     "types.py actions.py statistics.py prompt.py tables.py": CONFIGURATION | TRAINING | DATA | MODELS | ABOVE,
-    "processor.py action_head.py images.py tokenizer.py model strategy optim.py": CONFIGURATION
+    "processor.py action_head.py images.py tokenizer.py model strategy quantisation.py optim.py": CONFIGURATION
     | TRAINING
     | DATA
     | ABOVE,

@@ -164,7 +164,7 @@ def test_dtypes_have_names():
     assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
     assert choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
     for wrong in ("int8", "nonsense", torch.int64):
-        with pytest.raises(ValueError, match="use auto, float32, bfloat16"):
+        with pytest.raises(ValueError, match="float32, bfloat16 or float16"):
             choose_dtype(wrong, torch.device("cpu"))
 
 

@@ -1,6 +1,7 @@
 """Loading: any known source of weights into a VLA, every problem in one error, one file in memory at a time."""
 
 import argparse
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as the base is stored")
     command.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
     options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     try:
         folder = export(options.source, options.folder, options.base, dtype, options.overwrite)

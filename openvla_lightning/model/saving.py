@@ -34,7 +34,7 @@ def save_vla(
     state = merged_state(vla)
     dtypes = {tensor.dtype for key, (tensor, _) in state.items() if key.endswith("weight")}
     if strange := {kind for kind in dtypes if not kind.is_floating_point}:
-        raise ValueError(f"the released layout holds weights of one floating dtype, these have {strange}: cast them")
+        raise ValueError(f"quantised weights ({strange}) do not fit the released layout: save the model without them")
     if dtype is None and len(dtypes) > 1:
         raise ValueError(f"the released layout holds weights of one floating dtype, these have {dtypes}: pass dtype")
     dtype = dtype or next(iter(dtypes))

@@ -56,6 +56,7 @@ class VLA(nn.Module):
         llm: builds the language model.
         init_from: whose weights to start from: a VLA or Prismatic VLM, as folder, file or hub id. None: each part's
             own weights.
+        dtype: of the weights that are copied from there: `bfloat16` halves a frozen model. None: torch's default.
 
     Attributes:
         norm_stats: dataset name -> action statistics in the released layout, for un-normalising.
@@ -63,6 +64,7 @@ class VLA(nn.Module):
         recipe: the resolved configuration this model was trained with, for its model card; empty when unknown.
         origin: the released folder this model was loaded from, whose tokenizer files are passed on when saving.
         init_from: where all weights were copied from when the model was built; None when they came from elsewhere.
+        quantisation: how layers were quantised (see `Quantisation.config`); None when none were.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class VLA(nn.Module):
         projector: Callable[[int, int], Projector],
         llm: Callable[[], CausalLM],
         init_from: str | Path | None = None,
+        dtype: str | None = None,
     ) -> None:
         super().__init__()
         self.norm_stats: dict[str, Any] = {}
@@ -78,6 +81,7 @@ class VLA(nn.Module):
         self.origin: Path | None = None
         self.recipe: dict[str, Any] = {}
         self.init_from: str | None = None
+        self.quantisation: dict[str, Any] | None = None
         asked_for_meta = torch.get_default_device().type == "meta"
         load = init_from is not None and not asked_for_meta
         with torch.device("meta") if load else nullcontext():
@@ -89,7 +93,8 @@ class VLA(nn.Module):
         if load:
             from openvla_lightning.model.checkpoint import load_weights
 
-            load_weights(self, str(init_from), frozen_vision=vision_backbone)
+            kind = None if dtype is None else floating(dtype)
+            load_weights(self, str(init_from), vision_backbone, dtype=kind, device=None if kind is None else "cpu")
 
     @property
     def llm(self) -> CausalLM:
@@ -252,6 +257,18 @@ class VLA(nn.Module):
         from openvla_lightning.model.saving import save_vla
 
         save_vla(self, Path(folder), processor, max_shard_size, dtype)
+
+
+def floating(name: str) -> torch.dtype:
+    """A floating dtype of torch by its name.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={name!r} is not known; use float32, bfloat16 or float16")
+    return dtype
 
 
 def _left_padding(attention_mask: Tensor | None) -> Tensor | None:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -138,6 +137,8 @@ class LoRA:
         inject_adapter_in_model(config, vla)
         for part in self.also_train:
             for module in vla.part(part):
+                if not all(parameter.is_floating_point() for parameter in module.parameters()):
+                    raise ValueError(f"{part} is quantised and cannot learn: add it to quantisation.keep")
                 module.requires_grad_(True)
         for parameter in vla.parameters():
             if parameter.requires_grad:  # small steps get lost in 16 bits, whatever the frozen weights are kept in
@@ -198,12 +199,12 @@ def merged_state(vla: VLA) -> dict[str, tuple[Tensor, BaseTunerLayer | None]]:
 
 def merged_weight(layer: BaseTunerLayer) -> Tensor:
     """The weight of an adapted layer with the adapter folded in, float32; the layer itself stays as it is."""
-    return _merged(copy.deepcopy(layer), keep_dtype=False).weight.detach()  # type: ignore[return-value]
+    return _merged(copy.deepcopy(layer), keep_dtype=False).weight.detach()
 
 
-def _merged(layer: BaseTunerLayer, keep_dtype: bool = True) -> nn.Module:
+def _merged(layer: Any, keep_dtype: bool = True) -> Any:
     base = layer.get_base_layer()
-    dtype: torch.dtype = base.weight.dtype  # type: ignore[assignment]
+    dtype = base.weight.dtype
     if not dtype.is_floating_point:
         raise ValueError("the layer under the adapter is quantised: load its base without quantisation and merge there")
     layer.float()  # in 16 bits the product of the adapter's matrices would lose its small values
