@@ -1,16 +1,20 @@
-"""Results as something to look at: a table on the screen, `report.md`, a bar chart.
+"""Results as something to look at: a table on the screen, `report.md`, the same as `report.html`, a bar chart.
 
 `python -m openvla_lightning.report runs/demo` compares every results.json below a folder: a row per policy, a column
-per set of tasks.
+per set of tasks, and which differences are more than chance.
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from openvla_lightning.results import Results, SuccessRate, find_results
+from openvla_lightning.chart import draw_chart
+from openvla_lightning.comparison import SIGNIFICANT, compare_all, power, task_mean
+from openvla_lightning.page import write_page
+from openvla_lightning.paper import SUCCESS
+from openvla_lightning.results import Results, SuccessRate, find_results, success_rate
 from openvla_lightning.tables import Rows, markdown, table
 
 CHART_NAME, REPORT_NAME = "success.png", "report.md"
@@ -20,7 +24,12 @@ def task_rows(results: Results) -> Rows:
     """Header and one row per task, per family and overall: successes, rate, 95 % interval, mean length."""
     groups = [(f"  {name}", rate) for name, rate in results.tasks.items()]
     groups += list(results.families.items()) if len(results.families) > 1 else []
-    columns = {"successes": _successes, "rate": _rate, "interval": _interval, "steps": lambda r: f"{r.mean_length:.1f}"}
+    columns: dict[str, Callable[[SuccessRate], str]] = {
+        "successes": _successes,
+        "rate": _rate,
+        "interval": _interval,
+        "steps": lambda r: f"{r.mean_length:.1f}",
+    }
     if any(episode.progress not in (0, 1) for episode in results.episodes):
         columns["progress"] = lambda rate: f"{100 * rate.progress:.0f} %"
     if results.overall.errors:
@@ -55,19 +64,52 @@ def offline_rows(results: Results) -> Rows:
     return [*rows, ["all", f"{100 * offline['token_accuracy']:.1f} %", f"{offline['l1']:.4f}", ""]]
 
 
-def comparison_rows(results: Sequence[Results]) -> Rows:
-    """Header and one row per policy, one column per task set, in order of first appearance."""
-    columns = list(dict.fromkeys(result.task_set for result in results))
+Groups = Mapping[str, Mapping[str, Sequence[Results]]]
+"""Task set -> policy -> its evaluations, one per seed."""
+
+
+def comparison_rows(groups: Groups) -> Rows:
+    """Header and one row per policy, one column per task set, in order of first appearance; then the paper's."""
     rows: dict[str, dict[str, str]] = {}
-    for result in results:
-        text = str(result.overall) + ("" if result.complete else " interrupted")
-        rows.setdefault(result.row, {})[result.task_set] = text
-    header = ["policy", *(f"{column} tasks" for column in columns)]
-    return [header, *([name, *(cells.get(column, "-") for column in columns)] for name, cells in rows.items())]
+    for column, policies in groups.items():
+        for name, results in policies.items():
+            rows.setdefault(name, {})[column] = _cell(results)
+    for column in groups:
+        for name, rate in SUCCESS.get(column, {}).items():
+            rows.setdefault(name, {})[column] = rate
+    header = ["policy", *(f"{column} tasks" for column in groups)]
+    return [header, *([name, *(cells.get(column, "-") for column in groups)] for name, cells in rows.items())]
+
+
+def _cell(results: Sequence[Results]) -> str:
+    interrupted = "" if all(result.complete for result in results) else " interrupted"
+    if len(results) == 1:
+        return f"{results[0].overall}{interrupted}"
+    mean, (low, high) = task_mean(results)
+    return f"{100 * mean:.0f} % ({100 * low:.0f}-{100 * high:.0f}), {len(results)} seeds{interrupted}"
+
+
+def difference_rows(policies: Mapping[str, Sequence[Results]]) -> Rows:
+    """Header and one row per pair of policies that met the same initial states."""
+    rows = [["difference", "points", "interval", "only the one / the other", "pairs", "p", "more than chance"]]
+    for found in compare_all(policies):
+        low, high = found.interval
+        rows.append(
+            [
+                f"{found.second} less {found.first}",
+                f"{100 * found.difference:+.1f}",
+                f"{100 * low:+.0f} to {100 * high:+.0f}",
+                f"{found.only_second} / {found.only_first}",
+                str(found.pairs),
+                "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}",
+                "yes" if found.significant else "no",
+            ]
+        )
+    return rows
 
 
 def write_report(results: Results, folder: str | Path, console: Console | None = None) -> Path:
-    """Write results.json, report.md and, for rollouts, a bar chart into `folder`; print the table.
+    """Write results.json, report.md, report.html and, for rollouts, a bar chart into `folder`; print the table.
 
     Returns:
         Path of report.md.
@@ -84,6 +126,8 @@ def write_report(results: Results, folder: str | Path, console: Console | None =
         draw_chart(bars, folder / CHART_NAME, title)
         lines += [
             "Success rates with their Wilson 95 % intervals; steps of an episode on average.",
+            _mean_line(results),
+            *(f"{name}: {rate}." for name, rate in SUCCESS.get(results.task_set, {}).items()),
             "",
             f"![Success rates]({CHART_NAME})",
             "",
@@ -103,7 +147,12 @@ def write_report(results: Results, folder: str | Path, console: Console | None =
         lines += [""]
     lines += ["## How it was made", "", *_provenance(results)]
     (console or Console()).print(table(rows, title))
-    return _write(folder / REPORT_NAME, lines)
+    return write_page(lines, folder / REPORT_NAME)
+
+
+def _mean_line(results: Results) -> str:
+    mean, (low, high) = task_mean([results])
+    return f"Mean over tasks {100 * mean:.1f} % ({100 * low:.0f}-{100 * high:.0f} %, tasks and scenes drawn anew)."
 
 
 def _bars(results: Results) -> dict[str, SuccessRate]:
@@ -123,7 +172,7 @@ def _provenance(results: Results) -> list[str]:
 
 
 def compare(paths: Sequence[str | Path], folder: str | Path | None = None, console: Console | None = None) -> Path:
-    """Put several evaluations side by side: print a table, write report.md and a bar chart.
+    """Put several evaluations side by side: print a table, write report.md, report.html and a bar chart.
 
     Args:
         paths: results.json files, or folders that are searched for them.
@@ -134,83 +183,61 @@ def compare(paths: Sequence[str | Path], folder: str | Path | None = None, conso
 
     Raises:
         FileNotFoundError: when there are no results.
-        ValueError: when two results are for the same policy, instructions and tasks, or none is of rollouts.
+        ValueError: when two results are for the same policy, instructions, tasks and seed, or none is of rollouts.
     """
     sources = {path: Results.load(path) for path in find_results(paths)}
     results = {path: result for path, result in sources.items() if result.episodes}
     if not results:
         raise ValueError(f"none of {', '.join(map(str, sources))} holds rollouts; only success rates are compared")
-    cells: dict[tuple[str, str], Path] = {}
-    for path, result in results.items():
-        if clash := cells.get((result.row, result.task_set)):
-            raise ValueError(
-                f"{clash} and {path} are both {result.row!r} on {result.task_set} tasks: give one another `label` or "
-                "`task_set` when evaluating, or name the files to compare"
-            )
-        cells[result.row, result.task_set] = path
     folder = Path(folder) if folder else next((Path(p) for p in paths if Path(p).is_dir()), Path())
-    rows = comparison_rows(list(results.values()))
-    bars: dict[str, dict[str, SuccessRate]] = {}
-    for result in results.values():
-        bars.setdefault(f"{result.task_set} tasks", {})[result.row] = result.overall
+    groups = _grouped(results)
+    rows = comparison_rows(groups)
+    bars = {
+        f"{column} tasks": {
+            name: success_rate(e for r in found for e in r.episodes) for name, found in policies.items()
+        }
+        for column, policies in groups.items()
+    }
     draw_chart(bars, folder / CHART_NAME, "Success rate")
 
-    lines = ["# Success rates", "", markdown(rows), "", "Wilson 95 % intervals in brackets.", ""]
+    lines = ["# Success rates", "", markdown(rows), ""]
+    lines += ["Wilson 95 % intervals in brackets; over several seeds, of the mean over tasks by bootstrap.", ""]
+    for column, policies in groups.items():
+        differences = difference_rows(policies)
+        if len(differences) > 1:
+            lines += [f"## Differences on {column} tasks", "", markdown(differences), "", _explained(differences), ""]
     lines += [f"![Success rates]({CHART_NAME})", "", "## Evaluations", ""]
     for path, result in results.items():
-        lines.append(f"- {result.row}, {result.task_set} tasks: {result.overall.episodes} episodes, `{path}`")
-    (console or Console()).print(table(rows, "Success rate and its 95 % interval"))
-    return _write(folder / REPORT_NAME, lines)
-
-
-def draw_chart(bars: dict[str, dict[str, SuccessRate]], path: str | Path, title: str) -> Path:
-    """Draw grouped bars with interval whiskers.
-
-    Args:
-        bars: group on the x axis -> name in the legend -> rate.
-        path: PNG to write.
-    """
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state
-
-    names = list(dict.fromkeys(name for group in bars.values() for name in group))
-    width = 0.8 / len(names)
-    figure = Figure(
-        figsize=(max(5.0, 1.5 + 0.9 * len(bars) + 0.45 * len(bars) * len(names)), 3.8), layout="constrained"
-    )
-    axes = figure.subplots()
-    for index, name in enumerate(names):
-        present = [(x, group[name]) for x, group in enumerate(bars.values()) if name in group]
-        places = [x + (index - (len(names) - 1) / 2) * width for x, _ in present]
-        rates = [100 * rate.rate for _, rate in present]
-        whiskers = _whiskers(rate for _, rate in present)
-        axes.bar(places, rates, 0.9 * width, yerr=whiskers, capsize=3, label=name, color=f"C{index}")
-        for place, (_, rate) in zip(places, present, strict=True):
-            axes.text(place, 100 * rate.interval[1] + 1.5, f"{100 * rate.rate:.0f}", ha="center", fontsize=8)
-    axes.set_xticks(range(len(bars)), list(bars), rotation=20 if len(bars) > 4 else 0)
-    axes.set_ylim(0, 108)
-    axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel("success (%), 95 % interval")
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(names) > 1:
-        figure.legend(
-            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(names)), fontsize=8
+        lines.append(
+            f"- {result.row}, {result.task_set} tasks, seed {result.seed}: {result.overall.episodes} episodes, `{path}`"
         )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    return path
+        lines += [f"  - {note}" for note in result.notes]
+    (console or Console()).print(table(rows, "Success rate and its 95 % interval"))
+    return write_page(lines, folder / REPORT_NAME)
 
 
-def _whiskers(rates: Iterable[SuccessRate]) -> list[list[float]]:
-    ends = [(100 * (rate.rate - rate.interval[0]), 100 * (rate.interval[1] - rate.rate)) for rate in rates]
-    return [list(side) for side in zip(*ends, strict=True)]
+def _grouped(results: Mapping[Path, Results]) -> dict[str, dict[str, list[Results]]]:
+    groups: dict[str, dict[str, list[Results]]] = {}
+    seen: dict[tuple[str, str, int], Path] = {}
+    for path, result in results.items():
+        place = result.row, result.task_set, result.seed
+        if clash := seen.get(place):
+            raise ValueError(
+                f"{clash} and {path} are both {result.row!r} on {result.task_set} tasks with seed {result.seed}: give "
+                "one another `label`, `task_set` or `seed` when evaluating, or name the files to compare"
+            )
+        seen[place] = path
+        groups.setdefault(result.task_set, {}).setdefault(result.row, []).append(result)
+    return groups
 
 
-def _write(path: Path, lines: list[str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines).rstrip() + "\n")
-    return path
+def _explained(differences: Rows) -> str:
+    pairs = min(int(row[4]) for row in differences[1:])
+    return (
+        "Paired by initial state. Intervals: bootstrap over tasks and scenes; p: McNemar's exact test, corrected for "
+        f"the number of comparisons (Holm); more than chance below {SIGNIFICANT}. Between 55 % and 70 %, {pairs} pairs "
+        f"find the difference in {100 * power(0.55, 0.70, pairs):.0f} % of cases."
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

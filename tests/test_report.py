@@ -1,6 +1,7 @@
 """Statistics, results.json, report.md, charts, videos."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from openvla_lightning.report import CHART_NAME, compare, draw_chart, write_report
+from openvla_lightning.chart import draw_chart
+from openvla_lightning.report import CHART_NAME, compare, write_report
 from openvla_lightning.results import Episode, Results, SuccessRate, find_results, success_rate
 from openvla_lightning.video import FAILURE, SUCCESS, write_video
 
@@ -92,6 +94,8 @@ def test_report_has_every_task_and_the_provenance(tmp_path):
     assert "| lift_cube | 1 of 2 | 50.0 % | 9-91 % | 10.5 |" in report
     assert "| all tasks | 2 of 3 | 66.7 % |" in report
     assert "[success: put the cube](videos/put.mp4)" in report
+    page = (tmp_path / "report.html").read_text()
+    assert '<video controls preload="metadata" src="videos/put.mp4"></video>' in page
     assert "- sha256: `abcd`" in report
     assert "put_cube" in console.export_text()
     with Image.open(tmp_path / CHART_NAME) as chart:
@@ -127,7 +131,7 @@ def test_comparison_is_policies_by_task_sets(tmp_path):
     save_demo(tmp_path)
     report = compare([tmp_path / "untrained", tmp_path], tmp_path / "out", Console(quiet=True)).read_text()
     table = [line for line in report.splitlines() if line.startswith("|")]
-    assert table == [
+    assert table[:5] == [
         "| policy | pretraining tasks | new tasks |",
         "| --- | ---: | ---: |",
         "| untrained | 0 % (0-16) | 0 % (0-16) |",
@@ -135,6 +139,22 @@ def test_comparison_is_policies_by_task_sets(tmp_path):
         "| pretrained, shuffled instructions | 0 % (0-16) | - |",
     ]
     assert (tmp_path / "out" / CHART_NAME).stat().st_size > 5000
+    assert "| pretrained less untrained | +75.0 | +55 to +90 | 15 / 0 | 20 | < 0.001 | yes |" in report
+    assert "| pretrained, shuffled instructions less untrained | +0.0 | +0 to +0 | 0 / 0 | 20 | 1.000 | no |" in report
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert '<td style="text-align:right">75 % (53-89)</td>' in page
+    assert 'src="data:image/png;base64,' in page
+
+
+def test_seeds_of_one_policy_are_pooled_with_the_papers_row_beside(tmp_path):
+    for seed, played in enumerate((episodes(True, True), episodes(True, False))):
+        results("mine", task_set="libero_goal", seed=seed, episodes=played).save(tmp_path / str(seed))
+    report = compare([tmp_path], console=Console(quiet=True)).read_text()
+    assert re.search(r"\| mine \| 75 % \(\d+-\d+\), 2 seeds \|", report)
+    assert "(Table 12: LoRA r=32, 3 x 500 rollouts) | 79.2 % |" in report
+    one = write_report(results(task_set="libero_goal"), tmp_path / "one", Console(quiet=True)).read_text()
+    assert "79.2 %" in one
+    assert "Mean over tasks 33.3 %" in one
 
 
 def test_comparison_from_the_command_line(tmp_path):
@@ -151,7 +171,9 @@ def test_comparison_from_the_command_line(tmp_path):
 def test_comparison_refuses_two_of_the_same(tmp_path):
     results().save(tmp_path / "a")
     results().save(tmp_path / "b")
-    with pytest.raises(ValueError, match=r"a/results.json and .*b/results.json are both 'trained' on all tasks"):
+    with pytest.raises(
+        ValueError, match=r"a/results.json and .*b/results.json are both 'trained' on all tasks with seed 0"
+    ):
         compare([tmp_path], console=Console(quiet=True))
     assert len(find_results([tmp_path, tmp_path / "a"])) == 2
 

@@ -1,0 +1,38 @@
+"""A report in Markdown, and the same as one HTML page: pictures inside it, videos to play beside it."""
+
+import base64
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222 }}
+table {{ border-collapse: collapse; margin: 1em 0 }}
+th, td {{ padding: .25em .8em; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums }}
+img {{ max-width: 100% }}
+video {{ width: 320px; display: block }}
+</style></head><body>
+{body}</body></html>
+"""
+
+
+def write_page(lines: Sequence[str], path: Path) -> Path:
+    """Write Markdown to `path` and HTML beside it; return `path`."""
+    from markdown_it import MarkdownIt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(lines).rstrip() + "\n"
+    path.write_text(text, encoding="utf-8")
+
+    def picture(match: re.Match[str]) -> str:
+        content = base64.b64encode((path.parent / match[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{content}"'
+
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    body = re.sub(r'src="([^":]+\.png)"', picture, body)
+    body = re.sub(r'<a href="([^":]+\.mp4)">(.*?)</a>', r'\2<video controls preload="metadata" src="\1"></video>', body)
+    title = html.escape(lines[0].lstrip("# "))
+    path.with_suffix(".html").write_text(PAGE.format(title=title, body=body), encoding="utf-8")
+    return path
