@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
 from itertools import groupby
 from pathlib import Path
@@ -17,10 +19,11 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from rich.console import Console
 
-from openvla_lightning.config import CONF
+from openvla_lightning.config import CONF, validate
 from openvla_lightning.data import VLADataModule
+from openvla_lightning.data.report import __main__ as report
 from openvla_lightning.data.report.facts import Facts, Selection, gather
-from openvla_lightning.data.report.motion import measure_idle
+from openvla_lightning.data.report.motion import Duplicates, measure_idle
 from openvla_lightning.data.report.pages import escape, html, write_report
 from openvla_lightning.data.report.verdict import remarks, verdict
 from openvla_lightning.data.source.rlds import RLDS
@@ -64,11 +67,8 @@ def selections(datamodule: VLADataModule) -> list[Selection]:
 def chosen(root: Path, **options: Any) -> Selection:
     """What training takes of the faulty dataset."""
 
-    def source(name: str, spec: Any) -> RLDS:
-        return RLDS(root, name, spec)
-
     spec = SPEC | options.pop("spec", {})
-    datamodule = VLADataModule(source, {"faulty": 1.0}, list, 32, 8, datasets={"faulty": spec}, **options)
+    datamodule = VLADataModule(partial(RLDS, root), {"faulty": 1.0}, list, 32, 8, datasets={"faulty": spec}, **options)
     return selections(datamodule)[0]
 
 
@@ -140,8 +140,8 @@ def test_words_and_copies(facts: Facts, written: dict[str, list[list[dict[str, A
         assert steps == sum(
             len(t) for split in written.values() for t in split if t[0]["language_instruction"] == words
         )
-    assert facts.duplicates.copies == 2 + VAL
-    assert (facts.duplicates.held_out, facts.duplicates.leaked) == (VAL, VAL)
+    spoken = sum(bool(t[0]["language_instruction"]) for t in written["train"])
+    assert facts.duplicates == Duplicates(trained=spoken, copies=2, held_out=VAL, leaked=VAL)
 
 
 def test_cameras(facts: Facts, written: dict[str, list[list[dict[str, Any]]]]) -> None:
@@ -163,14 +163,14 @@ def test_every_planted_fault_is_in_the_verdict(facts: Facts, root: Path) -> None
         r"neither normalised nor binary.*: gripper 7\d%",
         r"outside of -1\.\.1.*: gripper 0\.\.2$",
         r"7% of the trajectories have no words",
-        r"6 of 44 trajectories repeat",
+        r"2 of 37 trajectories repeat",
         r"4 of 4 held-out trajectories are also trained on",
         r"no wrist image",
     ):
         assert re.search(pattern, found, re.M), f"{pattern} is not in\n{found}"
     assert "stand still" not in found
     unfiltered = gather(chosen(root, filter_noops=False))
-    assert "data.filter_noops=true leaves them out" in verdict(unfiltered)
+    assert "data.noop_filter=near_zero leaves them out" in verdict(unfiltered)
     assert unfiltered.idle.trained > 0.1
     nameless = chosen(root, filter_noops=False, spec={"noop_threshold": None})
     assert "noop_threshold" in verdict(gather(nameless))
@@ -276,3 +276,15 @@ def test_frames_are_of_the_trajectories_they_name(root: Path, tmp_path: Path) ->
     assert shades.shape == (8, 6)
     assert (np.abs(shades[:, :5] - shades[:, :1]) <= 2).all()
     assert len(np.unique(shades[:, 0] // 3)) > 5
+
+
+def commands() -> Iterator[str]:
+    """What follows the command wherever it is shown."""
+    for path in (ROOT / "docs" / "data.md", ROOT / "conf" / "data_report.yaml", Path(report.__file__)):
+        yield from re.findall(r"python -m openvla_lightning\.data\.report *([^#\n`]*)", path.read_text())
+
+
+@pytest.mark.parametrize("arguments", [a for a in commands() if "my_robot" not in a])
+def test_a_command_that_is_shown_composes(arguments: str) -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        validate(compose("data_report", ["run_name=any", "paths.output_dir=/tmp/out", *arguments.split()]))

@@ -2,7 +2,7 @@
 
 python -m openvla_lightning.data.report                            # the embedded world's demonstrations
 python -m openvla_lightning.data.report data/mix=bridge paths.data_dir=/big/disk/rlds
-python -m openvla_lightning.data.report data/mix=oxe_magic_soup_plus data.filter_noops=false
+python -m openvla_lightning.data.report data/mix=oxe_magic_soup_plus data.noop_filter=released
 """
 
 import hydra

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openvla_lightning.data.filters import FilterReport
 from openvla_lightning.data.report.motion import (
     Dimension,
     Duplicates,
@@ -17,7 +18,6 @@ from openvla_lightning.data.report.motion import (
 )
 from openvla_lightning.data.source import Source
 from openvla_lightning.data.source.index import Index
-from openvla_lightning.data.steps import FilterReport
 from openvla_lightning.statistics import DatasetStatistics
 
 

@@ -2,16 +2,15 @@
 
 import hashlib
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.actions import dimension_names
+from openvla_lightning.data.filters import noops, pieces
 from openvla_lightning.data.oxe.registry import DatasetSpec
 from openvla_lightning.data.source.index import Index
-from openvla_lightning.data.steps import noops
 from openvla_lightning.statistics import DatasetStatistics
 
 BINS = 48
@@ -76,6 +75,7 @@ class Idle:
         first, last: share of the trajectories whose first or last step stands still.
         runs: int64 [R], lengths of the stretches that stand still, in steps.
         trained: share of the steps that are trained on.
+        trained_first: share of the trajectories trained on that do so from their first step, which stands still.
     """
 
     threshold: float
@@ -85,6 +85,7 @@ class Idle:
     last: float
     runs: NDArray[np.int64]
     trained: float
+    trained_first: float
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,13 @@ class Duplicates:
     """Trajectories with identical actions.
 
     Attributes:
-        copies: trajectories that repeat an earlier one.
+        trained: trajectories that are trained on.
+        copies: those of them that repeat another one.
         held_out: trajectories held out for validation.
         leaked: those of them whose actions are also trained on.
     """
 
+    trained: int
     copies: int
     held_out: int
     leaked: int
@@ -157,7 +160,7 @@ def measure_idle(index: Index, spec: DatasetSpec, statistics: DatasetStatistics,
         usual_range = float(np.linalg.norm((numbers["q99"] - numbers["q01"])[changing]))
         threshold = STILL * usual_range or float(np.finfo(np.float32).tiny)
         spec = replace(spec, noop_threshold=threshold)
-    idle = noops(index, spec)
+    idle = np.concatenate([_still(index, spec, first, last) for first, last in pieces(index)])
     begins = np.zeros(len(idle), bool)
     full = np.diff(index.bounds) > 0
     first, last = index.bounds[:-1][full], index.bounds[1:][full] - 1
@@ -174,20 +177,30 @@ def measure_idle(index: Index, spec: DatasetSpec, statistics: DatasetStatistics,
         last=_share(idle[last]),
         runs=ends - starts + 1,
         trained=_share(idle[train]),
+        trained_first=int((idle & begins)[train].sum()) / max(1, len(_trajectories(index, train))),
     )
 
 
 def find_duplicates(index: Index, train: NDArray[Any], val: NDArray[Any]) -> Duplicates:
     """Trajectories whose actions are those of another one, bit for bit."""
-    bounds = index.bounds.tolist()
-    digests = [
-        hashlib.blake2b(index.action[start:end].tobytes(), digest_size=16).digest() for start, end in pairwise(bounds)
-    ]
-    trained, held_out = (np.diff(np.searchsorted(steps, index.bounds)) > 0 for steps in (train, val))
-    known = {digest for digest, used in zip(digests, trained.tolist(), strict=True) if used}
-    full = [digest for digest, length in zip(digests, np.diff(index.bounds).tolist(), strict=True) if length]
-    leaked = sum(digest in known for digest, used in zip(digests, held_out.tolist(), strict=True) if used)
-    return Duplicates(len(full) - len(set(full)), int(held_out.sum()), leaked)
+    trained, held_out = ([_digest(index, k) for k in _trajectories(index, steps)] for steps in (train, val))
+    known = set(trained)
+    return Duplicates(len(trained), len(trained) - len(known), len(held_out), sum(one in known for one in held_out))
+
+
+def _still(index: Index, spec: DatasetSpec, first: int, last: int) -> NDArray[np.bool_]:
+    found = noops(index, spec, first, last)
+    assert found is not None, "there is a threshold"
+    return found
+
+
+def _trajectories(index: Index, steps: NDArray[Any]) -> list[int]:
+    return np.flatnonzero(np.diff(np.searchsorted(steps, index.bounds))).tolist()
+
+
+def _digest(index: Index, trajectory: int) -> bytes:
+    start, end = index.bounds[trajectory : trajectory + 2].tolist()
+    return hashlib.blake2b(index.action[start:end].tobytes(), digest_size=16).digest()
 
 
 def _share(flags: NDArray[np.bool_]) -> float:

@@ -88,7 +88,8 @@ def section(facts: Facts) -> list[str]:
         "",
         f"![Frames of {facts.name}]({facts.name}_frames.jpg)",
         "",
-        "A row for each of a spread of trajectories: the first camera over time, then the others half-way.",
+        "A row for each of a spread of trajectories: the first camera over time, then the others half-way, made square "
+        "as the policy sees them.",
         "",
         "### Actions",
         "",
@@ -126,8 +127,9 @@ def _facts(facts: Facts) -> list[str]:
     whose = "the dataset's own" if idle.given else "1 % of its usual range, as it names no `noop_threshold`"
     return [
         f"- **Trained on:** {filters.kept:,} of {filters.steps:,} steps of the training split; {facts.share:.1%} of "
-        f"the mixture's samples. Left out: {filters.noops:,} no-ops and {filters.unlabelled:,} trajectories without "
-        f"words. Held out for validation: {facts.held_out:,} steps.",
+        f"the mixture's samples. Held out for validation: {facts.held_out:,}.",
+        f"- **Left out:** {filters.unlabelled:,} trajectories without words; {filters.first_steps:,} first steps, "
+        f"{filters.zero_actions:,} actions that are zero, {filters.noops:,} steps that stand still.",
         f"- **Control rate:** {_control_rate(facts)}.",
         f"- **Standing still:** {idle.share:.1%} of all steps, {idle.trained:.1%} of those trained on. {_runs(facts)} "
         f"{idle.first:.0%} of the trajectories begin so and {idle.last:.0%} end so. The largest norm of a change that "
@@ -135,8 +137,8 @@ def _facts(facts: Facts) -> list[str]:
         f"- **Clipped:** {facts.clipped:.1%} of the steps trained on have a value outside q01..q99.",
         f"- **Words:** in {words.steps:.1%} of the steps and {words.trajectories:.1%} of the trajectories. "
         f"{words.distinct:,} instructions; {words.distinct_loosely:,} without regard to case, spaces and full stops.",
-        f"- **Copies:** {copies.copies:,} trajectories repeat the actions of another one; {copies.leaked:,} of the "
-        f"{copies.held_out:,} held out are also trained on.",
+        f"- **Copies:** {copies.copies:,} of {copies.trained:,} trajectories repeat the actions of another one; "
+        f"{copies.leaked:,} of the {copies.held_out:,} held out are also trained on.",
     ]
 
 
@@ -144,7 +146,7 @@ def _runs(facts: Facts) -> str:
     runs = facts.idle.runs
     if not len(runs):
         return "Never in a row."
-    return f"{len(runs):,} times in a row, for {np.median(runs):.0f} steps (median), at most {runs.max():,}."
+    return f"{len(runs):,} times in a row; the median length is {np.median(runs):.0f}, the largest {runs.max():,}."
 
 
 def _control_rate(facts: Facts) -> str:
@@ -169,20 +171,20 @@ def _word_rows(facts: Facts) -> Rows:
 
 
 def _camera_rows(facts: Facts) -> Rows:
-    rows = [["camera", "key", "height x width", "missing", "KB an image", "GB"]]
+    rows = [["camera", "key", "height x width", "missing", "KB an image", "MB"]]
     for camera in facts.cameras:
         if camera.key is None:
             rows.append([camera.role, "none, black images", "-", "-", "-", "-"])
             continue
         sizes = ", ".join(f"{height} x {width}" for height, width in camera.sizes) or "unknown"
-        volume = [f"{camera.mean_bytes / 1e3:.1f}", f"{camera.total_bytes / 1e9:.2f}"]
+        volume = [f"{camera.mean_bytes / 1e3:.1f}", f"{camera.total_bytes / 1e6:,.1f}"]
         rows.append([camera.role, f"`{camera.key}`", sizes, f"{camera.missing:.1%}", *volume])
     return rows
 
 
 def escape(text: str) -> str:
     """What Markdown shows as `text`, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|!~&])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
 
 def html(text: str, title: str, folder: Path) -> str:

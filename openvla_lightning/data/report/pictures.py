@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from openvla_lightning.data.report.facts import Facts
@@ -94,19 +93,11 @@ def draw_contact_sheet(source: Source, path: Path) -> Path:
         top = row * (TILE + CAPTION)
         draw.text((4, top + 3), _caption(source, trajectory, end - start, font, sheet.width - 8), "black", font)
         for column, (role, step) in enumerate(frames):
-            image = _tile(source.image(role, step))
-            offset = (TILE - image.width) // 2, (TILE - image.height) // 2
-            sheet.paste(image, (column * TILE + offset[0], top + CAPTION + offset[1]))
+            pixels = source.image(role, step, TILE - 2)
+            tile = Image.new("RGB", (TILE - 2, TILE - 2)) if pixels is None else Image.fromarray(pixels)
+            sheet.paste(tile, (column * TILE + 1, top + CAPTION + 1))
     sheet.save(path, quality=88)
     return path
-
-
-def _tile(pixels: NDArray[np.uint8] | None) -> Image.Image:
-    if pixels is None:
-        return Image.new("RGB", (TILE - 2, TILE - 2), "black")
-    image = Image.fromarray(pixels)
-    scale = (TILE - 2) / max(image.size)
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
 
 
 def _caption(source: Source, trajectory: int, steps: int, font: Any, width: int) -> str:

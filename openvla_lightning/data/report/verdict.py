@@ -45,10 +45,11 @@ def _about_size(facts: Facts) -> Iterator[str]:
 def _about_idling(facts: Facts) -> Iterator[str]:
     idle = facts.idle
     if idle.trained > MANY_IDLE:
-        how = "data.filter_noops=true leaves them out" if idle.given else "a `noop_threshold` lets them be left out"
+        how = "data.noop_filter=near_zero leaves them out" if idle.given else "a `noop_threshold` lets them be left out"
         yield f"{idle.trained:.0%} of the steps trained on stand still: {how}"
-    if idle.first > MANY_FIRST_IDLE and idle.trained > 0:
-        yield f"{idle.first:.0%} of the trajectories begin with a step that stands still"
+    if idle.trained_first > MANY_FIRST_IDLE:
+        share = f"{idle.trained_first:.0%} of the trajectories"
+        yield f"{share} begin with a step that stands still: data.noop_filter=first_step leaves it out"
 
 
 def _about_dimensions(dimensions: Sequence[Dimension]) -> Iterator[str]:
@@ -85,8 +86,8 @@ def _about_words(facts: Facts) -> Iterator[str]:
 
 def _about_copies(facts: Facts) -> Iterator[str]:
     copies = facts.duplicates
-    if copies.copies > COPIES * facts.trajectories:
-        yield f"{copies.copies:,} of {facts.trajectories:,} trajectories repeat the actions of another one"
+    if copies.copies > COPIES * copies.trained:
+        yield f"{copies.copies:,} of {copies.trained:,} trajectories repeat the actions of another one"
     if copies.leaked:
         yield f"{copies.leaked:,} of {copies.held_out:,} held-out trajectories are also trained on"
 
