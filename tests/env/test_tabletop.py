@@ -202,3 +202,45 @@ Tabletop().reset(seed=0)
     said = found.stderr.decode().strip().splitlines()[-1]
     assert said.startswith("RuntimeError")
     assert ("libosmesa6" in said and "libegl1" in said) if backend == "osmesa" else "MUJOCO_GL" in said
+
+
+@pytest.mark.parametrize("task", ["lift_red_cube", "push_red_cube_left", "put_red_cube_on_white_plate"])
+def test_partial_credit_grows_to_one(task):
+    env = Tabletop(image_size=32)
+    env.reset(seed=11, options={"task": task})
+    credit = [0.0]
+    for _ in range(env.max_episode_steps):
+        *_, done, _, info = env.step(expert(env))
+        credit.append(info["progress"])
+        if done:
+            break
+    assert credit[-1] == 1.0
+    assert all(0 <= share <= 1 for share in credit)
+    assert any(0.1 < share < 0.95 for share in credit)
+
+
+def test_waiting_finishes_the_last_action_and_then_stays():
+    env = Tabletop(image_size=32)
+    env.reset(seed=3, options={"task": "lift_red_cube"})
+    before = env.hand_position
+    env.step(np.array([0.03, 0, 0, 0, 0, 0, 1.0]))
+    places = [env.hand_position]
+    for _ in range(4):
+        env.wait()
+        places.append(env.hand_position)
+    assert abs(places[-1][0] - before[0]) > 0.02
+    assert np.abs(places[-1] - places[-2]).max() < 1e-3
+    assert env.control_hz == pytest.approx(10)
+    assert Tabletop(embodiment="relative").control_hz == pytest.approx(12.5)
+
+
+@pytest.mark.parametrize("embodiment", ["metric", "relative"])
+def test_the_world_passes_its_own_test_and_a_flipped_one_does_not(embodiment):
+    class Flipped(Tabletop):
+        def _picture(self, camera):
+            return super()._picture(camera)[::-1]
+
+    for world, wrong in ((Tabletop, []), (Flipped, ["orientation"])):
+        checks = world(embodiment=embodiment, tidy=True).self_test()
+        assert [check.name for check in checks if not check.ok] == wrong
+        assert len(checks) == 5

@@ -133,7 +133,7 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.instruction = variants[int(self.np_random.integers(len(variants)))] if self._varied else variants[0]
         self._lay_out()
         self._steps = 0
-        return self._observe(), self._info(success=False)
+        return self._observe(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Execute an action [7]; reward 1 and termination at success, termination when it can no longer succeed.
@@ -157,10 +157,9 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._pose_arm()
         self._steps += 1
         outcome = judge(self.task, self._start, self._positions(), self.touched(), self._tolerance)
-        success = outcome.success and not outcome.failure
-        terminated = success or outcome.failure
+        success, terminated = outcome.success and not outcome.failure, outcome.success or outcome.failure
         truncated = not terminated and self._steps >= self.max_episode_steps
-        return self._observe(), float(success), terminated, truncated, self._info(success)
+        return self._observe(), float(success), terminated, truncated, self._info(success, outcome.progress)
 
     @property
     def control_hz(self) -> float:
@@ -296,5 +295,6 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             observation["wrist_image"] = self._picture("wrist")
         return observation
 
-    def _info(self, success: bool) -> dict[str, Any]:
-        return {"instruction": self.instruction, "success": success, "task": self.task.name}
+    def _info(self, success: bool = False, progress: float = 0.0) -> dict[str, Any]:
+        done = {"success": success, "progress": 1.0 if success else progress}
+        return {"instruction": self.instruction, "task": self.task.name, **done}

@@ -95,10 +95,11 @@ def select_tasks(available: Sequence[TabletopTask], patterns: Iterable[str]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Whether an episode is decided: done, and if so with success or not."""
+    """Whether an episode is decided: done, and if so with success or not; and the share that is done, 0 to 1."""
 
     success: bool = False
     failure: bool = False
+    progress: float = 0.0
 
 
 def judge(
@@ -130,11 +131,18 @@ def judge(
         along = float(moved[target][:2] @ task.direction)
         aside = float(abs(moved[target][0] * task.direction[1] - moved[target][1] * task.direction[0]))
         flat = abs(moved[target][2]) < 0.015
-        return Outcome(along > 0.05 and aside < 0.04 * tolerance and flat, failure or along < -0.05)
+        success = along > 0.05 and aside < 0.04 * tolerance and flat
+        return Outcome(success, failure or along < -0.05, _share(along / 0.05))
     if task.family == "lift":
-        return Outcome(bool(moved[target][2] > 0.05), failure)
+        height = moved[target][2]
+        return Outcome(bool(height > 0.05), failure, _share(height / 0.05))
     assert task.plate is not None
     offset = now[target] - now[task.plate.body]
     rest = (task.target.height + task.plate.height) / 2
     inside = np.linalg.norm(offset[:2]) < 0.05 * tolerance and abs(offset[2] - rest) < 0.01
-    return Outcome(bool(inside) and target not in touched, failure)
+    way = np.linalg.norm((start[target] - start[task.plate.body])[:2])
+    return Outcome(bool(inside) and target not in touched, failure, _share(1 - np.linalg.norm(offset[:2]) / way))
+
+
+def _share(value: float) -> float:
+    return float(np.clip(value, 0.0, 1.0))
