@@ -84,6 +84,40 @@ def test_trainable_parameters_of_lora(rank: int, of_fused: int, of_siglip_only: 
         assert counts(vla)[1] == learning
 
 
+LLAMA = 32 * 4096  # layers x width; what follows x rank is a number of parameters
+ROWS = {"attention": LLAMA * 4 * 2, "mlp": LLAMA * 3 + 32 * 3 * 11008}
+VITS = {"dino": (24, 1024, 4096), "siglip": (27, 1152, 4304)}
+
+
+@pytest.mark.parametrize("targets", ["attention", "mlp"])
+def test_trainable_parameters_of_chosen_targets(targets: str) -> None:
+    """Counted from the architectures' published sizes."""
+    vit = {"attention": lambda d, w, h: d * (w + 3 * w + w + w), "mlp": lambda d, w, h: 2 * d * (w + h)}[targets]
+    rows, pool = ROWS[targets], {"attention": 0, "mlp": vit(1, 1152, 4304)}[targets]  # SigLIP ends in one more MLP
+    vla = fused()
+    with torch.device("meta"):
+        LoRA(16, targets=targets).apply(vla)
+    assert counts(vla)[1] == 16 * (rows + pool + sum(vit(*size) for size in VITS.values()))
+    vla = fused()
+    with torch.device("meta"):
+        LoRA(16, targets=targets, within=["llm"], also_train=["projector"]).apply(vla)
+    assert counts(vla)[1] == 16 * rows + 71_385_600
+
+
+def test_table_1() -> None:
+    """The paper's column, in millions, as conf/strategy gives it (SigLIP only)."""
+    paper = {"full": 7188.1, "last_layer": 465.1, "frozen_vision": 6760.4, "sandwich": 914.2, "lora": 97.6}
+    conf = CONF.parent / "strategy"
+    for name, millions in paper.items():
+        node = OmegaConf.load(conf / f"{name}.yaml")
+        arguments: Any = OmegaConf.to_container(node.get("strategy", node), resolve=False)
+        arguments = {k: v for k, v in arguments.items() if k != "_target_"} | ({"rank": 32} if "rank" in node else {})
+        vla = siglip_only()
+        with torch.device("meta"):
+            (LoRA if "rank" in node else TrainOnly)(**arguments).apply(vla)
+        assert round(counts(vla)[1] / 1e6, 1) == millions, name
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "vision_backbone").glob("*.yaml")))
 def test_every_vision_backbone_builds(name: str) -> None:
     arguments = part("vision_backbone", name)

@@ -99,6 +99,68 @@ def test_alpha_follows_the_rank_as_released() -> None:
     assert [LoRA(rank=rank).alpha for rank in (4, 16, 32, 64)] == [4, 16, 16, 16]
 
 
+def test_adapters_stay_within_the_parts_named(vla: VLA) -> None:
+    LoRA(rank=2, within=["llm.last_layer", "projector"], also_train=["llm.embed_tokens"]).apply(vla)
+    last = f"language_model.model.layers.{len(vla.llm.model.layers) - 1}."
+    adapters = {name for name in learning(vla) if "lora_" in name}
+    assert {name.startswith((last, "projector.")) for name in adapters} == {True}
+    assert learning(vla) - adapters == {"language_model.model.embed_tokens.weight"}
+
+
+def test_what_learns_in_full_has_no_adapter_beside(vla: VLA) -> None:
+    LoRA(rank=2, also_train=["llm"]).apply(vla)
+    assert not any("lora_" in name for name in learning(vla) if name.startswith("language_model"))
+    assert any("lora_" in name for name in learning(vla))
+
+
+@pytest.mark.parametrize(
+    ("targets", "ends"),
+    [
+        ("attention", {"q_proj", "k_proj", "v_proj", "o_proj", "qkv", "proj"}),
+        ("mlp", {"gate_proj", "up_proj", "down_proj", "fc1", "fc2"}),
+        ("*.layers.0.self_attn.*", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        (["lm_head", "*.layers.[12].mlp.up_proj"], {"lm_head", "up_proj"}),
+    ],
+)
+def test_targets_by_kind_and_pattern(vla: VLA, targets: str | list[str], ends: set[str]) -> None:
+    LoRA(rank=2, targets=targets).apply(vla)
+    adapted = {name.split(".lora_")[0] for name in learning(vla)}
+    assert {name.rpartition(".")[2] for name in adapted} <= ends
+    assert {name.rpartition(".")[2] for name in adapted if name.startswith("language_model")} == {
+        end for end in ends if end.endswith("_proj") or end == "lm_head"
+    }
+    assert not any("patch_embed" in name for name in adapted)
+
+
+def test_a_frozen_base_in_half_precision_learns_in_full(vla: VLA) -> None:
+    vla.to(torch.bfloat16)
+    LoRA(rank=2, also_train=["projector"]).apply(vla)
+    assert {p.dtype for p in vla.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in vla.parameters() if not p.requires_grad} == {torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16):
+        vla(**inputs(vla)).loss.backward()
+    gradients = [p.grad for name, p in vla.named_parameters() if p.requires_grad and not name.startswith("vision")]
+    assert all(gradient is not None and gradient.dtype == torch.float32 for gradient in gradients)
+
+
+@pytest.mark.parametrize("within", [None, ["llm"]])
+def test_recomputing_activations_changes_no_gradient(vla: VLA, within: list[str] | None) -> None:
+    """Also where nothing below the first layer learns, so that its input asks for no gradient."""
+    LoRA(rank=2, within=within, init=False).apply(vla)
+    vla.train()
+    gradients = []
+    for _ in range(2):
+        vla.zero_grad()
+        vla(**inputs(vla)).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in vla.named_parameters() if p.grad is not None})
+        vla.llm.model.gradient_checkpointing_enable()
+    assert gradients[0].keys() == gradients[1].keys()
+    # of the vision tower the last blocks are not used
+    assert {name for name in learning(vla) if not name.startswith("vision")} <= gradients[0].keys() <= learning(vla)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
 def test_named_targets_and_parts_in_full(vla: VLA) -> None:
     LoRA(rank=2, targets=["q_proj", "v_proj"], also_train=["projector"]).apply(vla)
     adapted = {name.split(".lora_")[0].rpartition(".")[2] for name in learning(vla) if "lora_" in name}
@@ -121,6 +183,7 @@ def test_a_checkpoint_rebuilds_the_strategy(strategy: TrainOnly | LoRA) -> None:
         (lambda: TrainOnly("projector"), "list of part names"),
         (lambda: TrainOnly([]), "non-empty"),
         (lambda: LoRA(rank=0), "at least 1"),
+        (lambda: LoRA(rank=1, dropout=1.0), "below 1"),
         (lambda: from_config({"name": "Prefix"}), "TrainOnly, LoRA"),
     ],
 )
@@ -132,5 +195,9 @@ def test_mistakes_are_named(build, message: str) -> None:
 def test_unknown_parts_and_targets_are_named(vla: VLA) -> None:
     with pytest.raises(KeyError, match=r"llm\.last_layer"):
         TrainOnly(["llm.last"]).apply(vla)
-    with pytest.raises(ValueError, match="match no module"):
+    with pytest.raises(ValueError, match="match no module of this model; choose released, linear, attention, mlp"):
         LoRA(rank=2, targets=["query"]).apply(vla)
+    with pytest.raises(ValueError, match="match no module of projector"):
+        LoRA(rank=2, targets="attention", within=["projector"]).apply(vla)
+    with pytest.raises(KeyError, match=r"llm\.last_layer"):
+        LoRA(rank=2, within=["head"]).apply(vla)
