@@ -73,14 +73,23 @@ class TokenHead:
         As in the released metrics the prediction is the most likely id of the whole vocabulary, and the end token
         is not counted.
         """
+        rows, where = self._places(batch)
+        target = batch.labels[:, 1:].gather(1, where)
+        predicted = output.next_token_logits[rows, where].argmax(-1)
+        return predicted == target, (self._center(predicted) - self._center(target)).abs()
+
+    def entropy(self, output: "VLAOutput", batch: Batch) -> Tensor:
+        """How undecided each action token's prediction is: entropy in nats, float32 [B, T * D]."""
+        rows, where = self._places(batch)
+        return torch.distributions.Categorical(logits=output.next_token_logits[rows, where].float()).entropy()
+
+    def _places(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Where action tokens are predicted: rows [B, 1] and columns [B, T * D]."""
         labels = batch.labels[:, 1:]
         is_action = (labels >= self.tokenizer.first_id) & (labels < self.tokenizer.vocab_size)
         # Sorting finds the same number of positions in each row without waiting for the device, as nonzero() would.
         where = is_action.byte().argsort(dim=1, descending=True, stable=True)[:, : batch.actions[0].numel()]
-        target = labels.gather(1, where)
-        rows = torch.arange(len(labels), device=labels.device)[:, None]
-        predicted = output.next_token_logits[rows, where].argmax(-1)
-        return predicted == target, (self._center(predicted) - self._center(target)).abs()
+        return torch.arange(len(labels), device=labels.device)[:, None], where
 
     def decode(self, ids: Tensor) -> Tensor:
         """Bin centres of `ids`, float64 on the CPU (not every accelerator has float64), in the same shape."""

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from openvla_lightning.chart import draw_chart
 from openvla_lightning.comparison import SIGNIFICANT, compare_all, power, task_mean
+from openvla_lightning.offline_report import CAVEAT, offline_lines, offline_rows
 from openvla_lightning.page import write_page
 from openvla_lightning.paper import SUCCESS
 from openvla_lightning.results import Results, SuccessRate, find_results, success_rate
@@ -51,17 +52,6 @@ def _rate(rate: SuccessRate) -> str:
 def _interval(rate: SuccessRate) -> str:
     low, high = rate.interval
     return f"{100 * low:.0f}-{100 * high:.0f} %"
-
-
-def offline_rows(results: Results) -> Rows:
-    """Header and one row per action dimension, and their mean."""
-    offline = results.offline or {}
-    rows = [["dimension", "token accuracy", "L1 (normalised)", "L1 as executed"]]
-    for name, values in offline["dimensions"].items():
-        rows.append(
-            [name, f"{100 * values['token_accuracy']:.1f} %", f"{values['l1']:.4f}", f"{values['l1_executed']:.4g}"]
-        )
-    return [*rows, ["all", f"{100 * offline['token_accuracy']:.1f} %", f"{offline['l1']:.4f}", ""]]
 
 
 Groups = Mapping[str, Mapping[str, Sequence[Results]]]
@@ -116,11 +106,11 @@ def write_report(results: Results, folder: str | Path, console: Console | None =
     """
     folder = Path(folder)
     results.save(folder)
-    rows = offline_rows(results) if results.offline else task_rows(results)
+    rows = offline_rows(results.offline) if results.offline else task_rows(results)
     title = f"{results.row} in {results.env}" + ("" if results.complete else " (interrupted)")
     lines = [f"# {title[0].upper()}{title[1:]}", "", markdown(rows), ""]
     if results.offline:
-        lines += [f"{results.offline['steps']} held-out steps of `{results.offline['dataset']}`.", ""]
+        lines += [f"{results.offline['steps']} held-out steps. {CAVEAT}", "", *offline_lines(results.offline)]
     if results.episodes:
         bars = {name: {results.row: rate} for name, rate in _bars(results).items()}
         draw_chart(bars, folder / CHART_NAME, title)
@@ -146,7 +136,10 @@ def write_report(results: Results, folder: str | Path, console: Console | None =
         ]
         lines += [""]
     lines += ["## How it was made", "", *_provenance(results)]
-    (console or Console()).print(table(rows, title))
+    console = console or Console()
+    console.print(table(rows, title))
+    if results.offline:
+        console.print(CAVEAT)
     return write_page(lines, folder / REPORT_NAME)
 
 

@@ -109,12 +109,18 @@ def test_report_of_an_interrupted_evaluation_says_so(tmp_path):
 
 def test_report_of_held_out_steps(tmp_path):
     dimension = {"token_accuracy": 0.5, "l1": 0.25, "l1_executed": 0.125}
-    offline = {"dataset": "d", "steps": 9, "token_accuracy": 0.5, "l1": 0.25, "dimensions": {"x": dimension}}
+    means = {"steps": 9, "token_accuracy": 0.5, "l1": 0.25}
+    bins = [{"entropy": 0.1, **means}, {"entropy": 2.0, "token_accuracy": 0.25, "l1": 0.5}]
+    scores = {**means, "dimensions": {"x": dimension}, "calibration": {"auroc": 0.75, "bins": bins}}
+    offline = {**means, "datasets": {name: scores | {"tasks": {"lift": means}} for name in ("d", "e")}}
     found = Results("mine", "offline", offline=offline)
     assert found.score == 0.5
     report = write_report(found, tmp_path, Console(quiet=True)).read_text()
     assert "| x | 50.0 % | 0.2500 | 0.125 |" in report
-    assert "9 held-out steps of `d`." in report
+    assert "| d | 50.0 % | 0.2500 |" in report
+    assert "| 2.00 | 25.0 % | 0.5000 |" in report
+    assert "more entropy than a right one in 75 % of pairs" in report
+    assert "9 held-out steps. Offline scores are a poor predictor of success" in report
     assert not (tmp_path / CHART_NAME).exists()
 
 

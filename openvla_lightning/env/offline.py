@@ -38,8 +38,8 @@ class Offline:
 
     Args:
         data: builds a `VLADataModule` when called with `collate`, `image_size` and `normalisation`.
-        dataset: which dataset of the mixture; None when there is one.
-        num_steps: how many held-out steps to look at; fewer when the split is smaller.
+        dataset: which dataset of the mixture; None: each of them.
+        num_steps: how many held-out steps of each dataset to look at; fewer when the split is smaller.
     """
 
     def __init__(self, data: Callable[..., HeldOut], dataset: str | None = None, num_steps: int = 1000) -> None:
@@ -52,41 +52,46 @@ class Offline:
 
         Raises:
             FileNotFoundError: when the data is not there.
-            ValueError: when `dataset` is unknown, or absent where there are several.
+            ValueError: when `dataset` is unknown.
         """
         data = self.build(collate=list, image_size=1, normalisation="quantile")  # neither matters yet
-        self._name(data)
+        self._names(data)
         data.check()
 
-    def open(self, image_size: int, normalisation: str) -> tuple[Iterator[list[Step]], DatasetStatistics]:
+    def open(
+        self, image_size: int, normalisation: str
+    ) -> tuple[Iterator[list[Step]], Mapping[str, DatasetStatistics], list[str]]:
         """Open the held-out split for a policy.
 
         Args:
             image_size, normalisation: those the policy was trained with.
 
         Returns:
-            Lists of steps, `num_steps` in all, and the statistics that normalised their actions.
+            Lists of steps, each of one dataset and `num_steps` of it in all; the statistics that normalised their
+            actions, by dataset; the datasets' names.
         """
         data = self.build(collate=list, image_size=image_size, normalisation=normalisation)
-        name = self._name(data)
+        names = self._names(data)
         data.prepare_data()
         data.setup("validate")
-        return self._batches(data, name), data.statistics[name]
+        return self._batches(data, names), data.statistics, names
 
-    def _name(self, data: HeldOut) -> str:
+    def _names(self, data: HeldOut) -> list[str]:
         known = list(data.mix)
-        if self.dataset in known:
-            return str(self.dataset)
-        if self.dataset is None and len(known) == 1:
-            return known[0]
-        problem = f"dataset {self.dataset!r} is not held out here" if self.dataset else "choose a dataset"
-        raise ValueError(f"{problem}: env.dataset=... takes one of {', '.join(known)}")
+        if self.dataset is None:
+            return known
+        if self.dataset not in known:
+            raise ValueError(
+                f"dataset {self.dataset!r} is not held out here: env.dataset=... takes one of {', '.join(known)}"
+            )
+        return [self.dataset]
 
-    def _batches(self, data: HeldOut, name: str) -> Iterator[list[Step]]:
-        left = self.num_steps
+    def _batches(self, data: HeldOut, names: list[str]) -> Iterator[list[Step]]:
+        left = dict.fromkeys(names, self.num_steps)
         for batch in data.val_dataloader():
-            if steps := list(islice((step for step in batch if step.dataset_name == name), left)):
-                yield steps
-            left -= len(steps)
-            if left <= 0:
+            for name in names:
+                if steps := list(islice((step for step in batch if step.dataset_name == name), left[name])):
+                    yield steps
+                left[name] -= len(steps)
+            if not any(left.values()):
                 return

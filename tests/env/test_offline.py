@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ import torch
 from rich.console import Console
 
 from openvla_lightning.action_head import TokenHead
+from openvla_lightning.comparison import compare_all
 from openvla_lightning.env.offline import Offline
-from openvla_lightning.evaluation import evaluate, score_offline
+from openvla_lightning.env.tabletop import Tabletop
+from openvla_lightning.evaluation import evaluate
+from openvla_lightning.held_out import calibration, score_offline
 from openvla_lightning.model import VLA
 from openvla_lightning.model.llm import CausalLM
 from openvla_lightning.model.projector import MLP
@@ -106,7 +110,8 @@ def offline(steps: list[Step], kind: type[HeldOut] = HeldOut, **kwargs) -> Offli
 
 def test_a_policy_that_is_always_right_scores_so(policy, steps):
     scores = score_offline(policy, offline(steps), Console(quiet=True))
-    assert scores["dataset"] == "toy"
+    assert (scores["steps"], scores["token_accuracy"], scores["l1"]) == (8, 1.0, 0.0)
+    scores = scores["datasets"]["toy"]
     assert scores["steps"] == 8
     assert scores["token_accuracy"] == 1.0
     assert scores["l1"] == 0.0
@@ -122,7 +127,7 @@ def test_an_error_shows_in_its_own_dimension_and_in_the_datasets_units(policy, s
         return replace(step, action=action)
 
     moved = [shifted(step) for step in steps]
-    scores = score_offline(policy, offline(moved), Console(quiet=True))["dimensions"]
+    scores = score_offline(policy, offline(moved), Console(quiet=True))["datasets"]["toy"]["dimensions"]
     assert scores["y"]["token_accuracy"] == 0.0
     normalised = np.mean([abs(a.action[0, 1] - b.action[0, 1]) for a, b in zip(steps, moved, strict=True)])
     assert scores["y"]["l1"] == pytest.approx(normalised, abs=1 / 128)
@@ -134,7 +139,7 @@ def test_an_error_shows_in_its_own_dimension_and_in_the_datasets_units(policy, s
 
 def test_so_many_steps_and_no_more(policy, steps):
     for wanted, sizes in {5: [3, 2], 6: [3, 3], 100: [3, 3, 2]}.items():
-        batches, _ = offline(steps, num_steps=wanted).open(32, "quantile")
+        batches, *_ = offline(steps, num_steps=wanted).open(32, "quantile")
         assert [len(batch) for batch in batches] == sizes
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
         offline(steps, num_steps=0)
@@ -143,8 +148,8 @@ def test_so_many_steps_and_no_more(policy, steps):
 def test_one_dataset_of_a_mixture(policy, steps):
     mixed = [replace(step, dataset_name="other") if i % 2 else step for i, step in enumerate(steps)]
     assert score_offline(policy, offline(mixed, dataset="other"), Console(quiet=True))["steps"] == 4
-    with pytest.raises(ValueError, match=r"choose a dataset: env\.dataset=\.\.\. takes one of toy, other"):
-        offline(mixed).check()
+    both = score_offline(policy, offline(mixed), Console(quiet=True))
+    assert {name: scores["steps"] for name, scores in both["datasets"].items()} == {"toy": 4, "other": 4}
     with pytest.raises(ValueError, match="dataset 'third' is not held out here"):
         offline(mixed, dataset="third").check()
 
@@ -153,7 +158,10 @@ def test_an_offline_evaluation_leaves_results_and_a_report(policy, steps, tmp_pa
     found = evaluate(policy, offline(steps), tmp_path, label="mine", console=Console(quiet=True))
     assert Results.load(tmp_path) == found
     assert found.env == "offline"
-    assert "| gripper | 100.0 % | 0.0000 |" in (tmp_path / "report.md").read_text()
+    report = (tmp_path / "report.md").read_text()
+    assert "| gripper | 100.0 % | 0.0000 |" in report
+    assert "| lift the red cube | 4 | 100.0 % | 0.0000 |" in report
+    assert "poor predictor of success" in report
     with pytest.raises(TypeError, match="needs a Policy"):
         evaluate(object, offline(steps), tmp_path, console=Console(quiet=True))
 
@@ -173,3 +181,44 @@ def test_an_empty_split_is_named(policy, steps):
 
     with pytest.raises(ValueError, match="no held-out steps"):
         score_offline(policy, offline(steps, Empty), Console(quiet=True))
+
+
+def test_entropy_is_that_of_the_prediction():
+    head = TokenHead(vocab_size=768)
+    labels = torch.full((2, 10), -100)
+    labels[:, 2:9] = 600
+    logits = torch.zeros(2, 10, 768)
+    logits[1, :, 600] = 1e4
+    output = SimpleNamespace(next_token_logits=logits[:, :-1])
+    entropy = head.entropy(output, SimpleNamespace(labels=labels, actions=torch.zeros(2, 1, 7)))
+    assert entropy.shape == (2, 7)
+    assert entropy[0].tolist() == pytest.approx([np.log(768)] * 7)
+    assert entropy[1].tolist() == pytest.approx([0.0] * 7)
+
+
+def test_calibration_tells_a_policy_that_knows_from_one_that_does_not():
+    random = np.random.default_rng(0)
+    entropy = random.random(5000)
+    knows, ignorant = random.random(5000) > entropy, random.random(5000) > 0.5
+    found = calibration(entropy, knows, 1.0 - knows)
+    assert found["auroc"] == pytest.approx(5 / 6, abs=0.02)
+    accuracies = [part["token_accuracy"] for part in found["bins"]]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert calibration(entropy, ignorant, 1.0 - ignorant)["auroc"] == pytest.approx(0.5, abs=0.02)
+    assert calibration(np.ones(6), np.arange(6) > 2, np.zeros(6))["auroc"] == 0.5, "ties tell nothing"
+    assert calibration(np.ones(3), np.ones(3, bool), np.zeros(3))["auroc"] is None
+
+
+def test_the_same_checkpoint_twice_gives_the_same_episodes(policy, tmp_path):
+    world = functools.partial(Tabletop, image_size=32, tidy=True, plates=[], max_episode_steps=8)
+    chosen = {"tasks": ["lift_red_cube", "touch_red_cube"], "episodes_per_task": 3, "num_envs": 4, "save_videos": 9}
+    once, twice = (
+        evaluate(policy, world, tmp_path / str(workers), num_workers=workers, console=Console(quiet=True), **chosen)
+        for workers in (1, 2)
+    )
+    assert once.episodes == twice.episodes
+    for episode in once.episodes:  # to the last pixel of the last picture
+        first, second = (tmp_path / workers / str(episode.video) for workers in "12")
+        assert first.read_bytes() == second.read_bytes()
+    (same,) = compare_all({"once": [once], "twice": [twice]})
+    assert (same.pairs, same.difference, same.significant) == (6, 0.0, False)
