@@ -133,8 +133,8 @@ class VLAModule(L.LightningModule):
             "base": None if self.base is None else asdict(self.base),
             "normalisation": data.normalisation,
             "norm_stats": {
-                **self.vla.norm_stats,
-                **{key: stats.to_dict() for key, stats in self._statistics().items()},
+                **{key: {**stats, "latest": False} for key, stats in self.vla.norm_stats.items()},
+                **{key: {**stats.to_dict(), "latest": True} for key, stats in self._statistics().items()},
             },
         }
         if self.base is not None:

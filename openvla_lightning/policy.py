@@ -12,7 +12,7 @@ from PIL import Image
 
 from openvla_lightning.model.vla import VLA, floating
 from openvla_lightning.processor import Processor
-from openvla_lightning.statistics import DatasetStatistics, Normalisation, choose
+from openvla_lightning.statistics import DatasetStatistics, Normalisation, choose_key
 
 ImageLike = np.ndarray | Image.Image
 RELEASED_CROP = 0.9
@@ -29,7 +29,8 @@ class Policy:
         vla: the model; moved to `device` and `dtype`, unless it is quantised and hence in its place.
         processor: the one it was trained with.
         norm_stats: unnorm_key -> statistics of that dataset, as `DatasetStatistics` or in the released layout.
-        unnorm_key: whose statistics turn predictions into actions; may be None when there is one.
+        unnorm_key: whose statistics turn predictions into actions, or a name that is as usual for that dataset
+            (`libero_spatial` for `libero_spatial_no_noops`); None when there is one, or one was trained on last.
         normalisation: how training normalised actions: `quantile`, `minmax` or `meanstd`; None what the statistics
             say of themselves, and `quantile`, as released, where they say nothing.
         device: `auto` takes the first GPU, else the CPU.
@@ -49,8 +50,8 @@ class Policy:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
     ) -> None:
-        stats = choose(norm_stats, unnorm_key)
-        self.unnorm_key = unnorm_key or next(iter(norm_stats))
+        self.unnorm_key = choose_key(norm_stats, unnorm_key)
+        stats = norm_stats[self.unnorm_key]
         self.statistics = stats if isinstance(stats, DatasetStatistics) else DatasetStatistics.from_dict(stats)
         self.normalisation = (
             normalisation or (stats.get("normalisation") if isinstance(stats, Mapping) else None) or "quantile"

@@ -18,6 +18,15 @@ BOUNDS = {"quantile": ("q01", "q99"), "minmax": ("min", "max")}
 MEASURES = ("mean", "std", "max", "min", "q01", "q99")
 EPSILON = 1e-8
 
+LIBERO_SUITES = ("spatial", "object", "goal", "10", "90")
+ALIASES = (
+    ("bridge_orig", "bridge_dataset", "bridge", "bridge_v2"),
+    ("fractal20220817_data", "fractal", "rt_1", "google_robot"),
+    *((f"libero_{suite}_no_noops", f"libero_{suite}") for suite in LIBERO_SUITES),
+    ("libero_10_no_noops", "libero_long"),
+)
+"""Names that people use for the same dataset, the checkpoint's among them."""
+
 
 @dataclass(frozen=True)
 class DatasetStatistics:
@@ -197,21 +206,33 @@ class DatasetStatistics:
 
 
 def choose(norm_stats: Mapping[str, Any], key: str | None) -> Any:
-    """Return the entry of `key`, or the only one when `key` is None.
+    """Return the entry that `choose_key` finds."""
+    return norm_stats[choose_key(norm_stats, key)]
+
+
+def choose_key(norm_stats: Mapping[str, Any], key: str | None) -> str:
+    """Which of `norm_stats` is meant by `key`: itself, an alias, or when it is None the only one.
+
+    Of several, the only one is that which the last training was on; its entry says `latest`.
 
     Raises:
         KeyError: naming the known keys and the nearest one.
     """
     known = ", ".join(norm_stats)
     if key is None:
-        if len(norm_stats) != 1:
+        latest = [name for name, entry in norm_stats.items() if isinstance(entry, Mapping) and entry.get("latest")]
+        candidates = latest or list(norm_stats)
+        if len(candidates) != 1:
             raise KeyError(f"statistics of several datasets: pass unnorm_key as one of {known or '(there are none)'}")
-        return next(iter(norm_stats.values()))
-    if key not in norm_stats:
-        near = get_close_matches(key, norm_stats, n=1)
-        hint = f" did you mean {near[0]!r}?" if near else ""
-        raise KeyError(f"no statistics for unnorm_key {key!r};{hint} known: {known or '(none)'}")
-    return norm_stats[key]
+        return candidates[0]
+    if key in norm_stats:
+        return key
+    same = [name for group in ALIASES if key in group for name in group if name in norm_stats]
+    if len(same) == 1:
+        return same[0]
+    near = get_close_matches(key, norm_stats, n=1)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    raise KeyError(f"no statistics for unnorm_key {key!r};{hint} known: {known or '(none)'}")
 
 
 def _f32(values: ArrayLike) -> NDArray[np.float32]:

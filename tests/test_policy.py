@@ -134,7 +134,7 @@ def test_the_method_of_training_comes_with_the_statistics(vla, processor, method
 def test_an_unknown_key_lists_the_known_ones(vla, processor):
     stats = dict.fromkeys(KEYS, statistics(1.0))
     with pytest.raises(KeyError, match=r"did you mean 'bridge_orig'.*bridge_orig, fractal"):
-        Policy(vla, processor, stats, "bridge", device="cpu")
+        Policy(vla, processor, stats, "bridge_orgi", device="cpu")
     with pytest.raises(KeyError, match="bridge_orig, fractal"):
         Policy(vla, processor, stats, device="cpu")
     with pytest.raises(KeyError):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from openvla_lightning.statistics import DatasetStatistics
+from openvla_lightning.statistics import DatasetStatistics, choose_key
 
 METHODS = {"quantile": "bounds_q99", "minmax": "bounds", "meanstd": "normal"}
 MASK = [True] * 6 + [False]
@@ -128,3 +128,33 @@ def test_wrong_input_is_named() -> None:
         DatasetStatistics.from_array(np.eye(3), mask=[True, False])
     with pytest.raises(ValueError, match="2 and 3 action dimensions"):
         statistics.merge(DatasetStatistics.from_array(np.eye(2)))
+
+
+@pytest.mark.parametrize(
+    ("key", "known", "found"),
+    [
+        ("libero_spatial", ["libero_spatial_no_noops", "bridge_orig"], "libero_spatial_no_noops"),
+        ("libero_spatial_no_noops", ["libero_spatial", "bridge_orig"], "libero_spatial"),
+        ("libero_long", ["libero_10_no_noops", "libero_goal_no_noops"], "libero_10_no_noops"),
+        ("libero_10", ["libero_10_no_noops", "libero_90_no_noops"], "libero_10_no_noops"),
+        ("bridge_v2", ["bridge_orig", "bridge_oxe"], "bridge_orig"),
+        ("rt_1", ["bridge_orig", "fractal20220817_data"], "fractal20220817_data"),
+        ("bridge_oxe", ["bridge_orig", "bridge_oxe"], "bridge_oxe"),
+    ],
+)
+def test_usual_names_of_a_dataset_are_understood(key: str, known: list[str], found: str) -> None:
+    assert choose_key(dict.fromkeys(known), key) == found
+
+
+def test_no_name_is_needed_for_what_was_trained_on_last() -> None:
+    assert choose_key({"a": {}}, None) == "a"
+    assert choose_key({"a": {"latest": False}, "b": {"latest": True}, "c": {}}, None) == "b"
+    for several in ({"a": {}, "b": {}}, {"a": {"latest": True}, "b": {"latest": True}}, {}):
+        with pytest.raises(KeyError, match="pass unnorm_key"):
+            choose_key(several, None)
+
+
+@pytest.mark.parametrize("key", ["libero_goal", "bridge_oxe", "libero", ""])
+def test_a_name_of_another_dataset_is_no_alias(key: str) -> None:
+    with pytest.raises(KeyError, match="known: bridge_orig, libero_spatial_no_noops"):
+        choose_key(dict.fromkeys(["bridge_orig", "libero_spatial_no_noops"]), key)

@@ -142,7 +142,9 @@ def test_finetuning_starts_from_the_newest_run_and_keeps_its_statistics(trained:
     assert set(again["state_dict"]) == set(tuned["state_dict"])
     for key, value in tuned["state_dict"].items():
         torch.testing.assert_close(again["state_dict"][key], value, rtol=1e-5, atol=1e-6)
-    policy = Policy.from_pretrained(whole, next(iter(about["norm_stats"])), device="cpu")
+    mix = {name for name, stats in about["norm_stats"].items() if stats["latest"]}
+    assert mix == set(tuned["hyper_parameters"]["data"]["mix"])
+    policy = Policy.from_pretrained(whole, "tabletop_finetune", device="cpu")
     assert np.isfinite(policy.act(np.zeros((96, 96, 3), np.uint8), "push")).all()
 
 
