@@ -2,6 +2,7 @@
 
 import base64
 import html
+import mimetypes
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +29,16 @@ def write_page(lines: Sequence[str], path: Path) -> Path:
 
     def picture(match: re.Match[str]) -> str:
         content = base64.b64encode((path.parent / match[1]).read_bytes()).decode()
-        return f'src="data:image/png;base64,{content}"'
+        return f'src="data:{mimetypes.guess_type(match[1])[0]};base64,{content}"'
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    body = re.sub(r'src="([^":]+\.png)"', picture, body)
+    body = re.sub(r'src="([^":]+\.(?:png|jpg))"', picture, body)
     body = re.sub(r'<a href="([^":]+\.mp4)">(.*?)</a>', r'\2<video controls preload="metadata" src="\1"></video>', body)
     title = html.escape(lines[0].lstrip("# "))
     path.with_suffix(".html").write_text(PAGE.format(title=title, body=body), encoding="utf-8")
     return path
+
+
+def escape(text: str) -> str:
+    """What Markdown shows as `text`, on one line."""
+    return re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))

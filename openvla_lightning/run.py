@@ -130,8 +130,8 @@ def data_report(cfg: DictConfig) -> None:
         )
         for name, source in datamodule.sources.items()
     ]
-    page = write_report(selections, Path(cfg.paths.output_dir), f"Data: {Path(cfg.run_name).name}")
-    log.info(f"Written to {page.parent}: report.md, report.html")
+    path = write_report(selections, Path(cfg.paths.output_dir), f"Data: {Path(cfg.run_name).name}")
+    log.info(f"Written to {path.parent}: report.md, report.html")
 
 
 def resume_from(cfg: DictConfig) -> str | None:

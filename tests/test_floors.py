@@ -18,7 +18,7 @@ MODELS = {"transformers", "timm", "peft", "openvla_lightning.model", "openvla_li
 ABOVE = {"openvla_lightning.module", "openvla_lightning.run", "openvla_lightning.callbacks", "openvla_lightning.config"}
 
 FORBIDDEN = {
-    "types.py actions.py statistics.py prompt.py tables.py": CONFIGURATION | TRAINING | DATA | MODELS | ABOVE,
+    "types.py actions.py statistics.py prompt.py tables.py page.py": CONFIGURATION | TRAINING | DATA | MODELS | ABOVE,
     "processor.py action_head.py images.py tokenizer.py model strategy quantisation.py optim.py": CONFIGURATION
     | TRAINING
     | DATA

@@ -24,10 +24,11 @@ from openvla_lightning.data import VLADataModule
 from openvla_lightning.data.report import __main__ as report
 from openvla_lightning.data.report.facts import Facts, Selection, gather
 from openvla_lightning.data.report.motion import Duplicates, measure_idle
-from openvla_lightning.data.report.pages import escape, html, write_report
+from openvla_lightning.data.report.pages import write_report
 from openvla_lightning.data.report.verdict import remarks, verdict
 from openvla_lightning.data.source.rlds import RLDS
 from openvla_lightning.data.source.synthetic import Synthetic
+from openvla_lightning.page import escape, write_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -230,8 +231,8 @@ class Tags(HTMLParser):
     "text", ["a | b", "<script>", "[x](y)", "*a* _b_ `c`", "&amp; &", "a\nb", "# 1. -", "\\", "!~"]
 )
 def test_words_come_through_markdown_unharmed(text: str, tmp_path: Path) -> None:
-    page = html(f"| a |\n| --- |\n| {escape(text)} |", "t", tmp_path)
-    assert Tags(page).cells == [" ".join(text.split())]
+    write_page(["# t", "", "| a |", "| --- |", f"| {escape(text)} |"], tmp_path / "t.md")
+    assert Tags((tmp_path / "t.html").read_text()).cells == [" ".join(text.split())]
 
 
 def test_the_process_writes_everything_for_a_users_own_dataset(root: Path, tmp_path: Path) -> None:
@@ -268,8 +269,8 @@ def test_missing_data_is_reported_as_in_training(tmp_path: Path) -> None:
 
 
 def test_frames_are_of_the_trajectories_they_name(root: Path, tmp_path: Path) -> None:
-    page = write_report([chosen(root, filter_noops=False)], tmp_path, "t", Console(quiet=True))
-    assert page == tmp_path / "report.html"
+    path = write_report([chosen(root, filter_noops=False)], tmp_path, "t", Console(quiet=True))
+    assert path == tmp_path / "report.md"
     with Image.open(tmp_path / "faulty_frames.jpg") as sheet:
         assert sheet.size == (6 * 128, 8 * 150)
         shades = np.array(sheet.convert("L")).astype(int)[22 + 64 :: 150, 64::128]

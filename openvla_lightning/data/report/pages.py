@@ -1,7 +1,5 @@
 """The report: `report.md` with pictures beside it, the same as one `report.html`, and a table on the screen."""
 
-import base64
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,26 +11,15 @@ from rich.progress import track
 from openvla_lightning.data.report.facts import Facts, Selection, gather
 from openvla_lightning.data.report.pictures import draw_actions, draw_contact_sheet, draw_lengths
 from openvla_lightning.data.report.verdict import remarks, verdict
+from openvla_lightning.page import escape, write_page
 from openvla_lightning.tables import Rows, markdown, table
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1150px; margin: 2em auto; padding: 0 1em; color: #222 }}
-table {{ border-collapse: collapse; margin: 1em 0 }}
-th, td {{ padding: .25em .8em; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums }}
-th {{ border-bottom-color: #888 }}
-h2 {{ margin-top: 2.5em; border-bottom: 2px solid #4c78a8 }}
-img {{ max-width: 100% }}
-</style></head><body>
-{body}</body></html>
-"""
 
 
 def write_report(selections: Sequence[Selection], folder: Path, title: str, console: Console | None = None) -> Path:
     """Measure and draw datasets, write `report.md` and `report.html` into `folder`, print a table and the verdicts.
 
     Returns:
-        Path of report.html.
+        Path of report.md.
     """
     console = console or Console()
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,14 +33,11 @@ def write_report(selections: Sequence[Selection], folder: Path, title: str, cons
         sections += section(facts)
     rows = summary_rows(every)
     verdicts = [f"- **{escape(facts.name)}**: {escape(verdict(facts))}" for facts in every]
-    text = "\n".join([f"# {escape(title)}", "", markdown(rows), "", *verdicts, "", *sections])
-    (folder / "report.md").write_text(text, encoding="utf-8")
-    page = folder / "report.html"
-    page.write_text(html(text, title, folder), encoding="utf-8")
+    path = write_page([f"# {title}", "", markdown(rows), "", *verdicts, "", *sections], folder / "report.md")
     console.print(table(rows, title))
     for facts in every:
         console.print(f"[bold]{plain(facts.name)}[/bold]: {plain(verdict(facts))}", highlight=False)
-    return page
+    return path
 
 
 def summary_rows(every: Sequence[Facts]) -> Rows:
@@ -180,23 +164,3 @@ def _camera_rows(facts: Facts) -> Rows:
         volume = [f"{camera.mean_bytes / 1e3:.1f}", f"{camera.total_bytes / 1e6:,.1f}"]
         rows.append([camera.role, f"`{camera.key}`", sizes, f"{camera.missing:.1%}", *volume])
     return rows
-
-
-def escape(text: str) -> str:
-    """What Markdown shows as `text`, on one line."""
-    return re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
-
-
-def html(text: str, title: str, folder: Path) -> str:
-    """The Markdown `text` as a page that carries its pictures, which lie in `folder`, along."""
-    from markdown_it import MarkdownIt
-
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-
-    def inline(match: re.Match[str]) -> str:
-        picture = folder / match[1]
-        kind = {".png": "png", ".jpg": "jpeg"}[picture.suffix]
-        return f'src="data:image/{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"'
-
-    body = re.sub(r'src="([^":]+)"', inline, body)
-    return PAGE.format(title=title.replace("&", "&amp;").replace("<", "&lt;"), body=body)
