@@ -33,6 +33,9 @@ class ActionHead(Protocol):
     def score(self, output: "VLAOutput", batch: Batch) -> tuple[Tensor, Tensor]:
         """Correctness and absolute error of each action token, bool and float [B, T * D]."""
 
+    def entropy(self, output: "VLAOutput", batch: Batch) -> Tensor:
+        """How undecided each action token's prediction is, float [B, T * D]."""
+
     def decode(self, ids: Tensor) -> Tensor:
         """Normalised action values, float64 in the shape of `ids`."""
 

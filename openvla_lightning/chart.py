@@ -29,7 +29,11 @@ def draw_chart(bars: dict[str, dict[str, SuccessRate]], path: str | Path, title:
         axes.bar(places, rates, 0.9 * width, yerr=whiskers, capsize=3, label=name, color=f"C{index}")
         for place, (_, rate) in zip(places, present, strict=True):
             axes.text(place, 100 * rate.interval[1] + 1.5, f"{100 * rate.rate:.0f}", ha="center", fontsize=8)
-    axes.set_xticks(range(len(bars)), list(bars), rotation=20 if len(bars) > 4 else 0)
+    labels = _short(list(bars))
+    long = max(map(len, labels)) > 18
+    axes.set_xticks(range(len(bars)), labels, rotation=35 if long else 20 if len(bars) > 4 else 0)
+    for label in axes.get_xticklabels() if long else []:
+        label.set(ha="right", rotation_mode="anchor", fontsize=7)
     axes.set_ylim(0, 108)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("success (%), 95 % interval")
@@ -43,6 +47,23 @@ def draw_chart(bars: dict[str, dict[str, SuccessRate]], path: str | Path, title:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     return path
+
+
+def _short(names: list[str]) -> list[str]:
+    """Without the words that the first names all begin or end with; a benchmark's names are whole sentences."""
+    words = [name.split("_") for name in names]
+    tasks = words[:-1]  # the last one stands for all
+    if len(tasks) < 2 or max(map(len, names)) < 30:
+        return names
+    start = _alike(tasks)
+    end = _alike([task[start:][::-1] for task in tasks])
+    return [" ".join(task[start : len(task) - end]) for task in tasks] + names[-1:]
+
+
+def _alike(sentences: list[list[str]]) -> int:
+    """How many words all begin with."""
+    columns = enumerate(zip(*sentences, strict=False))
+    return next((index for index, words in columns if len(set(words)) > 1), min(map(len, sentences)))
 
 
 def _whiskers(rates: Iterable[SuccessRate]) -> list[list[float]]:

@@ -15,7 +15,7 @@ def table(rows: Rows, title: str) -> Table:
     """The same for a terminal."""
     grid = Table(title=title, title_justify="left")
     for index, name in enumerate(rows[0]):
-        grid.add_column(name, justify="right" if index else "left", no_wrap=True)
+        grid.add_column(name, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     for index, row in enumerate(rows[1:], start=1):
         grid.add_row(*row, end_section=index + 1 == len(rows) - 1 and row[0].startswith(" "))
     return grid

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from openvla_lightning.chart import draw_chart
+from openvla_lightning.chart import _short, draw_chart
 from openvla_lightning.report import CHART_NAME, compare, write_report
 from openvla_lightning.results import Episode, Results, SuccessRate, find_results, success_rate
 from openvla_lightning.video import FAILURE, SUCCESS, write_video
@@ -233,3 +233,9 @@ def test_video_handles_odd_sizes_and_long_instructions(tmp_path):
         assert stream.height > 102 + 60
     with pytest.raises(ValueError, match="no frames"):
         write_video(tmp_path / "none.mp4", [], "lift", True)
+
+
+def test_a_chart_of_long_names_shows_what_tells_them_apart():
+    names = ["pick_up_the_bowl_on_the_stove_and_place_it_on_the_plate", "pick_up_the_bowl_and_place_it_on_the_plate"]
+    assert _short([*names, "all tasks"]) == ["on the stove", "", "all tasks"]
+    assert _short(["lift", "put", "all tasks"]) == ["lift", "put", "all tasks"]

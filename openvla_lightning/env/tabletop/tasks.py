@@ -141,7 +141,7 @@ def judge(
     rest = (task.target.height + task.plate.height) / 2
     inside = np.linalg.norm(offset[:2]) < 0.05 * tolerance and abs(offset[2] - rest) < 0.01
     way = np.linalg.norm((start[target] - start[task.plate.body])[:2])
-    return Outcome(bool(inside) and target not in touched, failure, _share(1 - np.linalg.norm(offset[:2]) / way))
+    return Outcome(bool(inside) and target not in touched, failure, _share(float(1 - np.linalg.norm(offset[:2]) / way)))
 
 
 def _share(value: float) -> float:
