@@ -25,6 +25,7 @@ from openvla_lightning.data.report import __main__ as report
 from openvla_lightning.data.report.facts import Facts, Selection, gather
 from openvla_lightning.data.report.motion import Duplicates, measure_idle
 from openvla_lightning.data.report.pages import write_report
+from openvla_lightning.data.report.pictures import draw_lengths
 from openvla_lightning.data.report.verdict import remarks, verdict
 from openvla_lightning.data.source.rlds import RLDS
 from openvla_lightning.data.source.synthetic import Synthetic
@@ -177,12 +178,15 @@ def test_every_planted_fault_is_in_the_verdict(facts: Facts, root: Path) -> None
     assert "noop_threshold" in verdict(gather(nameless))
 
 
-def test_a_sound_dataset_is_ready_and_a_small_one_is_tiny() -> None:
+def test_a_sound_dataset_is_ready_and_a_small_one_is_tiny(tmp_path: Path) -> None:
     for steps, expected in ((4096, "ready"), (64, "tiny: 4 trajectories, 64 steps to train on")):
         datamodule = VLADataModule(
             lambda name, spec, steps=steps: Sound(name, spec, steps), {"bridge_orig": 1.0}, list, 32, 8
         )
-        assert verdict(gather(selections(datamodule)[0])) == expected
+        facts = gather(selections(datamodule)[0])
+        assert verdict(facts) == expected
+        assert not len(facts.idle.runs)
+        assert draw_lengths(facts, tmp_path / "lengths.png").exists()
 
 
 class Sound(Synthetic):
