@@ -11,7 +11,7 @@ from torch import Tensor
 import openvla_lightning
 from openvla_lightning.action_head import ActionHead
 from openvla_lightning.metrics import ActionMetrics
-from openvla_lightning.model import VLA
+from openvla_lightning.model import VLA, VLAOutput
 from openvla_lightning.model.lightning import Base, check_adapter, learnt_names
 from openvla_lightning.optim import AdamW
 from openvla_lightning.parallel import FSDP
@@ -105,10 +105,12 @@ class VLAModule(L.LightningModule):
         self.log_dict({f"val/{name}": value for name, value in self.val_metrics.compute().items()})
         self.val_metrics.reset()
 
+    def forward(self, batch: Batch) -> VLAOutput:
+        """Run the model on a batch of training or validation."""
+        return self.vla(pixel_values=batch.pixel_values, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+
     def _step(self, batch: Batch, metrics: ActionMetrics) -> Tensor:
-        output = self.vla(
-            pixel_values=batch.pixel_values, input_ids=batch.input_ids, attention_mask=batch.attention_mask
-        )
+        output = self(batch)
         loss = self.action_head.loss(output, batch)
         with torch.no_grad():
             correct, error = self.action_head.score(output, batch)

@@ -164,3 +164,17 @@ def test_nothing_to_resume_is_said_before_anything_is_built(tmp_path: Path) -> N
     output = finish("train.py", tmp_path, *SMALL, "ckpt_path=last", fails=True)
     assert "no checkpoint below" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_training_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path: Path) -> None:
+    stop = ["callbacks=early_stop", "callbacks.early_stop.monitor=val/loss", "callbacks.early_stop.mode=min"]
+    stop += ["callbacks.early_stop.patience=2", "callbacks.early_stop.min_delta=100", "trainer.val_check_interval=5"]
+    finish("train.py", tmp_path, *SMALL, *stop, "trainer.max_steps=60")
+    run = only_run(tmp_path / "train")
+    assert max(curve(run)) == 14, "three validations of which the first is the best"
+    (best,) = (run / "best").glob("step_*.ckpt")
+    losses = curve(run, "val/loss")
+    assert int(best.stem.removeprefix("step_")) - 1 == min(losses, key=lambda step: losses[step])
+    with (run / "metrics.csv").open() as file:
+        assert "val/distinct_actions" in file.readline()

@@ -1,9 +1,10 @@
 """Lightning callbacks: what a run shows while it works and leaves behind when it ends."""
 
 from openvla_lightning.callbacks.checkpoint import Checkpoint
+from openvla_lightning.callbacks.collapse import CollapseWarning
 from openvla_lightning.callbacks.learning_curve import LearningCurve
 from openvla_lightning.callbacks.progress import Progress
 from openvla_lightning.callbacks.statistics import SaveDatasetStatistics
 from openvla_lightning.callbacks.throughput import Throughput
 
-__all__ = ["Checkpoint", "LearningCurve", "Progress", "SaveDatasetStatistics", "Throughput"]
+__all__ = ["Checkpoint", "CollapseWarning", "LearningCurve", "Progress", "SaveDatasetStatistics", "Throughput"]
