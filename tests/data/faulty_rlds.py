@@ -1,11 +1,15 @@
 """A dataset with planted faults."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import toy_rlds
 
+from openvla_lightning.data import VLADataModule
+from openvla_lightning.data.report.facts import Selection
+from openvla_lightning.data.source.rlds import RLDS
 from openvla_lightning.data.source.writer import write_rlds
 
 TRAIN, VAL = 40, 4
@@ -56,3 +60,27 @@ def episode(split: str, number: int) -> dict[str, Any]:
 def write(folder: Path) -> Path:
     """Write the faulty dataset."""
     return write_rlds(folder, toy_rlds.FEATURES, {"train": TRAIN, "val": VAL}, episode, workers=0, progress=False)
+
+
+def selections(datamodule: VLADataModule) -> list[Selection]:
+    """What training takes of every dataset."""
+    datamodule.setup()
+    return [
+        Selection(
+            source=source,
+            train=datamodule.train[name].steps,
+            val=datamodule.val[name].steps,
+            filters=datamodule.filter_report[name],
+            statistics=datamodule.statistics[name],
+            share=datamodule.shares[name],
+        )
+        for name, source in datamodule.sources.items()
+    ]
+
+
+def chosen(root: Path, **options: Any) -> Selection:
+    """What training takes of the faulty dataset."""
+
+    spec = SPEC | options.pop("spec", {})
+    datamodule = VLADataModule(partial(RLDS, root), {"faulty": 1.0}, list, 32, 8, datasets={"faulty": spec}, **options)
+    return selections(datamodule)[0]

@@ -92,6 +92,7 @@ class Facts:
         share: of the mixture's samples.
         held_out: steps held out for validation.
         clipped: share of the steps trained on of which any value lies outside q01..q99.
+        skipped: trajectories that could not be read: file, number in it, reason.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Facts:
     words: Words
     duplicates: Duplicates
     cameras: tuple[Camera, ...]
+    skipped: tuple[Mapping[str, Any], ...]
 
     @property
     def steps(self) -> int:
@@ -143,6 +145,7 @@ def gather(selection: Selection) -> Facts:
         words=measure_words(index),
         duplicates=find_duplicates(index, train, val),
         cameras=tuple(measure_camera(source, role) for role in source.spec.cameras),
+        skipped=index.skipped,
     )
 
 

@@ -14,6 +14,8 @@ from openvla_lightning.data.report.verdict import remarks, verdict
 from openvla_lightning.page import escape, write_page
 from openvla_lightning.tables import Rows, markdown, table
 
+SHOWN = 20
+
 
 def write_report(selections: Sequence[Selection], folder: Path, title: str, console: Console | None = None) -> Path:
     """Measure and draw datasets, write `report.md` and `report.html` into `folder`, print a table and the verdicts.
@@ -96,6 +98,7 @@ def section(facts: Facts) -> list[str]:
         "",
         markdown(_camera_rows(facts)),
         "",
+        *_skipped(facts),
     ]
 
 
@@ -124,6 +127,15 @@ def _facts(facts: Facts) -> list[str]:
         f"- **Copies:** {copies.copies:,} of {copies.trained:,} trajectories repeat the actions of another one; "
         f"{copies.leaked:,} of the {copies.held_out:,} held out are also trained on.",
     ]
+
+
+def _skipped(facts: Facts) -> list[str]:
+    if not facts.skipped:
+        return []
+    shown = [[escape(str(value)) for value in one.values()] for one in facts.skipped[:SHOWN]]
+    rest = len(facts.skipped) - len(shown)
+    lines = ["### Left out, as they could not be read", "", markdown([[*facts.skipped[0]], *shown]), ""]
+    return lines + ([f"And {rest:,} more, listed in the index.", ""] if rest else [])
 
 
 def _runs(facts: Facts) -> str:

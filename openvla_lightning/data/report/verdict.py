@@ -23,6 +23,7 @@ def remarks(facts: Facts) -> list[str]:
     if not facts.filters.kept:
         return ["nothing to train on: no step is left after split and filters"]
     return [
+        *_about_reading(facts),
         *_about_size(facts),
         *_about_idling(facts),
         *_about_dimensions(facts.dimensions),
@@ -35,6 +36,11 @@ def remarks(facts: Facts) -> list[str]:
 def verdict(facts: Facts) -> str:
     """`ready`, or what to look at."""
     return "; ".join(remarks(facts)) or "ready"
+
+
+def _about_reading(facts: Facts) -> Iterator[str]:
+    if facts.skipped:
+        yield f"{len(facts.skipped):,} trajectories could not be read and are left out"
 
 
 def _about_size(facts: Facts) -> Iterator[str]:
