@@ -130,7 +130,8 @@ def data_report(cfg: DictConfig) -> None:
         )
         for name, source in datamodule.sources.items()
     ]
-    path = write_report(selections, Path(cfg.paths.output_dir), f"Data: {Path(cfg.run_name).name}")
+    title = f"Data: {Path(cfg.run_name).name}, no-op filter {datamodule.noop_filter}"
+    path = write_report(selections, Path(cfg.paths.output_dir), title)
     log.info(f"Written to {path.parent}: report.md, report.html")
 
 

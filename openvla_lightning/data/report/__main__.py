@@ -1,8 +1,8 @@
 """Look at the datasets of a mixture before training on them.
 
 python -m openvla_lightning.data.report                            # the embedded world's demonstrations
-python -m openvla_lightning.data.report data/mix=bridge paths.data_dir=/big/disk/rlds
-python -m openvla_lightning.data.report data/mix=oxe_magic_soup_plus data.noop_filter=released
+python -m openvla_lightning.data.report data=oxe data/mix=bridge paths.data_dir=/big/disk/rlds
+python -m openvla_lightning.data.report data=oxe data/mix=oxe_magic_soup_plus data.noop_filter=near_zero
 """
 
 import hydra
