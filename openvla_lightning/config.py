@@ -51,7 +51,7 @@ def run_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | No
     return str(runs / (run_id or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
 
 
-OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)  # a sweep has one folder
 
 
 def validate(cfg: DictConfig) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from openvla_lightning.comparison import SIGNIFICANT, compare_all, power, task_m
 from openvla_lightning.offline_report import CAVEAT, offline_lines, offline_rows
 from openvla_lightning.page import write_page
 from openvla_lightning.paper import SUCCESS
-from openvla_lightning.results import Results, SuccessRate, find_results, success_rate
+from openvla_lightning.results import FILE_NAME, Results, SuccessRate, find_results, success_rate
+from openvla_lightning.sweeps import write_sweep
 from openvla_lightning.tables import Rows, markdown, table
 
 CHART_NAME, REPORT_NAME = "success.png", "report.md"
@@ -239,6 +240,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("paths", nargs="+", type=Path, help="results.json files, or folders searched for them")
     parser.add_argument("--out", type=Path, help="folder for report.md and the chart (default: the first folder named)")
     options = parser.parse_args(arguments)
+    sweeps = [page for path in options.paths if path.is_dir() and (page := write_sweep(path)) is not None]
+    for page in sweeps:
+        print(f"written to {page}")
+    if sweeps and not any(True for path in options.paths for _ in path.rglob(FILE_NAME)):
+        return
     try:
         print(f"written to {compare(options.paths, options.out)}")
     except (FileNotFoundError, ValueError) as error:

@@ -1,7 +1,6 @@
 """What the scripts do with a composed config: check it, build from it, run it."""
 
 import logging
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,9 @@ from openvla_lightning.config import ConfigError, for_people, newest_checkpoint,
 from openvla_lightning.model.lightning import base_of
 from openvla_lightning.model.source import CheckpointError, check_source, find_source
 from openvla_lightning.module import VLAModule
+from openvla_lightning.parameters import count
 from openvla_lightning.processor import Processor
+from openvla_lightning.sweeps import RUNS_OWN
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print and file its messages once
@@ -70,7 +71,21 @@ def fit(cfg: DictConfig) -> float | None:
     if trainer.interrupted:
         raise SystemExit(130)
     log.info(f"Done: {cfg.paths.output_dir}")
+    if cfg.evaluate_after is not None and trainer.is_global_zero:
+        evaluate_run(cfg)
     return trainer.callback_metrics[cfg.objective].item() if cfg.objective else None
+
+
+def evaluate_run(cfg: DictConfig) -> None:
+    """Evaluate what was just trained as `evaluate_after` says, into the run's own folder."""
+    from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
+
+    folder = cfg.paths.output_dir
+    chosen = [text for text in HydraConfig.get().overrides.task if not text.startswith(RUNS_OWN)]
+    varied = [text for text in chosen if "." not in text.partition("=")[0]]  # groups and what stands at the top
+    own = [f"ckpt_path={folder}", f"paths.output_dir={folder}/evaluation", f"label='{' '.join(varied) or 'policy'}'"]
+    evaluate(compose("evaluate", [*own, *(f"{name}={value}" for name, value in cfg.evaluate_after.items())]))
 
 
 @for_people(ConfigError, CheckpointError)
@@ -253,10 +268,5 @@ def parameter_table(vla: torch.nn.Module) -> Table:
         table.add_column(column, justify="right")
     parts: Sequence[tuple[str, torch.nn.Module]] = [*vla.named_children(), ("total", vla)]
     for name, part in parts:
-        counts = [sum(math.prod(p.shape) for p in ps) for ps in (part.parameters(), filter(_learns, part.parameters()))]
-        table.add_row(name, *(f"{count:,}" for count in counts))
+        table.add_row(name, *(f"{number:,}" for number in count(part)))
     return table
-
-
-def _learns(parameter: torch.nn.Parameter) -> bool:
-    return parameter.requires_grad

@@ -1,0 +1,88 @@
+"""What a run cost: parameters, memory, time of a step; read by the report on a sweep."""
+
+import json
+import resource
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+from openvla_lightning.parameters import count
+from openvla_lightning.sweeps import FILE_NAME
+
+WARM_UP = 5
+"""Steps that are not timed: allocators and caches fill."""
+RESET_PEAK = "5"  # written to clear_refs: see proc(5)
+
+
+class Costs(Callback):
+    """Writes `costs.json` when training ends.
+
+    It holds `parameters`, `trainable`, `checkpoint_bytes` (the newest one), `peak_memory_bytes` since the model was
+    built and `memory_of` (`gpu`: allocated by torch; `process`: all of it, resident), `step_seconds` (median of
+    optimiser steps, validation and checkpoints apart) and `steps`.
+
+    Args:
+        dirpath: folder of the run.
+    """
+
+    def __init__(self, dirpath: str) -> None:
+        self.dirpath = Path(dirpath)
+        self.seconds: list[float] = []
+        self.started: float | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Forget the peak of what this process did before."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        elif (switch := Path("/proc/self/clear_refs")).exists():
+            switch.write_text(RESET_PEAK)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock, unless it runs since an earlier part of the same optimiser step."""
+        self.started = self.started or time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the time of an optimiser step once it is complete."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or self.started is None:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.started)
+        self.started = None
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the file."""
+        everything, learning = count(pl_module.vla)  # type: ignore[arg-type]
+        checkpoints = sorted(self.dirpath.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+        on_gpu = torch.cuda.is_available()
+        costs = {
+            "parameters": everything,
+            "trainable": learning,
+            "checkpoint_bytes": checkpoints[-1].stat().st_size if checkpoints else None,
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes(),
+            "memory_of": "gpu" if on_gpu else "process",
+            "step_seconds": median(self.seconds[WARM_UP:] or self.seconds) if self.seconds else None,
+            "steps": trainer.global_step,
+        }
+        self.dirpath.mkdir(parents=True, exist_ok=True)
+        (self.dirpath / FILE_NAME).write_text(json.dumps(costs, indent=1) + "\n")
+
+
+def peak_resident_bytes() -> int:
+    """The most memory this process had resident; on Linux since the peak was last reset."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(next(lines).split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # pragma: no cover

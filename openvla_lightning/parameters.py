@@ -1,0 +1,19 @@
+"""How many parameters a model has, and how many of them learn."""
+
+import math
+
+from torch import nn
+
+
+def count(module: nn.Module) -> tuple[int, int]:
+    """All parameters of `module`, and those that require a gradient.
+
+    A 4-bit weight counts what it stands for, not the bytes it is packed into.
+    """
+    every = [(parameter.requires_grad, _size(parameter)) for parameter in module.parameters()]
+    return sum(size for _, size in every), sum(size for learns, size in every if learns)
+
+
+def _size(parameter: nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return math.prod(parameter.shape if state is None else state.shape)
