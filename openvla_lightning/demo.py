@@ -3,6 +3,7 @@
 python -m openvla_lightning.demo
 """
 
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ BOTH = "env=tabletop,tabletop_finetune"
 def main() -> None:
     """Run it all; stop at the first command that fails, with its own message on the screen."""
     console, started = Console(), time.monotonic()
+    shutil.rmtree(FOLDER, ignore_errors=True)  # an evaluation would go on there, and refuse another demo's episodes
     run(console, "Pretrain a small VLA", "train.py", "callbacks.checkpoint.save_initial=true")
     pretrained = newest(RUNS / "train")
     run(console, "Fine-tune it for new tasks on another robot", "finetune.py", "strategy=lora", "rank=32")

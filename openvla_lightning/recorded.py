@@ -111,8 +111,10 @@ class RecordedRollouts:
         if self._seconds:
             self._results.timing["seconds_per_call"] = round(sum(self._seconds) / len(self._seconds), 4)
 
-    def _check(self, checks: list[Check]) -> None:
+    def _check(self, checks: list[Check], renderer: str | None) -> None:
         self._results.self_test = [asdict(check) for check in checks]
+        if renderer:
+            self._results.versions["renderer"] = renderer
         for note in self._results.notes:
             self._console.print(f"note: {note}")
         if wrong := [f"{check.name}: {check.seen}" for check in checks if not check.ok]:

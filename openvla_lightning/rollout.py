@@ -133,7 +133,7 @@ def rollout(
     wanted: Callable[[Plan], bool] = lambda plan: True,
     control: Control | None = None,
     on_ready: Callable[[Control], None] = lambda control: None,
-    on_self_test: Callable[[list[Check]], None] | None = None,
+    on_self_test: Callable[[list[Check], str | None], None] | None = None,
 ) -> list[Episode]:
     """Roll out every planned episode; return them in the order of the plan.
 
@@ -152,7 +152,8 @@ def rollout(
         wanted: asked before an episode starts whether it is still needed.
         control: whether the world waits for the policy; default it does.
         on_ready: told of `control` when what it left open is known, before the first episode.
-        on_self_test: told what the environment's self-test found, before the policy is loaded; None: there is no test.
+        on_self_test: told what the environment's self-test found and what drew its pictures, before the policy is
+            loaded; None: there is no test.
 
     Raises:
         WorkerError: when an environment cannot be built, or no episode runs without an error.
@@ -167,7 +168,7 @@ def rollout(
     with EnvWorkers(make_env, num_envs, num_workers) as workers:
         waiting = deque(enumerate(plans(workers.tasks)))
         if on_self_test:
-            on_self_test(workers.self_test())
+            on_self_test(*workers.self_test())
         actor = loaded(policy)
         control = (control or Control()).settle(actor, workers.control_hz)
         on_ready(control)

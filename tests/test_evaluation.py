@@ -67,6 +67,7 @@ def test_an_evaluation_leaves_results_report_chart_and_videos(tmp_path):
         "results.json",
         "episodes.jsonl",
         "report.md",
+        "report.html",
         "success.png",
         "videos",
     }
@@ -163,7 +164,11 @@ def test_the_expert_succeeds_in_the_tabletop_world_and_idling_does_not(tmp_path)
     again = evaluate(Still(), led, tmp_path / "again", num_workers=1, console=QUIET, **chosen)
     assert again.episodes == found.episodes
     idle = functools.partial(ExpertDriven.__base__, max_episode_steps=10, **world)
-    assert evaluate(Still(), idle, tmp_path / "idle", num_workers=2, console=QUIET, **chosen).overall.rate == 0.0
+    chosen["self_test"] = True
+    still = evaluate(Still(), idle, tmp_path / "idle", num_workers=2, console=QUIET, **chosen)
+    assert still.overall.rate == 0.0
+    assert {check["name"] for check in still.self_test} >= {"renders", "orientation", "scripted episode"}
+    assert still.versions["renderer"] != "automatic", "what really drew"
     assert Path(tmp_path / "expert" / "videos").is_dir()
 
 

@@ -7,6 +7,7 @@ a few processes hold many environments, two groups of them overlap with the poli
 import contextlib
 import multiprocessing
 import os
+import sys
 import traceback
 from collections import deque
 from collections.abc import Mapping
@@ -103,8 +104,8 @@ class EnvWorkers:
         self.max_episode_steps = self._workers[0].max_episode_steps
         self.control_hz = self._workers[0].control_hz
 
-    def self_test(self) -> list[Check]:
-        """What one environment's self-test found; nothing where it has none.
+    def self_test(self) -> tuple[list[Check], str | None]:
+        """What one environment's self-test found (nothing where it has none), and what drew its pictures.
 
         Raises:
             WorkerError: when the test itself fails.
@@ -165,7 +166,7 @@ class _Worker:
         """Wait until its first environment is built."""
         self.tasks, self.max_episode_steps, self.control_hz = self._answer(BuildError)
 
-    def self_test(self) -> list[Check]:
+    def self_test(self) -> tuple[list[Check], str | None]:
         self.connection.send(_SELF_TEST)
         return self._answer(WorkerError)
 
@@ -226,7 +227,7 @@ def _serve(connection: Connection, make_env: EnvFactory) -> None:
             message = connection.recv()
             if message == _SELF_TEST:
                 test = getattr(spare[0], "self_test", list)
-                connection.send(test())
+                connection.send((test(), _renderer()))
                 continue
             answers = {}
             for slot, command in message.items():
@@ -247,6 +248,18 @@ def _serve(connection: Connection, make_env: EnvFactory) -> None:
     finally:
         for env in [*envs.values(), *spare]:
             _discard(env)
+
+
+def _renderer() -> str | None:
+    """Such as `egl, llvmpipe (LLVM 15.0.6, 256 bits)`; None where nothing was drawn with OpenGL."""
+    if "OpenGL" not in sys.modules:
+        return None
+    from OpenGL import GL
+
+    with contextlib.suppress(Exception):  # as many kinds as there are drivers
+        name = GL.glGetString(GL.GL_RENDERER)
+        return f"{os.environ.get('PYOPENGL_PLATFORM', 'automatic')}, {name.decode()}"
+    return None
 
 
 def _discard(env: RolloutEnv | None) -> None:

@@ -240,7 +240,11 @@ def test_the_world_passes_its_own_test_and_a_flipped_one_does_not(embodiment):
         def _picture(self, camera):
             return super()._picture(camera)[::-1]
 
-    for world, wrong in ((Tabletop, []), (Flipped, ["orientation"])):
+    class Mirrored(Tabletop):
+        def _picture(self, camera):
+            return super()._picture(camera)[:, ::-1]
+
+    for world, wrong in ((Tabletop, []), (Flipped, ["orientation"]), (Mirrored, ["orientation"])):
         checks = world(embodiment=embodiment, tidy=True).self_test()
         assert [check.name for check in checks if not check.ok] == wrong
-        assert len(checks) == 5
+        assert len(checks) == 6

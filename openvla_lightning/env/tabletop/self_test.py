@@ -10,7 +10,7 @@ from openvla_lightning.env.orientation import check_orientation
 if TYPE_CHECKING:
     from openvla_lightning.env.tabletop.environment import Tabletop
 
-STEPS = 4
+STEPS, PATIENCE = 4, 80
 
 
 def self_test(env: "Tabletop") -> list[Check]:
@@ -24,21 +24,44 @@ def self_test(env: "Tabletop") -> list[Check]:
         Check("renders", contrast > 10, f"contrast {contrast:.0f} of 255"),
         Check("repeats", same, "the same seed gave " + ("the same picture" if same else "another picture")),
     ]
-    return [*checks, *_moves(env, 0, "x"), *_moves(env, 1, "y")]
+    return [*checks, _moves(env, 0, "x"), _moves(env, 1, "y"), _oriented(env), _scripted(env)]
 
 
-def _moves(env: "Tabletop", axis: int, name: str) -> list[Check]:
-    """Command the hand towards the middle of the table, and see where it and its pictures go."""
-    before, _ = env.reset(seed=EVALUATION_SEEDS[0], options={"task": next(iter(env.tasks))})
-    hand, expected = env.hand_position, [env.hand_pixel()]
+def _moves(env: "Tabletop", axis: int, name: str) -> Check:
+    """Command the hand towards the middle of the table, and see how far it goes."""
+    env.reset(seed=EVALUATION_SEEDS[0], options={"task": next(iter(env.tasks))})
+    hand = env.hand_position
     sign = -1.0 if hand[axis] > 0 else 1.0
-    command = np.array([*np.zeros(6), 1.0])
-    command[axis] = sign * env.embodiment.high[axis]
-    for _ in range(STEPS):
-        after, *_ = env.step(command)
+    _command(env, np.eye(3)[axis] * sign, STEPS)
     moved = float((env.hand_position - hand)[axis]) * sign
     full = STEPS * env.embodiment.position_limit[axis]
-    checks = [Check(f"action {name}", 0.5 * full < moved < 1.2 * full, f"{100 * moved:.1f} cm of {100 * full:.0f}")]
-    if axis == 1:
-        checks.append(check_orientation(before["image"], after["image"], [*expected, env.hand_pixel()]))
-    return checks
+    return Check(f"action {name}", 0.5 * full < moved < 1.2 * full, f"{100 * moved:.1f} cm of {100 * full:.0f}")
+
+
+def _oriented(env: "Tabletop") -> Check:
+    """In the far right corner of the table the arm is seen at the top right."""
+    env.reset(seed=EVALUATION_SEEDS[0], options={"task": next(iter(env.tasks))})
+    before = _command(env, np.array([-1.0, 1.0, 0.0]), 4 * STEPS)
+    expected = [env.hand_pixel()]
+    after = _command(env, np.array([0.0, -1.0, 0.0]), STEPS)
+    return check_orientation(before, after, [*expected, env.hand_pixel()])
+
+
+def _command(env: "Tabletop", direction: np.ndarray, steps: int) -> np.ndarray:
+    """Send the largest action that way [3], so many times; the last picture."""
+    for _ in range(steps):
+        observation, *_ = env.step(np.array([*(direction * env.embodiment.high[:3]), 0, 0, 0, 1.0]))
+    return observation["image"]
+
+
+def _scripted(env: "Tabletop") -> Check:
+    """The scripted expert succeeds, whatever limit the environment sets."""
+    from openvla_lightning.env.tabletop.expert import expert
+
+    env.reset(seed=EVALUATION_SEEDS[0], options={"task": next(iter(env.tasks))})
+    steps, terminated = 0, False
+    while not terminated and steps < PATIENCE:
+        *_, terminated, _, info = env.step(expert(env))
+        steps += 1
+    outcome = "succeeded" if info["success"] else "did not succeed"
+    return Check("scripted episode", info["success"], f"the expert {outcome} in {steps} actions")
