@@ -96,6 +96,8 @@ def evaluate(cfg: DictConfig) -> float | None:
         ConfigError: naming what is wrong or missing.
     """
     from openvla_lightning import evaluation  # training needs no simulator
+    from openvla_lightning.env.offline import TrainingSteps
+    from openvla_lightning.open_loop import check_open_loop
 
     if cfg.ckpt_path == "last":
         newest = newest_checkpoint(cfg.paths.log_dir)
@@ -110,6 +112,8 @@ def evaluate(cfg: DictConfig) -> float | None:
     policy = instantiate(cfg.policy, _convert_="all")  # a partial: loaded once the world is up
     env = instantiate(cfg.env, _convert_="all")
     try:
+        if isinstance(env, TrainingSteps):
+            return check_open_loop(policy, env, cfg.paths.output_dir)["token_accuracy"]
         results = evaluation.evaluate(policy, env, cfg.paths.output_dir, config=recipe, **arguments)
     except evaluation.UNUSABLE as error:
         raise ConfigError(str(error)) from error
@@ -132,21 +136,21 @@ def data_report(cfg: DictConfig) -> None:
     try:
         datamodule.prepare_data()
         datamodule.setup()
-    except ValueError as error:
+        selections = [
+            Selection(
+                source=source,
+                train=datamodule.train[name].steps,
+                val=datamodule.val[name].steps,
+                filters=datamodule.filter_report[name],
+                statistics=datamodule.statistics[name],
+                share=datamodule.shares[name],
+            )
+            for name, source in datamodule.sources.items()
+        ]
+        title = f"Data: {Path(cfg.run_name).name}, no-op filter {datamodule.noop_filter}"
+        path = write_report(selections, Path(cfg.paths.output_dir), title)
+    except ValueError as error:  # of the mixture, or of a damaged file
         raise ConfigError(str(error)) from error
-    selections = [
-        Selection(
-            source=source,
-            train=datamodule.train[name].steps,
-            val=datamodule.val[name].steps,
-            filters=datamodule.filter_report[name],
-            statistics=datamodule.statistics[name],
-            share=datamodule.shares[name],
-        )
-        for name, source in datamodule.sources.items()
-    ]
-    title = f"Data: {Path(cfg.run_name).name}, no-op filter {datamodule.noop_filter}"
-    path = write_report(selections, Path(cfg.paths.output_dir), title)
     log.info(f"Written to {path.parent}: report.md, report.html")
 
 

@@ -112,6 +112,7 @@ def test_words_and_copies(facts: Facts, written: dict[str, list[list[dict[str, A
 def test_cameras(facts: Facts, written: dict[str, list[list[dict[str, Any]]]]) -> None:
     primary, wrist = facts.cameras
     assert primary.missing == 0
+    assert (primary.sizes, wrist.sizes) == ({(32, 32): 8}, {(16, 32): 8})
     blind = sum(
         isinstance(step["observation"]["wrist"], bytes) for split in written.values() for t in split for step in t
     )

@@ -1,5 +1,6 @@
-"""An indexed dataset in numbers. All of them come from its index: no image is read."""
+"""An indexed dataset in numbers. They come from its index, but for the size of images."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.filters import FilterReport
+from openvla_lightning.data.images import decode
 from openvla_lightning.data.report.motion import (
     Dimension,
     Duplicates,
@@ -68,7 +70,7 @@ class Camera:
         missing: share of steps without an image.
         mean_bytes: of an encoded image.
         total_bytes: of all of them.
-        sizes: (height, width) -> trajectories.
+        sizes: (height, width) -> images of that size, among the first ones of a spread of trajectories.
     """
 
     role: str
@@ -171,14 +173,26 @@ def measure_words(index: Index, top: int = 10) -> Words:
 
 
 def measure_camera(source: Source, role: str) -> Camera:
-    """Images of one camera."""
-    lengths = source.index.images[role][:, 2]
+    """Images of one camera.
+
+    Raises:
+        ValueError: an image cannot be decoded.
+    """
+    index = source.index
+    lengths = index.images[role][:, 2]
     there, total = int((lengths > 0).sum()), int(lengths.sum())
+    first = [source.encoded(role, int(index.bounds[trajectory])) for trajectory in spread(index)]
     return Camera(
         role=role,
         key=source.spec.cameras[role],
         missing=1 - there / max(1, len(lengths)),
         mean_bytes=total / max(1, there),
         total_bytes=total,
-        sizes={},
+        sizes=Counter(decode(image).shape[:2] for image in first if image),
     )
+
+
+def spread(index: Index, parts: int = 8) -> list[int]:
+    """One trajectory from each of `parts` of the dataset, by lot: datasets are often periodic."""
+    full = np.array_split(np.flatnonzero(np.diff(index.bounds)), parts)
+    return [int(np.random.default_rng(i).choice(part)) for i, part in enumerate(full) if len(part)]

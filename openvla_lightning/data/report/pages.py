@@ -22,15 +22,18 @@ def write_report(selections: Sequence[Selection], folder: Path, title: str, cons
 
     Returns:
         Path of report.md.
+
+    Raises:
+        BadShardError: an image cannot be decoded.
     """
     console = console or Console()
     folder.mkdir(parents=True, exist_ok=True)
     every, sections = [], []
     for selection in track(selections, "looking at the data", console=console, transient=True):
+        draw_contact_sheet(selection.source, folder / f"{selection.source.name}_frames.jpg")
         facts = gather(selection)
         draw_actions(facts, folder / f"{facts.name}_actions.png")
         draw_lengths(facts, folder / f"{facts.name}_lengths.png")
-        draw_contact_sheet(selection.source, folder / f"{facts.name}_frames.jpg")
         every.append(facts)
         sections += section(facts)
     rows = summary_rows(every)
@@ -172,7 +175,7 @@ def _camera_rows(facts: Facts) -> Rows:
         if camera.key is None:
             rows.append([camera.role, "none, black images", "-", "-", "-", "-"])
             continue
-        sizes = ", ".join(f"{height} x {width}" for height, width in camera.sizes) or "unknown"
+        sizes = ", ".join(f"{height} x {width}" for height, width in camera.sizes) or "nothing is stored"
         volume = [f"{camera.mean_bytes / 1e3:.1f}", f"{camera.total_bytes / 1e6:,.1f}"]
         rows.append([camera.role, f"`{camera.key}`", sizes, f"{camera.missing:.1%}", *volume])
     return rows

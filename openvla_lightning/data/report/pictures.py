@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from openvla_lightning.data.report.facts import Facts
+from openvla_lightning.data.report.facts import Facts, spread
 from openvla_lightning.data.report.motion import Dimension
 from openvla_lightning.data.source import Source
 
 COLUMNS = 4
 INSIDE, OUTSIDE, PLAIN, MARK = "#4c78a8", "#e45756", "#72b7b2", "#333333"
-ROWS, MOMENTS, TILE, CAPTION = 8, 5, 128, 22
+MOMENTS, TILE, CAPTION = 5, 128, 22
 
 
 def draw_actions(facts: Facts, path: Path) -> Path:
@@ -79,9 +79,7 @@ def draw_contact_sheet(source: Source, path: Path) -> Path:
         BadShardError: an image cannot be decoded.
     """
     cameras = [role for role, key in source.spec.cameras.items() if key is not None]
-    full = np.flatnonzero(np.diff(source.index.bounds))
-    # one from each eighth by lot: datasets are often periodic
-    chosen = [np.random.default_rng(i).choice(part) for i, part in enumerate(np.array_split(full, ROWS)) if len(part)]
+    chosen = spread(source.index)
     columns = MOMENTS + len(cameras[1:])
     sheet = Image.new("RGB", (columns * TILE, len(chosen) * (TILE + CAPTION)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)

@@ -38,6 +38,9 @@ class Source(Protocol):
     def measure(self, steps: "NDArray[np.int32]") -> "DatasetStatistics":
         """Of the given steps alone."""
 
+    def encoded(self, role: str, step: int) -> bytes | None:
+        """The stored bytes of the image of a camera role at a step of the index; None where none are stored."""
+
     def image(self, role: str, step: int, size: int, mode: "ImageMode" = "released") -> "Pixels | None":
         """The image of a camera role at a step of the index, uint8 [size, size, 3]; None for none."""
 

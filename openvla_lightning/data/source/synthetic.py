@@ -78,6 +78,10 @@ class Synthetic:
         mask, trajectories = self.spec.action_mask(self.action_dim), np.unique(self.index.trajectory[steps])
         return DatasetStatistics.from_array(self.index.action[steps], mask=mask, num_trajectories=len(trajectories))
 
+    def encoded(self, role: str, step: int) -> bytes | None:
+        """Nothing is stored."""
+        return None
+
     def image(self, role: str, step: int, size: int, mode: ImageMode = "released") -> Pixels | None:
         """Noise that depends on the step and the camera."""
         if self.spec.cameras[role] is None:
