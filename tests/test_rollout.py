@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_world import ToyWorld, Walker
 
+from openvla_lightning.env import workers
 from openvla_lightning.env.base import EVALUATION_SEEDS
 from openvla_lightning.env.workers import WorkerError
 from openvla_lightning.rollout import plan_episodes, rollout, shuffle_instructions
@@ -126,9 +128,20 @@ class Deadly(ToyWorld):
         return super().reset(seed=seed, options=options)
 
 
-def test_an_episode_that_fails_twice_is_an_error_and_no_failure():
+class Hanging(ToyWorld):
+    """Never answers at one initial state."""
+
+    def reset(self, *, seed, options):
+        if seed == plan_episodes(TASKS, 3)[4].seed:
+            time.sleep(1000)
+        return super().reset(seed=seed, options=options)
+
+
+def test_an_episode_that_fails_twice_is_an_error_and_no_failure(monkeypatch):
+    monkeypatch.setattr(workers, "PATIENCE", 3.0)
     fine = rollout(Walker(), ToyWorld, planned(3), num_envs=4)
-    for world, last_words in ((Fragile, "the motor burnt out"), (Deadly, "died with exit code -9")):
+    kinds = {Fragile: "the motor burnt out", Deadly: "died with exit code -9", Hanging: "died with exit code -9"}
+    for world, last_words in kinds.items():
         played = rollout(Walker(), world, planned(3), num_envs=4, num_workers=4)
         assert [episode.error is not None for episode in played] == [False] * 4 + [True] + [False] * 7
         assert last_words in played[4].error

@@ -71,6 +71,8 @@ class Outcome:
 
 Command = Start | Move
 _SELF_TEST = "self-test"
+PATIENCE = 600.0
+"""Seconds in which a process must answer; one that hangs for longer is ended as if it had died."""
 
 
 class EnvWorkers:
@@ -190,6 +192,8 @@ class _Worker:
             self._lost -= 1
             return {slot: Outcome(None, error=self._reason) for slot in slots}
         try:
+            if not self.connection.poll(PATIENCE):
+                self.process.kill()
             return self.connection.recv()
         except (EOFError, OSError):
             self._reason = self._obituary()
