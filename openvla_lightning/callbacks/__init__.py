@@ -4,8 +4,18 @@ from openvla_lightning.callbacks.checkpoint import Checkpoint
 from openvla_lightning.callbacks.collapse import CollapseWarning
 from openvla_lightning.callbacks.costs import Costs
 from openvla_lightning.callbacks.learning_curve import LearningCurve
+from openvla_lightning.callbacks.mixture import ServedSteps
 from openvla_lightning.callbacks.progress import Progress
 from openvla_lightning.callbacks.statistics import SaveDatasetStatistics
 from openvla_lightning.callbacks.throughput import Throughput
 
-__all__ = ["Checkpoint", "CollapseWarning", "Costs", "LearningCurve", "Progress", "SaveDatasetStatistics", "Throughput"]
+__all__ = [
+    "Checkpoint",
+    "CollapseWarning",
+    "Costs",
+    "LearningCurve",
+    "Progress",
+    "SaveDatasetStatistics",
+    "ServedSteps",
+    "Throughput",
+]

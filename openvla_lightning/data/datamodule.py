@@ -17,6 +17,7 @@ from openvla_lightning.data.loader import BatchNumbers, Loader
 from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, Walk, WindowedWalk, check_weights
 from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
 from openvla_lightning.data.source import Source, SourceFactory
+from openvla_lightning.data.source.processes import end_with_parent
 from openvla_lightning.data.steps import DatasetSteps, StepBatches
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 from openvla_lightning.types import Step
@@ -263,6 +264,7 @@ class VLADataModule(L.LightningDataModule):
         parallel: dict[str, Any] = {}
         if self.num_workers:
             parallel = {"num_workers": self.num_workers, "persistent_workers": True, "prefetch_factor": 4}
+            parallel["worker_init_fn"] = end_with_parent
         return Loader(batches, batch_size=None, sampler=numbers, collate_fn=self.collate, **parallel)  # type: ignore[arg-type]
 
     def _world(self) -> tuple[int, int]:
@@ -277,6 +279,15 @@ class VLADataModule(L.LightningDataModule):
         if self.trainer is not None and self.trainer.training:
             self.samples_served += self.global_batch_size // self.trainer.accumulate_grad_batches
         return batch
+
+    def served(self) -> dict[str, tuple[int, float]]:
+        """Of each dataset, how many steps training was given so far, and how many the weights call for."""
+        ends = [*(stage.start for stage in self.stages[1:]), self.samples_served]
+        intended = np.zeros(len(self.train))
+        for stage, end in zip(self.stages, ends, strict=True):
+            intended += np.array(stage.shares) * max(0, min(end, self.samples_served) - stage.start)
+        steps = self.order.served(self.samples_served).tolist()
+        return dict(zip(self.train, zip(steps, intended.tolist(), strict=True), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Where to go on: one number, and what makes it mean the same."""

@@ -24,14 +24,23 @@ def count() -> None:
             _counter.value += 1
 
 
-def _start(counter: Any) -> None:
-    global _counter
-    _counter = counter
+def end_with_parent(worker: int = 0) -> None:
+    """Make this process end when the one that started it is gone, however it went.
+
+    A killed parent would leave its workers waiting for work, or for a reader, for ever. The argument is what a torch
+    DataLoader passes to its `worker_init_fn`.
+    """
     parent = multiprocessing.parent_process()
 
-    def follow_parent() -> None:  # a killed parent would leave its workers waiting for the queue for ever
+    def follow_parent() -> None:
         wait([parent.sentinel] if parent else [])
         os._exit(1)
 
     if parent:
         threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def _start(counter: Any) -> None:
+    global _counter
+    _counter = counter
+    end_with_parent()

@@ -1,0 +1,41 @@
+"""How much of each dataset training was given, beside what the weights call for."""
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+
+class ServedSteps(Callback):
+    """Logs `mixture/served/<dataset>` and `mixture/intended/<dataset>`, shares of all samples so far; ends in a table.
+
+    Of one dataset alone there is nothing to say.
+    """
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log when Lightning does."""
+        served = trainer.datamodule.served()  # type: ignore[attr-defined]
+        if len(served) > 1 and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            total = sum(steps for steps, _ in served.values())
+            for name, (steps, intended) in served.items():
+                pl_module.log(f"mixture/served/{name}", steps / total)
+                pl_module.log(f"mixture/intended/{name}", intended / total)
+
+    @rank_zero_only
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the table."""
+        served = trainer.datamodule.served()  # type: ignore[attr-defined]
+        total = sum(steps for steps, _ in served.values())
+        if len(served) < 2 or not total:
+            return
+        table = Table("dataset", title="Served", title_justify="left")
+        for column in ("steps", "share", "intended"):
+            table.add_column(column, justify="right")
+        for name, (steps, intended) in sorted(served.items(), key=lambda item: -item[1][0]):
+            table.add_row(name, f"{steps:,}", f"{steps / total:.2%}", f"{intended / total:.2%}")
+        Console(stderr=True).print(table)
