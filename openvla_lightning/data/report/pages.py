@@ -144,8 +144,8 @@ def _skipped(facts: Facts) -> list[str]:
 def _runs(facts: Facts) -> str:
     runs = facts.idle.runs
     if not len(runs):
-        return "Never in a row."
-    return f"{len(runs):,} times in a row; the median length is {np.median(runs):.0f}, the largest {runs.max():,}."
+        return "Never."
+    return f"{len(runs):,} stretches: the median is {np.median(runs):.0f} steps long, the longest {runs.max():,}."
 
 
 def _control_rate(facts: Facts) -> str:

@@ -54,7 +54,7 @@ def draw_lengths(facts: Facts, path: Path) -> Path:
     figure = Figure(figsize=(3.1 * COLUMNS, 2.5), layout="constrained")
     titles = {
         f"steps in a trajectory ({facts.trajectories:,})": facts.lengths[facts.lengths > 0],
-        f"steps in a row that stand still ({len(facts.idle.runs):,} times)": facts.idle.runs,
+        f"steps in a stretch that stands still ({len(facts.idle.runs):,})": facts.idle.runs,
     }
     for axes, (title, lengths) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         if len(lengths):
