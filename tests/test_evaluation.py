@@ -14,7 +14,8 @@ from expert_world import ExpertDriven
 from rich.console import Console
 from toy_world import Suspect, ToyWorld, Unlucky, Walker
 
-from openvla_lightning.env.workers import WorkerError
+from openvla_lightning.env.simpler import Simpler
+from openvla_lightning.env.workers import BuildError, WorkerError
 from openvla_lightning.evaluation import SelfTestError, evaluate, select_tasks
 from openvla_lightning.results import Results
 
@@ -113,6 +114,12 @@ def test_a_world_that_fails_at_once_leaves_no_empty_report(tmp_path):
     with pytest.raises(WorkerError, match="no renderer here"):
         evaluate(Walker(), functools.partial(ToyWorld, broken=True), tmp_path, num_workers=1, console=QUIET)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_simulator_that_is_not_installed_is_one_sentence(tmp_path, capfd):
+    with pytest.raises(BuildError, match=r"^env=simpler_\* needs SimplerEnv"):
+        play(tmp_path, world=functools.partial(Simpler, "widowx"), num_workers=3)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_tasks_are_chosen_by_name_family_or_set():

@@ -25,7 +25,13 @@ FORBIDDEN = {
     | ABOVE,
     "data": CONFIGURATION | MODELS | ABOVE,
     "module.py metrics.py parallel.py callbacks logger.py": CONFIGURATION | DATA,
-    "policy.py rollout.py evaluation.py results.py report.py video.py": CONFIGURATION | TRAINING | ABOVE,
+    "policy.py control.py rollout.py recorded.py journal.py evaluation.py held_out.py video.py": CONFIGURATION
+    | TRAINING
+    | ABOVE,
+    "results.py comparison.py report.py offline_report.py chart.py page.py paper.py versions.py": CONFIGURATION
+    | TRAINING
+    | MODELS
+    | ABOVE,
     "env": CONFIGURATION
     | TRAINING
     | MODELS

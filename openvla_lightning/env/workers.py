@@ -245,10 +245,13 @@ def _serve(connection: Connection, make_env: EnvFactory) -> None:
             connection.send(answers)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
-    except (ImportError, FileNotFoundError) as error:  # what to install or to fetch: the message says it all
-        connection.send(str(error))
-    except Exception:
-        connection.send(f"in an environment process:\n{traceback.format_exc()}")
+    except Exception as error:
+        said = isinstance(
+            error, ImportError | FileNotFoundError
+        )  # what to install or to fetch: the message says it all
+        words = str(error) if said else f"in an environment process:\n{traceback.format_exc()}"
+        with contextlib.suppress(OSError):  # another process may have failed first, and nobody listens any more
+            connection.send(words)
     finally:
         for env in [*envs.values(), *spare]:
             _discard(env)
