@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 2
+VERSION = 3
 ARRAYS = ("action", "proprio", "bounds", "split", "instruction", "shards", "sizes")
 WORDS = ("splits", "instructions", "files", "skipped")
 

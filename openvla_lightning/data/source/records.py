@@ -32,6 +32,17 @@ def read(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         BadShardError: the file ends inside a record or a checksum does not match.
     """
+    for start, record in scan(path):
+        if isinstance(record, BadShardError):
+            raise record
+        yield start, record
+
+
+def scan(path: Path) -> Iterator[tuple[int, bytes | BadShardError]]:
+    """The same, with an error in the place of a damaged record.
+
+    Where a record's length is damaged nobody knows where the next one begins, and that error is the last.
+    """
     size = path.stat().st_size
     if not size:
         return
@@ -39,20 +50,23 @@ def read(path: Path) -> Iterator[tuple[int, bytes]]:
         position, number = 0, 0
         while position < size:
             header = data[position : position + HEADER]
+            start = position + HEADER
             if len(header) < HEADER:
-                raise _bad(path, number, position, "the file ends inside its header")
+                yield start, _bad(path, number, position, "the file ends inside its header")
+                return
             if header[8:] != masked_crc(header[:8]):
-                raise _bad(path, number, position, "the checksum of its length does not match")
-            start, length = position + HEADER, struct.unpack("<Q", header[:8])[0]
-            end = start + length
+                yield start, _bad(path, number, position, "the checksum of its length does not match")
+                return
+            end = start + struct.unpack("<Q", header[:8])[0]
             if end + FOOTER > size:
-                raise _bad(path, number, position, f"it needs {end + FOOTER - size} bytes more than the file has")
+                missing = end + FOOTER - size
+                yield start, _bad(path, number, position, f"it needs {missing} bytes more than the file has")
+                return
             record = data[start:end]
-            if data[end : end + FOOTER] != masked_crc(record):
-                raise _bad(path, number, position, "its checksum does not match")
-            yield start, record
+            whole = data[end : end + FOOTER] == masked_crc(record)
+            yield start, record if whole else _bad(path, number, position, "its checksum does not match")
             position, number = end + FOOTER, number + 1
 
 
 def _bad(path: Path, number: int, position: int, why: str) -> BadShardError:
-    return BadShardError(f"{path}: record {number} (byte {position}) is damaged: {why}. Get this file again.")
+    return BadShardError(f"{path}: record {number} (byte {position}) is damaged: {why}.")

@@ -9,22 +9,24 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
 from openvla_lightning.data.images import ImageMode, Pixels, load
-from openvla_lightning.data.oxe.registry import DatasetSpec, Trajectory, dataset_spec, leaf_at
+from openvla_lightning.data.oxe.registry import DatasetSpec, dataset_spec
 from openvla_lightning.data.source import index as index_module
 from openvla_lightning.data.source.index import Index, save_json
+from openvla_lightning.data.source.indexing import BadTrajectories, Job, Shard, join, read_shard
 from openvla_lightning.data.source.processes import worker_pool
-from openvla_lightning.data.source.records import BadShardError, read
+from openvla_lightning.data.source.records import BadShardError
 from openvla_lightning.statistics import DatasetStatistics
+
+log = logging.getLogger(__name__)
 
 OPEN_FILES = 256
 PARALLEL_FROM = 256 * 2**20
@@ -38,11 +40,26 @@ class RLDS:
         name: the dataset's name; its folder.
         spec: what to make of it; None: what is registered under `name`.
         workers: processes that index; None: one per core for large datasets, none for small ones.
+        bad_trajectories: what to do with those that cannot be read: `error` stops at the first, `skip` leaves them
+            out and lists every one in the index and its data report.
+        check_images: decode every image while indexing, instead of looking at its first and last bytes.
+
+    Raises:
+        ValueError: `bad_trajectories` is neither.
     """
 
     def __init__(
-        self, root: str | Path, name: str, spec: DatasetSpec | None = None, workers: int | None = None
+        self,
+        root: str | Path,
+        name: str,
+        spec: DatasetSpec | None = None,
+        workers: int | None = None,
+        bad_trajectories: BadTrajectories = "error",
+        check_images: bool = False,
     ) -> None:
+        if bad_trajectories not in get_args(BadTrajectories):
+            raise ValueError(f"data.source.bad_trajectories={bad_trajectories}: choose error or skip")
+        self.bad_trajectories, self.check_images = bad_trajectories, check_images
         self.root, self.name, self.given, self.workers = Path(root), name, spec, workers
         self.descriptors: OrderedDict[int, int] = OrderedDict()
 
@@ -71,12 +88,14 @@ class RLDS:
 
         Raises:
             FileNotFoundError: the dataset is not there.
-            BadShardError: a file is damaged, an action is not finite, a key is missing; with file and trajectory.
+            BadShardError: a file is damaged, an action is not finite, a key is missing, an image is cut short; with
+                file and trajectory. With `bad_trajectories="skip"`, only when nothing is left.
         """
         if not (self._home / "index.json").exists():
             index = self._build()
             released = self._measure(index, np.flatnonzero(_not_dropped(index, self.spec)), index.num_trajectories)
             index.save(self._home, dataset_statistics=json.dumps(released.to_dict(), indent=1))
+            self._warn(index)
 
     @cached_property
     def index(self) -> Index:
@@ -99,9 +118,17 @@ class RLDS:
         return DatasetStatistics.from_json(path)
 
     def encoded(self, role: str, step: int) -> bytes | None:
-        """The stored bytes of the image of `role` at `step`; None where the dataset has none."""
+        """The stored bytes of the image of `role` at `step`; None where the dataset has none.
+
+        Raises:
+            BadShardError: the file is no longer the one that was indexed.
+        """
         file, offset, length = self.index.images[role][step].tolist()
-        return os.pread(self._descriptor(file), length, offset) if length else None
+        if not length:
+            return None
+        descriptor = self._descriptor(file)
+        self._check_unchanged(file, os.fstat(descriptor))  # a file written over would give bytes of anything
+        return os.pread(descriptor, length, offset)
 
     def image(self, role: str, step: int, size: int, mode: ImageMode = "released") -> Pixels | None:
         """The image of `role` at `step`, uint8 [size, size, 3]; None where the dataset has none.
@@ -129,10 +156,22 @@ class RLDS:
     @cached_property
     def _home(self) -> Path:
         folder = self._folder
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        key = hashlib.sha256(repr((index_module.VERSION, self.spec.fingerprint, stamps)).encode()).hexdigest()
+        known = (index_module.VERSION, self.spec.fingerprint, self.bad_trajectories, self.check_images)
+        key = hashlib.sha256(repr((*known, sorted(self._stamps.items()))).encode()).hexdigest()
         return index_module.cache_folder(folder, self.name) / key[:16]
+
+    @cached_property
+    def _stamps(self) -> dict[str, tuple[int, int]]:
+        """Name of each file -> its bytes and when it was last written, as found at the start."""
+        stats = {path.name: path.stat() for path in self._folder.iterdir() if path.is_file()}
+        return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+    def _check_unchanged(self, file: int, now: os.stat_result) -> None:
+        name = self.index.files[file]
+        if self._stamps[name] != (now.st_size, now.st_mtime_ns):
+            raise BadShardError(
+                f"{self._folder / name} was written to after it was indexed: start again, so that it is indexed anew"
+            )
 
     def _descriptor(self, file: int) -> int:
         if file in self.descriptors:
@@ -152,30 +191,44 @@ class RLDS:
             raise BadShardError(f"{self._folder}: file format {info.file_format.value} is not read yet, only tfrecord")
         splits = list(info.splits)
         features = json.dumps(info.features.to_json())
-        jobs, expected = [], []
-        for split in splits:
-            paths = [Path(path) for path in info.splits[split].filepaths]
-            jobs += [(path, split, features, self.spec) for path in paths]
-            expected += info.splits[split].shard_lengths
-        if absent := [path.name for path, *_ in jobs if not path.exists()]:
+        jobs = [
+            Job(Path(path), split, length, features, self.spec, self.bad_trajectories, self.check_images)
+            for split in splits
+            for path, length in zip(info.splits[split].filepaths, info.splits[split].shard_lengths, strict=True)
+        ]
+        if absent := [job.path.name for job in jobs if not job.path.exists()]:
             raise BadShardError(
                 f"{self._folder}: dataset_info.json names files that are not there: {', '.join(absent)}"
             )
         shards = self._run(jobs)
-        for (path, *_), shard, length in zip(jobs, shards, expected, strict=True):
-            if len(shard.lengths) != length:
-                raise BadShardError(
-                    f"{path} holds {len(shard.lengths)} trajectories, dataset_info.json says {length}: get it again"
-                )
-        return _join(shards, [path for path, *_ in jobs], splits, list(self.spec.cameras))
+        if not any(shard.lengths for shard in shards):
+            raise BadShardError(f"{self._folder}: no trajectory can be read{self._first(shards)}")
+        return join(shards, [job.path for job in jobs], splits, list(self.spec.cameras))
 
-    def _run(self, jobs: list[Any]) -> list["_Shard"]:
-        label, large = f"indexing {self.name}", sum(path.stat().st_size for path, *_ in jobs) > PARALLEL_FROM
+    @staticmethod
+    def _first(shards: list[Shard]) -> str:
+        reasons = [
+            f"; of {one['file']}, trajectory {one['trajectory']}: {one['reason']}" for s in shards for one in s.skipped
+        ]
+        return reasons[0] if reasons else ""
+
+    def _warn(self, index: Index) -> None:
+        if index.skipped:
+            few = "".join(
+                f"\n    {one['file']}, trajectory {one['trajectory']}: {one['reason']}" for one in index.skipped[:3]
+            )
+            log.warning(
+                f"{self.name}: {len(index.skipped):,} trajectories cannot be read and are left out; "
+                f"all of them are listed in {self._home / 'index.json'} under `skipped`. The first:{few}"
+            )
+
+    def _run(self, jobs: list[Job]) -> list[Shard]:
+        label, large = f"indexing {self.name}", sum(job.path.stat().st_size for job in jobs) > PARALLEL_FROM
         workers = min(self.workers if self.workers is not None else (os.cpu_count() or 1) * large, len(jobs))
         if workers < 2:
-            return [_read_shard(job) for job in track(jobs, label, transient=True, disable=not large)]
+            return [read_shard(job) for job in track(jobs, label, transient=True, disable=not large)]
         with worker_pool(workers) as pool:
-            return list(track(pool.map(_read_shard, jobs), label, total=len(jobs), transient=True))
+            return list(track(pool.map(read_shard, jobs), label, total=len(jobs), transient=True))
 
     def _measure(self, index: Index, steps: NDArray[Any], trajectories: int) -> DatasetStatistics:
         if not len(steps):
@@ -186,95 +239,6 @@ class RLDS:
             mask=self.spec.action_mask(index.action.shape[1]),
             num_trajectories=trajectories,
         )
-
-
-@dataclass
-class _Shard:
-    split: str
-    lengths: list[int]
-    action: list[NDArray[np.float32]]
-    proprio: list[NDArray[np.float32]]
-    instruction: list[NDArray[Any]]
-    images: dict[str, list[NDArray[np.int64]]]
-
-
-def _read_shard(job: tuple[Path, str, str, DatasetSpec]) -> _Shard:
-    import tensorflow_datasets as tfds
-
-    path, split, features_json, spec = job
-    features = tfds.features.FeatureConnector.from_json(json.loads(features_json))
-    skip = {"steps": tfds.decode.SkipDecoding()}
-    shard = _Shard(split, [], [], [], [], {role: [] for role in spec.cameras})
-    for number, (start, record) in enumerate(read(path)):
-        try:
-            raw = features.deserialize_example_np(record, decoders=skip)["steps"]
-            _add(shard, spec, raw, record, start)
-        except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
-            reason = error.args[0] if error.args else error
-            raise BadShardError(f"{spec.name}: {path}, trajectory {number}: {reason}") from error
-    return shard
-
-
-def _add(shard: _Shard, spec: DatasetSpec, raw: Trajectory, record: bytes, start: int) -> None:
-    seen = dict(leaf_at(raw, "observation"))
-    for camera in filter(None, spec.cameras.values()):
-        seen[camera] = _places(leaf_at(raw, f"observation/{camera}"), record, start)
-    trajectory = spec.transform(raw | {"observation": seen})
-    action = np.asarray(leaf_at(trajectory, "action"), np.float32)
-    if action.ndim != 2 or not np.isfinite(action).all():
-        raise ValueError(f"an action is not a finite vector (shape {list(action.shape)})")
-    spec.check_width(action.shape[1])
-    steps = len(action)
-    shard.lengths.append(steps)
-    shard.action.append(action)
-    shard.instruction.append(np.broadcast_to(np.asarray(leaf_at(trajectory, spec.language), object), (steps,)))
-    columns = [_state(trajectory, key, steps) for key in spec.state]
-    shard.proprio.append(np.concatenate([np.zeros((steps, 0), np.float32), *columns], axis=1))
-    for role, key in spec.cameras.items():
-        places = np.zeros((steps, 2), np.int64) if key is None else trajectory["observation"][key]
-        shard.images[role].append(places)
-
-
-def _state(trajectory: Trajectory, key: str | None, steps: int) -> NDArray[np.float32]:
-    if key is None:
-        return np.zeros((steps, 1), np.float32)
-    return np.asarray(leaf_at(trajectory, f"observation/{key}"), np.float32).reshape(steps, -1)
-
-
-def _places(images: NDArray[Any], record: bytes, start: int) -> NDArray[np.int64]:
-    """Offset in the file and length of each encoded image. Wherever equal bytes are found is as good a place."""
-    places = np.zeros((len(images), 2), np.int64)
-    cursor = 0
-    for i, image in enumerate(images):
-        if image:
-            found = record.find(image, cursor)
-            cursor = (found if found >= 0 else record.index(image)) + len(image)
-            places[i] = start + cursor - len(image), len(image)
-    return places
-
-
-def _join(shards: list[_Shard], files: list[Path], splits: list[str], cameras: list[str]) -> Index:
-    def stacked(name: str) -> NDArray[Any]:
-        return np.concatenate([part for shard in shards for part in getattr(shard, name)])
-
-    words, instruction = np.unique(stacked("instruction").astype(bytes), return_inverse=True)
-    images = {}
-    for role in cameras:
-        parts = [(np.full((len(part), 1), i), part) for i, shard in enumerate(shards) for part in shard.images[role]]
-        images[role] = np.concatenate([np.concatenate(pair, axis=1) for pair in parts])
-    return Index(
-        action=stacked("action"),
-        proprio=stacked("proprio"),
-        bounds=np.cumsum([0, *(length for shard in shards for length in shard.lengths)]),
-        split=np.array([splits.index(shard.split) for shard in shards for _ in shard.lengths], np.int16),
-        instruction=instruction.astype(np.int32),
-        images=images,
-        splits=tuple(splits),
-        instructions=tuple(word.decode("utf-8", "replace") for word in words.tolist()),
-        files=tuple(path.name for path in files),
-        shards=np.cumsum([0, *(sum(shard.lengths) for shard in shards)]),
-        sizes=np.array([path.stat().st_size for path in files], np.int64),
-    )
 
 
 def _not_dropped(index: Index, spec: DatasetSpec) -> NDArray[np.bool_]:

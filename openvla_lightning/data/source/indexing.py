@@ -1,0 +1,191 @@
+"""The pass over a dataset's files: what training needs of each trajectory besides pixels, and where the pixels lie."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvla_lightning.data.images import decode
+from openvla_lightning.data.oxe.registry import DatasetSpec, Trajectory, leaf_at
+from openvla_lightning.data.source.index import Index
+from openvla_lightning.data.source.records import BadShardError, scan
+
+BadTrajectories = Literal["error", "skip"]
+WAY_OUT = "Get this file again, or leave such trajectories out with data.source.bad_trajectories=skip"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to read.
+
+    Attributes:
+        path: the file.
+        split: the split it belongs to.
+        expected: trajectories in it according to dataset_info.json.
+        features: the dataset's features as tfds writes them, JSON.
+        spec: what to make of a trajectory.
+        bad_trajectories: whether one that cannot be read is an error or left out.
+        check_images: decode every image instead of looking at its first and last bytes.
+    """
+
+    path: Path
+    split: str
+    expected: int
+    features: str
+    spec: DatasetSpec
+    bad_trajectories: BadTrajectories = "error"
+    check_images: bool = False
+
+
+@dataclass
+class Shard:
+    """What `read_shard` found in one file, trajectory by trajectory; `skipped` as in `Index`."""
+
+    split: str
+    lengths: list[int] = field(default_factory=list)
+    action: list[NDArray[np.float32]] = field(default_factory=list)
+    proprio: list[NDArray[np.float32]] = field(default_factory=list)
+    instruction: list[NDArray[Any]] = field(default_factory=list)
+    images: dict[str, list[NDArray[np.int64]]] = field(default_factory=dict)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read_shard(job: Job) -> Shard:
+    """Read every trajectory of one file.
+
+    Raises:
+        BadShardError: a trajectory cannot be read and is not to be left out, with file, trajectory and reason; or the
+            file holds another number of them than dataset_info.json says.
+    """
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeatureConnector.from_json(json.loads(job.features))
+    skip = {"steps": tfds.decode.SkipDecoding()}
+    shard = Shard(job.split, images={role: [] for role in job.spec.cameras})
+
+    def leave_out(trajectory: int, reason: str) -> None:
+        shard.skipped.append({"file": job.path.name, "trajectory": trajectory, "reason": reason})
+
+    number, lost = -1, "the file ends before it"
+    for number, (start, record) in enumerate(scan(job.path)):
+        if isinstance(record, BadShardError):
+            if job.bad_trajectories == "error":
+                raise BadShardError(f"{record} {WAY_OUT}.")
+            lost = f"lost with the one before: {record}"
+            leave_out(number, str(record))
+            continue
+        try:
+            raw = features.deserialize_example_np(record, decoders=skip)["steps"]
+            _add(shard, job, raw, record, start)
+        except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
+            reason = str(error.args[0] if error.args else error)
+            if job.bad_trajectories == "error":
+                where = f"{job.spec.name}: {job.path}, trajectory {number}"
+                raise BadShardError(f"{where}: {reason}. {WAY_OUT}.") from error
+            leave_out(number, reason)
+    found = number + 1
+    if found > job.expected or (found < job.expected and job.bad_trajectories == "error"):
+        raise BadShardError(f"{job.path} holds {found} trajectories, dataset_info.json says {job.expected}. {WAY_OUT}.")
+    for trajectory in range(found, job.expected):
+        leave_out(trajectory, lost)
+    return shard
+
+
+def _add(shard: Shard, job: Job, raw: Trajectory, record: bytes, start: int) -> None:
+    spec = job.spec
+    seen = dict(leaf_at(raw, "observation"))
+    for camera in filter(None, spec.cameras.values()):
+        images = leaf_at(raw, f"observation/{camera}")
+        _check_images(images, camera, every_pixel=job.check_images)
+        seen[camera] = _places(images, record, start)
+    trajectory = spec.transform(raw | {"observation": seen})
+    action = np.asarray(leaf_at(trajectory, "action"), np.float32)
+    if action.ndim != 2:
+        raise ValueError(f"an action is not a finite vector (shape {list(action.shape)})")
+    if len(bad := np.flatnonzero(~np.isfinite(action).all(axis=1))):
+        raise ValueError(f"an action is not a finite vector (step {bad[0]}: {action[bad[0]].tolist()})")
+    spec.check_width(action.shape[1])
+    steps = len(action)
+    instruction = np.broadcast_to(np.asarray(leaf_at(trajectory, spec.language), object), (steps,))
+    columns = [_state(trajectory, key, steps) for key in spec.state]
+    places = {
+        role: np.zeros((steps, 2), np.int64) if key is None else trajectory["observation"][key]
+        for role, key in spec.cameras.items()
+    }
+    # nothing of a trajectory that cannot be read stays behind
+    shard.lengths.append(steps)
+    shard.action.append(action)
+    shard.instruction.append(instruction)
+    shard.proprio.append(np.concatenate([np.zeros((steps, 0), np.float32), *columns], axis=1))
+    for role, found in places.items():
+        shard.images[role].append(found)
+
+
+def _check_images(images: NDArray[Any], camera: str, *, every_pixel: bool) -> None:
+    for step, image in enumerate(images):
+        if not image:
+            continue  # none stored: black
+        if image.startswith(b"\xff\xd8"):
+            whole = b"\xff\xd9" in image[-16:]  # some cameras pad what they write
+        elif image.startswith(PNG):
+            whole = b"IEND" in image[-16:]
+        elif image.startswith((b"BM", b"GIF8")):
+            whole = True
+        else:
+            raise ValueError(f"observation/{camera} of step {step} is no JPEG, PNG, BMP or GIF")
+        if not whole:
+            raise ValueError(f"observation/{camera} of step {step} is an image cut short")
+        if every_pixel:
+            try:
+                decode(image)
+            except ValueError as error:
+                raise ValueError(f"observation/{camera} of step {step}: {error}") from None
+
+
+def _state(trajectory: Trajectory, key: str | None, steps: int) -> NDArray[np.float32]:
+    if key is None:
+        return np.zeros((steps, 1), np.float32)
+    return np.asarray(leaf_at(trajectory, f"observation/{key}"), np.float32).reshape(steps, -1)
+
+
+def _places(images: NDArray[Any], record: bytes, start: int) -> NDArray[np.int64]:
+    """Offset in the file and length of each encoded image. Wherever equal bytes are found is as good a place."""
+    places = np.zeros((len(images), 2), np.int64)
+    cursor = 0
+    for i, image in enumerate(images):
+        if image:
+            found = record.find(image, cursor)
+            cursor = (found if found >= 0 else record.index(image)) + len(image)
+            places[i] = start + cursor - len(image), len(image)
+    return places
+
+
+def join(shards: list[Shard], files: list[Path], splits: list[str], cameras: list[str]) -> Index:
+    """Put the shards of a dataset together; `files` and `shards` go together, `cameras` are the roles."""
+
+    def stacked(name: str) -> NDArray[Any]:
+        return np.concatenate([part for shard in shards for part in getattr(shard, name)])
+
+    words, instruction = np.unique(stacked("instruction").astype(bytes), return_inverse=True)
+    images = {}
+    for role in cameras:
+        parts = [(np.full((len(part), 1), i), part) for i, shard in enumerate(shards) for part in shard.images[role]]
+        images[role] = np.concatenate([np.concatenate(pair, axis=1) for pair in parts])
+    return Index(
+        action=stacked("action"),
+        proprio=stacked("proprio"),
+        bounds=np.cumsum([0, *(length for shard in shards for length in shard.lengths)]),
+        split=np.array([splits.index(shard.split) for shard in shards for _ in shard.lengths], np.int16),
+        instruction=instruction.astype(np.int32),
+        images=images,
+        splits=tuple(splits),
+        instructions=tuple(word.decode("utf-8", "replace") for word in words.tolist()),
+        files=tuple(path.name for path in files),
+        shards=np.cumsum([0, *(sum(shard.lengths) for shard in shards)]),
+        skipped=tuple(one for shard in shards for one in shard.skipped),
+        sizes=np.array([path.stat().st_size for path in files], np.int64),
+    )
