@@ -67,7 +67,7 @@ def _score(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistics)
     batch = policy.processor.collate(list(steps)).to(policy.device)
     with torch.inference_mode():
         output = policy.vla(
-            pixel_values=batch.pixel_values.to(policy.dtype),
+            pixel_values=policy.processor.transform.normalise(batch.pixel_values).to(policy.dtype),
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
         )

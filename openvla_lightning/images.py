@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+CPU = torch.device("cpu")
 ResizeStrategy = Literal["resize-naive", "letterbox", "resize-crop"]
 
 
@@ -44,16 +45,26 @@ class ImageTransform:
             raise ValueError(f"means and stds must hold one triple per tower, got {means} and {stds}")
         self.image_size, self.resize_strategy, self.crop_area = image_size, resize_strategy, crop_area
         self.means, self.stds = [list(m) for m in means], [list(s) for s in stds]
-        self._mean = torch.tensor(self.means, dtype=torch.float32).view(1, -1, 3, 1, 1)
-        self._std = torch.tensor(self.stds, dtype=torch.float32).view(1, -1, 3, 1, 1)
+        moments = (torch.tensor(values, dtype=torch.float32, device=CPU) for values in (means, stds))
+        self._moments = {CPU: tuple(moment.view(1, -1, 3, 1, 1) for moment in moments)}
 
     def __call__(self, images: Sequence[Image.Image | NDArray[np.uint8]]) -> Tensor:
         """Return `pixel_values`, float32 [B, 3 * towers, H, W]."""
+        return self.normalise(self.pixels(images))
+
+    def pixels(self, images: Sequence[Image.Image | NDArray[np.uint8]]) -> Tensor:
+        """Resize and crop: uint8 [B, 3, H, W]."""
         pixels = torch.from_numpy(np.stack([self.resize(image) for image in images]))
         if self.crop_area is not None:
             pixels = center_crop(pixels, self.crop_area)
-        scaled = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
-        return ((scaled[:, None] - self._mean) / self._std).flatten(1, 2)
+        return pixels.permute(0, 3, 1, 2).contiguous()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Normalise uint8 [B, 3, H, W] by each tower's mean and std: float32 [B, 3 * towers, H, W], where they are."""
+        if pixels.device not in self._moments:
+            self._moments[pixels.device] = tuple(moment.to(pixels.device) for moment in self._moments[CPU])
+        mean, std = self._moments[pixels.device]
+        return ((pixels.float().div_(255)[:, None] - mean) / std).flatten(1, 2)
 
     def resize(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return `image` as uint8 [image_size, image_size, 3].

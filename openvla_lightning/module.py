@@ -107,7 +107,8 @@ class VLAModule(L.LightningModule):
 
     def forward(self, batch: Batch) -> VLAOutput:
         """Run the model on a batch of training or validation."""
-        return self.vla(pixel_values=batch.pixel_values, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        pixels = self.processor.transform.normalise(batch.pixel_values).to(self.dtype)
+        return self.vla(pixel_values=pixels, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
 
     def _step(self, batch: Batch, metrics: ActionMetrics) -> Tensor:
         output = self(batch)

@@ -188,12 +188,13 @@ class Processor:
         input_ids.scatter_(1, where, targets)
         labels.scatter_(1, where, targets)
         return Batch(
-            pixel_values=self.transform([self._image(step) for step in steps]),
+            pixel_values=self.transform.pixels([self._image(step) for step in steps]),
             input_ids=input_ids,
             attention_mask=torch.arange(width) < (lengths + targets.shape[1])[:, None],
             labels=labels,
             actions=actions,
             dataset_names=[step.dataset_name for step in steps],
+            numbers=[step.number for step in steps],
         )
 
     def _image(self, step: Step) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
 """The two dataclasses that cross the seam between data and model. Every shape is drawn here, once.
 
-Letters: B samples, L text tokens (prompt, action and end tokens, padding), C image channels (3 per vision tower),
-H x W pixels, T actions in a chunk, D action dimensions.
+Letters: B samples, L text tokens (prompt, action and end tokens, padding), H x W pixels, T actions in a chunk, D action
+dimensions.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -23,12 +23,14 @@ class Step:
         instruction: what the robot was told, as written in the dataset.
         action: float32 array [T, D], normalised to about [-1, 1] by the dataset's own statistics.
         dataset_name: which dataset of the mixture this came from; also its `unnorm_key`.
+        number: place in the order of training, from which all its random numbers follow.
     """
 
     images: dict[str, np.ndarray]
     instruction: str
     action: np.ndarray
     dataset_name: str
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,13 @@ class Batch:
     """What the model trains on: `Processor.collate(list[Step])`.
 
     Attributes:
-        pixel_values: float tensor [B, C, H, W], each tower's three channels normalised with its own mean and std.
+        pixel_values: uint8 tensor [B, 3, H, W], RGB; normalised on the device (`ImageTransform.normalise`).
         input_ids: int64 tensor [B, L]: BOS, prompt, action ids, end token, padding.
         attention_mask: bool tensor [B, L], False on padding.
         labels: int64 tensor [B, L]: the ids to predict, `IGNORE_INDEX` everywhere but on actions and the end token.
         actions: float32 tensor [B, T, D], the normalised actions behind the labels.
         dataset_names: B names, for metrics per dataset.
+        numbers: B places in the order of training.
     """
 
     pixel_values: torch.Tensor
@@ -50,6 +53,7 @@ class Batch:
     labels: torch.Tensor
     actions: torch.Tensor
     dataset_names: list[str] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the same batch with its tensors on `device`."""

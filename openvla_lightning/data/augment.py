@@ -1,4 +1,4 @@
-"""The paper's image augmentation, batched, with every parameter drawn independently."""
+"""The paper's image augmentation, batched, on the device, with every parameter drawn independently."""
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from openvla_lightning.data.permutation import Uint, key, mix, uniform
+
 CHUNK = 2**18
-"""Values worked on at a time: what fits the cache of one core."""
+"""Values worked on at a time on a CPU: what fits the cache of one core."""
 
 
 class Augmentation:
@@ -41,27 +43,32 @@ class Augmentation:
         self.shared_draw = shared_draw
         self.num_draws = sum(len(ranges) for _, ranges in self.operations)
 
-    def __call__(self, images: NDArray[np.uint8], draws: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Augment images [B, H, W, 3] with uniform numbers `draws` [B, num_draws] in [0, 1)."""
-        batch = max(1, CHUNK // int(np.prod(images.shape[1:])))
-        if self.shared_draw:
-            draws = np.broadcast_to(draws[:, :1], draws.shape)
-        out = np.empty_like(images)
-        for first in range(0, len(images), batch):
-            part = slice(first, first + batch)
-            out[part] = self._apply(images[part], torch.from_numpy(draws[part].astype(np.float32)))
-        return out
+    def draws(self, seed: int, numbers: Sequence[int]) -> NDArray[np.float32]:
+        """Uniform numbers in [0, 1), float32 [B, num_draws]: a function of the seed and the samples' numbers."""
+        streams = mix(np.asarray(numbers, np.uint64) + key(seed, 4))
+        columns: Uint = np.arange(self.num_draws, dtype=np.uint64)
+        drawn = uniform(np.add.outer(streams, columns)).astype(np.float32)
+        return np.minimum(drawn, np.float32(1 - 2**-24))  # rounding may reach 1
 
-    def _apply(self, images: NDArray[np.uint8], draws: Tensor) -> NDArray[np.uint8]:
-        floats = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float().div_(255)
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Augment images, uint8 [B, 3, H, W], with uniform numbers `draws`, float32 [B, num_draws], where they are."""
+        if self.shared_draw:
+            draws = draws[:, :1].expand_as(draws)
+        if images.is_cuda:
+            return self._apply(images, draws)
+        size = max(1, CHUNK // images[0].numel())
+        parts = zip(images.split(size), draws.split(size), strict=True)
+        return torch.cat([self._apply(part, own) for part, own in parts])
+
+    def _apply(self, images: Tensor, draws: Tensor) -> Tensor:
+        floats = images.float().div_(255)
         column = 0
         for operation, ranges in self.operations:
-            low, high = torch.tensor(ranges).T
+            low, high = torch.tensor(ranges, device=draws.device).T
             values = low + (high - low) * draws[:, column : column + len(ranges)]
             floats = operation(floats, values).clamp_(0, 1)
             column += len(ranges)
-        # as tf.image.convert_image_dtype goes back to uint8
-        return floats.mul_(255.5).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        return floats.mul_(255.5).to(torch.uint8)  # as tf.image.convert_image_dtype goes back to uint8
 
 
 def crop(images: Tensor, values: Tensor) -> Tensor:

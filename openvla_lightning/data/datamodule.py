@@ -1,24 +1,25 @@
 """The DataModule: datasets in, batches out."""
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from openvla_lightning.data.augment import Augmentation
 from openvla_lightning.data.curriculum import read_curriculum, stages
 from openvla_lightning.data.filters import FilterReport, NoopFilter, check_filter, select
 from openvla_lightning.data.images import ImageMode
-from openvla_lightning.data.loader import BatchNumbers, Loader
-from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, Walk, WindowedWalk, check_weights
+from openvla_lightning.data.loader import BatchNumbers, Loader, default_workers
+from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, check_weights
 from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
 from openvla_lightning.data.source import Source, SourceFactory
 from openvla_lightning.data.source.processes import end_with_parent
-from openvla_lightning.data.steps import DatasetSteps, StepBatches
+from openvla_lightning.data.steps import DatasetSteps, StepBatches, windowed_walks
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 from openvla_lightning.types import Step
 
@@ -127,7 +128,7 @@ class VLADataModule(L.LightningDataModule):
         self.augmentation = Augmentation(options, shared_draw) if options else None
         scales = options.get("random_resized_crop", {}).get("scale")
         self.crop_area: float | None = sum(scales) / len(scales) if scales else None
-        self.num_workers = _default_workers() if num_workers is None else num_workers
+        self.num_workers = default_workers() if num_workers is None else num_workers
         own = {name: describe(name, options) for name, options in (datasets or {}).items()}
         drawn = dict.fromkeys(name for part in weights for name, weight in part.items() if weight > 0)
         check_encodings(own.get(name) or dataset_spec(name) for name in drawn)
@@ -215,16 +216,15 @@ class VLADataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the mixture, from the sample where the last checkpoint stopped."""
         sizes = [len(steps) for steps in self.train.values()]
-        self.order = GlobalOrder(sizes, self.stages, self.seed, self._windows())
+        walks = windowed_walks(self.train, self.window_gb) if self.window_gb is not None else {}
+        self.order = GlobalOrder(sizes, self.stages, self.seed, walks)
         batches = StepBatches(
             self.train,
             self.order,
             self.image_size,
             self.cameras,
             self.images,
-            self.augmentation,
-            seed=self.seed,
-            swap=True,
+            swap_seed=self.seed,
         )
         world, rank = self._world()
         accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
@@ -249,17 +249,6 @@ class VLADataModule(L.LightningDataModule):
         size = max(world, self.global_batch_size // accumulated)
         return self._loader(batches, BatchNumbers(lambda: 0, size, total, world, rank, whole=True))
 
-    def _windows(self) -> dict[int, Walk]:
-        if self.window_gb is None:
-            return {}
-        walks: dict[int, Walk] = {}
-        for i, (name, steps) in enumerate(self.train.items()):
-            index = self.sources[name].index
-            if len(index.sizes):
-                bounds = np.searchsorted(steps.steps, index.shards)
-                walks[i] = WindowedWalk(bounds, index.sizes, int(self.window_gb * 1e9 / len(self.train)))
-        return walks
-
     def _loader(self, batches: StepBatches, numbers: BatchNumbers) -> DataLoader[Any]:
         parallel: dict[str, Any] = {}
         if self.num_workers:
@@ -279,6 +268,14 @@ class VLADataModule(L.LightningDataModule):
         if self.trainer is not None and self.trainer.training:
             self.samples_served += self.global_batch_size // self.trainer.accumulate_grad_batches
         return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment the images of training, on the device."""
+        if self.augmentation is None or self.trainer is None or not self.trainer.training:
+            return batch
+        draws = torch.from_numpy(self.augmentation.draws(self.seed, batch.numbers))
+        pixels = self.augmentation(batch.pixel_values, draws.to(batch.pixel_values.device, non_blocking=True))
+        return replace(batch, pixel_values=pixels)
 
     def served(self) -> dict[str, tuple[int, float]]:
         """Of each dataset, how many steps training was given so far, and how many the weights call for."""
@@ -301,9 +298,3 @@ class VLADataModule(L.LightningDataModule):
 
     def _meaning(self) -> dict[str, Any]:
         return {"seed": self.seed, "mix": self.mix, "curriculum": [stage.start for stage in self.stages]}
-
-
-def _default_workers() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(8, cores // devices // 2) if cores // devices > 2 else 0

@@ -1,5 +1,6 @@
 """Which samples a process takes, and the loader that does not lose its place."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,3 +53,10 @@ class BatchNumbers(DistributedSampler[Any], SequentialSampler):
 
     def set_epoch(self, epoch: int) -> None:
         """Nothing: the order knows its epochs."""
+
+
+def default_workers() -> int:
+    """One worker for every two cores of a device, at most 8; none where there are only two."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(8, cores // devices // 2) if cores // devices > 2 else 0

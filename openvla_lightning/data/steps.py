@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.augment import Augmentation
 from openvla_lightning.data.images import ImageMode
-from openvla_lightning.data.permutation import key, mix, uniform
+from openvla_lightning.data.mixture import Walk, WindowedWalk
+from openvla_lightning.data.permutation import key, uniform
 from openvla_lightning.data.source import Source
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 from openvla_lightning.types import Step
@@ -82,9 +82,7 @@ class StepBatches:
         image_size: side of the square images.
         cameras: roles to load.
         images: how they are decoded and resized.
-        augmentation: applied to every image, or None.
-        seed: of the augmentation, and of exchanged cameras.
-        swap: exchange cameras at random in datasets that say so.
+        swap_seed: exchange cameras at random, in datasets that say so, as this seed has it; None: never.
     """
 
     def __init__(
@@ -94,13 +92,11 @@ class StepBatches:
         image_size: int,
         cameras: Sequence[str],
         images: ImageMode = "released",
-        augmentation: Augmentation | None = None,
-        seed: int = 0,
-        swap: bool = False,
+        swap_seed: int | None = None,
     ) -> None:
         self.names, self.datasets, self.order = list(datasets), list(datasets.values()), order
         self.image_size, self.cameras, self.images = image_size, cameras, images
-        self.augmentation, self.seed, self.swap = augmentation, seed, swap
+        self.swap_seed = swap_seed
 
     def __getitem__(self, numbers: Sequence[int]) -> list[Step]:
         asked = np.asarray(numbers, np.int64)
@@ -118,6 +114,7 @@ class StepBatches:
                 instruction=dataset.instruction(position),
                 action=actions[row],
                 dataset_name=self.names[chosen[row]],
+                number=int(asked[row]),
             )
             for row, (dataset, position) in enumerate(places)
         ]
@@ -125,17 +122,23 @@ class StepBatches:
     def _images(
         self, role: str, places: Sequence[tuple[DatasetSteps, int]], numbers: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
-        swapped = uniform(key(self.seed, 6) + numbers.astype(np.uint64)) < (0.5 if self.swap else 0)
-        pixels = np.stack(
+        swapped = np.zeros(len(numbers), bool)
+        if self.swap_seed is not None:
+            swapped = uniform(key(self.swap_seed, 6) + numbers.astype(np.uint64)) < 0.5
+        return np.stack(
             [
                 dataset.image(dataset.other(role) if other else role, position, self.image_size, self.images)
                 for (dataset, position), other in zip(places, swapped.tolist(), strict=True)
             ]
         )
-        if self.augmentation is None:
-            return pixels
-        # a function of seed, sample and camera: the same whichever worker draws it, and after a restart
-        streams = mix(key(self.seed, 4, *role.encode()) + numbers.astype(np.uint64))
-        columns = np.arange(self.augmentation.num_draws, dtype=np.uint64)
-        draws = uniform(streams[:, None] + columns)
-        return self.augmentation(pixels, draws)
+
+
+def windowed_walks(datasets: Mapping[str, DatasetSteps], gigabytes: float) -> dict[int, Walk]:
+    """Orders that shuffle within so many gigabytes of shards, shared by all datasets, of those that lie in files."""
+    walks: dict[int, Walk] = {}
+    for i, dataset in enumerate(datasets.values()):
+        index = dataset.source.index
+        if len(index.sizes):
+            bounds = np.searchsorted(dataset.steps, index.shards)
+            walks[i] = WindowedWalk(bounds, index.sizes, int(gigabytes * 1e9 / len(datasets)))
+    return walks

@@ -8,18 +8,27 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 import toy_rlds
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from openvla_lightning.data import VLADataModule
 from openvla_lightning.data.source.rlds import RLDS
-from openvla_lightning.types import Step
+from openvla_lightning.types import Batch, Step
 
 NAMES = ("one", "two", "three")
+
+
+def collate(steps: list[Step]) -> Batch:
+    """A batch without words."""
+    pixels = torch.from_numpy(np.stack([step.images["primary"] for step in steps])).permute(0, 3, 1, 2)
+    actions = torch.from_numpy(np.stack([step.action for step in steps]))
+    ids = torch.zeros(len(steps), 1, dtype=torch.long)
+    names, numbers = [step.dataset_name for step in steps], [step.number for step in steps]
+    return Batch(pixels, ids, ids.bool(), ids, actions, names, numbers)
 
 
 class Diary(L.LightningModule):
@@ -29,18 +38,12 @@ class Diary(L.LightningModule):
         super().__init__()
         self.path, self.pause, self.weight = path, pause, torch.nn.Parameter(torch.zeros(1))
 
-    def training_step(self, batch: list[Step], batch_idx: int) -> torch.Tensor:
-        seen = hashlib.sha256()
-        for step in batch:
-            seen.update(repr((step.dataset_name, step.instruction)).encode() + step.action.tobytes())
-            seen.update(step.images["primary"].tobytes())
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        seen = hashlib.sha256(batch.actions.numpy().tobytes() + batch.pixel_values.numpy().tobytes())
         with self.path.open("a") as diary:
-            diary.write(f"{self.global_step} {seen.hexdigest()} {' '.join(step.dataset_name for step in batch)}\n")
+            diary.write(f"{self.global_step} {seen.hexdigest()} {' '.join(batch.dataset_names)}\n")
         time.sleep(self.pause)
         return self.weight.sum()
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -52,7 +55,7 @@ def main(data: Path, run: Path, steps: int, pause: float) -> None:
         mix={"one": 1.0, "two": 2.0},
         curriculum=[{"after": 0.6, "mix": {"two": 0.0, "three": 3.0}}],
         datasets=dict.fromkeys(NAMES, toy_rlds.SPEC),
-        collate=list,
+        collate=collate,
         image_size=toy_rlds.SIZE,
         global_batch_size=6,
         num_workers=2,

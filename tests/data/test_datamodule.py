@@ -1,56 +1,25 @@
 """From files to batches: the same batches every time, whatever serves them, also after a restart."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
+import resumable
 import torch
 import toy_rlds
+from serving import opened, random_data, same, toy, train
 
 from openvla_lightning.data import MissingDataError, VLADataModule
 from openvla_lightning.data.source.rlds import RLDS
 from openvla_lightning.data.source.synthetic import Synthetic
-from openvla_lightning.types import Step
 
 AUGMENT = {"random_brightness": [0.2], "random_hue": [0.05]}
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-
-
-def random_data(**options: Any) -> VLADataModule:
-    defaults: dict[str, Any] = {"mix": {"kuka": 1.0, "bridge_orig": 0.5}, "collate": list, "num_workers": 0}
-    defaults |= {"image_size": 16, "global_batch_size": 8}
-    return VLADataModule(partial(Synthetic, num_steps=64, image_size=16), **defaults | options)
-
-
-def toy(root: Path, **options: Any) -> VLADataModule:
-    defaults: dict[str, Any] = {
-        "mix": {"toy": 1.0},
-        "collate": list,
-        "num_workers": 0,
-        "datasets": {"toy": toy_rlds.SPEC},
-    }
-    defaults |= {"image_size": toy_rlds.SIZE, "global_batch_size": 4}
-    return VLADataModule(partial(RLDS, root), **defaults | options)
-
-
-def opened(data: VLADataModule) -> VLADataModule:
-    data.prepare_data()
-    data.setup("fit")
-    return data
-
-
-def same(one: list[list[Step]], two: list[list[Step]]) -> bool:
-    def plain(batches: list[list[Step]]) -> list[Any]:
-        return [
-            [(s.dataset_name, s.instruction, s.action.tobytes(), *(i.tobytes() for i in s.images.values())) for s in b]
-            for b in batches
-        ]
-
-    return plain(one) == plain(two)
 
 
 def test_steps_arrive_whole(toy_root: Path) -> None:
@@ -84,15 +53,28 @@ def test_steps_arrive_whole(toy_root: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(toy_root: Path, workers: int) -> None:
-    alone = list(opened(toy(toy_root, augment=AUGMENT)).train_dataloader())
-    together = list(opened(toy(toy_root, augment=AUGMENT, num_workers=workers)).train_dataloader())
+    alone = list(opened(toy(toy_root)).train_dataloader())
+    together = list(opened(toy(toy_root, num_workers=workers)).train_dataloader())
     assert same(alone, together)
-    assert not same(alone, list(opened(toy(toy_root, augment=AUGMENT, seed=8)).train_dataloader()))
-    assert not same(alone, list(opened(toy(toy_root)).train_dataloader()))
+    assert not same(alone, list(opened(toy(toy_root, seed=8)).train_dataloader()))
+
+
+def test_images_are_augmented_in_training_alone_and_by_their_number(toy_root: Path) -> None:
+    data = opened(toy(toy_root, collate=resumable.collate, augment=AUGMENT))
+    batch = next(iter(data.train_dataloader()))
+    for stage in ("validating", "testing", "predicting"):
+        data.trainer = SimpleNamespace(training=False, **{stage: True})
+        assert data.on_after_batch_transfer(batch, 0) is batch
+    data.trainer = SimpleNamespace(training=True)
+    augmented = data.on_after_batch_transfer(batch, 0)
+    assert augmented.pixel_values.dtype == torch.uint8
+    assert (augmented.pixel_values != batch.pixel_values).any()
+    picked = replace(batch, pixel_values=batch.pixel_values[[2]], numbers=[batch.numbers[2]])
+    assert torch.equal(data.on_after_batch_transfer(picked, 0).pixel_values[0], augmented.pixel_values[2])
 
 
 def test_validation_is_every_held_out_step_once_unaugmented(toy_root: Path) -> None:
-    data = opened(toy(toy_root, augment=AUGMENT, global_batch_size=5))
+    data = opened(toy(toy_root, global_batch_size=5))
     steps = [step for batch in data.val_dataloader() for step in batch]
     expected = sum(5 + number % 5 - 2 for number in range(toy_rlds.VAL))
     assert len(steps) == len({step.action.tobytes() for step in steps}) == expected
@@ -111,60 +93,6 @@ def test_actions_are_normalised_by_the_datasets_own_statistics(toy_root: Path, n
             back = data.statistics["toy"].unnormalise(step.action[0], normalisation)
             inside = (np.abs(step.action[0]) < 0.999) & ([True] * 6 + [False])  # the gripper never moves: 0
             assert min(np.abs(back - action)[inside].max(initial=0) for action in raw) < 1e-4
-
-
-class Recorder(L.LightningModule):
-    """Remembers which steps it was trained on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.seen = torch.nn.Linear(1, 1), []
-
-    def training_step(self, batch: list[Step], batch_idx: int) -> torch.Tensor:
-        self.seen.append([step.action.tobytes() for step in batch])
-        return self.layer(torch.ones(1, 1)).sum()
-
-    def validation_step(self, batch: list[Step], batch_idx: int) -> None:
-        assert batch
-
-    def transfer_batch_to_device(self, batch: list[Step], device: torch.device, dataloader_idx: int) -> list[Step]:
-        return batch
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-class StopAfter(L.Callback):
-    """Ends training early, as if it had been killed there."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        trainer.should_stop = trainer.global_step >= self.steps
-
-
-def train(
-    steps: int, save: Path, resume: Path | None = None, accumulate: int = 1, stop: int | None = None, **options: Any
-) -> list[Any]:
-    trainer = L.Trainer(
-        callbacks=[StopAfter(stop or steps)],
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        val_check_interval=5,
-        check_val_every_n_epoch=None,
-        accumulate_grad_batches=accumulate,
-        overfit_batches=options.pop("overfit_batches", 0),
-    )
-    module = Recorder()
-    trainer.fit(module, random_data(**options), ckpt_path=str(resume) if resume else None)
-    trainer.save_checkpoint(save)
-    return module.seen
 
 
 @pytest.mark.parametrize(("stop", "workers"), [(1, 2), (7, 0), (11, 1), (12, 0), (13, 0), (25, 0)])
@@ -187,57 +115,6 @@ def test_overfitting_sees_one_batch_over_and_over(tmp_path: Path) -> None:
     seen = train(5, tmp_path / "x.ckpt", overfit_batches=1)
     assert len(seen) == 5
     assert all(batch == seen[0] for batch in seen)
-
-
-def test_a_curriculum_changes_the_mixture_at_its_step_also_after_a_restart(tmp_path: Path) -> None:
-    options = {"mix": {"kuka": 1.0}, "curriculum": [{"after": 0.5, "mix": {"kuka": 0.0, "bridge_orig": 1.0}}]}
-    whole = train(10, tmp_path / "whole.ckpt", **options)
-    kuka, bridge = (
-        {step.action.tobytes() for batch in opened(random_data(mix={n: 1.0})).train_dataloader() for step in batch}
-        for n in ("kuka", "bridge_orig")
-    )
-    assert all({*batch} <= kuka for batch in whole[:5])
-    assert all({*batch} <= bridge for batch in whole[5:])
-    first = train(10, tmp_path / "part.ckpt", stop=3, **options)
-    assert first + train(10, tmp_path / "rest.ckpt", resume=tmp_path / "part.ckpt", **options) == whole
-
-
-def test_cameras_that_change_places_do_so_in_half_of_the_samples(toy_root: Path) -> None:
-    spec = toy_rlds.SPEC | {"swap": ["primary", "wrist"]}
-    options = {"datasets": {"toy": spec}, "cameras": ["primary", "wrist"], "global_batch_size": 1}
-    plain = [
-        batch[0] for batch in opened(toy(toy_root, **options | {"datasets": {"toy": toy_rlds.SPEC}})).train_dataloader()
-    ]
-    swapped = [batch[0] for batch in opened(toy(toy_root, **options)).train_dataloader()]
-    changed = [
-        not np.array_equal(a.images["primary"], b.images["primary"]) for a, b in zip(plain, swapped, strict=True)
-    ]
-    assert 0.3 < np.mean(changed) < 0.7
-    for a, b in zip(plain, swapped, strict=True):
-        assert {i.tobytes() for i in a.images.values()} == {i.tobytes() for i in b.images.values()}
-    held_out = opened(toy(toy_root, **options)).val_dataloader()
-    assert same(
-        list(held_out), list(opened(toy(toy_root, **options | {"datasets": {"toy": toy_rlds.SPEC}})).val_dataloader())
-    )
-
-
-def test_statistics_of_what_is_trained_on(toy_root: Path) -> None:
-    released, own = opened(toy(toy_root)), opened(toy(toy_root, statistics="train"))
-    kept = own.train["toy"].steps
-    assert own.statistics["toy"].num_transitions == len(kept) < released.statistics["toy"].num_transitions
-    action = own.sources["toy"].index.action[kept]
-    np.testing.assert_allclose(own.statistics["toy"].action["q01"], np.quantile(action, 0.01, axis=0), rtol=1e-6)
-    assert own.val["toy"].statistics is own.statistics["toy"]
-
-
-def test_a_windowed_order_serves_everything_once_shard_by_shard(toy_root: Path) -> None:
-    data = opened(toy(toy_root, window_gb=1e-9, global_batch_size=1))
-    steps = data.train["toy"]
-    list(data.train_dataloader())
-    _, positions = data.order(np.arange(len(steps)))
-    assert sorted(positions) == list(range(len(steps)))
-    files = data.sources["toy"].index.images["primary"][steps.steps[positions]][:, 0]
-    assert (np.diff(files) != 0).sum() == len(set(files.tolist())) - 1
 
 
 def test_another_seed_after_resuming_is_said(caplog: pytest.LogCaptureFixture) -> None:

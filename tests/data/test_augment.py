@@ -1,0 +1,91 @@
+"""Augmentation is the paper's, and the released one when its single random number is asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openvla_lightning.data import augment as module
+from openvla_lightning.data.augment import Augmentation
+
+PAPER = {
+    "random_resized_crop": {"scale": [0.9, 0.9], "ratio": [1.0, 1.0]},
+    "random_brightness": [0.2],
+    "random_contrast": [0.8, 1.2],
+    "random_saturation": [0.8, 1.2],
+    "random_hue": [0.05],
+}
+
+
+@pytest.fixture(scope="module")
+def bridge(golden: Path) -> dict[str, np.ndarray]:
+    return dict(np.load(golden / "data" / "bridge" / "golden_bridge.npz"))
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_augmentation_as_released_given_its_random_number(bridge: dict[str, np.ndarray], number: int) -> None:
+    source = torch.from_numpy(bridge[f"images/{number:02d}/resized224"]).permute(2, 0, 1)[None]
+    drawn = bridge["aug/params"][number, 0]
+    stages = ["crop", "adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue"]
+    for count, stage in enumerate(stages, 1):
+        augment = Augmentation(dict(list(PAPER.items())[:count]), shared_draw=True)
+        out = augment(source, torch.full((1, augment.num_draws), float(drawn)))
+        off = (
+            out[0].permute(1, 2, 0).int() - torch.from_numpy(bridge[f"aug/{number:02d}/after_{stage}_uint8"]).int()
+        ).abs()
+        assert off.max() <= 1, stage
+        assert (off > 0).float().mean() < 1e-3, stage
+
+
+def test_every_draw_matters_and_neighbours_in_a_batch_do_not() -> None:
+    image = torch.randint(0, 256, (1, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    augment = Augmentation(PAPER)
+    middle = torch.full((1, augment.num_draws), 0.5)
+    plain = augment(image, middle)
+    for column in range(2, augment.num_draws):  # scale and ratio are fixed ranges here
+        draws = middle.clone()
+        draws[0, column] = 0.95
+        assert (augment(image, draws) != plain).any(), column
+    together = augment(image.expand(3, -1, -1, -1), torch.cat([middle, draws, middle]))
+    assert torch.equal(together[0], plain[0])
+    assert torch.equal(together[1], augment(image, draws)[0])
+    assert torch.equal(Augmentation({})(image, torch.zeros(1, 0)), image)
+
+
+@given(st.integers(1, 40), st.integers(1, 2**14))
+def test_in_chunks_as_in_one(batch: int, chunk: int) -> None:
+    images = torch.randint(0, 256, (batch, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(batch))
+    augment = Augmentation(PAPER)
+    draws = torch.from_numpy(augment.draws(1, range(batch)))
+    whole = augment(images, draws)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK", chunk)
+        assert torch.equal(augment(images, draws), whole)
+
+
+def test_draws_are_independent_and_a_function_of_seed_and_number() -> None:
+    augment = Augmentation(PAPER)
+    drawn = augment.draws(7, range(20_000))
+    assert drawn.shape == (20_000, augment.num_draws)
+    assert 0 <= drawn.min() < drawn.max() < 1
+    off = np.corrcoef(drawn.T) - np.eye(augment.num_draws)
+    assert np.abs(off).max() < 4 / np.sqrt(len(drawn))
+    np.testing.assert_array_equal(augment.draws(7, [19_999, 3]), drawn[[19_999, 3]])
+    assert (augment.draws(8, range(100)) != drawn[:100]).all()
+
+
+@pytest.mark.parametrize(
+    ("operations", "message"),
+    [
+        ({"random_brighness": [0.2]}, "did you mean random_brightness"),
+        ({"random_contrast": [1.2, 0.8]}, r"expected \[low, high\]"),
+        ({"random_resized_crop": {"scale": [0.9, 0.9]}}, "takes {scale"),
+        ({"random_hue": 0.05}, r"expected \[low, high\]"),
+    ],
+)
+def test_wrong_operations_are_named(operations: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Augmentation(operations)
