@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from openvla_lightning.page import escape
 from openvla_lightning.tables import Rows, markdown
 
 CAVEAT = (
@@ -32,7 +33,7 @@ def offline_lines(offline: Mapping[str, Any]) -> list[str]:
         auroc = scores["calibration"]["auroc"]
         rows = [["entropy of the prediction (nats)", "token accuracy", "L1 (normalised)"]]
         rows += [[f"{part['entropy']:.2f}", *_scores(part)] for part in scores["calibration"]["bins"]]
-        lines += [f"## {dataset}: does it know when it is wrong?", "", markdown(rows), ""]
+        lines += [f"## {escape(dataset)}: does it know when it is wrong?", "", markdown(rows), ""]
         if auroc is not None:
             lines += [
                 f"A wrong token was predicted with more entropy than a right one in {100 * auroc:.0f} % of pairs "
@@ -41,8 +42,8 @@ def offline_lines(offline: Mapping[str, Any]) -> list[str]:
             ]
         tasks = list(scores["tasks"].items())
         rows = [["instruction", "steps", "token accuracy", "L1 (normalised)"]]
-        rows += [[task, str(values["steps"]), *_scores(values)] for task, values in tasks[:MOST_TASKS]]
-        lines += [f"## {dataset}: by task, the hardest first", "", markdown(rows), ""]
+        rows += [[escape(task), str(values["steps"]), *_scores(values)] for task, values in tasks[:MOST_TASKS]]
+        lines += [f"## {escape(dataset)}: by task, the hardest first", "", markdown(rows), ""]
         if len(tasks) > MOST_TASKS:
             lines += [f"and {len(tasks) - MOST_TASKS} more in results.json.", ""]
     return lines

@@ -13,7 +13,7 @@ from rich.console import Console
 from openvla_lightning.chart import draw_chart
 from openvla_lightning.comparison import SIGNIFICANT, compare_all, power, task_mean
 from openvla_lightning.offline_report import CAVEAT, offline_lines, offline_rows
-from openvla_lightning.page import write_page
+from openvla_lightning.page import escape, write_page
 from openvla_lightning.paper import SUCCESS
 from openvla_lightning.results import FILE_NAME, Results, SuccessRate, find_results, success_rate
 from openvla_lightning.sweeps import write_sweep
@@ -126,7 +126,10 @@ def write_report(results: Results, folder: str | Path, console: Console | None =
     videos = [episode for episode in results.episodes if episode.video]
     if videos:
         lines += ["## Videos", ""]
-        lines += [f"- [{'success' if e.success else 'failure'}: {e.instruction}]({e.video}) ({e.task})" for e in videos]
+        lines += [
+            f"- [{'success' if e.success else 'failure'}: {escape(e.instruction)}]({e.video}) ({e.task})"
+            for e in videos
+        ]
         lines += [""]
     if results.notes:
         lines += ["## Beware", "", *(f"- {note}" for note in results.notes), ""]

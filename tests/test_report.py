@@ -112,13 +112,14 @@ def test_report_of_held_out_steps(tmp_path):
     means = {"steps": 9, "token_accuracy": 0.5, "l1": 0.25}
     bins = [{"entropy": 0.1, **means}, {"entropy": 2.0, "token_accuracy": 0.25, "l1": 0.5}]
     scores = {**means, "dimensions": {"x": dimension}, "calibration": {"auroc": 0.75, "bins": bins}}
-    offline = {**means, "datasets": {name: scores | {"tasks": {"lift": means}} for name in ("d", "e")}}
+    offline = {**means, "datasets": {name: scores | {"tasks": {"lift | put": means}} for name in ("d", "e")}}
     found = Results("mine", "offline", offline=offline)
     assert found.score == 0.5
     report = write_report(found, tmp_path, Console(quiet=True)).read_text()
     assert "| x | 50.0 % | 0.2500 | 0.125 |" in report
     assert "| d | 50.0 % | 0.2500 |" in report
     assert "| 2.00 | 25.0 % | 0.5000 |" in report
+    assert "| lift \\| put | 9 | 50.0 % | 0.2500 |" in report
     assert "more entropy than a right one in 75 % of pairs" in report
     assert "9 held-out steps. Offline scores are a poor predictor of success" in report
     assert not (tmp_path / CHART_NAME).exists()
