@@ -29,6 +29,9 @@ class HeldOut(Protocol):
     def val_dataloader(self) -> Iterable[list[Step]]:
         """Batches of the held-out split, as `collate` made them."""
 
+    def train_dataloader(self) -> Iterable[list[Step]]:
+        """Batches of the mixture."""
+
 
 class Offline:
     """Predict the actions of held-out demonstrations.
@@ -41,6 +44,8 @@ class Offline:
         dataset: which dataset of the mixture; None: each of them.
         num_steps: how many held-out steps of each dataset to look at; fewer when the split is smaller.
     """
+
+    stage = "validate"
 
     def __init__(self, data: Callable[..., HeldOut], dataset: str | None = None, num_steps: int = 1000) -> None:
         if num_steps < 1:
@@ -73,8 +78,11 @@ class Offline:
         data = self.build(collate=list, image_size=image_size, normalisation=normalisation)
         names = self._names(data)
         data.prepare_data()
-        data.setup("validate")
+        data.setup(self.stage)
         return self._batches(data, names), data.statistics, names
+
+    def _loader(self, data: HeldOut) -> Iterable[list[Step]]:
+        return data.val_dataloader()
 
     def _names(self, data: HeldOut) -> list[str]:
         known = list(data.mix)
@@ -88,10 +96,19 @@ class Offline:
 
     def _batches(self, data: HeldOut, names: list[str]) -> Iterator[list[Step]]:
         left = dict.fromkeys(names, self.num_steps)
-        for batch in data.val_dataloader():
+        for batch in self._loader(data):
             for name in names:
                 if steps := list(islice((step for step in batch if step.dataset_name == name), left[name])):
                     yield steps
                 left[name] -= len(steps)
             if not any(left.values()):
                 return
+
+
+class TrainingSteps(Offline):
+    """The same with steps that were trained on: see `openvla_lightning.open_loop`. Arguments as above."""
+
+    stage = "fit"
+
+    def _loader(self, data: HeldOut) -> Iterable[list[Step]]:
+        return data.train_dataloader()
