@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openvla_lightning.data.images import decode, resize
+from openvla_lightning.data.images import decode, lanczos, load, resize
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,24 @@ def test_decode_and_resize_as_released(bridge: dict[str, np.ndarray], number: in
     off = differences(resize(image, 224), bridge[f"images/{number:02d}/resized224"])
     assert off.max() <= 1
     assert (off > 0).mean() < 1e-4
+
+
+@pytest.mark.parametrize("number", [7, 10, 11, 12, 13, 14])
+def test_fast_images_look_the_same(bridge: dict[str, np.ndarray], number: int) -> None:
+    encoded = bridge[f"images/{number:02d}/encoded"].tobytes()
+    off = differences(load(encoded, 224, "fast"), load(encoded, 224, "released"))
+    assert off.mean() < 3
+    assert load(encoded, 224, "fast").shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize(("length", "size"), [(64, 224), (480, 224), (224, 224), (7, 3), (3, 7)])
+def test_weights_keep_brightness_and_are_symmetric(length: int, size: int) -> None:
+    weights = lanczos(length, size)
+    assert weights.shape == (size, length)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(weights, weights[::-1, ::-1], atol=1e-6)
+    if length == size:
+        np.testing.assert_allclose(weights, np.eye(size), atol=1e-6)
 
 
 def test_resize_leaves_images_of_the_right_size_alone() -> None:
