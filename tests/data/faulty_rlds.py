@@ -78,9 +78,11 @@ def selections(datamodule: VLADataModule) -> list[Selection]:
     ]
 
 
-def chosen(root: Path, **options: Any) -> Selection:
-    """What training takes of the faulty dataset."""
+def chosen(root: Path, reader: dict[str, Any] | None = None, **options: Any) -> Selection:
+    """What training takes of the faulty dataset; `reader` goes to the source, `options` to the DataModule."""
 
     spec = SPEC | options.pop("spec", {})
-    datamodule = VLADataModule(partial(RLDS, root), {"faulty": 1.0}, list, 32, 8, datasets={"faulty": spec}, **options)
+    datamodule = VLADataModule(
+        partial(RLDS, root, **reader or {}), {"faulty": 1.0}, list, 32, 8, datasets={"faulty": spec}, **options
+    )
     return selections(datamodule)[0]

@@ -1,6 +1,7 @@
 """The data report, on a dataset with planted faults; every number is counted again from what was written."""
 
 import re
+import shutil
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -164,10 +165,20 @@ class Sound(Synthetic):
         return index
 
 
+def test_what_could_not_be_read_is_in_the_verdict(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    shard = max(tmp_path.glob("faulty/1.0.0/*train*"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    found = gather(chosen(tmp_path, reader={"bad_trajectories": "skip"}))
+    assert found.splits["train"][0] == TRAIN - 1
+    assert [one["file"] for one in found.skipped] == [shard.name]
+    assert verdict(found).startswith("trajectories left out, as they could not be read: 1")
+
+
 def test_what_could_not_be_read_is_listed(facts: Facts) -> None:
     skipped = tuple({"file": "a.tfrecord", "trajectory": i, "reason": f"action {i} is NaN | <inf>"} for i in range(30))
     damaged = replace(facts, skipped=skipped)
-    assert verdict(damaged).startswith("30 trajectories could not be read")
+    assert verdict(damaged).startswith("trajectories left out, as they could not be read: 30")
     text = "\n".join(section(damaged))
     assert "| a.tfrecord | 19 | action 19 is NaN \\| \\<inf\\> |" in text
     assert "a.tfrecord | 20" not in text

@@ -40,7 +40,7 @@ def verdict(facts: Facts) -> str:
 
 def _about_reading(facts: Facts) -> Iterator[str]:
     if facts.skipped:
-        yield f"{len(facts.skipped):,} trajectories could not be read and are left out"
+        yield f"trajectories left out, as they could not be read: {len(facts.skipped):,}"
 
 
 def _about_size(facts: Facts) -> Iterator[str]:
