@@ -131,6 +131,7 @@ def data_report(cfg: DictConfig) -> None:
     from openvla_lightning.data.report.pages import write_report
 
     validate(cfg)
+    cfg.data.curriculum = None  # nothing is trained: the shares are those of the beginning
     datamodule = instantiate(cfg.data, collate=list, _convert_="all")
     check_all(data=lambda: find_data(cfg, datamodule))
     try:

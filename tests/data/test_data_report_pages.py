@@ -78,7 +78,7 @@ def test_the_process_writes_everything_for_a_users_own_dataset(root: Path, tmp_p
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(config)}")
     command = [sys.executable, "-m", "openvla_lightning.data.report", "--config-dir", str(tmp_path / "conf")]
-    command += ["data/mix=mine", f"paths.log_dir={tmp_path}"]
+    command += ["data/mix=mine", "data/curriculum=drop_droid", f"paths.log_dir={tmp_path}"]
     done = subprocess.run([*command, f"paths.data_dir={root}"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "saturated, share of values" in " ".join(done.stdout.split())
