@@ -32,6 +32,7 @@ FORBIDDEN = {
     | TRAINING
     | MODELS
     | ABOVE,
+    "open_loop.py sweeps.py parameters.py": CONFIGURATION | TRAINING | ABOVE,
     "env": CONFIGURATION
     | TRAINING
     | MODELS
