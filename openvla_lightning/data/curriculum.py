@@ -79,3 +79,11 @@ def stages(
         start = change.step(max_steps) * global_batch_size
         found.append(Stage(start, list(mixture_weights(weights, sizes, balance).values())))
     return found
+
+
+def intended(stages: Sequence[Stage], samples: int) -> list[float]:
+    """How many of the first `samples` samples the weights call for, of each dataset."""
+    ends = [*(stage.start for stage in stages[1:]), samples]
+    lengths = [max(0, min(end, samples) - stage.start) for stage, end in zip(stages, ends, strict=True)]
+    each = zip(*(stage.shares for stage in stages), strict=True)
+    return [sum(share * length for share, length in zip(shares, lengths, strict=True)) for shares in each]

@@ -6,12 +6,11 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import lightning as L
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from openvla_lightning.data.augment import Augmentation
-from openvla_lightning.data.curriculum import read_curriculum, stages
+from openvla_lightning.data.curriculum import intended, read_curriculum, stages
 from openvla_lightning.data.filters import FilterReport, NoopFilter, check_filter, select
 from openvla_lightning.data.images import ImageMode
 from openvla_lightning.data.loader import BatchNumbers, Loader, default_workers
@@ -218,14 +217,7 @@ class VLADataModule(L.LightningDataModule):
         sizes = [len(steps) for steps in self.train.values()]
         walks = windowed_walks(self.train, self.window_gb) if self.window_gb is not None else {}
         self.order = GlobalOrder(sizes, self.stages, self.seed, walks)
-        batches = StepBatches(
-            self.train,
-            self.order,
-            self.image_size,
-            self.cameras,
-            self.images,
-            swap_seed=self.seed,
-        )
+        batches = StepBatches(self.train, self.order, self.image_size, self.cameras, self.images, swap_seed=self.seed)
         world, rank = self._world()
         accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
         if self.global_batch_size % (world * accumulated):
@@ -279,12 +271,8 @@ class VLADataModule(L.LightningDataModule):
 
     def served(self) -> dict[str, tuple[int, float]]:
         """Of each dataset, how many steps training was given so far, and how many the weights call for."""
-        ends = [*(stage.start for stage in self.stages[1:]), self.samples_served]
-        intended = np.zeros(len(self.train))
-        for stage, end in zip(self.stages, ends, strict=True):
-            intended += np.array(stage.shares) * max(0, min(end, self.samples_served) - stage.start)
         steps = self.order.served(self.samples_served).tolist()
-        return dict(zip(self.train, zip(steps, intended.tolist(), strict=True), strict=True))
+        return dict(zip(self.train, zip(steps, intended(self.stages, self.samples_served), strict=True), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Where to go on: one number, and what makes it mean the same."""
@@ -297,4 +285,5 @@ class VLADataModule(L.LightningDataModule):
             log.warning(f"data.{' and data.'.join(changed)} changed since the checkpoint: the order is another one now")
 
     def _meaning(self) -> dict[str, Any]:
-        return {"seed": self.seed, "mix": self.mix, "curriculum": [stage.start for stage in self.stages]}
+        same = ("seed", "mix", "balance_weights", "noop_filter", "val_fraction", "window_gb")
+        return {name: getattr(self, name) for name in same} | {"curriculum": [stage.start for stage in self.stages]}

@@ -121,7 +121,9 @@ def test_another_seed_after_resuming_is_said(caplog: pytest.LogCaptureFixture) -
     state = random_data().state_dict()
     with caplog.at_level(logging.WARNING):
         random_data(seed=8, mix={"kuka": 1.0}).load_state_dict(state)
+        random_data(window_gb=2.0, noop_filter="none").load_state_dict(state)
     assert "data.seed and data.mix changed" in caplog.text
+    assert "data.noop_filter and data.window_gb changed" in caplog.text
 
 
 def test_served_shares_follow_weight_times_size(toy_root: Path) -> None:

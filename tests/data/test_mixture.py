@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from openvla_lightning.data.curriculum import Change, read_curriculum, stages
+from openvla_lightning.data.curriculum import Change, intended, read_curriculum, stages
 from openvla_lightning.data.loader import BatchNumbers
 from openvla_lightning.data.mixture import BLOCK, GlobalOrder, HeldOutOrder, Stage, WindowedWalk, mixture_weights
 from openvla_lightning.data.permutation import key, permute, uniform
@@ -78,6 +78,17 @@ def test_shares_are_those_of_the_mixture() -> None:
     assert ((counts - 100_000 * shares) ** 2 / (100_000 * shares)).sum() < 16.3  # chi-square, 3 degrees, p = 0.001
     # and no rhythm: neighbours are of the same dataset as often as independent draws would be
     assert abs(np.mean(dataset[1:] == dataset[:-1]) - (shares**2).sum()) < 0.01
+
+
+def test_neighbours_are_of_one_trajectory_as_rarely_as_in_a_uniform_shuffle() -> None:
+    sizes, length = np.array([20_000, 8_000, 4_000]), 200
+    order = GlobalOrder(sizes.tolist(), [Stage(0, (sizes / sizes.sum()).tolist())], 11)
+    dataset, position = order(np.arange(sizes.sum()))
+    trajectory = position // length + 1000 * dataset
+    expected = (length - 1) / (sizes.sum() - 1)
+    for distance in (1, 2, 16):  # neighbours in time, in a batch, and of one rank of many
+        share = np.mean(trajectory[distance:] == trajectory[:-distance])
+        assert abs(share - expected) < 4 * math.sqrt(expected / sizes.sum())
 
 
 def test_held_out_order_is_everything_once_and_any_prefix_is_mixed() -> None:
@@ -154,6 +165,10 @@ def test_each_stage_has_its_shares_and_goes_on_where_the_last_one_stopped(parts,
     assert [x.item() for x in late(np.array([place]))] == [dataset[place], position[place]]
     for n in (0, 1, starts[1], starts[-1]):
         assert order.served(n).tolist() == np.bincount(dataset[:n], minlength=3).tolist()
+        assert sum(intended(found, n)) == pytest.approx(n)
+    lengths = np.diff(starts)
+    by_hand = sum(np.array(stage.shares) * length for stage, length in zip(found, lengths, strict=True))
+    assert intended(found, starts[-1]) == pytest.approx(by_hand)
 
 
 @settings(max_examples=30, deadline=None)
