@@ -19,9 +19,11 @@ class ServedSteps(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log when Lightning does."""
+        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
         served = trainer.datamodule.served()  # type: ignore[attr-defined]
-        if len(served) > 1 and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            total = sum(steps for steps, _ in served.values())
+        total = sum(steps for steps, _ in served.values())
+        if len(served) > 1 and total:
             for name, (steps, intended) in served.items():
                 pl_module.log(f"mixture/served/{name}", steps / total)
                 pl_module.log(f"mixture/intended/{name}", intended / total)

@@ -226,7 +226,7 @@ class VLADataModule(L.LightningDataModule):
                 f"accumulate_grad_batches={accumulated}: it must be a multiple of {world * accumulated}"
             )
         size = self.global_batch_size // accumulated
-        return self._loader(batches, BatchNumbers(self._next_sample, size, self.epoch_samples, world, rank))
+        return self._loader(batches, BatchNumbers(lambda: self.samples_served, size, self.epoch_samples, world, rank))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Held-out steps of all datasets, each once, in one fixed shuffled order."""
@@ -251,13 +251,13 @@ class VLADataModule(L.LightningDataModule):
     def _world(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
-    def _next_sample(self) -> int:
-        overfit = self.trainer is not None and self.trainer.overfit_batches  # type: ignore[attr-defined]
-        return 0 if overfit else self.samples_served
-
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Count what training was given; loaders run ahead, so they cannot know."""
-        if self.trainer is not None and self.trainer.training:
+        """Count what training was given; loaders run ahead, so they cannot know.
+
+        With `overfit_batches` nothing counts, as it is the same samples again and again.
+        """
+        overfit = self.trainer is not None and self.trainer.overfit_batches  # type: ignore[attr-defined]
+        if self.trainer is not None and self.trainer.training and not overfit:
             self.samples_served += self.global_batch_size // self.trainer.accumulate_grad_batches
         return batch
 

@@ -1,6 +1,8 @@
 """From an indexed dataset to `Step`s: normalisation, chunks, images."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +41,16 @@ class DatasetSteps:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tens of millions of steps: a worker that is not forked maps the file they come from.
+        mapped = self.steps.base
+        return vars(self) | ({"steps": Path(str(mapped.filename))} if isinstance(mapped, np.memmap) else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(path := state["steps"], Path):
+            state |= {"steps": np.load(path, mmap_mode="r").view(np.ndarray)}
+        vars(self).update(state)
 
     def actions(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Normalised actions [n, T, D].

@@ -1,6 +1,7 @@
 """From files to batches: the same batches every time, whatever serves them, also after a restart."""
 
 import logging
+import pickle
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,14 @@ def test_steps_arrive_whole(toy_root: Path) -> None:
     report = data.filter_report["toy"]
     assert len(steps) == report.kept - report.kept % 4
     assert len({step.action.tobytes() for step in steps}) == len(steps)
+
+
+def test_a_worker_that_is_not_forked_maps_the_same_files(toy_root: Path) -> None:
+    batches = opened(toy(toy_root)).train_dataloader().dataset
+    copy = pickle.loads(pickle.dumps(batches))
+    assert isinstance(copy.datasets[0].steps.base, np.memmap)
+    numbers = list(range(9))
+    assert same([copy[numbers]], [batches[numbers]])
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -115,6 +124,7 @@ def test_overfitting_sees_one_batch_over_and_over(tmp_path: Path) -> None:
     seen = train(5, tmp_path / "x.ckpt", overfit_batches=1)
     assert len(seen) == 5
     assert all(batch == seen[0] for batch in seen)
+    assert torch.load(tmp_path / "x.ckpt", weights_only=True)["VLADataModule"]["samples_served"] == 0
 
 
 def test_another_seed_after_resuming_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -94,6 +94,19 @@ def test_a_selection_is_made_once_and_kept_beside_the_index(toy_root: Path, monk
     assert again[1] == first[1]
 
 
+def test_a_dataset_in_a_folder_of_somebody_else_s_is_selected_from_too(
+    toy_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = RLDS(toy_root, "toy", describe("toy", toy_rlds.SPEC))
+    folder = source.index.folder
+    assert folder is not None
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # a file mode would not stop a superuser
+    steps, report = select(source, "train", val_fraction=0.37, noop_filter="near_zero")
+    assert 0 < len(steps) == report.kept
+    assert sorted(folder.iterdir()) == before
+
+
 @given(st.integers(1, 9), st.lists(st.integers(0, 7), min_size=1, max_size=12))
 def test_in_pieces_as_in_one(piece: int, lengths: list[int]) -> None:
     rng = np.random.default_rng(len(lengths))

@@ -95,8 +95,11 @@ class Index:
         return index
 
     def keep(self, name: str, steps: NDArray[np.int32], facts: dict[str, Any]) -> NDArray[np.int32]:
-        """Put a selection of steps, and what there is to say about it, beside the index; return it memory-mapped."""
-        if self.folder is None:
+        """Put a selection of steps, and what there is to say about it, beside the index; return it memory-mapped.
+
+        Where nothing may be written, as in somebody else's folder, the steps are returned as they are.
+        """
+        if self.folder is None or not os.access(self.folder, os.W_OK):
             return steps
         with NamedTemporaryFile(dir=self.folder, delete=False) as file:
             np.save(file, steps)
