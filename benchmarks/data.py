@@ -1,0 +1,244 @@
+"""The data pipeline against its own ceiling and the released pipeline's figures, on one CPU core.
+
+    python benchmarks/data.py                            # a corpus of made-up pictures
+    OPENVLA_GOLDEN=/path/to/golden python benchmarks/data.py    # real Bridge pictures, as stored and enlarged to 256 px
+
+Rates are frames per core-second (of the process' CPU time), medians over windows. The ceiling is decoding and resizing
+the same images in a bare loop of the same run; a pipeline adds finding, reading, normalising and stacking. Memory is
+what the process holds above what it held before it opened the dataset.
+"""
+
+import argparse
+import io
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import lightning as L
+import matplotlib.pyplot as plt
+import numpy as np
+import psutil
+import tensorflow_datasets as tfds
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from openvla_lightning.data import VLADataModule
+from openvla_lightning.data.images import load
+from openvla_lightning.data.source.rlds import RLDS
+from openvla_lightning.data.source.writer import write_rlds
+from openvla_lightning.types import Batch, Step
+
+SIZE, BATCH, STEPS, WINDOWS = 224, 64, 10, 7
+PAPER = {
+    "random_resized_crop": {"scale": [0.9, 0.9], "ratio": [1.0, 1.0]},
+    "random_brightness": [0.2],
+    "random_contrast": [0.8, 1.2],
+    "random_saturation": [0.8, 1.2],
+    "random_hue": [0.05],
+}
+RELEASED = {64: (254, 127), 256: (179, 104)}
+"""Frames per core-second of the released pipeline, plain and augmented: 2 shared Xeon cores, TensorFlow 2.15."""
+
+F = tfds.features
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--trajectories", type=int, default=300, help="of the 256 px corpus")
+    parser.add_argument("--picture", type=Path, default=None, help="where to draw a bar chart")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as folder:
+        corpora = {256: enlarged(Path(folder), arguments.trajectories)}
+        if golden := os.environ.get("OPENVLA_GOLDEN"):
+            sample = Path(folder) / "bridge_dataset"
+            shutil.copytree(Path(golden) / "data" / "bridge_sample" / "bridge_dataset", sample)
+            corpora[64] = {"name": "bridge_dataset", "datasets": {}}
+        found = {size: measure(Path(folder), **corpus) for size, corpus in sorted(corpora.items())}
+    show(found)
+    if arguments.picture:
+        draw(found, arguments.picture)
+
+
+def enlarged(root: Path, trajectories: int) -> dict[str, Any]:
+    """Write the 256 px corpus."""
+    pictures = list(islice(frames(), 200))
+    features = F.FeaturesDict(
+        {
+            "steps": F.Dataset(
+                {
+                    "observation": F.FeaturesDict({"image": F.Image(shape=(256, 256, 3), encoding_format="jpeg")}),
+                    "action": F.Tensor(shape=(7,), dtype=np.float32),
+                    "language_instruction": F.Text(),
+                }
+            )
+        }
+    )
+    rng = np.random.default_rng(0)
+
+    def episode(split: str, index: int) -> dict[str, Any]:
+        words = {"language_instruction": f"put thing {index % 50} away"}
+        shown = [pictures[(index * STEPS + t) % len(pictures)] for t in range(STEPS)]
+        return {
+            "steps": [
+                {"observation": {"image": image}, "action": rng.normal(size=7).astype(np.float32)} | words
+                for image in shown
+            ]
+        }
+
+    write_rlds(root / "enlarged" / "1.0.0", features, {"train": trajectories}, episode, workers=0, progress=False)
+    return {"name": "enlarged", "datasets": {"enlarged": {"cameras": {"primary": "image"}}}}
+
+
+def frames() -> Iterator[bytes]:
+    """256 px JPEGs with the statistics of photographs: Bridge's, or sums of smooth noise."""
+    rng = np.random.default_rng(0)
+    golden = os.environ.get("OPENVLA_GOLDEN")
+    stored = np.load(Path(golden) / "data" / "bridge" / "golden_bridge.npz") if golden else None
+    while True:
+        for number in range(10):
+            if stored is not None:
+                image = Image.fromarray(stored[f"images/{number:02d}/decoded"])
+            else:
+                image = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+            pixels = np.asarray(image.resize((256, 256), Image.Resampling.BICUBIC), np.int16)
+            grain = rng.normal(0, 3, pixels.shape).astype(np.int16)
+            Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)).save(
+                jpeg := io.BytesIO(), "JPEG", quality=95
+            )
+            yield jpeg.getvalue()
+
+
+def collate(steps: list[Step]) -> Batch:
+    """A batch without words: what the released figures are of, too."""
+    pixels = torch.from_numpy(np.stack([step.images["primary"] for step in steps])).permute(0, 3, 1, 2).contiguous()
+    actions = torch.from_numpy(np.stack([step.action for step in steps]))
+    ids = torch.zeros(len(steps), 1, dtype=torch.long)
+    return Batch(pixels, ids, ids.bool(), ids, actions, numbers=[step.number for step in steps])
+
+
+def opened(root: Path, name: str, datasets: dict[str, Any], **options: Any) -> VLADataModule:
+    """The dataset as training opens it."""
+    data = VLADataModule(
+        partial(RLDS, root), {name: 1.0}, collate, SIZE, BATCH, datasets=datasets, num_workers=0, **options
+    )
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def measure(root: Path, name: str, datasets: dict[str, Any]) -> dict[str, float]:
+    """All figures of one corpus."""
+    started = time.process_time()
+    index = opened(root, name, datasets).sources[name].index
+    found = {"indexing": index.num_trajectories / (time.process_time() - started)}
+
+    held = psutil.Process().memory_info().rss
+    began = time.perf_counter()
+    data = opened(root, name, datasets)
+    next(iter(data.train_dataloader()))
+    found["first batch"] = time.perf_counter() - began
+
+    source = data.sources[name]
+    stored = [encoded for step in range(min(400, index.num_steps)) if (encoded := source.encoded("primary", step))]
+    augmented, fast = opened(root, name, datasets, augment=PAPER), opened(root, name, datasets, images="fast")
+    stages = {
+        "ceiling": lambda: sum(load(encoded, SIZE).size > 0 for encoded in stored),
+        "pipeline": endless(data),
+        "augmented": endless(augmented, augment=True),
+        "fast": endless(fast),
+    }
+    rates: dict[str, list[float]] = {stage: [] for stage in stages}
+    for window in range(WINDOWS + 1):
+        for stage, serve in stages.items():
+            rate = per_core_second(serve)
+            if window:  # the first warms up
+                rates[stage].append(rate)
+    found |= {stage: statistics.median(values) for stage, values in rates.items()}
+    return found | {"memory": (psutil.Process().memory_info().rss - held) / 1e9}
+
+
+def endless(data: VLADataModule, augment: bool = False) -> Callable[[], int]:
+    """Serves a batch, over and over."""
+
+    def batches() -> Iterator[Batch]:
+        while True:
+            for batch in data.train_dataloader():
+                yield batch
+                data.samples_served += BATCH
+
+    source = batches()
+
+    def serve() -> int:
+        batch = next(source)
+        if augment:
+            assert data.augmentation is not None
+            data.augmentation(batch.pixel_values, torch.from_numpy(data.augmentation.draws(data.seed, batch.numbers)))
+        return len(batch)
+
+    return serve
+
+
+def per_core_second(serve: Callable[[], int], seconds: float = 1.0) -> float:
+    """Frames over a window of so much CPU time."""
+    served, started = 0, time.process_time()
+    while (spent := time.process_time() - started) < seconds:
+        served += serve()
+    return served / spent
+
+
+def show(found: dict[int, dict[str, float]]) -> None:
+    """Print the table."""
+    table = Table("figure", title="Data pipeline, 224 px, one core", title_justify="left")
+    for size in found:
+        table.add_column(f"{size} px JPEGs", justify="right")
+    rows: dict[str, Callable[[int, dict[str, float]], str]] = {
+        "decode + resize alone (the ceiling), frames per core-second": lambda _, f: f"{f['ceiling']:,.0f}",
+        "pipeline": lambda _, f: f"{f['pipeline']:,.0f}",
+        "  share of the ceiling": lambda _, f: f"{f['pipeline'] / f['ceiling']:.0%}",
+        "  times the released pipeline's figure": lambda size, f: f"{f['pipeline'] / RELEASED[size][0]:.1f}",
+        "pipeline and the paper's augmentation": lambda _, f: f"{f['augmented']:,.0f}",
+        "  times the released pipeline's": lambda size, f: f"{f['augmented'] / RELEASED[size][1]:.1f}",
+        "pipeline, data.images=fast": lambda _, f: f"{f['fast']:,.0f}",
+        "first batch of an indexed dataset, seconds": lambda _, f: f"{f['first batch']:.2f}",
+        "indexing, trajectories of 10 steps per core-second": lambda _, f: f"{f['indexing']:,.0f}",
+        "memory of the four pipelines, GB": lambda _, f: f"{f['memory']:.2f}",
+    }
+    for title, cell in rows.items():
+        table.add_row(title, *(cell(size, figures) for size, figures in found.items()))
+    Console().print(table)
+
+
+def draw(found: dict[int, dict[str, float]], path: Path) -> None:
+    """Bars: released, ours, ceiling."""
+    figure, axes = plt.subplots(1, len(found), figsize=(4.5 * len(found), 3.2), squeeze=False, layout="constrained")
+    for axis, (size, figures) in zip(axes[0], found.items(), strict=True):
+        plain, augmented = RELEASED[size]
+        bars = {
+            "released": plain,
+            "ours": figures["pipeline"],
+            "ours, fast": figures["fast"],
+            "released,\naugmented": augmented,
+            "ours,\naugmented": figures["augmented"],
+        }
+        drawn = axis.bar(list(bars), list(bars.values()), color=["#999999", "C0", "C0", "#999999", "C0"])
+        axis.bar_label(drawn, fmt="{:,.0f}")
+        axis.axhline(figures["ceiling"], color="k", linewidth=0.8, linestyle="--")
+        axis.set(title=f"{size} px JPEGs", ylabel="frames per core-second")
+        axis.margins(y=0.12)
+        axis.tick_params(axis="x", labelsize=8)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    L.seed_everything(7, verbose=False)
+    main()
