@@ -1,10 +1,13 @@
 """Changes of the mixture on the way."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from openvla_lightning.data.mixture import Stage, check_weights, mixture_weights
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,10 @@ def stages(
     found = [Stage(0, list(mixture_weights(weights, sizes, balance).values()))]
     for change in changes:
         weights |= change.mix
-        start = change.step(max_steps) * global_batch_size
-        found.append(Stage(start, list(mixture_weights(weights, sizes, balance).values())))
+        step = change.step(max_steps)
+        if 0 < max_steps <= step:
+            log.warning(f"data.curriculum: trainer.max_steps={max_steps} ends before the change at step {step}")
+        found.append(Stage(step * global_batch_size, list(mixture_weights(weights, sizes, balance).values())))
     return found
 
 

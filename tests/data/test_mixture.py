@@ -197,13 +197,17 @@ def test_a_windowed_dataset_beside_a_uniform_one() -> None:
         assert sorted(position[dataset == i][:size]) == list(range(size))
 
 
-def test_a_curriculum_in_shares_and_in_steps() -> None:
+def test_a_curriculum_in_shares_and_in_steps(caplog: pytest.LogCaptureFixture) -> None:
     mix, sizes = {"a": 1.0, "b": 0.5}, {"a": 100, "b": 200, "c": 50}
     changes = read_curriculum(mix, [{"after": 0.5, "mix": {"b": 0.0}}, {"after": 0.75, "mix": {"c": 2}}])
     found = stages(mix, changes, sizes, balance=True, max_steps=1000, global_batch_size=8)
     assert [stage.start for stage in found] == [0, 4000, 6000]
     assert [stage.shares for stage in found] == [[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.5, 0.0, 0.5]]
     assert Change(30, {}).step(-1) == 30
+    assert not caplog.text
+    late = read_curriculum(mix, [{"after": 1000, "mix": {"b": 0.0}}])
+    stages(mix, late, sizes, balance=True, max_steps=1000, global_batch_size=8)
+    assert "max_steps=1000 ends before the change at step 1000" in caplog.text
     with pytest.raises(ValueError, match=r"share of trainer\.max_steps, which is -1"):
         stages(mix, changes, sizes, balance=True, max_steps=-1, global_batch_size=8)
 
