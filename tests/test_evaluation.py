@@ -34,18 +34,9 @@ class Colourblind(Walker):
 
 def test_an_evaluation_leaves_results_report_chart_and_videos(tmp_path):
     config = {"episodes_per_task": 3}
-    found = evaluate(
-        Colourblind,  # loaded when the world is up
-        ToyWorld,
-        tmp_path,
-        episodes_per_task=3,
-        num_envs=4,
-        num_workers=2,
-        label="mine",
-        config=config,
-        save_videos=2,
-        console=QUIET,
-    )
+    options = {"episodes_per_task": 3, "num_envs": 4, "num_workers": 2, "label": "mine", "save_videos": 2}
+    # the policy is loaded when the world is up
+    found = evaluate(Colourblind, ToyWorld, tmp_path, config=config, console=QUIET, **options)
     assert (found.overall.successes, found.overall.episodes) == (9, 12)
     assert found.tasks["go_red"].successes == 0
     assert found.families["top"].successes == 3

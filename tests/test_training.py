@@ -89,7 +89,8 @@ def test_a_run_leaves_what_the_page_says(trained: Path) -> None:
 def test_a_checkpoint_holds_all_that_acting_needs_and_unpickles_no_class(trained: Path) -> None:
     checkpoint = torch.load(trained / "checkpoints" / "step_000020.ckpt", weights_only=True)
     ours = checkpoint["openvla_lightning"]
-    assert set(ours) == {"version", "vla", "processor", "action_head", "strategy", "normalisation", "norm_stats"}
+    made_of = {"vla", "processor", "action_head", "strategy", "quantisation", "base", "normalisation", "norm_stats"}
+    assert set(ours) == {"version", *made_of}
     assert all({"q01", "q99", "mask"} <= set(stats["action"]) for stats in ours["norm_stats"].values())
     assert checkpoint["hyper_parameters"]["trainer"]["max_steps"] == 20
     assert all(name.startswith("vla.") for name in checkpoint["state_dict"])
