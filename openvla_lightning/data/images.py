@@ -50,7 +50,10 @@ def decode(encoded: bytes, at_least: int = 0) -> Pixels:
             return simplejpeg.decode_jpeg(
                 encoded, fastdct=True, fastupsample=False, min_height=at_least, min_width=at_least
             )
-        return np.array(Image.open(io.BytesIO(encoded)).convert("RGB"))
+        image: Image.Image = Image.open(io.BytesIO(encoded))
+        if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip; TensorFlow keeps the upper 8
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return np.array(image.convert("RGB"))
     except (ValueError, OSError, UnidentifiedImageError) as error:
         raise ValueError(f"an image of {len(encoded)} bytes cannot be decoded: {error}") from None
 

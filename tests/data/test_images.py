@@ -52,6 +52,12 @@ def test_resize_leaves_images_of_the_right_size_alone() -> None:
     assert resize(np.full((5, 9, 3), 77, np.uint8), 8).tolist() == np.full((8, 8, 3), 77).tolist()
 
 
+def test_sixteen_bits_of_grey_keep_the_upper_eight() -> None:
+    grey = np.arange(0, 2**16, 257 * 4 + 3, dtype=np.uint16)[:63].reshape(7, 9)
+    Image.fromarray(grey).save(encoded := io.BytesIO(), "PNG")
+    np.testing.assert_array_equal(decode(encoded.getvalue()), np.stack([grey >> 8] * 3, axis=-1))
+
+
 def test_png_and_grey_become_rgb_and_nonsense_is_an_error() -> None:
     grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     for form in ("PNG", "JPEG"):
