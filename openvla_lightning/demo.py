@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.rule import Rule
 
 from openvla_lightning.config import newest_checkpoint
-from openvla_lightning.report import compare
+from openvla_lightning.report.writing import compare
 
 RUNS = Path("runs")
 FOLDER = RUNS / "demo"

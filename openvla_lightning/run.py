@@ -19,7 +19,7 @@ from openvla_lightning.model.source import CheckpointError, check_source, find_s
 from openvla_lightning.module import VLAModule
 from openvla_lightning.parameters import count
 from openvla_lightning.processor import Processor
-from openvla_lightning.sweeps import RUNS_OWN
+from openvla_lightning.report.sweeps import RUNS_OWN
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print and file its messages once
@@ -95,9 +95,9 @@ def evaluate(cfg: DictConfig) -> float | None:
     Raises:
         ConfigError: naming what is wrong or missing.
     """
-    from openvla_lightning import evaluation  # training needs no simulator
-    from openvla_lightning.env.offline import TrainingSteps
-    from openvla_lightning.open_loop import check_open_loop
+    from openvla_lightning.env.offline import TrainingSteps  # training needs no simulator
+    from openvla_lightning.evaluation import scoring
+    from openvla_lightning.evaluation.open_loop import check_open_loop
 
     if cfg.ckpt_path == "last":
         newest = newest_checkpoint(cfg.paths.log_dir)
@@ -114,8 +114,8 @@ def evaluate(cfg: DictConfig) -> float | None:
     try:
         if isinstance(env, TrainingSteps):
             return check_open_loop(policy, env, cfg.paths.output_dir)["token_accuracy"]
-        results = evaluation.evaluate(policy, env, cfg.paths.output_dir, config=recipe, **arguments)
-    except evaluation.UNUSABLE as error:
+        results = scoring.evaluate(policy, env, cfg.paths.output_dir, config=recipe, **arguments)
+    except scoring.UNUSABLE as error:
         raise ConfigError(str(error)) from error
     return results.score
 

@@ -25,14 +25,9 @@ FORBIDDEN = {
     | ABOVE,
     "data": CONFIGURATION | MODELS | ABOVE,
     "module.py metrics.py parallel.py callbacks logger.py": CONFIGURATION | DATA,
-    "policy.py control.py rollout.py recorded.py journal.py evaluation.py held_out.py video.py": CONFIGURATION
-    | TRAINING
-    | ABOVE,
-    "results.py comparison.py report.py offline_report.py chart.py page.py paper.py versions.py": CONFIGURATION
-    | TRAINING
-    | MODELS
-    | ABOVE,
-    "open_loop.py sweeps.py parameters.py": CONFIGURATION | TRAINING | ABOVE,
+    "policy.py evaluation": CONFIGURATION | TRAINING | ABOVE,
+    "report": CONFIGURATION | TRAINING | MODELS | ABOVE,
+    "parameters.py": CONFIGURATION | TRAINING | ABOVE,
     "env": CONFIGURATION
     | TRAINING
     | MODELS

@@ -45,6 +45,8 @@ def test_a_make_target_exists(match: re.Match[str]) -> None:
 @pytest.mark.parametrize("match", commands(r"\S*python3? -m (openvla_lightning[\w.]*)"))
 def test_a_module_command_exists(match: re.Match[str]) -> None:
     spec = importlib.util.find_spec(match[1])
+    if spec is not None and spec.submodule_search_locations:  # a package runs its `__main__`
+        spec = importlib.util.find_spec(f"{match[1]}.__main__")
     assert spec is not None
     assert spec.origin is not None
     assert "__main__" in Path(spec.origin).read_text()

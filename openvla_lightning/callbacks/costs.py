@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from openvla_lightning.parameters import count
-from openvla_lightning.sweeps import FILE_NAME
+from openvla_lightning.report.sweeps import FILE_NAME
 
 WARM_UP = 5
 """Steps that are not timed: allocators and caches fill."""

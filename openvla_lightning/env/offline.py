@@ -106,7 +106,7 @@ class Offline:
 
 
 class TrainingSteps(Offline):
-    """The same with steps that were trained on: see `openvla_lightning.open_loop`. Arguments as above."""
+    """The same with steps that were trained on: see `openvla_lightning.evaluation.open_loop`. Arguments as above."""
 
     stage = "fit"
 

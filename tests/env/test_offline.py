@@ -11,18 +11,18 @@ import torch
 from rich.console import Console
 
 from openvla_lightning.action_head import TokenHead
-from openvla_lightning.comparison import compare_all
 from openvla_lightning.env.offline import Offline
 from openvla_lightning.env.tabletop import Tabletop
-from openvla_lightning.evaluation import evaluate
-from openvla_lightning.held_out import calibration, score_offline
+from openvla_lightning.evaluation.held_out import calibration, score_offline
+from openvla_lightning.evaluation.scoring import evaluate
 from openvla_lightning.model import VLA
 from openvla_lightning.model.llm import CausalLM
 from openvla_lightning.model.projector import MLP
 from openvla_lightning.model.vision_backbone import VisionBackbone
 from openvla_lightning.policy import Policy
 from openvla_lightning.processor import Processor
-from openvla_lightning.results import Results
+from openvla_lightning.report.comparison import compare_all
+from openvla_lightning.report.results import Results
 from openvla_lightning.statistics import DatasetStatistics
 from openvla_lightning.types import Step
 

@@ -1,0 +1,62 @@
+"""Episodes on disk as they end, so that a killed evaluation goes on where it stopped."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from openvla_lightning.report.results import Episode
+
+FILE_NAME = "episodes.jsonl"
+
+
+class Journal:
+    """One line per finished episode below a first line that says whose they are.
+
+    Args:
+        folder: of the evaluation; made if absent.
+        identity: what must be the same for episodes to belong together: checkpoint, world, control, versions.
+
+    Raises:
+        ValueError: when the folder holds episodes of something else, naming what differs.
+    """
+
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any]) -> None:
+        self.path = Path(folder) / FILE_NAME
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._episodes: dict[tuple[str, int], Episode] = {}
+        identity = json.loads(json.dumps(identity, default=str))
+        lines = self._lines()
+        if lines:
+            before = lines[0]
+            if differ := sorted(n for n in {*before, *identity} if before.get(n) != identity.get(n)):
+                name = differ[0]
+                raise ValueError(
+                    f"{self.path} holds episodes of another evaluation: {', '.join(differ)} differ ({name} was "
+                    f"{before.get(name)!r}, is {identity.get(name)!r}); name another folder (paths.output_dir=...)"
+                )
+            for line in lines[1:]:
+                episode = Episode(**line)
+                self._episodes[episode.task, episode.seed] = episode
+        self._write(identity, *(asdict(episode) for episode in self._episodes.values()))
+
+    def find(self, task: str, seed: int, instruction: str | None) -> Episode | None:
+        """The episode that was played, if one was without an error; `instruction` None stands for the world's own."""
+        episode = self._episodes.get((task, seed))
+        played = episode is not None and episode.error is None and instruction in (None, episode.instruction)
+        return episode if played else None
+
+    def add(self, episode: Episode) -> None:
+        """Write one more line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(asdict(episode)) + "\n")
+
+    def _lines(self) -> list[dict[str, Any]]:
+        whole = self.path.read_text().split("\n")[:-1] if self.path.is_file() else []  # a kill may leave half a line
+        return [json.loads(line) for line in whole]
+
+    def _write(self, *lines: Mapping[str, Any]) -> None:
+        unfinished = self.path.with_name(f".{self.path.name}")
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        unfinished.replace(self.path)

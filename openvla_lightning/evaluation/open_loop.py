@@ -1,0 +1,181 @@
+"""Training steps through the path that acts: does a policy see, read, decode and scale as it did in training?"""
+
+import csv
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from openvla_lightning.env.offline import TrainingSteps
+from openvla_lightning.page import write_page
+from openvla_lightning.policy import Policy
+from openvla_lightning.processor import Processor
+from openvla_lightning.statistics import DatasetStatistics
+from openvla_lightning.tables import Rows, markdown, table
+from openvla_lightning.types import Step
+
+log = logging.getLogger(__name__)
+SAME_PIXELS = 0.05
+"""Of normalised pixels: about two of 255 levels."""
+SAME_ACTIONS = 1e-4
+"""Of normalised actions; a bin is 0.008 wide."""
+SAME_TOKENS = 0.98
+"""Share of tokens that have to agree where only rounding may make a difference."""
+LOGGED = 20
+"""Lines of the training log that make up its end."""
+
+
+class StageError(ValueError):
+    """Acting differs from training: in which stage, and how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step on the way from picture to action: what is compared, whether it agrees, and what was seen."""
+
+    name: str
+    ok: bool
+    seen: str
+
+
+def check_open_loop(
+    policy: Policy | Callable[[], Policy], env: TrainingSteps, folder: str | Path, console: Console | None = None
+) -> dict[str, float]:
+    """Compare acting with training on steps it was trained on; write `open_loop.md` into `folder`.
+
+    Args:
+        policy: or a callable that loads it, called after the data was seen to be there.
+        env: the steps, without augmentation.
+        folder: of the report.
+
+    Returns:
+        `token_accuracy` and `l1` (normalised units) as training measures them, and `l1_acting`, of the policy's own
+        actions.
+
+    Raises:
+        StageError: naming the first stage that differs.
+        ValueError: when there are no steps.
+    """
+    env.check()
+    policy = policy if isinstance(policy, Policy) else policy()
+    batches, statistics, _ = env.open(policy.processor.transform.image_size, policy.normalisation)
+    parts: list[dict[str, np.ndarray]] = []
+    names: list[str] = []
+    for steps in batches:
+        parts.append(_compare(policy, steps, statistics[steps[0].dataset_name]))
+        names += [step.dataset_name for step in steps]
+    if not parts:
+        raise ValueError("there are no training steps to look at")
+    found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    values = {name: float(found[name].mean()) for name in ("token_accuracy", "l1", "l1_acting")}
+    stages = _stages(found, policy, values["token_accuracy"], sorted(set(names)))
+    rows = [["stage", "agrees", "seen"], *([stage.name, "yes" if stage.ok else "NO", stage.seen] for stage in stages)]
+    _write(rows, values, len(names), Path(folder), console or Console())
+    if wrong := next((stage for stage in stages if not stage.ok), None):
+        raise StageError(f"acting differs from training in: {wrong.name} ({wrong.seen}); see {folder}/open_loop.md")
+    return values
+
+
+@torch.inference_mode()
+def _compare(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistics) -> dict[str, np.ndarray]:
+    """Each comparison for each step, [B] or [B, T * D]."""
+    processor, head = policy.processor, policy.processor.action_head
+    whole = Processor.from_config({**processor.config, "crop_area": None})  # training crops by augmentation alone
+    batch = whole.collate(list(steps))
+    images = [step.images[processor.camera] for step in steps]
+    words = [step.instruction for step in steps]
+    plain, given = whole(images, words), processor(images, words)
+    lengths = plain["attention_mask"].sum(1).tolist()
+    rows = zip(plain["input_ids"], batch.input_ids, lengths, strict=True)
+    prompts = [torch.equal(ids[:length], trained[:length]) for ids, trained, length in rows]
+
+    inputs = {name: tensor.to(policy.device) for name, tensor in given.items()}
+    inputs["pixel_values"] = inputs["pixel_values"].to(policy.dtype)
+    trained = batch.to(policy.device)
+    output = policy.vla(
+        pixel_values=inputs["pixel_values"], input_ids=trained.input_ids, attention_mask=trained.attention_mask
+    )
+    correct, error = (values.cpu().numpy() for values in head.score(output, trained))
+    dim = statistics.action_dim
+    ids = policy.vla.generate(**inputs, max_new_tokens=dim).cpu()
+    # up to its first mistake a policy decodes what it would have said after the true tokens
+    untouched = np.hstack([np.ones((len(steps), 1), bool), correct[:, : dim - 1].cumprod(axis=1).astype(bool)])
+    agrees = ((ids == head.encode(batch.actions)[:, :dim]).numpy() == correct[:, :dim]) | ~untouched
+
+    acted = policy.act(images, words)
+    expected = statistics.unnormalise(head.decode(ids).numpy(), method=policy.normalisation)
+    back = statistics.normalise(acted, method=policy.normalisation)
+    return {
+        "pixels": (plain["pixel_values"] - _floats(whole, batch.pixel_values)).abs().flatten(1).amax(1).numpy(),
+        "prompts": np.array(prompts),
+        "decoding": agrees.mean(axis=1),
+        "units": np.abs(expected - acted).max(axis=1) / np.abs(expected).max(axis=1).clip(1e-12),
+        "token_accuracy": correct.mean(axis=1),
+        "l1": error.mean(axis=1),
+        "l1_acting": np.abs(back - batch.actions[:, 0].numpy()).mean(axis=1),
+    }
+
+
+def _floats(processor: Processor, pixels: Tensor) -> Tensor:
+    transform: Any = processor.transform
+    return pixels if pixels.is_floating_point() else transform.normalise(pixels)
+
+
+def _stages(found: dict[str, np.ndarray], policy: Policy, accuracy: float, datasets: Sequence[str]) -> list[Stage]:
+    pixels, units = float(found["pixels"].max()), float(found["units"].max())
+    prompts, decoding = float(found["prompts"].mean()), float(found["decoding"].mean())
+    stages = [
+        Stage("pictures", pixels < SAME_PIXELS, f"at most {pixels:.4f} apart"),
+        Stage("words", prompts == 1, f"{prompts:.1%} the same"),
+        Stage("decoding", decoding > SAME_TOKENS, f"{decoding:.1%} the same"),
+        Stage("units", units < SAME_ACTIONS, f"{policy.unnorm_key}, {units:.2g} apart"),
+    ]
+    logged = logged_accuracy(policy.provenance.get("path"), datasets)
+    if logged is not None:
+        mean, noise = logged
+        noise += 3 * float(found["token_accuracy"].std()) / len(found["token_accuracy"]) ** 0.5
+        text = f"{accuracy:.3f} now, {mean:.3f} ± {noise:.3f} then"
+        # higher is no fault: training saw augmented pictures, and went on learning
+        stages.append(Stage("training log", accuracy >= mean - noise, text))
+    return stages
+
+
+def logged_accuracy(path: str | None, datasets: Sequence[str]) -> tuple[float, float] | None:
+    """Action-token accuracy at the end of a run's log, and three standard errors of it; None where there is no log.
+
+    Args:
+        path: of the run or its checkpoint.
+        datasets: whose accuracy; of the whole mixture if they were not logged apart.
+    """
+    if path is None:
+        return None
+    place = Path(path)
+    log_file = (place if place.is_dir() else place.parent.parent) / "metrics.csv"
+    if not log_file.is_file():
+        return None
+    last = int(place.stem.removeprefix("step_")) if place.stem.startswith("step_") else None
+    with log_file.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if last is None or int(row["step"]) < last]
+    columns = [f"train/action_accuracy/{name}" for name in datasets]
+    columns = columns if rows and all(column in rows[0] for column in columns) else ["train/action_accuracy"]
+    values = [float(row[column]) for row in rows for column in columns if row.get(column)][-LOGGED * len(columns) :]
+    if not values:
+        return None
+    return float(np.mean(values)), 3 * float(np.std(values)) / len(values) ** 0.5
+
+
+def _write(rows: Rows, values: dict[str, float], count: int, folder: Path, console: Console) -> None:
+    console.print(table(rows, "Acting against training"))
+    text = (
+        f"{count} steps of training, without augmentation: token accuracy {values['token_accuracy']:.3f}, L1 "
+        f"{values['l1']:.4f}; of the policy's own actions, as it acts, L1 {values['l1_acting']:.4f} (normalised units)."
+    )
+    console.print(text)
+    page = write_page(["# Acting against training", "", markdown(rows), "", text, ""], folder / "open_loop.md")
+    console.print(f"written to {page}")

@@ -1,0 +1,151 @@
+"""One evaluation from end to end: a policy, a world, and a folder with the results."""
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from openvla_lightning.env.base import EnvFactory, Task
+from openvla_lightning.env.offline import Offline
+from openvla_lightning.env.workers import BuildError
+from openvla_lightning.evaluation.control import Actor, Control
+from openvla_lightning.evaluation.held_out import score_offline
+from openvla_lightning.evaluation.recorded import Enough, RecordedRollouts, SelfTestError
+from openvla_lightning.evaluation.rollout import Plan, loaded, plan_episodes
+from openvla_lightning.report.results import Results
+from openvla_lightning.report.versions import mismatches, versions
+from openvla_lightning.report.writing import write_report
+
+UNUSABLE = (FileNotFoundError, KeyError, ValueError, BuildError, SelfTestError)
+"""What `evaluate` raises when it was asked for something that cannot be: a message for people says it all."""
+
+
+def evaluate(
+    policy: Actor | Callable[[], Actor],
+    env: EnvFactory | Offline,
+    output_dir: str | Path,
+    *,
+    tasks: str | Sequence[str] = "all",
+    episodes_per_task: int | str = 10,
+    interval_width: float = 0.2,
+    seed: int = 0,
+    instructions: str = "own",
+    control: str = "blocking",
+    rate_hz: float | None = None,
+    latency: float | None = None,
+    self_test: bool = True,
+    num_envs: int = 16,
+    num_workers: int | None = None,
+    save_videos: int = 1,
+    label: str = "policy",
+    task_set: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> Results:
+    """Evaluate `policy` and write results.json, report.md, a chart and videos into `output_dir`.
+
+        policy = functools.partial(Policy.from_pretrained, "runs/train/.../step_003000.ckpt")
+        evaluate(policy, functools.partial(Tabletop, image_size=96), "runs/evaluate/mine", episodes_per_task=5)
+
+    Interrupted, or stopped by a failing environment, it still writes the episodes that had finished. Called again with
+    the same folder, even after a kill, it plays only what is missing.
+
+    Args:
+        policy: a `Policy`, or for rollouts anything with its `act`; or a callable that loads it, called after the world
+            was seen to work, for that is the quicker of the two to fail.
+        env: picklable callable that builds one environment (see `openvla_lightning.env.base`), or `Offline`.
+        output_dir: made if absent.
+        tasks: `all`, or names of tasks, families or task sets of the environment.
+        episodes_per_task: rollouts of each task; or `auto`: 10 to 200, until its 95 % interval is narrow.
+        interval_width: how narrow `auto` is content with, 0 to 1.
+        seed: chooses the scenes; the same seed shows every policy the same ones.
+        instructions: `own`, or `shuffled` between episodes (see `plan_episodes`).
+        control, rate_hz, latency: see `control.Control`.
+        self_test: look first at whether the world's actions and pictures mean what they should.
+        num_envs: environments at a time. Half of them make one batch for the policy.
+        num_workers: processes that simulate; as many as CPU cores by default. Does not change results.
+        save_videos: at most so many successes and so many failures of each task family are kept as MP4.
+        label: the policy's name in tables.
+        task_set: the tasks' name in tables, when all are played; otherwise what `tasks` says comes with it.
+        config: resolved config of the run, kept in results.json.
+
+    Raises:
+        ValueError: for unknown tasks, instructions that cannot be shuffled, or a folder that holds episodes of another
+            evaluation.
+        SelfTestError: when the world does not behave as it should.
+        BuildError: when no environment can be built.
+        WorkerError: when no episode runs without an error.
+    """
+    console = console or Console()
+    world = getattr(env, "func", env if isinstance(env, type) else type(env))
+    results = Results(
+        label=label,
+        env=world.__name__.lower(),
+        task_set=_name_tasks(tasks, task_set),
+        instructions=instructions,
+        seed=seed,
+        complete=False,
+        versions=versions(),
+        config=dict(config or {}),
+    )
+    results.notes = mismatches(getattr(world, "reference_versions", {}), results.versions)
+
+    def load() -> Actor:
+        actor = loaded(policy)
+        results.checkpoint = dict(getattr(actor, "provenance", {}))
+        return actor
+
+    started = time.monotonic()
+    try:
+        if isinstance(env, Offline):
+            env.check()
+            results.offline = score_offline(load(), env, console)
+        else:
+            enough = Enough(episodes_per_task, interval_width)
+            rollouts = RecordedRollouts(results, Path(output_dir), enough, save_videos, console)
+            plans = functools.partial(_plan, tasks, enough, seed, instructions)
+            rollouts.run(load, env, plans, Control(control, rate_hz, latency), self_test, num_envs, num_workers)
+        results.complete = True
+    finally:
+        results.timing["seconds"] = round(time.monotonic() - started, 1)
+        if results.episodes or results.offline:
+            report = write_report(results, output_dir, console)
+            console.print(f"written to {report.parent}")
+    return results
+
+
+def _name_tasks(tasks: str | Sequence[str], task_set: str | None) -> str:
+    chosen = tasks if isinstance(tasks, str) else ", ".join(tasks)
+    if task_set is None:
+        return chosen
+    return task_set if chosen == "all" else f"{task_set}: {chosen}"
+
+
+def _plan(
+    tasks: str | Sequence[str], enough: Enough, seed: int, instructions: str, known: Mapping[str, Task]
+) -> list[Plan]:
+    chosen = select_tasks(known, tasks)
+    return plan_episodes(chosen, enough.most(chosen), seed, instructions)
+
+
+def select_tasks(known: Mapping[str, Task], chosen: str | Sequence[str]) -> list[Task]:
+    """Tasks by name, family or set, in the environment's order.
+
+    Raises:
+        ValueError: for a name that is none of these, with the ones there are.
+    """
+    wanted = {chosen} if isinstance(chosen, str) else set(chosen)
+    if wanted == {"all"}:
+        return list(known.values())
+    names = dict.fromkeys(name for task in known.values() for name in (*task.sets, task.family, task.name))
+    if unknown := sorted(wanted - set(names)):
+        close = get_close_matches(unknown[0], names, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(
+            f"no task, family or task set is called {unknown[0]!r}{hint}; there are: all, {', '.join(names)}"
+        )
+    return [task for task in known.values() if wanted & {*task.sets, task.family, task.name}]

@@ -1,0 +1,33 @@
+"""Tables and pictures of one or many evaluations, and of sweeps.
+
+python -m openvla_lightning.report runs/demo
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from openvla_lightning.report.results import FILE_NAME
+from openvla_lightning.report.sweeps import write_sweep
+from openvla_lightning.report.writing import compare
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of `python -m openvla_lightning.report`."""
+    parser = argparse.ArgumentParser("python -m openvla_lightning.report", description=compare.__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("paths", nargs="+", type=Path, help="results.json files, or folders searched for them")
+    parser.add_argument("--out", type=Path, help="folder for report.md and the chart (default: the first folder named)")
+    options = parser.parse_args(arguments)
+    sweeps = [page for path in options.paths if path.is_dir() and (page := write_sweep(path)) is not None]
+    for page in sweeps:
+        print(f"written to {page}")
+    if sweeps and not any(True for path in options.paths for _ in path.rglob(FILE_NAME)):
+        return
+    try:
+        print(f"written to {compare(options.paths, options.out)}")
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Tables of what was predicted on held-out steps."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from openvla_lightning.page import escape
+from openvla_lightning.tables import Rows, markdown
+
+CAVEAT = (
+    "Offline scores are a poor predictor of success: errors add up in closed loop, and two policies with equal token "
+    "accuracy may differ by tens of points. Compare policies by rollouts."
+)
+MOST_TASKS = 30
+
+
+def offline_rows(offline: Mapping[str, Any]) -> Rows:
+    """Header and one row per dataset and action dimension, and their means."""
+    rows = [["dimension", "token accuracy", "L1 (normalised)", "L1 as executed"]]
+    several = len(offline["datasets"]) > 1
+    for dataset, scores in offline["datasets"].items():
+        for name, values in scores["dimensions"].items():
+            executed = f"{values['l1_executed']:.4g}"
+            rows.append([f"  {name}" if several else name, *_scores(values), executed])
+        if several:
+            rows.append([dataset, *_scores(scores), ""])
+    return [*rows, ["all", *_scores(offline), ""]]
+
+
+def offline_lines(offline: Mapping[str, Any]) -> list[str]:
+    """Markdown: calibration and the hardest tasks of each dataset."""
+    lines = []
+    for dataset, scores in offline["datasets"].items():
+        auroc = scores["calibration"]["auroc"]
+        rows = [["entropy of the prediction (nats)", "token accuracy", "L1 (normalised)"]]
+        rows += [[f"{part['entropy']:.2f}", *_scores(part)] for part in scores["calibration"]["bins"]]
+        lines += [f"## {escape(dataset)}: does it know when it is wrong?", "", markdown(rows), ""]
+        if auroc is not None:
+            lines += [
+                f"A wrong token was predicted with more entropy than a right one in {100 * auroc:.0f} % of pairs "
+                "(50 %: entropy tells nothing).",
+                "",
+            ]
+        tasks = list(scores["tasks"].items())
+        rows = [["instruction", "steps", "token accuracy", "L1 (normalised)"]]
+        rows += [[escape(task), str(values["steps"]), *_scores(values)] for task, values in tasks[:MOST_TASKS]]
+        lines += [f"## {escape(dataset)}: by task, the hardest first", "", markdown(rows), ""]
+        if len(tasks) > MOST_TASKS:
+            lines += [f"and {len(tasks) - MOST_TASKS} more in results.json.", ""]
+    return lines
+
+
+def _scores(values: Mapping[str, float]) -> list[str]:
+    return [f"{100 * values['token_accuracy']:.1f} %", f"{values['l1']:.4f}"]

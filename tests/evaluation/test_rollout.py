@@ -1,0 +1,208 @@
+"""Rollouts of a real Gymnasium world in real worker processes."""
+
+import dataclasses
+import functools
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_world import ToyWorld, Walker
+
+from openvla_lightning.env import workers
+from openvla_lightning.env.base import EVALUATION_SEEDS
+from openvla_lightning.env.workers import WorkerError
+from openvla_lightning.evaluation.rollout import plan_episodes, rollout, shuffle_instructions
+
+TASKS = list(ToyWorld().tasks.values())
+
+
+def planned(episodes_per_task: int, **kwargs):
+    return lambda tasks: plan_episodes(tasks.values(), episodes_per_task, **kwargs)
+
+
+def test_a_policy_that_knows_the_way_arrives():
+    episodes = rollout(Walker(), ToyWorld, planned(3), num_envs=4, num_workers=2)
+    assert [e.task for e in episodes] == [task.name for task in TASKS] * 3
+    assert all(e.success and 1 <= e.length < ToyWorld.max_episode_steps for e in episodes)
+    assert {e.instruction for e in episodes if e.task == "go_red"} == {"go to the red corner"}
+
+
+def test_shuffled_instructions_lead_to_the_wrong_corner():
+    episodes = rollout(Walker(), ToyWorld, planned(3, instructions="shuffled"), num_envs=6, num_workers=1)
+    assert not any(e.success for e in episodes)
+    assert {e.length for e in episodes} == {ToyWorld.max_episode_steps}
+    own = {task.name: task.instruction for task in TASKS}
+    assert all(e.instruction != own[e.task] for e in episodes)
+    assert sorted(e.instruction for e in episodes) == sorted(3 * list(own.values()))
+
+
+class Rounding(Walker):
+    """Its actions depend, slightly, on who shares the batch: as a real model's do."""
+
+    def act(self, image, instruction):
+        return super().act(image, instruction) + 1e-3 * np.mean(image) + 1e-3 * len(image)
+
+
+def test_results_do_not_depend_on_the_number_of_workers():
+    one, two, three = (rollout(Rounding(), ToyWorld, planned(4), num_envs=5, num_workers=n) for n in (1, 2, 3))
+    assert one == two == three
+    assert rollout(Rounding(), ToyWorld, planned(4, seed=1), num_envs=5) != one
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 3, 40])
+def test_any_number_of_environments_plays_every_episode_once(num_envs):
+    walker = Walker()
+    episodes = rollout(walker, ToyWorld, planned(2), num_envs=num_envs, num_workers=2)
+    assert [e.seed for e in episodes] == [plan.seed for plan in plan_episodes(TASKS, 2)]
+    assert sum(walker.batches) == sum(e.length for e in episodes)
+
+
+def test_a_finished_environment_starts_the_next_episode_at_once():
+    walker = Walker()
+    rollout(walker, ToyWorld, planned(8), num_envs=8, num_workers=1)
+    # A group of 4: whoever ends rests one round to reset. Without refilling, batches would shrink to the slowest.
+    assert np.mean(walker.batches[: 3 * len(walker.batches) // 4]) > 3.2
+
+
+def test_images_are_kept_where_asked():
+    seen = {}
+    rollout(
+        Walker(),
+        ToyWorld,
+        planned(1),
+        num_envs=2,
+        num_workers=1,
+        on_episode=lambda number, episode, frames: seen.update({episode.task: (episode, frames)}),
+        keep_frames=lambda plan: plan.task.family == "top",
+    )
+    assert len(seen) == 4
+    for episode, frames in seen.values():
+        assert (frames is not None) == (episode.family == "top")
+        assert frames is None or len(frames) == episode.length + 1
+
+
+def test_a_failing_environment_stops_with_its_traceback():
+    with pytest.raises(WorkerError, match="the motor burnt out"):
+        rollout(Walker(), functools.partial(ToyWorld, fail_at=3), planned(1), num_envs=2, num_workers=2)
+    with pytest.raises(WorkerError, match="no renderer here"):
+        rollout(Walker(), functools.partial(ToyWorld, broken=True), planned(1), num_envs=2, num_workers=1)
+
+
+class Killer(Walker):
+    """Kills a worker process after a few batches, as the kernel does when memory runs out."""
+
+    def act(self, image, instruction):
+        import multiprocessing
+
+        if len(self.batches) == 3:
+            worker = multiprocessing.active_children()[0]
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
+        return super().act(image, instruction)
+
+
+def test_a_killed_worker_is_started_again_and_its_episodes_are_played():
+    killed = rollout(Killer(), ToyWorld, planned(3), num_envs=4, num_workers=2)
+    assert killed == rollout(Walker(), ToyWorld, planned(3), num_envs=4, num_workers=2)
+
+
+class Fragile(ToyWorld):
+    """Breaks down at one initial state."""
+
+    def reset(self, *, seed, options):
+        if seed == plan_episodes(TASKS, 3)[4].seed:
+            raise RuntimeError("the motor burnt out")
+        return super().reset(seed=seed, options=options)
+
+
+class Deadly(ToyWorld):
+    """Kills its process at one initial state."""
+
+    def reset(self, *, seed, options):
+        if seed == plan_episodes(TASKS, 3)[4].seed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().reset(seed=seed, options=options)
+
+
+class Hanging(ToyWorld):
+    """Never answers at one initial state."""
+
+    def reset(self, *, seed, options):
+        if seed == plan_episodes(TASKS, 3)[4].seed:
+            time.sleep(1000)
+        return super().reset(seed=seed, options=options)
+
+
+def test_an_episode_that_fails_twice_is_an_error_and_no_failure(monkeypatch):
+    monkeypatch.setattr(workers, "PATIENCE", 3.0)
+    fine = rollout(Walker(), ToyWorld, planned(3), num_envs=4)
+    kinds = {Fragile: "the motor burnt out", Deadly: "died with exit code -9", Hanging: "died with exit code -9"}
+    for world, last_words in kinds.items():
+        played = rollout(Walker(), world, planned(3), num_envs=4, num_workers=4)
+        assert [episode.error is not None for episode in played] == [False] * 4 + [True] + [False] * 7
+        assert last_words in played[4].error
+        assert not played[4].success
+        assert played[:4] + played[5:] == fine[:4] + fine[5:]
+
+
+class OnceFragile(ToyWorld):
+    """Its first episode in each process breaks down."""
+
+    def step(self, action):
+        if not getattr(ToyWorld, "warm", False):
+            ToyWorld.warm = True
+            raise RuntimeError("cold")
+        return super().step(action)
+
+
+def test_an_episode_that_fails_once_is_played_again():
+    played = rollout(Walker(), OnceFragile, planned(3), num_envs=2, num_workers=1)
+    assert played == rollout(Walker(), ToyWorld, planned(3), num_envs=2, num_workers=1)
+
+
+def test_a_policy_with_the_wrong_shape_is_named():
+    class Scalar:
+        def act(self, image, instruction):
+            return np.zeros(7)
+
+    with pytest.raises(ValueError, match=r"gave shape \[7\]"):
+        rollout(Scalar(), ToyWorld, planned(1), num_envs=4, num_workers=1)
+
+
+def test_plans_are_paired_between_policies():
+    few, many = plan_episodes(TASKS[:2], 2), plan_episodes(TASKS, 5)
+    assert set(few) < set(many)
+    assert len({plan.seed for plan in many}) == len(many)
+    assert all(plan.seed in EVALUATION_SEEDS for plan in many)
+    assert {plan.seed for plan in plan_episodes(TASKS, 5, seed=1)}.isdisjoint(plan.seed for plan in many)
+
+
+def test_plans_say_what_is_wrong():
+    with pytest.raises(ValueError, match="choose one of own, shuffled"):
+        plan_episodes(TASKS, 1, instructions="mixed")
+    with pytest.raises(ValueError, match="at least two tasks"):
+        plan_episodes(TASKS[:1], 3, instructions="shuffled")
+    with pytest.raises(ValueError, match="episodes_per_task must be at least 1"):
+        plan_episodes(TASKS, 0)
+
+
+@given(st.lists(st.sampled_from("abcdefg"), max_size=40), st.integers(0, 10))
+def test_a_shuffle_is_a_permutation_without_fixed_words(words, seed):
+    most = max(map(words.count, words), default=0)
+    if 2 * most > len(words):
+        with pytest.raises(ValueError, match="other instructions"):
+            shuffle_instructions(words, seed)
+        return
+    shuffled = shuffle_instructions(words, seed)
+    assert sorted(shuffled) == sorted(words)
+    assert all(mine != other for mine, other in zip(words, shuffled, strict=True))
+    assert shuffled == shuffle_instructions(words, seed)
+
+
+def test_episodes_are_plain_data():
+    episode = rollout(Walker(), ToyWorld, lambda tasks: plan_episodes(tasks.values(), 1)[:1], 1, 1)[0]
+    assert {type(value) for value in dataclasses.astuple(episode)} <= {str, int, bool, float, type(None)}

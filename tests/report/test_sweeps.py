@@ -1,0 +1,85 @@
+"""A sweep ends in one table: real jobs, trained and evaluated by one command."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from openvla_lightning.parameters import count
+from openvla_lightning.quantisation import Quantisation
+from openvla_lightning.report.__main__ import main
+from openvla_lightning.report.results import Episode, Results
+from openvla_lightning.report.sweeps import find_runs, sweep_rows
+
+ROOT = Path(__file__).parents[2]
+COSTS = {
+    "parameters": 1_000_000_000,
+    "trainable": 20_000_000,
+    "checkpoint_bytes": 81_000_000,
+    "peak_memory_bytes": 12_300_000_000,
+    "memory_of": "gpu",
+    "step_seconds": 0.25,
+    "steps": 10,
+}
+
+
+def write_run(folder: Path, overrides: list[str], costs: dict[str, object], successes: int | None = None) -> None:
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+    (folder / "costs.json").write_text(json.dumps(costs))
+    if successes is not None:
+        episodes = [Episode("lift", "lift", n, "lift it", n < successes, 9) for n in range(10)]
+        Results(label=overrides[0], env="toy", episodes=episodes).save(folder / "evaluation")
+        (folder / "metrics.csv").write_text("step,val/action_accuracy\n4,0.2\n9,\n9,0.935\n")
+
+
+def test_a_row_says_what_varied_and_what_it_cost(tmp_path: Path) -> None:
+    write_run(tmp_path / "10", ["strategy=full", "seed=1", "run_name=x"], {**COSTS, "trainable": 10**9}, successes=7)
+    write_run(tmp_path / "2", ["strategy=lora", "seed=1", "rank=8"], {**COSTS, "checkpoint_bytes": None})
+    assert [run.name for run in find_runs(tmp_path)] == ["2", "10"]
+    header, lora, full = sweep_rows(find_runs(tmp_path))
+    assert header[0] == "run"
+    assert lora == ["strategy=lora rank=8", "-", "-", "20.0 M", "2.0%", "-", "12.30 GB", "250 ms"]
+    assert full == ["strategy=full", "70 % (40-89)", "93.5 %", "1,000.0 M", "100.0%", "81.0 MB", "12.30 GB", "250 ms"]
+
+
+def test_the_report_writes_it_as_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "0", ["strategy=full"], COSTS)
+    write_run(tmp_path / "1", ["strategy=lora"], COSTS)
+    main([str(tmp_path)])
+    assert "| strategy=lora | - |" in (tmp_path / "sweep.md").read_text()
+    assert "sweep.md" in capsys.readouterr().out
+    write_run(tmp_path / "2", ["strategy=last_layer"], COSTS, successes=3)
+    main([str(tmp_path)])
+    assert "30 %" in (tmp_path / "sweep.md").read_text()
+    assert "strategy=last_layer" in (tmp_path / "report.md").read_text()
+
+
+def test_four_bits_count_as_what_they_stand_for() -> None:
+    linear = nn.Linear(128, 96)
+    assert count(linear) == (128 * 96 + 96, 128 * 96 + 96)
+    assert count(Quantisation(4)._quantised(linear, torch.device("cpu"))) == (128 * 96 + 96, 0)
+
+
+@pytest.mark.slow
+def test_one_command_trains_evaluates_and_compares(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "finetune.py"), "+sweep=finetune_strategies", "+debug=tiny"]
+    command += [f"paths.log_dir={tmp_path}", "hydra.sweeper.params.strategy='last_layer,lora_8'"]
+    command += ["trainer.max_steps=4", "save_every=4", "trainer.val_check_interval=2"]
+    command += ["evaluate_after.episodes_per_task=1", "+evaluate_after.tasks=[push_red_cube_left]"]
+    command += ["+evaluate_after.num_envs=1", "+evaluate_after.num_workers=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (sweep,) = (tmp_path / "finetune_strategies").iterdir()
+    _, last_layer, lora = sweep_rows(find_runs(sweep))
+    assert last_layer[0] == "strategy=last_layer"
+    assert lora[0] == "strategy=lora_8"
+    assert last_layer[1].startswith(("0 %", "100 %"))
+    assert int(lora[3].replace(",", "")) < int(last_layer[3].replace(",", ""))
