@@ -9,7 +9,8 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +25,7 @@ from openvla_lightning.data.source.index import Index, save_json
 from openvla_lightning.data.source.indexing import BadTrajectories, Job, Shard, join, read_shard
 from openvla_lightning.data.source.processes import worker_pool
 from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.data.source.shards import Shards, is_url, newest
 from openvla_lightning.statistics import DatasetStatistics
 
 log = logging.getLogger(__name__)
@@ -36,16 +38,18 @@ class RLDS:
     """One RLDS dataset below `root`: `<root>/<name>/<version>/{dataset_info.json,features.json,*.tfrecord-*}`.
 
     Args:
-        root: the data directory.
+        root: the data directory, or any URL that fsspec understands: gs://, s3://, https://, file://.
         name: the dataset's name; its folder.
         spec: what to make of it; None: what is registered under `name`.
         workers: processes that index; None: one per core for large datasets, none for small ones.
         bad_trajectories: what to do with those that cannot be read: `error` stops at the first, `skip` leaves them
             out and lists every one in the index and its data report.
         check_images: decode every image while indexing, instead of looking at its first and last bytes.
+        cache_dir: where the files of a URL are kept, and what is made of them; None: the user's cache.
+        cache_gb: gigabytes of shards kept there at once, over all datasets.
 
     Raises:
-        ValueError: `bad_trajectories` is neither.
+        ValueError: `bad_trajectories` is neither; `cache_gb` is not above 0.
     """
 
     def __init__(
@@ -56,11 +60,14 @@ class RLDS:
         workers: int | None = None,
         bad_trajectories: BadTrajectories = "error",
         check_images: bool = False,
+        cache_dir: str | Path | None = None,
+        cache_gb: float = 50.0,
     ) -> None:
         if bad_trajectories not in get_args(BadTrajectories):
             raise ValueError(f"data.source.bad_trajectories={bad_trajectories}: choose error or skip")
         self.bad_trajectories, self.check_images = bad_trajectories, check_images
-        self.root, self.name, self.given, self.workers = Path(root), name, spec, workers
+        self.root, self.name, self.given, self.workers = root, name, spec, workers
+        self.shards = Shards(str(root), name, cache_dir, cache_gb) if is_url(root) else None
         self.descriptors: OrderedDict[int, int] = OrderedDict()
 
     @cached_property
@@ -69,19 +76,24 @@ class RLDS:
         return self.given or dataset_spec(self.name)
 
     def missing(self) -> str | None:
-        """Say where the dataset was looked for and how to get it; None when it is there. Takes milliseconds."""
+        """Say where the dataset was looked for and how to get it; None when it is there. Takes milliseconds, or asks the store."""
+        if self.shards is not None:
+            return self.shards.missing()
         if self.folder is not None:
             return None
         hint = self.spec.where.format(name=self.name, root=self.root) or "put its RLDS folder there"
-        return f"{self.name}: no {self.root / self.name}/<version>/dataset_info.json. Get it: {hint}"
+        return f"{self.name}: no {Path(self.root) / self.name}/<version>/dataset_info.json. Get it: {hint}"
 
     @property
     def folder(self) -> Path | None:
-        """The newest version's folder, or None."""
-        found = [path.parent for path in (self.root / self.name).glob("*/dataset_info.json")]
-        if (self.root / self.name / "dataset_info.json").exists():
-            found.append(self.root / self.name)
-        return max(found, key=lambda path: [int(n) if n.isdigit() else -1 for n in path.name.split(".")], default=None)
+        """The newest version's folder, or None; of a URL, where it is kept."""
+        if self.shards is not None:
+            return None if self.shards.missing() else self.shards.folder
+        dataset = Path(self.root) / self.name
+        found = {path.parent.name: path.parent for path in dataset.glob("*/dataset_info.json")}
+        if (dataset / "dataset_info.json").exists():
+            found[self.name] = dataset
+        return found[version] if (version := newest([*found])) is not None else None
 
     def prepare(self) -> None:
         """Index the dataset unless that was done: one pass over its files.
@@ -110,12 +122,15 @@ class RLDS:
         return DatasetStatistics.from_json(self._home / "dataset_statistics.json")
 
     def measure(self, steps: NDArray[np.int32]) -> DatasetStatistics:
-        """Statistics of the given steps alone; kept beside the index for the next time."""
+        """Statistics of the given steps alone; kept beside the index for the next time, where one may write."""
         index = self.index
         path = self._home / f"statistics_{hashlib.sha256(steps.tobytes()).hexdigest()[:16]}.json"
-        if not path.exists():
-            save_json(path, self._measure(index, steps, len(np.unique(index.trajectory[steps]))).to_dict())
-        return DatasetStatistics.from_json(path)
+        if path.exists():
+            return DatasetStatistics.from_json(path)
+        measured = self._measure(index, steps, len(np.unique(index.trajectory[steps])))
+        if os.access(self._home, os.W_OK):
+            save_json(path, measured.to_dict())
+        return measured
 
     def encoded(self, role: str, step: int) -> bytes | None:
         """The stored bytes of the image of `role` at `step`; None where the dataset has none.
@@ -126,6 +141,8 @@ class RLDS:
         file, offset, length = self.index.images[role][step].tolist()
         if not length:
             return None
+        if self.shards is not None:
+            return self.shards.read(self.index.files[file], offset, length)
         descriptor = self._descriptor(file)
         self._check_unchanged(file, os.fstat(descriptor))  # a file written over would give bytes of anything
         return os.pread(descriptor, length, offset)
@@ -162,7 +179,9 @@ class RLDS:
 
     @cached_property
     def _stamps(self) -> dict[str, tuple[int, int]]:
-        """Name of each file -> its bytes and when it was last written, as found at the start."""
+        """Name of each file -> its bytes and when it was last written, as found at the start; stores say only bytes."""
+        if self.shards is not None:
+            return {name: (size, 0) for name, size in self.shards.sizes.items()}
         stats = {path.name: path.stat() for path in self._folder.iterdir() if path.is_file()}
         return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
@@ -196,14 +215,15 @@ class RLDS:
             for split in splits
             for path, length in zip(info.splits[split].filepaths, info.splits[split].shard_lengths, strict=True)
         ]
-        if absent := [job.path.name for job in jobs if not job.path.exists()]:
+        if absent := [job.path.name for job in jobs if job.path.name not in self._stamps]:
             raise BadShardError(
                 f"{self._folder}: dataset_info.json names files that are not there: {', '.join(absent)}"
             )
         shards = self._run(jobs)
         if not any(shard.lengths for shard in shards):
             raise BadShardError(f"{self._folder}: no trajectory can be read{self._first(shards)}")
-        return join(shards, [job.path for job in jobs], splits, list(self.spec.cameras))
+        sizes = {job.path.name: self._stamps[job.path.name][0] for job in jobs}
+        return join(shards, sizes, splits, list(self.spec.cameras))
 
     @staticmethod
     def _first(shards: list[Shard]) -> str:
@@ -223,12 +243,13 @@ class RLDS:
             )
 
     def _run(self, jobs: list[Job]) -> list[Shard]:
-        label, large = f"indexing {self.name}", sum(job.path.stat().st_size for job in jobs) > PARALLEL_FROM
+        label, large = f"indexing {self.name}", sum(self._stamps[job.path.name][0] for job in jobs) > PARALLEL_FROM
+        read = partial(_read, self.shards)
         workers = min(self.workers if self.workers is not None else (os.cpu_count() or 1) * large, len(jobs))
         if workers < 2:
-            return [read_shard(job) for job in track(jobs, label, transient=True, disable=not large)]
+            return [read(job) for job in track(jobs, label, transient=True, disable=not large)]
         with worker_pool(workers) as pool:
-            return list(track(pool.map(read_shard, jobs), label, total=len(jobs), transient=True))
+            return list(track(pool.map(read, jobs), label, total=len(jobs), transient=True))
 
     def _measure(self, index: Index, steps: NDArray[Any], trajectories: int) -> DatasetStatistics:
         if not len(steps):
@@ -239,6 +260,13 @@ class RLDS:
             mask=self.spec.action_mask(index.action.shape[1]),
             num_trajectories=trajectories,
         )
+
+
+def _read(shards: Shards | None, job: Job) -> Shard:
+    if shards is None:
+        return read_shard(job)
+    with shards.held(job.path.name) as path:
+        return read_shard(replace(job, path=path))
 
 
 def _not_dropped(index: Index, spec: DatasetSpec) -> NDArray[np.bool_]:
