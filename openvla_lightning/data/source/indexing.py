@@ -164,8 +164,8 @@ def _places(images: NDArray[Any], record: bytes, start: int) -> NDArray[np.int64
     return places
 
 
-def join(shards: list[Shard], files: list[Path], splits: list[str], cameras: list[str]) -> Index:
-    """Put the shards of a dataset together; `files` and `shards` go together, `cameras` are the roles."""
+def join(shards: list[Shard], files: dict[str, int], splits: list[str], cameras: list[str]) -> Index:
+    """Put the shards of a dataset together; `files`, names with bytes, go with `shards`; `cameras` are the roles."""
 
     def stacked(name: str) -> NDArray[Any]:
         return np.concatenate([part for shard in shards for part in getattr(shard, name)])
@@ -184,8 +184,8 @@ def join(shards: list[Shard], files: list[Path], splits: list[str], cameras: lis
         images=images,
         splits=tuple(splits),
         instructions=tuple(word.decode("utf-8", "replace") for word in words.tolist()),
-        files=tuple(path.name for path in files),
+        files=tuple(files),
         shards=np.cumsum([0, *(sum(shard.lengths) for shard in shards)]),
         skipped=tuple(one for shard in shards for one in shard.skipped),
-        sizes=np.array([path.stat().st_size for path in files], np.int64),
+        sizes=np.array([*files.values()], np.int64),
     )

@@ -76,7 +76,10 @@ class RLDS:
         return self.given or dataset_spec(self.name)
 
     def missing(self) -> str | None:
-        """Say where the dataset was looked for and how to get it; None when it is there. Takes milliseconds, or asks the store."""
+        """Say where the dataset was looked for and how to get it; None when it is there.
+
+        Takes milliseconds, and for a URL one question to the store.
+        """
         if self.shards is not None:
             return self.shards.missing()
         if self.folder is not None:

@@ -1,0 +1,222 @@
+"""Datasets in an object store or on a web server: shards are fetched when needed, into a local cache of bounded size."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from tempfile import mkstemp
+from typing import Any
+
+import fsspec
+
+METADATA = ("dataset_info.json", "features.json")
+EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
+WEB = ("http://", "https://")
+TRIES = 2
+SILENCE = 60.0  # seconds without a byte after which a web server counts as gone
+
+
+def is_url(root: str | Path) -> bool:
+    """Whether `root` is read through fsspec instead of as a folder."""
+    return "://" in str(root)
+
+
+def newest(versions: list[str]) -> str | None:
+    """The highest of some versions such as 1.0.0; names that are none come first."""
+    return max(versions, key=lambda name: [int(n) if n.isdigit() else -1 for n in name.split(".")], default=None)
+
+
+class Shards:
+    """The files of the dataset at `<root>/<name>/<version>/`, or of `<root>/<name>/` where the store cannot list.
+
+    Several processes may share a cache. What one of them reads is never taken from it, and what a killed one left half
+    done is done again: the kernel gives its locks back.
+
+    Args:
+        root: any URL that fsspec understands: gs://, s3://, https://, file://.
+        name: the dataset's name; its folder.
+        cache_dir: where everything fetched is kept; None: the user's cache.
+        cache_gb: gigabytes of shards that the whole cache holds, over all datasets; beyond that, those that were not
+            used for the longest time make room. Only shards being read at the same time may take more.
+
+    Raises:
+        ValueError: `cache_gb` is not above 0.
+    """
+
+    def __init__(self, root: str, name: str, cache_dir: str | Path | None = None, cache_gb: float = 50.0) -> None:
+        if cache_gb <= 0:
+            raise ValueError(f"data.source.cache_gb={cache_gb}: gigabytes above 0")
+        self.base, self.name, self.limit = f"{root.rstrip('/')}/{name}", name, int(cache_gb * 1e9)
+        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openvla_lightning" / "remote"
+        self.cache = Path(cache_dir).expanduser() if cache_dir else user
+
+    def missing(self) -> str | None:
+        """Ask the store, and say what is wrong; None when the dataset is there."""
+        protocol = self.base.split("://")[0]
+        try:
+            _ = self.url
+        except FileNotFoundError as error:
+            # fsspec says this of web servers whatever happened
+            if (cause := error.__cause__) and not isinstance(cause, FileNotFoundError):
+                return f"{self.name}: {self.base} cannot be read: {type(cause).__name__}: {cause}"
+            return (
+                f"{self.name}: no {self.base}/<version>/dataset_info.json. Check data.source.root and the name; where "
+                f"a store cannot list its folders, the files must lie in {self.base}/ itself"
+            )
+        except ImportError as error:
+            extra = EXTRAS.get(protocol)
+            way_out = f'pip install "openvla_lightning[{extra}]"' if extra else str(error)
+            return f"{self.name}: {protocol}:// cannot be read yet: {way_out}"
+        except PermissionError as error:
+            return f"{self.name}: {self.base} is there, but not for these credentials: {error}"
+        except Exception as error:  # every store has errors of its own
+            return f"{self.name}: {self.base} cannot be read: {type(error).__name__}: {error}"
+        return None
+
+    @cached_property
+    def url(self) -> str:
+        """The newest version's folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            Exception: what else the store has to say.
+        """
+        versions = [name for name in self._list(self.base) if name.split(".")[0].isdigit()]
+        while (version := newest(versions)) is not None:
+            with suppress(FileNotFoundError):
+                self._store.info(f"{self.base}/{version}/{METADATA[0]}")
+                return f"{self.base}/{version}"
+            versions.remove(version)
+        self._store.info(f"{self.base}/{METADATA[0]}")
+        return self.base
+
+    @cached_property
+    def folder(self) -> Path:
+        """The local folder of this dataset, with a copy of the files that describe it."""
+        folder = self.cache / f"{self.name.replace('/', '_')}_{sha256(self.url.encode()).hexdigest()[:12]}"
+        for room in ("shards", "partial", "locks"):
+            (folder / room).mkdir(parents=True, exist_ok=True)
+        listed = {name for name in self._list(self.url) if name.endswith((".json", ".txt"))}
+        for name in {*METADATA, *listed}:
+            descriptor, temporary = mkstemp(dir=folder, prefix=".")
+            os.close(descriptor)
+            self._store.get_file(f"{self.url}/{name}", temporary)
+            Path(temporary).replace(folder / name)
+        return folder
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Name of each shard -> its bytes, according to the store; without those that it does not list.
+
+        Raises:
+            OSError: the store does not say.
+        """
+        import tensorflow_datasets as tfds
+
+        splits = tfds.builder_from_directory(str(self.folder)).info.splits
+        names = sorted(Path(path).name for split in splits for path in splits[split].filepaths)
+        there = set(self._list(self.url))
+        names = [name for name in names if name in there] or names
+        sizes = dict(zip(names, self._store.sizes([f"{self.url}/{name}" for name in names]), strict=True))
+        if unknown := [name for name, size in sizes.items() if size is None]:
+            raise OSError(f"{self.url} does not say how long {unknown[0]} is, so that nobody knows when it is whole")
+        return sizes
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[Path]:
+        """The local copy of shard `name`, fetched if need be; it stays at least as long as this context.
+
+        Raises:
+            OSError: it cannot be fetched, or what arrives is not as long as the store says.
+        """
+        path = self.folder / "shards" / name
+        with (self.folder / "locks" / name).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            while not self._whole(path):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not self._whole(path):  # somebody else may have been faster
+                    self._fetch(path)
+                fcntl.flock(lock, fcntl.LOCK_SH)  # for a moment it is not held at all: look again
+            os.utime(path)
+            yield path
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """Some bytes of shard `name`."""
+        # not through a descriptor that is kept: it would keep what the cache let go on the disk
+        with self.held(name) as path, path.open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), length, offset)
+
+    @property
+    def _store(self) -> Any:
+        # fsspec keeps one per process: it must not go from one to another
+        options: dict[str, Any] = {}
+        if self.base.startswith(WEB):
+            import aiohttp
+
+            # the default ends any transfer after five minutes
+            options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_read=SILENCE)}
+        return fsspec.core.url_to_fs(self.base, **options)[0]
+
+    def _list(self, folder: str) -> list[str]:
+        try:
+            return [path.rstrip("/").rsplit("/", 1)[-1] for path in self._store.ls(folder, detail=False)]
+        except FileNotFoundError:
+            return []
+        except Exception:
+            if self.base.startswith(WEB):  # not every web server lists
+                return []
+            raise
+
+    def _whole(self, path: Path) -> bool:
+        return path.exists() and path.stat().st_size == self.sizes[path.name]
+
+    def _fetch(self, path: Path) -> None:
+        size = self.sizes[path.name]
+        partial = self.folder / "partial" / f"{size}_{path.name}"
+        reason: Exception | None = None
+        for _ in range(TRIES):
+            self._make_room(partial, size)
+            try:
+                self._store.get_file(f"{self.url}/{path.name}", str(partial))
+                if (arrived := partial.stat().st_size) == size:
+                    partial.replace(path)
+                    return
+                reason = OSError(f"{arrived:,} of {size:,} bytes arrived")
+            except Exception as error:  # every store has errors of its own
+                reason = error
+            finally:
+                partial.unlink(missing_ok=True)
+        raise OSError(f"{self.url}/{path.name} cannot be fetched: {type(reason).__name__}: {reason}") from reason
+
+    def _make_room(self, partial: Path, size: int) -> None:
+        """Let go of the shards longest unused until `size` bytes fit; then put down `partial`, which reserves them."""
+        with (self.cache / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            kept = []
+            for path in self.cache.glob("*/shards/*"):
+                with suppress(FileNotFoundError):  # replaced by its owner meanwhile
+                    kept.append((path.stat().st_mtime, path.stat().st_size, path))
+            for path in self.cache.glob("*/partial/*_*"):
+                kept.append((0.0, int(path.name.split("_")[0]), path))
+            total = sum(taken for _, taken, _ in kept)
+            for _, taken, path in sorted(kept):
+                if total + size <= self.limit and path.parent.name == "shards":
+                    break
+                if path == partial or _let_go(path):
+                    total -= taken
+            partial.touch()
+
+
+def _let_go(path: Path) -> bool:
+    """Remove a shard, or what a dead process left of one, unless somebody holds it."""
+    name = path.name if path.parent.name == "shards" else path.name.split("_", 1)[1]
+    with (path.parents[1] / "locks" / name).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        path.unlink(missing_ok=True)
+    return True
