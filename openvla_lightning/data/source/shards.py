@@ -1,4 +1,4 @@
-"""Datasets in an object store or on a web server: shards are fetched when needed, into a local cache of bounded size."""
+"""Datasets in an object store or on a web server: shards are fetched when needed, into a cache of bounded size."""
 
 import fcntl
 import os
@@ -60,7 +60,7 @@ class Shards:
             _ = self.url
         except FileNotFoundError as error:
             # fsspec says this of web servers whatever happened
-            if (cause := error.__cause__) and not isinstance(cause, FileNotFoundError):
+            if (cause := error.__cause__) and getattr(cause, "status", None) != 404:
                 return f"{self.name}: {self.base} cannot be read: {type(cause).__name__}: {cause}"
             return (
                 f"{self.name}: no {self.base}/<version>/dataset_info.json. Check data.source.root and the name; where "
