@@ -122,6 +122,17 @@ def test_what_is_cached_is_not_fetched_again(server: Server, tmp_path: Path) -> 
     assert set(server.fetched.values()) == {1}
 
 
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_worker_processes_read_through_a_source_that_was_used_before(
+    server: Server, tmp_path: Path, start: str
+) -> None:
+    source = remote(server, tmp_path / "cache", 6e-5)
+    steps = range(0, source.index.num_steps, 5)
+    here = [source.encoded("primary", step) for step in steps]
+    with multiprocessing.get_context(start).Pool(2) as pool:
+        assert pool.map_async(functools.partial(source.encoded, "primary"), steps).get(60) == here
+
+
 def test_a_shard_that_is_read_stays_while_others_come(server: Server, tmp_path: Path) -> None:
     source = shards(server, tmp_path / "cache", 1e-9)
     one, two = sorted(source.sizes)[:2]
