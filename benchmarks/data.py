@@ -27,6 +27,7 @@ import numpy as np
 import psutil
 import tensorflow_datasets as tfds
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -38,13 +39,8 @@ from openvla_lightning.data.source.writer import write_rlds
 from openvla_lightning.types import Batch, Step
 
 SIZE, BATCH, STEPS, WINDOWS = 224, 64, 10, 7
-PAPER = {
-    "random_resized_crop": {"scale": [0.9, 0.9], "ratio": [1.0, 1.0]},
-    "random_brightness": [0.2],
-    "random_contrast": [0.8, 1.2],
-    "random_saturation": [0.8, 1.2],
-    "random_hue": [0.05],
-}
+CONF = Path(__file__).parents[1] / "conf"
+PAPER: Any = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "augment" / "openvla.yaml"))
 RELEASED = {64: (254, 127), 256: (179, 104)}
 """Frames per core-second of the released pipeline, plain and augmented: 2 shared Xeon cores, TensorFlow 2.15."""
 

@@ -127,7 +127,7 @@ def data_report(cfg: DictConfig) -> None:
     Raises:
         ConfigError: naming what is wrong or missing.
     """
-    from openvla_lightning.data.report.facts import Selection
+    from openvla_lightning.data.report.facts import selections
     from openvla_lightning.data.report.pages import write_report
 
     validate(cfg)
@@ -137,19 +137,8 @@ def data_report(cfg: DictConfig) -> None:
     try:
         datamodule.prepare_data()
         datamodule.setup()
-        selections = [
-            Selection(
-                source=source,
-                train=datamodule.train[name].steps,
-                val=datamodule.val[name].steps,
-                filters=datamodule.filter_report[name],
-                statistics=datamodule.statistics[name],
-                share=datamodule.shares[name],
-            )
-            for name, source in datamodule.sources.items()
-        ]
         title = f"Data: {Path(cfg.run_name).name}, no-op filter {datamodule.noop_filter}"
-        path = write_report(selections, Path(cfg.paths.output_dir), title)
+        path = write_report(selections(datamodule), Path(cfg.paths.output_dir), title)
     except ValueError as error:  # of the mixture, or of a damaged file
         raise ConfigError(str(error)) from error
     log.info(f"Written to {path.parent}: report.md, report.html")

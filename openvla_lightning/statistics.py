@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Normalisation = Literal["quantile", "minmax", "meanstd"]
 Part = Literal["action", "proprio"]
+Numbers = dict[str, NDArray[Any]]
 
 BOUNDS = {"quantile": ("q01", "q99"), "minmax": ("min", "max")}
 MEASURES = ("mean", "std", "max", "min", "q01", "q99")
@@ -146,9 +147,8 @@ class DatasetStatistics:
         Raises:
             ValueError: another number of dimensions, or an unknown method.
         """
-        x = self._checked(values, part, method).astype(np.float32)
-        numbers = self.action if part == "action" else self.proprio
-        mask = self.mask if part == "action" else np.ones(x.shape[-1], bool)
+        x, numbers, mask = self._checked(values, part, method)
+        x = x.astype(np.float32)
         if method == "meanstd":
             scaled = (x - _f32(numbers["mean"])) / _f32(numbers["std"] + EPSILON)
             return np.where(mask, scaled, x)
@@ -165,9 +165,8 @@ class DatasetStatistics:
         Raises:
             ValueError: another number of dimensions, or an unknown method.
         """
-        x = self._checked(values, part, method).astype(np.float64)
-        numbers = self.action if part == "action" else self.proprio
-        mask = self.mask if part == "action" else np.ones(x.shape[-1], bool)
+        x, numbers, mask = self._checked(values, part, method)
+        x = x.astype(np.float64)
         if method == "meanstd":
             return np.where(mask, x * numbers["std"] + numbers["mean"], x)
         low, high = (numbers[name] for name in BOUNDS[method])
@@ -195,14 +194,17 @@ class DatasetStatistics:
         proprio = _pool([s.proprio for s in every], counts) if same else {}
         return DatasetStatistics(action, proprio, int(counts.sum()), sum(s.num_trajectories for s in every))
 
-    def _checked(self, values: ArrayLike, part: Part, method: str) -> NDArray[Any]:
+    def _checked(
+        self, values: ArrayLike, part: Part, method: str
+    ) -> tuple[NDArray[Any], dict[str, NDArray[Any]], NDArray[np.bool_]]:
         if method not in ("quantile", "minmax", "meanstd"):
             raise ValueError(f"unknown normalisation {method!r}; choose quantile, minmax or meanstd")
         x = np.asarray(values)
         width = len(getattr(self, part).get("q01", ()))
         if x.ndim < 1 or x.shape[-1] != width:
             raise ValueError(f"expected {width} {part} dimensions in the last axis, got shape {list(x.shape)}")
-        return x
+        numbers = self.action if part == "action" else self.proprio
+        return x, numbers, self.mask if part == "action" else np.ones(width, bool)
 
 
 def choose(norm_stats: Mapping[str, Any], key: str | None) -> Any:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_parts import LLAMA, TOWERS
 
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.model import VLA
@@ -13,19 +14,6 @@ from openvla_lightning.policy import Policy, choose_dtype, fingerprint
 from openvla_lightning.processor import Processor
 from openvla_lightning.statistics import DatasetStatistics
 
-TOWERS = {"tiny": {"id": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [8, 16, 16, 8]}}
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 768,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 TOKENS = {"vocab_size": 768, "num_bins": 256}
 KEYS = ("bridge_orig", "fractal")
 

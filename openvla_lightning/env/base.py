@@ -85,3 +85,15 @@ class RolloutEnv(Protocol):
 
 
 EnvFactory = Callable[[], RolloutEnv]
+
+
+def checked_action(action: np.ndarray) -> np.ndarray:
+    """The action as float64 [7].
+
+    Raises:
+        ValueError: it does not hold seven finite numbers.
+    """
+    action = np.asarray(action, np.float64)
+    if action.shape != (7,) or not np.isfinite(action).all():
+        raise ValueError(f"an action is seven finite numbers (dx dy dz droll dpitch dyaw gripper), got {action!r}")
+    return action

@@ -8,7 +8,7 @@ import numpy as np
 import toy_rlds
 
 from openvla_lightning.data import VLADataModule
-from openvla_lightning.data.report.facts import Selection
+from openvla_lightning.data.report.facts import Selection, selections
 from openvla_lightning.data.source.rlds import RLDS
 from openvla_lightning.data.source.writer import write_rlds
 
@@ -62,22 +62,6 @@ def write(folder: Path) -> Path:
     return write_rlds(folder, toy_rlds.FEATURES, {"train": TRAIN, "val": VAL}, episode, workers=0, progress=False)
 
 
-def selections(datamodule: VLADataModule) -> list[Selection]:
-    """What training takes of every dataset."""
-    datamodule.setup()
-    return [
-        Selection(
-            source=source,
-            train=datamodule.train[name].steps,
-            val=datamodule.val[name].steps,
-            filters=datamodule.filter_report[name],
-            statistics=datamodule.statistics[name],
-            share=datamodule.shares[name],
-        )
-        for name, source in datamodule.sources.items()
-    ]
-
-
 def chosen(root: Path, reader: dict[str, Any] | None = None, **options: Any) -> Selection:
     """What training takes of the faulty dataset; `reader` goes to the source, `options` to the DataModule."""
 
@@ -85,4 +69,5 @@ def chosen(root: Path, reader: dict[str, Any] | None = None, **options: Any) -> 
     datamodule = VLADataModule(
         partial(RLDS, root, **reader or {}), {"faulty": 1.0}, list, 32, 8, datasets={"faulty": spec}, **options
     )
+    datamodule.setup()
     return selections(datamodule)[0]

@@ -1,23 +1,20 @@
 """Augmentation is the paper's, and the released one when its single random number is asked for."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from openvla_lightning.data import augment as module
 from openvla_lightning.data.augment import Augmentation
 
-PAPER = {
-    "random_resized_crop": {"scale": [0.9, 0.9], "ratio": [1.0, 1.0]},
-    "random_brightness": [0.2],
-    "random_contrast": [0.8, 1.2],
-    "random_saturation": [0.8, 1.2],
-    "random_hue": [0.05],
-}
+CONF = Path(__file__).parents[2] / "conf"
+PAPER: Any = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "augment" / "openvla.yaml"))
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from typing import Any
 import faulty_rlds
 import numpy as np
 import pytest
-from faulty_rlds import GRIPPER, TRAIN, VAL, X, Z, chosen, selections
+from faulty_rlds import GRIPPER, TRAIN, VAL, X, Z, chosen
 
 from openvla_lightning.data import VLADataModule
-from openvla_lightning.data.report.facts import Facts, gather
+from openvla_lightning.data.report.facts import Facts, gather, selections
 from openvla_lightning.data.report.motion import Duplicates, measure_idle
 from openvla_lightning.data.report.pages import section
 from openvla_lightning.data.report.pictures import draw_lengths
@@ -148,6 +148,7 @@ def test_a_sound_dataset_is_ready_and_a_small_one_is_tiny(tmp_path: Path) -> Non
         datamodule = VLADataModule(
             lambda name, spec, steps=steps: Sound(name, spec, steps), {"bridge_orig": 1.0}, list, 32, 8
         )
+        datamodule.setup()
         facts = gather(selections(datamodule)[0])
         assert verdict(facts) == expected
         assert not len(facts.idle.runs)

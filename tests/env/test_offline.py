@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from tiny_parts import LLAMA, TOWERS
 
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.env.offline import Offline
@@ -26,17 +27,6 @@ from openvla_lightning.report.results import Results
 from openvla_lightning.statistics import DatasetStatistics
 from openvla_lightning.types import Step
 
-TOWERS = {"tiny": {"id": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [8, 16, 16, 8]}}
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 768,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-}
 STATISTICS = DatasetStatistics.from_array(
     np.linspace(-np.arange(1, 8), np.arange(2, 9), 101), mask=[True] * 6 + [False]
 )

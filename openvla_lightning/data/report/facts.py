@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openvla_lightning.data.datamodule import VLADataModule
 from openvla_lightning.data.filters import FilterReport
 from openvla_lightning.data.images import decode
 from openvla_lightning.data.report.motion import (
@@ -41,6 +42,21 @@ class Selection:
     filters: FilterReport
     statistics: DatasetStatistics
     share: float
+
+
+def selections(datamodule: VLADataModule) -> list[Selection]:
+    """What training takes of every dataset; the DataModule is set up."""
+    return [
+        Selection(
+            source=source,
+            train=datamodule.train[name].steps,
+            val=datamodule.val[name].steps,
+            filters=datamodule.filter_report[name],
+            statistics=datamodule.statistics[name],
+            share=datamodule.shares[name],
+        )
+        for name, source in datamodule.sources.items()
+    ]
 
 
 @dataclass(frozen=True)

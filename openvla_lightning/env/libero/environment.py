@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 
-from openvla_lightning.env.base import Task
+from openvla_lightning.env.base import Task, checked_action
 from openvla_lightning.env.libero.protocol import (
     CAMERA,
     CONTROL_HZ,
@@ -142,9 +142,7 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         Raises:
             ValueError: if the action does not hold seven finite numbers.
         """
-        action = np.asarray(action, np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise ValueError(f"an action is seven finite numbers (dx dy dz droll dpitch dyaw gripper), got {action!r}")
+        action = checked_action(action)
         robot = to_simulator(action)
         self._closed = bool(robot[6] > 0)
         return self._advance(robot)

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 
 from openvla_lightning.data.images import resize
-from openvla_lightning.env.base import Task
+from openvla_lightning.env.base import Task, checked_action
 from openvla_lightning.env.simpler.robots import ROBOTS, Gripper, to_controller
 
 
@@ -89,9 +89,7 @@ class Simpler(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         Raises:
             ValueError: if the action does not hold seven finite numbers.
         """
-        action = np.asarray(action, np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise ValueError(f"an action is seven finite numbers (dx dy dz droll dpitch dyaw gripper), got {action!r}")
+        action = checked_action(action)
         self._opening = float(action[6])
         observation, _, success, truncated, _ = self._simulator.step(to_controller(action, self._gripper))
         self._steps += 1

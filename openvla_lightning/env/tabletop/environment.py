@@ -8,7 +8,7 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from openvla_lightning.env.base import EVALUATION_SEEDS
+from openvla_lightning.env.base import EVALUATION_SEEDS, checked_action
 from openvla_lightning.env.orientation import pixel
 from openvla_lightning.env.tabletop.embodiment import EMBODIMENTS
 from openvla_lightning.env.tabletop.layout import choose, spots, strip
@@ -141,9 +141,7 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         Raises:
             ValueError: if the action does not hold seven finite numbers.
         """
-        action = np.asarray(action, np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise ValueError(f"an action is seven finite numbers (dx dy dz droll dpitch dyaw gripper), got {action!r}")
+        action = checked_action(action)
         metric = self.embodiment.to_metric(action)
         control = self._data.ctrl
         control[:3] = np.clip(self.hand_position + metric[:3], REACH[0], REACH[1])
