@@ -232,7 +232,7 @@ def check_all(**checks: Callable[[], None]) -> None:
 
 def find_data(cfg: DictConfig, datamodule: Any) -> None:
     """Make what the embedded world can make; raise MissingDataError for the rest."""
-    if missing := datamodule.missing():
+    if (missing := datamodule.missing()) and "://" not in str(cfg.paths.data_dir):
         make_embedded(missing, Path(cfg.paths.data_dir))
     datamodule.check()
 
