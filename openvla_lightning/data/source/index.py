@@ -28,7 +28,8 @@ class Index:
         bounds: int64 [K + 1]; trajectory k holds the steps bounds[k] .. bounds[k + 1].
         split: int16 [K], the place of each trajectory's split in `splits`.
         instruction: int32 [N], the place of each step's instruction in `instructions`.
-        images: role -> int64 [N, 3]: place of the file in `files`, byte offset, length of the encoded image; length 0
+        images: role -> int64 [N, 3]: place of the file in `files`, byte offset (in array_record files: of record r from
+            r * records.RECORD on), length of the encoded image; length 0
             stands for a black one.
         splits, instructions, files: what the numbers point to.
         shards: int64 [F + 1]; the images of the steps shards[f] .. shards[f + 1] lie in file f.

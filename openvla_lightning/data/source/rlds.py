@@ -24,7 +24,13 @@ from openvla_lightning.data.source import index as index_module
 from openvla_lightning.data.source.index import Index, save_json
 from openvla_lightning.data.source.indexing import BadTrajectories, Job, Shard, join, read_shard
 from openvla_lightning.data.source.processes import worker_pool
-from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.data.source.records import (
+    RECORD,
+    BadShardError,
+    is_array_record,
+    open_array_record,
+    read_array_record,
+)
 from openvla_lightning.data.source.shards import Shards, is_url, newest
 from openvla_lightning.statistics import DatasetStatistics
 
@@ -35,7 +41,7 @@ PARALLEL_FROM = 256 * 2**20
 
 
 class RLDS:
-    """One RLDS dataset below `root`: `<root>/<name>/<version>/{dataset_info.json,features.json,*.tfrecord-*}`.
+    """One RLDS dataset below `root`: `<root>/<name>/<version>/{dataset_info.json,features.json,*record-*}`.
 
     Args:
         root: the data directory, or any URL that fsspec understands: gs://, s3://, https://, file://.
@@ -69,6 +75,7 @@ class RLDS:
         self.root, self.name, self.given, self.workers = root, name, spec, workers
         self.shards = Shards(str(root), name, cache_dir, cache_gb) if is_url(root) else None
         self.descriptors: OrderedDict[int, int] = OrderedDict()
+        self.last_record: tuple[tuple[int, int], bytes] = (-1, -1), b""
 
     @cached_property
     def spec(self) -> DatasetSpec:
@@ -148,6 +155,9 @@ class RLDS:
             return self.shards.read(self.index.files[file], offset, length)
         descriptor = self._descriptor(file)
         self._check_unchanged(file, os.fstat(descriptor))  # a file written over would give bytes of anything
+        if is_array_record(self.index.files[file]):
+            number, begin = divmod(offset, RECORD)
+            return self._record(file, number)[begin : begin + length]
         return os.pread(descriptor, length, offset)
 
     def image(self, role: str, step: int, size: int, mode: ImageMode = "released") -> Pixels | None:
@@ -204,13 +214,27 @@ class RLDS:
         self.descriptors[file] = os.open(self._folder / self.index.files[file], os.O_RDONLY)
         return self.descriptors[file]
 
+    def _record(self, file: int, number: int) -> bytes:
+        if self.last_record[0] != (file, number):
+            path = self._folder / self.index.files[file]
+            reader = open_array_record(path)
+            try:
+                self.last_record = (file, number), read_array_record(reader, path, number)
+            finally:
+                reader.close()
+        return self.last_record[1]
+
     def _build(self) -> Index:
         import tensorflow_datasets as tfds
 
         logging.getLogger("absl").setLevel(logging.WARNING)  # or tfds reports every folder it opens
         info = tfds.builder_from_directory(str(self._folder)).info
-        if info.file_format.value != "tfrecord":
-            raise BadShardError(f"{self._folder}: file format {info.file_format.value} is not read yet, only tfrecord")
+        readable = ("tfrecord", "array_record") if self.shards is None else ("tfrecord",)
+        if (found := info.file_format.value) not in readable:
+            where = "" if self.shards is None else " from a URL"
+            raise BadShardError(
+                f"{self._folder}: file format {found} is not read{where}, only {' and '.join(readable)}"
+            )
         splits = list(info.splits)
         features = json.dumps(info.features.to_json())
         jobs = [

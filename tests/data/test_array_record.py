@@ -1,0 +1,57 @@
+"""array_record datasets serve what their TFRecord versions serve."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy_rlds
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from openvla_lightning.data.oxe import describe
+from openvla_lightning.data.source.records import BadShardError, read
+from openvla_lightning.data.source.rlds import RLDS
+
+SPEC = describe("toy", toy_rlds.SPEC)
+
+
+def convert(source: Path, target: Path, options: str) -> Path:
+    """The same records in the other format."""
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        if ".tfrecord" in path.name:
+            writer = ArrayRecordWriter(str(target / path.name.replace(".tfrecord", ".array_record")), options)
+            for _, record in read(path):
+                writer.write(record)
+            writer.close()
+        elif path.suffix == ".json":
+            (target / path.name).write_text(path.read_text().replace("tfrecord", "array_record"))
+    assert json.loads((target / "dataset_info.json").read_text())["fileFormat"] == "array_record"
+    return target
+
+
+@pytest.mark.parametrize("options", ["", "group_size:1,uncompressed", "group_size:4"])
+def test_serves_what_tfrecord_serves(tmp_path: Path, options: str) -> None:
+    written = toy_rlds.write(tmp_path / "a/toy/1.0.0")
+    convert(written, tmp_path / "b/toy/1.0.0", options)
+    expected, found = RLDS(tmp_path / "a", "toy", SPEC), RLDS(tmp_path / "b", "toy", SPEC)
+    for name in ("action", "proprio", "bounds", "split", "instruction"):
+        np.testing.assert_array_equal(getattr(found.index, name), getattr(expected.index, name))
+    assert found.index.instructions == expected.index.instructions
+    for step in np.random.default_rng(0).permutation(expected.index.num_steps).tolist():
+        for role in SPEC.cameras:
+            assert found.encoded(role, step) == expected.encoded(role, step)
+
+
+def test_damage_names_the_file_and_can_be_left_out(tmp_path: Path) -> None:
+    written = toy_rlds.write(tmp_path / "a/toy/1.0.0")
+    folder = convert(written, tmp_path / "b/toy/1.0.0", "group_size:1,uncompressed")
+    path = sorted(folder.glob("*train*.array_record*"))[0]
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\xff\xd8")] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(BadShardError, match=path.name):
+        RLDS(tmp_path / "b", "toy", SPEC).prepare()
+    index = RLDS(tmp_path / "b", "toy", SPEC, bad_trajectories="skip").index
+    assert [one["file"] for one in index.skipped] == [path.name]
+    assert index.num_trajectories == toy_rlds.TRAIN + toy_rlds.VAL - 1
