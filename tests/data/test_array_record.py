@@ -1,6 +1,8 @@
 """array_record datasets serve what their TFRecord versions serve."""
 
 import json
+import multiprocessing
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,19 @@ def test_serves_what_tfrecord_serves(tmp_path: Path, options: str) -> None:
     for step in np.random.default_rng(0).permutation(expected.index.num_steps).tolist():
         for role in SPEC.cameras:
             assert found.encoded(role, step) == expected.encoded(role, step)
+    sent = pickle.loads(pickle.dumps(found))
+    child = multiprocessing.get_context("fork").Process(target=_same, args=(found, expected))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0, "a reader went through a fork"
+    _same(sent, expected)
+    through_a_cache = RLDS(f"file://{tmp_path}/b", "toy", SPEC, cache_dir=tmp_path / "cache")
+    _same(through_a_cache, expected)
+
+
+def _same(one: RLDS, other: RLDS) -> None:
+    for step in range(0, other.index.num_steps, 7):
+        assert one.encoded("primary", step) == other.encoded("primary", step)
 
 
 def test_damage_names_the_file_and_can_be_left_out(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Index:
         split: int16 [K], the place of each trajectory's split in `splits`.
         instruction: int32 [N], the place of each step's instruction in `instructions`.
         images: role -> int64 [N, 3]: place of the file in `files`, byte offset (in array_record files: of record r from
-            r * records.RECORD on), length of the encoded image; length 0
+            r * array_records.SPAN on), length of the encoded image; length 0
             stands for a black one.
         splits, instructions, files: what the numbers point to.
         shards: int64 [F + 1]; the images of the steps shards[f] .. shards[f + 1] lie in file f.

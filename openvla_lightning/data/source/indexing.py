@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.images import decode
 from openvla_lightning.data.oxe.registry import DatasetSpec, Trajectory, leaf_at
+from openvla_lightning.data.source.array_records import is_array_record, scan_array_record
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.records import BadShardError, scan
 
@@ -70,8 +71,9 @@ def read_shard(job: Job) -> Shard:
     def leave_out(trajectory: int, reason: str) -> None:
         shard.skipped.append({"file": job.path.name, "trajectory": trajectory, "reason": reason})
 
+    records = scan_array_record(job.path) if is_array_record(job.path.name) else scan(job.path)
     number, lost = -1, "the file ends before it"
-    for number, (start, record) in enumerate(scan(job.path)):
+    for number, (start, record) in enumerate(records):
         if isinstance(record, BadShardError):
             if job.bad_trajectories == "error":
                 raise BadShardError(f"{record} {WAY_OUT}.")

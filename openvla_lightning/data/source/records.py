@@ -1,15 +1,13 @@
-"""TFRecord files, read by memory map; array_record files, read by record number."""
+"""TFRecord files, read by memory map."""
 
 import mmap
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import google_crc32c
 
 HEADER, FOOTER = 12, 4
-RECORD = 2**32  # bytes that the places of one array_record record span
 
 
 class BadShardError(ValueError):
@@ -45,9 +43,6 @@ def scan(path: Path) -> Iterator[tuple[int, bytes | BadShardError]]:
 
     Where a record's length is damaged nobody knows where the next one begins, and that error is the last.
     """
-    if is_array_record(path.name):
-        yield from _scan_array_record(path)
-        return
     size = path.stat().st_size
     if not size:
         return
@@ -71,54 +66,6 @@ def scan(path: Path) -> Iterator[tuple[int, bytes | BadShardError]]:
             whole = data[end : end + FOOTER] == masked_crc(record)
             yield start, record if whole else _bad(path, number, position, "its checksum does not match")
             position, number = end + FOOTER, number + 1
-
-
-def is_array_record(name: str) -> bool:
-    """Whether a file of this name is in array_record's format; tfds puts the format into the name."""
-    return ".array_record" in name
-
-
-def open_array_record(path: Path) -> Any:
-    """A reader of single records by number.
-
-    Raises:
-        BadShardError: the file's own list of records is damaged.
-    """
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    try:
-        return ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
-    except RuntimeError as error:
-        raise BadShardError(f"{path} is damaged: {error}.") from error
-
-
-def read_array_record(reader: Any, path: Path, number: int) -> bytes:
-    """One record; its checksums are verified.
-
-    Raises:
-        BadShardError: the record is damaged.
-    """
-    try:
-        return bytes(reader.read([number])[0])
-    except RuntimeError as error:
-        raise BadShardError(f"{path}: record {number} is damaged: {error}.") from error
-
-
-def _scan_array_record(path: Path) -> Iterator[tuple[int, bytes | BadShardError]]:
-    # Records are compressed, or else cut through by block headers: a place is a record's number and one inside it.
-    try:
-        reader = open_array_record(path)
-    except BadShardError as error:
-        yield 0, error
-        return
-    try:
-        for number in range(reader.num_records()):
-            try:
-                yield number * RECORD, read_array_record(reader, path, number)
-            except BadShardError as error:
-                yield number * RECORD, error
-    finally:
-        reader.close()
 
 
 def _bad(path: Path, number: int, position: int, why: str) -> BadShardError:

@@ -21,22 +21,18 @@ from rich.progress import track
 from openvla_lightning.data.images import ImageMode, Pixels, load
 from openvla_lightning.data.oxe.registry import DatasetSpec, dataset_spec
 from openvla_lightning.data.source import index as index_module
+from openvla_lightning.data.source.array_records import ArrayRecords, is_array_record
 from openvla_lightning.data.source.index import Index, save_json
 from openvla_lightning.data.source.indexing import BadTrajectories, Job, Shard, join, read_shard
 from openvla_lightning.data.source.processes import worker_pool
-from openvla_lightning.data.source.records import (
-    RECORD,
-    BadShardError,
-    is_array_record,
-    open_array_record,
-    read_array_record,
-)
+from openvla_lightning.data.source.records import BadShardError
 from openvla_lightning.data.source.shards import Shards, is_url, newest
 from openvla_lightning.statistics import DatasetStatistics
 
 log = logging.getLogger(__name__)
 
 OPEN_FILES = 256
+READABLE = ("tfrecord", "array_record")
 PARALLEL_FROM = 256 * 2**20
 
 
@@ -75,7 +71,7 @@ class RLDS:
         self.root, self.name, self.given, self.workers = root, name, spec, workers
         self.shards = Shards(str(root), name, cache_dir, cache_gb) if is_url(root) else None
         self.descriptors: OrderedDict[int, int] = OrderedDict()
-        self.last_record: tuple[tuple[int, int], bytes] = (-1, -1), b""
+        self.array_records = ArrayRecords()
 
     @cached_property
     def spec(self) -> DatasetSpec:
@@ -151,13 +147,17 @@ class RLDS:
         file, offset, length = self.index.images[role][step].tolist()
         if not length:
             return None
+        name = self.index.files[file]
+        by_number = is_array_record(name)
+        if self.shards is not None and by_number:
+            with self.shards.held(name) as path:
+                return self.array_records.read(path, offset, length, keep=False)
         if self.shards is not None:
-            return self.shards.read(self.index.files[file], offset, length)
+            return self.shards.read(name, offset, length)
         descriptor = self._descriptor(file)
         self._check_unchanged(file, os.fstat(descriptor))  # a file written over would give bytes of anything
-        if is_array_record(self.index.files[file]):
-            number, begin = divmod(offset, RECORD)
-            return self._record(file, number)[begin : begin + length]
+        if by_number:
+            return self.array_records.read(self._folder / name, offset, length)
         return os.pread(descriptor, length, offset)
 
     def image(self, role: str, step: int, size: int, mode: ImageMode = "released") -> Pixels | None:
@@ -177,7 +177,7 @@ class RLDS:
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "index"} | {"descriptors": OrderedDict()}
 
-    @property
+    @cached_property
     def _folder(self) -> Path:
         if (folder := self.folder) is None:
             raise FileNotFoundError(self.missing())
@@ -214,27 +214,13 @@ class RLDS:
         self.descriptors[file] = os.open(self._folder / self.index.files[file], os.O_RDONLY)
         return self.descriptors[file]
 
-    def _record(self, file: int, number: int) -> bytes:
-        if self.last_record[0] != (file, number):
-            path = self._folder / self.index.files[file]
-            reader = open_array_record(path)
-            try:
-                self.last_record = (file, number), read_array_record(reader, path, number)
-            finally:
-                reader.close()
-        return self.last_record[1]
-
     def _build(self) -> Index:
         import tensorflow_datasets as tfds
 
         logging.getLogger("absl").setLevel(logging.WARNING)  # or tfds reports every folder it opens
         info = tfds.builder_from_directory(str(self._folder)).info
-        readable = ("tfrecord", "array_record") if self.shards is None else ("tfrecord",)
-        if (found := info.file_format.value) not in readable:
-            where = "" if self.shards is None else " from a URL"
-            raise BadShardError(
-                f"{self._folder}: file format {found} is not read{where}, only {' and '.join(readable)}"
-            )
+        if (found := info.file_format.value) not in READABLE:
+            raise BadShardError(f"{self._folder}: file format {found} is not read, only {' and '.join(READABLE)}")
         splits = list(info.splits)
         features = json.dumps(info.features.to_json())
         jobs = [
