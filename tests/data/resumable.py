@@ -53,7 +53,7 @@ def main(data: Path, run: Path, steps: int, pause: float) -> None:
     datamodule = VLADataModule(
         partial(RLDS, data),
         mix={"one": 1.0, "two": 2.0},
-        curriculum=[{"after": 0.6, "mix": {"two": 0.0, "three": 3.0}}],
+        curriculum=[{"after": 0.125, "mix": {"two": 0.0, "three": 3.0}}],
         datasets=dict.fromkeys(NAMES, toy_rlds.SPEC),
         collate=collate,
         image_size=toy_rlds.SIZE,
