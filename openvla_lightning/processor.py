@@ -15,9 +15,9 @@ from torch import Tensor
 
 from openvla_lightning.action_head import ActionHead, TokenHead
 from openvla_lightning.images import ImageTransform, ResizeStrategy
-from openvla_lightning.prompt import PromptKind, build_prompt
+from openvla_lightning.prompt import PromptKind, build_prompt, build_turn
 from openvla_lightning.tokenizer import load_tokenizer
-from openvla_lightning.types import IGNORE_INDEX, Batch, Step
+from openvla_lightning.types import IGNORE_INDEX, Batch, Conversation, Step
 
 ImageLike = Image.Image | NDArray[np.uint8]
 _SPACE = "▁"
@@ -148,16 +148,20 @@ class Processor:
         """
         if (known := self._prompt_ids.get(instruction)) is not None:
             return known
-        tokenizer = self.tokenizer
-        text = tokenizer(build_prompt(instruction, self.prompt), add_special_tokens=False)["input_ids"]
-        # Tokenizers without BOS start with their end-of-text id, so that visual tokens always follow one such id.
-        bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        ids = [bos, *text, *self._lone_space()]
+        ids = [self._bos(), *self._text(build_prompt(instruction, self.prompt)), *self._lone_space()]
         if len(ids) >= self.max_length:
             raise ValueError(f"the instruction takes {len(ids)} tokens of {self.max_length}: {instruction[:60]!r}...")
         if len(self._prompt_ids) < 100_000:
             self._prompt_ids[instruction] = ids
         return ids
+
+    def _bos(self) -> int:
+        # Tokenizers without BOS start with their end-of-text id, so that visual tokens always follow one such id.
+        known = self.tokenizer.bos_token_id
+        return self.eos_token_id if known is None else known
+
+    def _text(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _lone_space(self) -> list[int]:
         if self._tokenizer_name == "tiny":
@@ -233,6 +237,50 @@ class Processor:
             input_ids[row, place] = torch.tensor(prompt)
             attention_mask[row, place] = True
         return {"pixel_values": self.transform(batch), "input_ids": input_ids, "attention_mask": attention_mask}
+
+
+class ChatProcessor(Processor):
+    """Makes batches of conversations, as Prismatic VLMs are trained; everything else as its base."""
+
+    def collate(self, conversations: Sequence[Conversation]) -> Batch:  # type: ignore[override]
+        """Make a training batch; what answers say, and the end of each, is learnt, what is asked is not.
+
+        Texts longer than `max_length` are cut, as released.
+
+        Raises:
+            ValueError: when some have an image and others have none.
+        """
+        rows = [self._row(conversation.turns) for conversation in conversations]
+        width = max(len(ids) for ids, _ in rows)
+        input_ids = torch.full((len(rows), width), self.pad_token_id)
+        labels = torch.full_like(input_ids, IGNORE_INDEX)
+        for row, (ids, learnt) in enumerate(rows):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            labels[row, : len(ids)] = torch.tensor(learnt)
+        images = [conversation.image for conversation in conversations if conversation.image is not None]
+        if images and len(images) < len(rows):
+            raise ValueError("conversations with images and without cannot share a batch")
+        return Batch(
+            pixel_values=self.transform.pixels(images)
+            if images
+            else torch.zeros(0, 3, *2 * (self.transform.image_size,), dtype=torch.uint8),
+            input_ids=input_ids,
+            attention_mask=torch.arange(width) < torch.tensor([len(ids) for ids, _ in rows])[:, None],
+            labels=labels,
+            actions=torch.zeros(len(rows), 0, 0),
+            dataset_names=[conversation.dataset_name for conversation in conversations],
+            numbers=[conversation.number for conversation in conversations],
+        )
+
+    def _row(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
+        """Ids and labels. Each side of each turn is tokenised by itself, as released."""
+        ids, labels = [self._bos()], [IGNORE_INDEX]
+        for place, (question, answer) in enumerate(turns):
+            asked = self._text(build_turn(question, self.prompt, first=place == 0))
+            answered = [*self._text(answer or " "), self.eos_token_id]
+            ids += asked + answered
+            labels += [IGNORE_INDEX] * len(asked) + answered
+        return ids[: self.max_length], labels[: self.max_length]
 
 
 def pixel_statistics(towers: Mapping[str, str | Mapping[str, Any]]) -> tuple[list[list[float]], list[list[float]]]:

@@ -5,13 +5,14 @@ from typing import Literal
 PromptKind = Literal["pure", "vicuna"]
 
 _QUESTION = "What action should the robot take to {instruction}?"
-_SENTENCES: dict[str, str] = {
-    "pure": f"In: {_QUESTION}\nOut:",
+_SYSTEM = {
+    "pure": "",
     "vicuna": (
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed,"
-        f" and polite answers to the user's questions. USER: {_QUESTION} ASSISTANT:"
+        " and polite answers to the user's questions. "
     ),
 }
+_TURN = {"pure": "In: {message}\nOut:", "vicuna": "USER: {message} ASSISTANT:"}
 
 
 def build_prompt(instruction: str, kind: PromptKind = "pure") -> str:
@@ -24,8 +25,22 @@ def build_prompt(instruction: str, kind: PromptKind = "pure") -> str:
     Raises:
         ValueError: for an unknown kind or an empty instruction.
     """
-    if kind not in _SENTENCES:
-        raise ValueError(f"unknown prompt kind {kind!r}; known: {', '.join(_SENTENCES)}")
     if not instruction.strip():
         raise ValueError("the instruction is empty: say what the robot should do, for example 'lift the red cube'")
-    return _SENTENCES[kind].format(instruction=instruction.lower())
+    return build_turn(_QUESTION.format(instruction=instruction.lower()), kind)
+
+
+def build_turn(message: str, kind: PromptKind = "pure", first: bool = True) -> str:
+    """Return what stands before the model's answer to `message`, as in the released VLMs.
+
+    Args:
+        message: what the person says.
+        kind: as above.
+        first: whether the conversation begins with it.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+    if kind not in _TURN:
+        raise ValueError(f"unknown prompt kind {kind!r}; known: {', '.join(_TURN)}")
+    return (_SYSTEM[kind] if first else "") + _TURN[kind].format(message=message)

@@ -1,4 +1,4 @@
-"""The two dataclasses that cross the seam between data and model. Every shape is drawn here, once.
+"""The dataclasses that cross the seam between data and model. Every shape is drawn here, once.
 
 Letters: B samples, L text tokens (prompt, action and end tokens, padding), H x W pixels, T actions in a chunk, D action
 dimensions.
@@ -34,11 +34,29 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """What the model trains on: `Processor.collate(list[Step])`.
+class Conversation:
+    """Questions and answers, about an image or about none: what a VLM learns from before it sees robots.
 
     Attributes:
-        pixel_values: uint8 tensor [B, 3, H, W], RGB; normalised on the device (`ImageTransform.normalise`).
+        image: uint8 array [H, W, 3] of any size, RGB; None for text alone.
+        turns: (question, answer) pairs.
+        dataset_name: where it is from.
+        number: place in the order of training.
+    """
+
+    image: np.ndarray | None
+    turns: tuple[tuple[str, str], ...]
+    dataset_name: str
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the model trains on: `Processor.collate(list[Step])`, or of `Conversation`s.
+
+    Attributes:
+        pixel_values: uint8 tensor [B, 3, H, W], RGB; normalised on the device (`ImageTransform.normalise`). Of
+            conversations without images [0, 3, H, W].
         input_ids: int64 tensor [B, L]: BOS, prompt, action ids, end token, padding.
         attention_mask: bool tensor [B, L], False on padding.
         labels: int64 tensor [B, L]: the ids to predict, `IGNORE_INDEX` everywhere but on actions and the end token.

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 from openvla_lightning.data.oxe import standardise
 
 if TYPE_CHECKING:
+    from openvla_lightning.data.conversations import ConversationDataModule
     from openvla_lightning.data.datamodule import MissingDataError, VLADataModule
 
-__all__ = ["MissingDataError", "VLADataModule", "standardise"]
+__all__ = ["ConversationDataModule", "MissingDataError", "VLADataModule", "standardise"]
+_HOMES = {"ConversationDataModule": "conversations", "MissingDataError": "datamodule", "VLADataModule": "datamodule"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the DataModule when it is asked for: `standardise` needs neither torch nor Lightning."""
-    if name in ("VLADataModule", "MissingDataError"):
-        return getattr(import_module(f"{__name__}.datamodule"), name)
+    """Import a DataModule when it is asked for: `standardise` needs neither torch nor Lightning."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

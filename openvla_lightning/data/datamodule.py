@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
@@ -13,11 +12,10 @@ from openvla_lightning.data.augment import Augmentation
 from openvla_lightning.data.curriculum import intended, read_curriculum, stages
 from openvla_lightning.data.filters import FilterReport, NoopFilter, check_filter, select
 from openvla_lightning.data.images import ImageMode
-from openvla_lightning.data.loader import BatchNumbers, Loader, default_workers
+from openvla_lightning.data.loader import ResumableDataModule
 from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, check_weights
 from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
 from openvla_lightning.data.source import Source, SourceFactory
-from openvla_lightning.data.source.processes import end_with_parent
 from openvla_lightning.data.steps import DatasetSteps, StepBatches, windowed_walks
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 from openvla_lightning.types import Step
@@ -29,7 +27,7 @@ class MissingDataError(FileNotFoundError):
     """Datasets of the mixture are not on disk."""
 
 
-class VLADataModule(L.LightningDataModule):
+class VLADataModule(ResumableDataModule):
     """Serves a weighted mixture of robot datasets as batches.
 
     The order is a function of the seed and the number of the sample: it depends on neither workers nor devices, and a
@@ -93,7 +91,7 @@ class VLADataModule(L.LightningDataModule):
         num_workers: int | None = None,
         limit_val_samples: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(collate, global_batch_size, num_workers)
         check_weights(mix)
         self.curriculum = read_curriculum(mix, curriculum)
         weights = [mix, *(change.mix for change in self.curriculum)]
@@ -110,13 +108,12 @@ class VLADataModule(L.LightningDataModule):
             raise ValueError(f"data.window_gb={window_gb}: gigabytes above 0, or null to shuffle the whole dataset")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"data.val_fraction={val_fraction}: a share of the trajectories, 0 <= val_fraction < 1")
-        for name, number in {"image_size": image_size, "global_batch_size": global_batch_size}.items():
-            if number < 1:
-                raise ValueError(f"data.{name}={number}: must be at least 1")
+        if image_size < 1:
+            raise ValueError(f"data.image_size={image_size}: must be at least 1")
         if action_chunk < 1:
             raise ValueError(f"data.action_chunk={action_chunk}: at least the action of the step itself, 1")
         self.mix = {name: float(weight) for name, weight in mix.items() if weight > 0}
-        self.collate, self.image_size, self.global_batch_size = collate, image_size, global_batch_size
+        self.image_size = image_size
         self.balance_weights, self.normalisation, self.action_chunk = balance_weights, normalisation, action_chunk
         self.noop_filter: NoopFilter = noop_filter if filter_noops else "none"
         self.of_training, self.images, self.window_gb = statistics == "train", images, window_gb
@@ -127,12 +124,10 @@ class VLADataModule(L.LightningDataModule):
         self.augmentation = Augmentation(options, shared_draw) if options else None
         scales = options.get("random_resized_crop", {}).get("scale")
         self.crop_area: float | None = sum(scales) / len(scales) if scales else None
-        self.num_workers = default_workers() if num_workers is None else num_workers
         own = {name: describe(name, options) for name, options in (datasets or {}).items()}
         drawn = dict.fromkeys(name for part in weights for name, weight in part.items() if weight > 0)
         check_encodings(own.get(name) or dataset_spec(name) for name in drawn)
         self.sources: dict[str, Source] = {name: source(name=name, spec=own.get(name)) for name in drawn}
-        self.samples_served = 0
         self.filter_report: dict[str, FilterReport] = {}
         self.statistics: dict[str, DatasetStatistics] = {}
         self.stages: list[Stage] = []
@@ -218,15 +213,7 @@ class VLADataModule(L.LightningDataModule):
         walks = windowed_walks(self.train, self.window_gb) if self.window_gb is not None else {}
         self.order = GlobalOrder(sizes, self.stages, self.seed, walks)
         batches = StepBatches(self.train, self.order, self.image_size, self.cameras, self.images, swap_seed=self.seed)
-        world, rank = self._world()
-        accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
-        if self.global_batch_size % (world * accumulated):
-            raise ValueError(
-                f"data.global_batch_size={self.global_batch_size} cannot be shared by {world} devices with "
-                f"accumulate_grad_batches={accumulated}: it must be a multiple of {world * accumulated}"
-            )
-        size = self.global_batch_size // accumulated
-        return self._loader(batches, BatchNumbers(lambda: self.samples_served, size, self.epoch_samples, world, rank))
+        return self.training_loader(batches, self.epoch_samples)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Held-out steps of all datasets, each once, in one fixed shuffled order."""
@@ -236,30 +223,7 @@ class VLADataModule(L.LightningDataModule):
         total = sum(len(steps) for steps in held_out.values())
         if self.limit_val_samples is not None:
             total = min(total, self.limit_val_samples)
-        world, rank = self._world()
-        accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
-        size = max(world, self.global_batch_size // accumulated)
-        return self._loader(batches, BatchNumbers(lambda: 0, size, total, world, rank, whole=True))
-
-    def _loader(self, batches: StepBatches, numbers: BatchNumbers) -> DataLoader[Any]:
-        parallel: dict[str, Any] = {}
-        if self.num_workers:
-            parallel = {"num_workers": self.num_workers, "persistent_workers": True, "prefetch_factor": 4}
-            parallel["worker_init_fn"] = end_with_parent
-        return Loader(batches, batch_size=None, sampler=numbers, collate_fn=self.collate, **parallel)  # type: ignore[arg-type]
-
-    def _world(self) -> tuple[int, int]:
-        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Count what training was given; loaders run ahead, so they cannot know.
-
-        With `overfit_batches` nothing counts, as it is the same samples again and again.
-        """
-        overfit = self.trainer is not None and self.trainer.overfit_batches  # type: ignore[attr-defined]
-        if self.trainer is not None and self.trainer.training and not overfit:
-            self.samples_served += self.global_batch_size // self.trainer.accumulate_grad_batches
-        return batch
+        return self.held_out_loader(batches, total)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment the images of training, on the device."""

@@ -1,10 +1,13 @@
-"""Which samples a process takes, and the loader that does not lose its place."""
+"""Which samples a process takes, and the DataModule that does not lose its place."""
 
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import lightning as L
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+
+from openvla_lightning.data.source.processes import end_with_parent
 
 
 class Loader(DataLoader[Any]):
@@ -53,6 +56,75 @@ class BatchNumbers(DistributedSampler[Any], SequentialSampler):
 
     def set_epoch(self, epoch: int) -> None:
         """Nothing: the order knows its epochs."""
+
+
+class ResumableDataModule(L.LightningDataModule):
+    """Serves numbered samples: each process its part of every batch, from the sample where the last checkpoint stopped.
+
+    Args:
+        collate: what a list of samples becomes a batch by.
+        global_batch_size: samples in one optimiser step, over all devices and accumulated batches.
+        num_workers: loader processes per device; None: one for every two cores, at most 8, none on two cores.
+
+    Attributes:
+        samples_served: how many training was given, over all devices.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any], global_batch_size: int, num_workers: int | None) -> None:
+        super().__init__()
+        if global_batch_size < 1:
+            raise ValueError(f"data.global_batch_size={global_batch_size}: must be at least 1")
+        self.collate, self.global_batch_size = collate, global_batch_size
+        self.num_workers = default_workers() if num_workers is None else num_workers
+        self.samples_served = 0
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in one batch over all devices; `accumulate_grad_batches` of them make an optimiser step.
+
+        Raises:
+            ValueError: when devices and accumulation cannot share the global batch.
+        """
+        world, accumulated = self._world()[0], self._accumulated()
+        if self.global_batch_size % (world * accumulated):
+            raise ValueError(
+                f"data.global_batch_size={self.global_batch_size} cannot be shared by {world} devices with "
+                f"accumulate_grad_batches={accumulated}: it must be a multiple of {world * accumulated}"
+            )
+        return self.global_batch_size // accumulated
+
+    def training_loader(self, batches: Any, epoch_samples: int) -> DataLoader[Any]:
+        """Reads `batches[numbers]`, going on after the samples served."""
+        numbers = BatchNumbers(lambda: self.samples_served, self.batch_size, epoch_samples, *self._world())
+        return self._loader(batches, numbers)
+
+    def held_out_loader(self, batches: Any, samples: int) -> DataLoader[Any]:
+        """Reads `batches[numbers]` of the numbers below `samples`, always the same."""
+        size = max(self._world()[0], self.global_batch_size // self._accumulated())
+        return self._loader(batches, BatchNumbers(lambda: 0, size, samples, *self._world(), whole=True))
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Count what training was given; loaders run ahead, so they cannot know.
+
+        With `overfit_batches` nothing counts, as it is the same samples again and again.
+        """
+        overfit = self.trainer is not None and self.trainer.overfit_batches  # type: ignore[attr-defined]
+        if self.trainer is not None and self.trainer.training and not overfit:
+            self.samples_served += self.global_batch_size // self._accumulated()
+        return batch
+
+    def _loader(self, batches: Any, numbers: BatchNumbers) -> DataLoader[Any]:
+        parallel: dict[str, Any] = {}
+        if self.num_workers:
+            parallel = {"num_workers": self.num_workers, "persistent_workers": True, "prefetch_factor": 4}
+            parallel["worker_init_fn"] = end_with_parent
+        return Loader(batches, batch_size=None, sampler=numbers, collate_fn=self.collate, **parallel)
+
+    def _world(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _accumulated(self) -> int:
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
 
 
 def default_workers() -> int:

@@ -1,0 +1,160 @@
+"""The DataModule of the VLM stage: conversations in, batches out."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from openvla_lightning.data.datamodule import MissingDataError
+from openvla_lightning.data.loader import ResumableDataModule
+from openvla_lightning.data.permutation import Ints, key, permute
+from openvla_lightning.data.source.conversations import Captions, Conversations, ConversationSource
+from openvla_lightning.types import Conversation
+
+log = logging.getLogger(__name__)
+
+
+class ConversationOrder:
+    """Maps sample numbers to conversations: a function of the seed and the number, nothing else.
+
+    A batch is of conversations with an image, or of ones without. In every epoch each conversation comes once, in
+    other company than before; the last batch of either kind is filled up with its first ones.
+
+    Args:
+        groups: the places of each kind.
+        batch_size: samples in a batch.
+        seed: another seed, another order.
+    """
+
+    def __init__(self, groups: Sequence[Ints], batch_size: int, seed: int) -> None:
+        self.groups, self.batch_size, self.seed = [group for group in groups if len(group)], batch_size, seed
+        self.ends = np.cumsum([-(-len(group) // batch_size) for group in self.groups])
+
+    @property
+    def samples(self) -> int:
+        """In an epoch."""
+        return int(self.ends[-1]) * self.batch_size
+
+    def __call__(self, numbers: Ints) -> Ints:
+        """The conversations of the samples `numbers` [n], int64 [n]."""
+        numbers = np.asarray(numbers, np.int64)
+        places = np.empty_like(numbers)
+        epochs = numbers // self.samples
+        for epoch in np.unique(epochs).tolist():
+            here = np.flatnonzero(epochs == epoch)
+            batch, row = np.divmod(numbers[here] % self.samples, self.batch_size)
+            batch = permute(batch, int(self.ends[-1]), key(self.seed, 11, epoch))
+            kind = np.searchsorted(self.ends, batch, side="right")
+            first = np.concatenate([[0], self.ends[:-1]])[kind]
+            for i, group in enumerate(self.groups):
+                own = kind == i
+                within = ((batch - first)[own] * self.batch_size + row[own]) % len(group)
+                places[here[own]] = group[permute(within, len(group), key(self.seed, 12, epoch, i))]
+        return places
+
+
+class ConversationBatches:
+    """Maps lists of sample numbers to lists of `Conversation`s; what a torch DataLoader reads."""
+
+    def __init__(self, source: ConversationSource, order: ConversationOrder) -> None:
+        self.source, self.order = source, order
+
+    def __getitem__(self, numbers: Sequence[int]) -> list[Conversation]:
+        places = self.order(np.asarray(numbers, np.int64)).tolist()
+        return [self.source.read(place, number) for place, number in zip(places, numbers, strict=True)]
+
+
+class ConversationDataModule(ResumableDataModule):
+    """Serves conversations about images, and about none, as batches.
+
+    The order is a function of the seed and the number of the sample, and a checkpoint resumes at the very next one.
+
+    Args:
+        source: builds the set when called with `name`; a robot dataset's source becomes questions about its pictures.
+        name: of the set; for robot data that of the dataset.
+        collate: list of `Conversation`s -> batch; `ChatProcessor.collate`.
+        image_size: of robot pictures, in pixels; all others keep their own until they are collated.
+        global_batch_size: samples in one optimiser step, over all devices and accumulated batches.
+        val_fraction: share of the conversations to hold out.
+        seed: of the order and the split.
+        num_workers: loader processes per device; None: by the number of cores.
+
+    Raises:
+        ValueError: an argument makes no sense.
+    """
+
+    statistics: dict[str, Any] = {}  # noqa: RUF012  (nothing here has actions)
+    crop_area = None
+    normalisation = "quantile"
+
+    def __init__(
+        self,
+        source: Callable[..., Any],
+        collate: Callable[[list[Conversation]], Any],
+        image_size: int,
+        global_batch_size: int,
+        name: str = "conversations",
+        val_fraction: float = 0.01,
+        seed: int = 7,
+        num_workers: int | None = None,
+    ) -> None:
+        super().__init__(collate, global_batch_size, num_workers)
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"data.val_fraction={val_fraction}: a share of the conversations, 0 <= val_fraction < 1")
+        found = source(name=name)
+        self.source: ConversationSource = found if isinstance(found, Conversations) else Captions(found, image_size)
+        self.val_fraction, self.seed = val_fraction, seed
+
+    def missing(self) -> list[str]:
+        """The name of what is not on disk."""
+        return [self.source.name] if self.source.missing() else []
+
+    def check(self) -> None:
+        """Raise MissingDataError when the set is not there."""
+        if problem := self.source.missing():
+            raise MissingDataError(problem)
+
+    def prepare_data(self) -> None:
+        """Index what needs an index."""
+        self.check()
+        self.source.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Split; each kind of conversation, with an image and without, is held out alike."""
+        with_image = self.source.with_image
+        held_out = np.zeros(len(with_image), bool)
+        shuffled = permute(np.arange(len(with_image)), len(with_image), key(self.seed, 13))
+        held_out[shuffled[: int(self.val_fraction * len(with_image))]] = True
+        self.train = [np.flatnonzero(~held_out & kind) for kind in (with_image, ~with_image)]
+        self.val = [np.flatnonzero(held_out & kind) for kind in (with_image, ~with_image)]
+        if not sum(map(len, self.train)):
+            raise ValueError(f"{self.source.name}: no conversation is left to train on")
+        log.info(
+            f"{self.source.name}: {len(self.train[0]):,} conversations with an image, {len(self.train[1]):,} without"
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches, from the sample where the last checkpoint stopped."""
+        order = ConversationOrder(self.train, self.batch_size, self.seed)
+        return self.training_loader(ConversationBatches(self.source, order), order.samples)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Held-out conversations, each once, in one fixed order; with an image where there are any."""
+        order = ConversationOrder([next((kind for kind in self.val if len(kind)), self.train[0])], 1, self.seed)
+        return self.held_out_loader(ConversationBatches(self.source, order), len(order.groups[0]))
+
+    def served(self) -> dict[str, tuple[int, float]]:
+        """How many conversations training was given, and how many it was meant to be."""
+        return {self.source.name: (self.samples_served, self.samples_served)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where to go on: one number."""
+        return {"samples_served": self.samples_served, "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.samples_served = state_dict["samples_served"]
+        if state_dict["seed"] != self.seed:
+            log.warning("data.seed changed since the checkpoint: the order is another one now")

@@ -1,0 +1,171 @@
+"""Conversations about images in LLaVA's JSON layout, and robot demonstrations as such conversations."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from openvla_lightning.data.source import Source
+from openvla_lightning.types import Conversation
+
+QUESTION = "What is the robot told to do?"
+SPEAKERS = ("human", "gpt")
+PLACEHOLDER = "<image>"
+"""Where LLaVA's texts put the image; the model puts it after BOS instead."""
+
+
+class ConversationSource(Protocol):
+    """One set of conversations."""
+
+    name: str
+
+    @property
+    def with_image(self) -> NDArray[np.bool_]:
+        """bool [N]: which conversations are about an image."""
+
+    def missing(self) -> str | None:
+        """What is missing and where to get it; None when all is there. Takes milliseconds."""
+
+    def prepare(self) -> None:
+        """Do once what takes time."""
+
+    def read(self, place: int, number: int) -> Conversation:
+        """The conversation at a place, as the given number in the order of training."""
+
+
+class Conversations:
+    """A JSON list of `{"id", "image", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}, ...]}`.
+
+    Entries without `image` are text alone.
+
+    Args:
+        name: what metrics call it.
+        path: the JSON file.
+        image_root: folder that the images' paths are relative to.
+    """
+
+    def __init__(self, name: str, path: str | Path, image_root: str | Path) -> None:
+        self.name, self.path, self.image_root = name, Path(path), Path(image_root)
+
+    def missing(self) -> str | None:
+        """What is missing and where to get it; None when all is there."""
+        if self.path.is_file():
+            return None
+        return (
+            f"{self.name}: no file {self.path}. Any JSON list in LLaVA's layout will do (data.source.path=..., its "
+            "images below data.source.image_root=...); the paper's VLM used llava_v1_5_mix665k.json, from "
+            "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K"
+        )
+
+    def prepare(self) -> None:
+        """Nothing is kept on disk."""
+
+    def __len__(self) -> int:
+        return len(self.with_image)
+
+    @cached_property
+    def with_image(self) -> NDArray[np.bool_]:
+        """bool [N]: which conversations are about an image."""
+        return self._entries[1]
+
+    @cached_property
+    def _entries(self) -> tuple[bytes, NDArray[np.bool_], NDArray[np.int64]]:
+        """Every entry as JSON in one run of bytes, which have an image, and where each begins and ends.
+
+        Worker processes share bytes; a million dictionaries they would copy one by one, as they count references.
+        """
+        try:
+            entries = json.loads(self.path.read_bytes())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.path} is not JSON: {error}") from error
+        if not isinstance(entries, list) or not entries:
+            raise ValueError(f"{self.path} holds no list of conversations")
+        texts = [
+            json.dumps(_checked(entry, place, self.path), ensure_ascii=False).encode()
+            for place, entry in enumerate(entries)
+        ]
+        with_image = np.array(["image" in entry for entry in entries])
+        if first := next((entry for entry in entries if "image" in entry), None):
+            self._image(first["image"])  # a wrong folder shows before training starts
+        return b"".join(texts), with_image, np.cumsum([0, *map(len, texts)])
+
+    def read(self, place: int, number: int) -> Conversation:
+        """The conversation at a place.
+
+        Raises:
+            FileNotFoundError: its image is not there.
+            ValueError: its image cannot be read.
+        """
+        content, _, bounds = self._entries
+        entry = json.loads(content[bounds[place] : bounds[place + 1]])
+        image = self._image(entry["image"]) if "image" in entry else None
+        said = [turn["value"].replace(PLACEHOLDER, "").strip() for turn in entry["conversations"]]
+        return Conversation(image, tuple(zip(said[::2], said[1::2], strict=True)), self.name, number)
+
+    def _image(self, path: str) -> NDArray[np.uint8]:
+        try:
+            with Image.open(self.image_root / path) as image:
+                return np.asarray(image.convert("RGB"))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{self.path.name} speaks of the image {path}, and there is none in {self.image_root}: say where "
+                "(data.source.image_root=...)"
+            ) from None
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"{self.image_root / path} is no image that can be read: {error}") from error
+
+
+class Captions:
+    """Robot demonstrations as conversations: the picture, what the robot is told, and the instruction as the answer.
+
+    Args:
+        source: the robot dataset.
+        image_size: side of the square images, in pixels.
+    """
+
+    def __init__(self, source: Source, image_size: int) -> None:
+        self.source, self.name, self.image_size = source, source.name, image_size
+
+    def missing(self) -> str | None:
+        """What is missing and where to get it; None when all is there."""
+        return self.source.missing()
+
+    def prepare(self) -> None:
+        """Index the dataset."""
+        self.source.prepare()
+
+    @cached_property
+    def with_image(self) -> NDArray[np.bool_]:
+        """All True: every step with an instruction is one conversation."""
+        return np.ones(len(self._steps), bool)
+
+    @cached_property
+    def _steps(self) -> NDArray[np.int64]:
+        index = self.source.index
+        told = np.array([bool(words.strip()) for words in index.instructions])
+        return np.flatnonzero(told[index.instruction])
+
+    def read(self, place: int, number: int) -> Conversation:
+        """The conversation about one step."""
+        step, index = int(self._steps[place]), self.source.index
+        answer = index.instructions[index.instruction[step]]
+        image = self.source.image("primary", step, self.image_size)
+        black = np.zeros((self.image_size, self.image_size, 3), np.uint8)
+        return Conversation(black if image is None else image, ((QUESTION, answer),), self.name, number)
+
+
+def _checked(entry: Any, place: int, path: Path) -> dict[str, Any]:
+    """Raise ValueError, naming the entry, for one that is no conversation."""
+    where = f"{path}, entry {place}"
+    turns = entry.get("conversations") if isinstance(entry, dict) else None
+    if not turns or len(turns) % 2:
+        raise ValueError(f"{where}: `conversations` must be pairs of a question and an answer")
+    for number, turn in enumerate(turns):
+        speaker = SPEAKERS[number % 2]
+        if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
+            raise ValueError(f'{where}, turn {number}: expected {{"from": "{speaker}", "value": "..."}}')
+    return entry
