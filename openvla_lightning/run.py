@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from openvla_lightning.callbacks import NonFiniteError
 from openvla_lightning.config import ConfigError, for_people, newest_checkpoint, validate
 from openvla_lightning.model.lightning import base_of
 from openvla_lightning.model.source import CheckpointError, check_source, find_source
@@ -32,12 +33,13 @@ EVALUATION_ARGUMENTS = (
 )
 
 
-@for_people(ConfigError, CheckpointError)
+@for_people(ConfigError, CheckpointError, NonFiniteError)
 def fit(cfg: DictConfig) -> float | None:
     """Train or fine-tune what `cfg` describes; return the sweep objective, if it names one.
 
     Raises:
         ConfigError: naming everything that is wrong or missing (arguments, data, weights, hardware), in seconds.
+        NonFiniteError: naming the samples, when training diverges.
     """
     recipe = validate(cfg)
     resume = resume_from(cfg)

@@ -81,5 +81,9 @@ class Batch:
                 values[name] = value.to(device, non_blocking=non_blocking)
         return replace(self, **values)
 
+    def rows(self, start: int, stop: int) -> Self:
+        """The samples `start` to `stop` as a batch of their own, padded as this one."""
+        return replace(self, **{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
+
     def __len__(self) -> int:
         return self.input_ids.shape[0]

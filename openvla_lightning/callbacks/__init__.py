@@ -5,6 +5,7 @@ from openvla_lightning.callbacks.collapse import CollapseWarning
 from openvla_lightning.callbacks.costs import Costs
 from openvla_lightning.callbacks.learning_curve import LearningCurve
 from openvla_lightning.callbacks.mixture import ServedSteps
+from openvla_lightning.callbacks.non_finite import NonFiniteError, StopOnNonFinite
 from openvla_lightning.callbacks.progress import Progress
 from openvla_lightning.callbacks.statistics import SaveDatasetStatistics
 from openvla_lightning.callbacks.throughput import Throughput
@@ -14,8 +15,10 @@ __all__ = [
     "CollapseWarning",
     "Costs",
     "LearningCurve",
+    "NonFiniteError",
     "Progress",
     "SaveDatasetStatistics",
     "ServedSteps",
+    "StopOnNonFinite",
     "Throughput",
 ]

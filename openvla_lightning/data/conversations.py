@@ -137,13 +137,17 @@ class ConversationDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches, from the sample where the last checkpoint stopped."""
-        order = ConversationOrder(self.train, self.batch_size, self.seed)
-        return self.training_loader(ConversationBatches(self.source, order), order.samples)
+        self.order = ConversationOrder(self.train, self.batch_size, self.seed)
+        return self.training_loader(ConversationBatches(self.source, self.order), self.order.samples)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Held-out conversations, each once, in one fixed order; with an image where there are any."""
         order = ConversationOrder([next((kind for kind in self.val if len(kind)), self.train[0])], 1, self.seed)
         return self.held_out_loader(ConversationBatches(self.source, order), len(order.groups[0]))
+
+    def where(self, number: int) -> str:
+        """Where a sample of training lies, in words."""
+        return f"entry {int(self.order(np.array([number]))[0])}"
 
     def served(self) -> dict[str, tuple[int, float]]:
         """How many conversations training was given, and how many it was meant to be."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -232,6 +233,16 @@ class VLADataModule(ResumableDataModule):
         draws = torch.from_numpy(self.augmentation.draws(self.seed, batch.numbers))
         pixels = self.augmentation(batch.pixel_values, draws.to(batch.pixel_values.device, non_blocking=True))
         return replace(batch, pixel_values=pixels)
+
+    def where(self, number: int) -> str:
+        """Where a sample of training lies, in words: its trajectory, step and file."""
+        (dataset,), (position,) = self.order(np.array([number]))
+        steps = list(self.train.values())[dataset]
+        index, step = steps.source.index, int(steps.steps[position])
+        trajectory = int(index.trajectory[step])
+        shard = int(np.searchsorted(index.shards, step, side="right")) - 1
+        file = f" of {index.files[shard]}" if index.files else ""
+        return f"trajectory {trajectory}, step {step - index.bounds[trajectory]}{file}"
 
     def served(self) -> dict[str, tuple[int, float]]:
         """Of each dataset, how many steps training was given so far, and how many the weights call for."""

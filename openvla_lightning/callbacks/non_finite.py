@@ -1,0 +1,90 @@
+"""Stops a training whose gradients are no longer numbers, before they reach the weights."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.optim import Optimizer
+
+from openvla_lightning.types import Batch
+
+NAMED = 8
+"""Samples that the message names at most."""
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient is infinite or not a number."""
+
+
+class StopOnNonFinite(Callback):
+    """Raises NonFiniteError instead of taking an optimiser step with gradients that are not finite.
+
+    The weights and every checkpoint stay as they were after the last good step. A fused optimiser leaves
+    such a step out by itself, so that nobody waits for the device; the error then comes one step later.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.pending: tuple[Tensor, int, list[Batch]] | None = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Remember what the next optimiser step is made of."""
+        self.batches.append(batch)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        """Look at the norm of all gradients, of all ranks."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm: Any = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of shards
+        batches, self.batches = self.batches, []
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            found: Any = optimizer
+            found.found_inf = (~norm.isfinite()).float()  # what a gradient scaler tells fused optimisers
+            self.check(trainer, pl_module)
+            self.pending = found.found_inf, trainer.global_step, batches
+        elif not bool(norm.isfinite()):
+            self.stop(trainer, pl_module, trainer.global_step, batches)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at the last step."""
+        self.check(trainer, pl_module)
+
+    def check(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at the step before, which the device has done by now."""
+        if self.pending is not None and bool(self.pending[0]):
+            self.stop(trainer, pl_module, *self.pending[1:])
+
+    def stop(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int, batches: list[Batch]) -> None:
+        """Find the samples and raise."""
+        samples = [sample for batch in batches for sample in self.suspects(trainer, pl_module, batch)]
+        where = trainer.datamodule.where  # type: ignore[attr-defined]
+        named = [f"{name}, {where(number)}" for name, number in samples[:NAMED]]
+        more = f"and {len(samples) - NAMED} more" if len(samples) > NAMED else ""
+        raise NonFiniteError(
+            "\n    ".join(
+                [
+                    f"step {step}: the gradients are not finite, so this step was not taken. The weights are those of "
+                    "the step before and the last checkpoint is whole. The loss is not finite for"
+                    + (f" {len(samples)} of {sum(map(len, batches))} samples:" if samples else " none of the samples."),
+                    *named,
+                    *([more] if more else []),
+                    "All of them: the learning rate is too high (optim.lr), or training had diverged before. Some: "
+                    "look at these (data report). None: the overflow is in the backward pass; try "
+                    "trainer.precision=32-true.",
+                ]
+            )
+        )
+
+    def suspects(self, trainer: L.Trainer, pl_module: Any, batch: Batch) -> list[tuple[str, int]]:
+        """(dataset, number) of the samples whose own loss is not finite."""
+        found = []
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            for row, (name, number) in enumerate(zip(batch.dataset_names, batch.numbers, strict=True)):
+                one = batch.rows(row, row + 1)
+                if not bool(pl_module.action_head.loss(pl_module(one), one).isfinite()):
+                    found.append((name, number))
+        return found
