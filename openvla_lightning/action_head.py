@@ -1,11 +1,13 @@
-"""What the model predicts actions with: it encodes the targets, owns the loss, decodes the answer."""
+"""What the model predicts actions with: it encodes the targets, owns the loss and the metrics, decodes the answer."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from openvla_lightning.actions import ActionTokenizer
+from openvla_lightning.metrics import ActionMetrics, TokenMetrics
 from openvla_lightning.types import IGNORE_INDEX, Batch
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ class ActionHead(Protocol):
 
     def score(self, output: "VLAOutput", batch: Batch) -> tuple[Tensor, Tensor]:
         """Correctness and absolute error of each action token, bool and float [B, T * D]."""
+
+    def metrics(self, datasets: Sequence[str]) -> ActionMetrics:
+        """Collects scores of samples from these datasets."""
 
     def entropy(self, output: "VLAOutput", batch: Batch) -> Tensor:
         """How undecided each action token's prediction is, float [B, T * D]."""
@@ -81,6 +86,10 @@ class TokenHead:
         predicted = output.next_token_logits[rows, where].argmax(-1)
         return predicted == target, (self._center(predicted) - self._center(target)).abs()
 
+    def metrics(self, datasets: Sequence[str]) -> ActionMetrics:
+        """Accuracy and L1, overall and for each of `datasets`."""
+        return ActionMetrics(datasets)
+
     def entropy(self, output: "VLAOutput", batch: Batch) -> Tensor:
         """How undecided each action token's prediction is: entropy in nats, float32 [B, T * D]."""
         rows, where = self._places(batch)
@@ -103,3 +112,16 @@ class TokenHead:
             self._centers = self._centers.to(ids.device)
         index = self.tokenizer.vocab_size - ids - 1
         return self._centers[index.clamp(0, len(self._centers) - 1)]
+
+
+class TextHead(TokenHead):
+    """No actions yet: the answers of conversations, learnt by next-token prediction (the VLM stage)."""
+
+    def score(self, output: "VLAOutput", batch: Batch) -> tuple[Tensor, Tensor]:
+        """Which learnt tokens were predicted exactly, and which tokens are learnt: bool [B, L - 1] both."""
+        labels = batch.labels[:, 1:]
+        return output.next_token_logits.argmax(-1) == labels, labels != IGNORE_INDEX
+
+    def metrics(self, datasets: Sequence[str]) -> TokenMetrics:  # type: ignore[override]
+        """Accuracy over tokens."""
+        return TokenMetrics()

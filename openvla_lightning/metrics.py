@@ -47,3 +47,23 @@ class ActionMetrics(Metric):
 
     def _suffixes(self) -> list[str]:
         return [f"/{name}" for name in self.datasets]
+
+
+class TokenMetrics(Metric):
+    """Mean over the learnt tokens of conversations since the last `reset`."""
+
+    full_state_update = False
+    totals: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("totals", default=torch.zeros(2), dist_reduce_fx="sum")
+
+    def update(self, correct: torch.Tensor, learnt: torch.Tensor, datasets: Sequence[str]) -> None:
+        """Add a batch: bool [B, N] of predictions, and of which of them count."""
+        self.totals += torch.stack([(correct & learnt).sum(), learnt.sum()]).to(self.totals)
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        """Return `token_accuracy`."""
+        correct, count = self.totals
+        return {"token_accuracy": correct / count} if count > 0 else {}

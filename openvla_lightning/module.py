@@ -77,8 +77,8 @@ class VLAModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Create the metrics, one row per dataset of the mixture."""
-        self.train_metrics = ActionMetrics(list(self._statistics()))
-        self.val_metrics = ActionMetrics(list(self._statistics()))
+        self.train_metrics = self.action_head.metrics(list(self._statistics()))
+        self.val_metrics = self.action_head.metrics(list(self._statistics()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of `batch`; log it with accuracy and L1 every `trainer.log_every_n_steps`."""
@@ -89,11 +89,9 @@ class VLAModule(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the means since the last time, and start over."""
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            metrics = self.train_metrics.compute()
+            for name, value in self.train_metrics.compute().items():
+                self.log(f"train/{name}", value, prog_bar=name.endswith("_accuracy"))
             self.train_metrics.reset()
-            values = {f"train/{name}": value for name, value in metrics.items()}
-            self.log("train/action_accuracy", values.pop("train/action_accuracy"), prog_bar=True)
-            self.log_dict(values)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the loss and collect accuracy and L1 of a held-out batch."""
@@ -107,7 +105,9 @@ class VLAModule(L.LightningModule):
 
     def forward(self, batch: Batch) -> VLAOutput:
         """Run the model on a batch of training or validation."""
-        pixels = self.processor.transform.normalise(batch.pixel_values).to(self.dtype)
+        pixels = None
+        if len(batch.pixel_values):
+            pixels = self.processor.transform.normalise(batch.pixel_values).to(self.dtype)
         return self.vla(pixel_values=pixels, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
 
     def _step(self, batch: Batch, metrics: ActionMetrics) -> Tensor:

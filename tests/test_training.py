@@ -1,6 +1,7 @@
 """Training as users start it: real processes, real checkpoints, a real SIGKILL."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -8,11 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from openvla_lightning.model import VLA
 from openvla_lightning.policy import Policy
 
 ROOT = Path(__file__).parents[1]
@@ -179,3 +183,29 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path: Pa
     assert int(best.stem.removeprefix("step_")) - 1 == min(losses, key=lambda step: losses[step])
     with (run / "metrics.csv").open() as file:
         assert "val/distinct_actions" in file.readline()
+
+
+@pytest.mark.slow
+def test_the_vlm_stage_learns_from_conversations_and_its_weights_start_the_next(tmp_path: Path) -> None:
+    entries: list[dict[str, Any]] = []
+    for number, colour in enumerate(("red", "green", "blue", "yellow") * 8):
+        turns = [{"from": "human", "value": "<image>\nwhat colour?"}, {"from": "gpt", "value": colour}]
+        entries.append({"id": str(number), "image": f"{colour}.png", "conversations": turns})
+        Image.new("RGB", (40, 30), colour).save(tmp_path / f"{colour}.png")
+        entries.append({"id": f"text {number}", "conversations": [{"from": "human", "value": "go"}, turns[1]]})
+    (tmp_path / "chat.json").write_text(json.dumps(entries))
+    where = [
+        "data/source=conversations",
+        f"data.source.path={tmp_path}/chat.json",
+        f"data.source.image_root={tmp_path}",
+    ]
+    small = ["+experiment=vlm_pretrain", "+debug=tiny", *where, "trainer.log_every_n_steps=1", "optim.lr=3e-3"]
+    finish("train.py", tmp_path, *small, "trainer.max_steps=40", "data.global_batch_size=8")
+    run = only_run(tmp_path / "vlm_pretrain")
+    losses = list(curve(run).values())
+    assert np.mean(losses[-8:]) < 0.5 * losses[0]
+    assert list(curve(run, "train/token_accuracy"))
+    assert list(curve(run, "val/token_accuracy"))
+    stage_2 = VLA.from_pretrained(run)
+    saved = torch.load(run / "checkpoints/step_000040.ckpt", weights_only=True)["state_dict"]
+    torch.testing.assert_close(dict(stage_2.state_dict()), {k.removeprefix("vla."): v for k, v in saved.items()})

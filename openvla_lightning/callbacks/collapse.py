@@ -38,7 +38,7 @@ class CollapseWarning(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Compare the actions predicted for the first batch with each other."""
-        if batch_idx or dataloader_idx or len(batch) < 2:
+        if batch_idx or dataloader_idx or len(batch) < 2 or not batch.actions.numel():
             return
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             logits = pl_module(batch).next_token_logits

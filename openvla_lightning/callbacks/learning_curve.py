@@ -7,7 +7,12 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-PANELS = {"loss": "cross-entropy", "action_accuracy": "action-token accuracy", "l1": "L1, normalised units"}
+PANELS = {
+    "loss": "cross-entropy",
+    "action_accuracy": "action-token accuracy",
+    "token_accuracy": "token accuracy of answers",
+    "l1": "L1, normalised units",
+}
 
 
 class LearningCurve(Callback):
@@ -27,19 +32,27 @@ class LearningCurve(Callback):
             draw(self.dirpath / "metrics.csv", self.dirpath / "learning_curve.png")
 
 
+def points(rows: list[dict[str, str]], metric: str) -> list[tuple[int, float]]:
+    """(step, value) wherever a metric was logged."""
+    return [(int(row["step"]), float(value)) for row in rows if (value := row.get(metric))]
+
+
 def draw(log: Path, picture: Path) -> None:
     """Plot the CSV log of a run as a PNG."""
     from matplotlib.figure import Figure
 
     with log.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
-    for axes, (metric, label) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
-        for split in ("train", "val"):
-            points = [(int(row["step"]), float(value)) for row in rows if (value := row.get(f"{split}/{metric}"))]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=split, marker="o" if split == "val" else None, markersize=3)
-        axes.set(xlabel="optimiser step", title=label)
+    curves = {metric: {split: points(rows, f"{split}/{metric}") for split in ("train", "val")} for metric in PANELS}
+    logged = [metric for metric, of in curves.items() if any(of.values())]
+    if not logged:
+        return
+    figure = Figure(figsize=(4 * len(logged), 3.5), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(logged), squeeze=False)[0], logged, strict=True):
+        for split, found in curves[metric].items():
+            if found:
+                axes.plot(*zip(*found, strict=True), label=split, marker="o" if split == "val" else None, markersize=3)
+        axes.set(xlabel="optimiser step", title=PANELS[metric])
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(picture, dpi=110)

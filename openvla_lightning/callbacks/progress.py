@@ -11,6 +11,7 @@ from rich.progress import Progress as Bar
 SHOWN = {
     "train/loss": "loss {:.3f}",
     "train/action_accuracy": "accuracy {:.3f}",
+    "train/token_accuracy": "accuracy {:.3f}",
     "train/samples_per_second": "{:.0f} samples/s",
 }
 
