@@ -1,7 +1,8 @@
 """Demonstrations of the embedded world as RLDS datasets: `python -m openvla_lightning.demonstrations`.
 
-A scripted expert acts; noise is added to what is executed and not to what is recorded, so that recoveries are in the
-data. Some episodes hold a stretch in which the robot stands still, as teleoperated ones do, for the no-op filter.
+A scripted expert acts; noise is added to what is executed and not to what is recorded as the action, so that recoveries
+are in the data. What was executed stands beside it, for replays. Some episodes hold a stretch in which the robot stands
+still, as teleoperated ones do, for the no-op filter.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from openvla_lightning.env.tabletop import TRAINING_SEEDS, Tabletop, expert
 IMAGE_SIZE = 96
 ATTEMPTS = 16
 """Seeds an episode may use; one is nearly always enough."""
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ EMBEDDED = ("tabletop_pretrain", "tabletop_finetune")
 
 
 def make(data_dir: str | Path, names: Sequence[str] = EMBEDDED, workers: int | None = None) -> list[Path]:
-    """Write datasets below `data_dir`, each as `<name>/1.0.0`; go on where an interrupted call stopped.
+    """Write datasets below `data_dir`, each as `<name>/<version>`; go on where an interrupted call stopped.
 
     Args:
         data_dir: the data directory.
@@ -119,6 +120,7 @@ def features() -> Any:
                         {"image": image, "proprio": tfds.Tensor(shape=(7,), dtype=np.float32)}
                     ),
                     "action": tfds.Tensor(shape=(7,), dtype=np.float32),
+                    "executed_action": tfds.Tensor(shape=(7,), dtype=np.float32),
                     "language_instruction": tfds.Text(),
                     "reward": tfds.Scalar(dtype=np.float32),
                     "discount": tfds.Scalar(dtype=np.float32),
@@ -184,9 +186,11 @@ def demonstrate(env: Tabletop, plan: Demonstrations, task: str, seed: int) -> li
             if astray:
                 executed[[0, 1, 2, 6]] = astray.pop()
             executed[:3] += random.normal(size=3) * level * limit[:3]
+        executed = executed.astype(np.float32)
         step = {
             "observation": observation,
             "action": action.astype(np.float32),
+            "executed_action": executed,
             "language_instruction": info["instruction"],
             "is_first": not steps,
         }

@@ -92,14 +92,16 @@ def evaluate_run(cfg: DictConfig) -> None:
 
 @for_people(ConfigError, CheckpointError)
 def evaluate(cfg: DictConfig) -> float | None:
-    """Evaluate what `cfg` describes; return the success rate, or for held-out steps the token accuracy.
+    """Evaluate what `cfg` describes; return the success rate, or for recorded steps the token accuracy.
 
     Raises:
         ConfigError: naming what is wrong or missing.
     """
     from openvla_lightning.env.offline import TrainingSteps  # training needs no simulator
+    from openvla_lightning.env.replay import Replay
     from openvla_lightning.evaluation import scoring
     from openvla_lightning.evaluation.open_loop import check_open_loop
+    from openvla_lightning.evaluation.replay import check_replay
 
     if cfg.ckpt_path == "last":
         newest = newest_checkpoint(cfg.paths.log_dir)
@@ -114,6 +116,10 @@ def evaluate(cfg: DictConfig) -> float | None:
     policy = instantiate(cfg.policy, _convert_="all")  # a partial: loaded once the world is up
     env = instantiate(cfg.env, _convert_="all")
     try:
+        if isinstance(env, Replay):
+            if env.source.missing():
+                make_embedded([env.dataset], Path(cfg.paths.data_dir))
+            return check_replay(env, cfg.paths.output_dir)["success"]
         if isinstance(env, TrainingSteps):
             return check_open_loop(policy, env, cfg.paths.output_dir)["token_accuracy"]
         results = scoring.evaluate(policy, env, cfg.paths.output_dir, config=recipe, **arguments)

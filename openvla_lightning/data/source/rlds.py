@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from openvla_lightning.data.images import ImageMode, Pixels, load
 from openvla_lightning.data.oxe.registry import DatasetSpec, dataset_spec
 from openvla_lightning.data.source import index as index_module
 from openvla_lightning.data.source.array_records import ArrayRecords, is_array_record
+from openvla_lightning.data.source.episodes import read_episodes
 from openvla_lightning.data.source.index import Index, save_json
 from openvla_lightning.data.source.indexing import BadTrajectories, Job, Shard, join, read_shard
 from openvla_lightning.data.source.processes import worker_pool
@@ -173,6 +175,10 @@ class RLDS:
         except ValueError as error:
             file, offset, _ = self.index.images[role][step].tolist()
             raise BadShardError(f"{self._folder / self.index.files[file]}: byte {offset}: {error}") from None
+
+    def episodes(self, split: str) -> Iterator[dict[str, Any]]:
+        """Whole trajectories of a split, as recorded: see `read_episodes`."""
+        return read_episodes(self._folder, split)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "index"} | {"descriptors": OrderedDict()}
