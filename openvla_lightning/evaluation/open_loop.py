@@ -95,7 +95,7 @@ def _compare(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistic
     rows = zip(plain["input_ids"], batch.input_ids, lengths, strict=True)
     prompts = [torch.equal(ids[:length], trained[:length]) for ids, trained, length in rows]
 
-    inputs = {name: tensor.to(policy.device) for name, tensor in given.items()}
+    inputs: dict[str, Any] = {name: tensor.to(policy.device) for name, tensor in given.items()}
     inputs["pixel_values"] = inputs["pixel_values"].to(policy.dtype)
     trained = batch.to(policy.device)
     output = policy.vla(

@@ -1,25 +1,99 @@
-"""Greedy decoding with a key-value cache, written here because the image must never get lost on the way.
+"""Writing ids after prompts, step by step: the reference that `StaticDecoder` is held against.
 
-transformers >= 4.50 silently drops the released model's image inside `generate()`.
+It is written here because the image must never get lost on the way: transformers >= 4.50 silently drops the released
+model's image inside `generate()`.
 """
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from openvla_lightning.model.llm import CausalLM
 
 
-def greedy(llm: CausalLM, embeddings: Tensor, lengths: Tensor | None, max_new_tokens: int) -> Tensor:
-    """Return the most likely continuation, ids [B, max_new_tokens]; no end token stops it early.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How an id is chosen from logits.
+
+    Args:
+        temperature: 0 takes the most likely id; above, ids are drawn from softmax(logits / temperature).
+        top_k: draws are among this many most likely ids; None: among all.
+        within: the first id that may be chosen and the one after the last, for example the action ids; None: the whole
+            vocabulary, as released. The answer is the same whenever the most likely id of all lies within.
+
+    Raises:
+        ValueError: for a negative temperature, fewer than one id, or an empty range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    within: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature} is below 0; 0 takes the most likely id")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k} leaves nothing to choose from; null draws among all ids")
+        if self.within is not None and not 0 <= self.within[0] < self.within[1]:
+            raise ValueError(f"within={self.within} holds no id; give the first and the one after the last")
+
+    def noise(self, llm: CausalLM, batch: int, count: int, generator: torch.Generator | None) -> Tensor | None:
+        """Gumbel noise [B, count, ids], on the CPU, that turns taking the largest into drawing; None at temperature 0.
+
+        It is drawn in one go before the first step, so a replayed graph draws anew.
+        """
+        if self.temperature == 0:
+            return None
+        ids = llm.lm_head.weight.shape[0] if self.within is None else self.within[1] - self.within[0]
+        return torch.empty(batch, count, ids).exponential_(generator=generator).log_().neg_()
+
+    def ids(self, llm: CausalLM, hidden: Tensor, noise: Tensor | None) -> Tensor:
+        """Chosen ids [B] after hidden states [B, dim], with noise [B, ids] of this step."""
+        logits = self._logits(llm, hidden)
+        if noise is not None:
+            logits = logits / self.temperature
+            if self.top_k is not None and self.top_k < logits.shape[-1]:
+                logits = logits.masked_fill(logits < logits.topk(self.top_k).values[:, -1:], -torch.inf)
+            logits = logits + noise
+        chosen = logits.argmax(-1)
+        return chosen if self.within is None else chosen + self.within[0]
+
+    def _logits(self, llm: CausalLM, hidden: Tensor) -> Tensor:
+        if self.within is None:
+            return llm.logits(hidden)
+        rows, head = slice(*self.within), llm.lm_head
+        if type(head) is nn.Linear and type(head.weight) is nn.Parameter:  # neither adapted nor quantised
+            bias = None if head.bias is None else head.bias[rows]
+            return nn.functional.linear(hidden, head.weight[rows], bias).float()
+        return llm.logits(hidden)[:, rows]
+
+
+MOST_LIKELY = Choice()
+"""As released: the most likely id of the whole vocabulary."""
+
+
+def decode(
+    llm: CausalLM,
+    embeddings: Tensor,
+    lengths: Tensor | None,
+    max_new_tokens: int,
+    choice: Choice = MOST_LIKELY,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Return a continuation, ids [B, max_new_tokens]; no end token stops it early.
 
     Args:
         embeddings: prompt embeddings [B, S, dim], visual tokens included, padding on the right.
         lengths: int64 [B], positions of each row that are not padding; None when there is no padding.
         max_new_tokens: how many ids to write.
+        choice: how an id is chosen.
+        noise: [B, max_new_tokens, ids], from `choice.noise`.
     """
     batch, width, _ = embeddings.shape
     device = embeddings.device
+    draws = [None] * max_new_tokens if noise is None else noise.to(device).unbind(1)
     cache = DynamicCache(config=llm.model.config)
     hidden = llm.decode(embeddings, cache=cache)
     if lengths is None:
@@ -28,12 +102,12 @@ def greedy(llm: CausalLM, embeddings: Tensor, lengths: Tensor | None, max_new_to
     else:
         last = hidden[torch.arange(batch, device=device), lengths - 1]
         mask = torch.arange(width, device=device) < lengths[:, None]
-    ids = [llm.logits(last).argmax(-1)]
+    ids = [choice.ids(llm, last, draws[0])]
     for step in range(max_new_tokens - 1):
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(batch, 1)], dim=1)
         hidden = llm.decode(
             llm.embed(ids[-1][:, None]), attention_mask=mask, position_ids=(lengths + step)[:, None], cache=cache
         )
-        ids.append(llm.logits(hidden[:, -1]).argmax(-1))
+        ids.append(choice.ids(llm, hidden[:, -1], draws[step + 1]))
     return torch.stack(ids, dim=1)

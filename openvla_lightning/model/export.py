@@ -124,7 +124,7 @@ def quantisation_gap(
     def act(vla: VLA) -> tuple[Tensor, Tensor]:
         vla.eval()
         dtype = stored_dtype(vla)
-        given = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
+        given: dict[str, Any] = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
         return vla.generate(**given, max_new_tokens=7), vla(**given).next_token_logits[:, -1]
 
     exact = load_vla(source, guard=False, merge=False, base=base, copy=False)

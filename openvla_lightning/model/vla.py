@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from openvla_lightning.action_head import next_token_loss
-from openvla_lightning.model.decoding import greedy
+from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
 from openvla_lightning.model.llm import CausalLM
 from openvla_lightning.model.projector import Projector
 from openvla_lightning.model.vision_backbone import VisionBackbone
@@ -193,10 +193,18 @@ class VLA(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         max_new_tokens: int = 7,
+        choice: Choice = MOST_LIKELY,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Greedy ids [B, max_new_tokens] after prompts; arguments as in `forward`.
+        """Ids [B, max_new_tokens] after prompts, plainly; `StaticDecoder` gives the same sooner.
 
         Rows of different length, padded on either side, give what each gives alone.
+
+        Args:
+            pixel_values, input_ids, attention_mask: as in `forward`.
+            max_new_tokens: how many ids to write; no end token stops it early.
+            choice: how ids are chosen.
+            generator: on the CPU, for drawing.
         """
         shift = _left_padding(attention_mask)
         visual = None if pixel_values is None else self.projector(self.vision_backbone(pixel_values))
@@ -204,7 +212,8 @@ class VLA(nn.Module):
         lengths = None
         if attention_mask is not None and not bool(attention_mask.all()):
             lengths = attention_mask.long().sum(1) + (0 if visual is None else visual.shape[1])
-        return greedy(self.language_model, embeddings, lengths, max_new_tokens)
+        noise = choice.noise(self.language_model, len(input_ids), max_new_tokens, generator)
+        return decode(self.language_model, embeddings, lengths, max_new_tokens, choice, noise)
 
     def _embed(self, input_ids: Tensor, visual: Tensor | None) -> Tensor:
         text = self.language_model.embed(input_ids)

@@ -1,0 +1,247 @@
+"""`VLA.generate` with static shapes: the same ids, sooner. Captured as CUDA graphs on a GPU, compiled where it pays."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
+
+if TYPE_CHECKING:
+    from openvla_lightning.model.vla import VLA
+
+log = logging.getLogger(__name__)
+
+FAMILIES = ("llama", "mistral", "qwen2", "phi")
+"""`model_type`s whose decoder is nothing but embedding, layers and norm. Others go the reference's way."""
+
+BUCKET = 16
+"""Where shapes are captured or compiled, prompts are padded to a multiple of so many tokens, and batches by repeating
+their last row to a power of two, so that there are few."""
+
+
+@dataclass(slots=True)
+class _Action:
+    """The tensors of one action, or of one batch of them. A graph reads the first four and fills the others.
+
+    Attributes:
+        pixels: uint8 [B, 3, H, W].
+        input_ids: int64 [B, L], padding on the right.
+        text_lengths: int64 [B], without padding.
+        noise: see `Choice.noise`.
+        visual: visual tokens [B, P, dim].
+        layers: keys and values of each layer.
+        last: hidden state [B, dim] after the prompt.
+        ids: what was written, int64 [B, count].
+    """
+
+    pixels: Tensor
+    input_ids: Tensor
+    text_lengths: Tensor
+    noise: Tensor | None
+    count: int
+    visual: Any = None
+    layers: Any = None
+    last: Any = None
+    ids: Any = None
+
+
+class _KeysValues:
+    """Keys and values [B, heads, S + room, head_dim] of one layer; what attention calls its cache.
+
+    The first call keeps the prompt's, each later one writes at `place`, int64 [1]. One object per layer, and a tensor
+    for the place, let all layers and steps share one compilation.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.keys: Any = None
+        self.values: Any = None
+        self.place: Any = None
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Store keys and values [B, heads, L, head_dim]; return those to attend to."""
+        if self.keys is None:
+            self.keys = nn.functional.pad(keys, (0, 0, 0, self.room))
+            self.values = nn.functional.pad(values, (0, 0, 0, self.room))
+            return keys, values
+        self.keys.index_copy_(2, self.place, keys)
+        self.values.index_copy_(2, self.place, values)
+        return self.keys, self.values
+
+
+class StaticDecoder:
+    """Pixels and prompts in, ids out, in stages of static shape: `vision`, `prefill`, `decode`.
+
+    Args:
+        vla: in its place, in `eval`.
+        normalise: uint8 [B, 3, H, W] -> float [B, 3 * towers, H, W] on any device (`ImageTransform.normalise`).
+        choice: how ids are chosen.
+        compile: compile the decoder's layer; one compilation serves all layers. None: on a GPU, where it takes half a
+            minute per width of prompts; on a CPU it costs more than it gives back.
+        graph: capture each stage as a CUDA graph. None: on a GPU, but not for bitsandbytes' 8 bits, which look at
+            values on the way.
+    """
+
+    def __init__(
+        self,
+        vla: "VLA",
+        normalise: Callable[[Tensor], Tensor],
+        choice: Choice = MOST_LIKELY,
+        compile: bool | None = None,
+        graph: bool | None = None,
+    ) -> None:
+        self.vla, self.choice, self._normalise = vla, choice, normalise
+        self.device = next(vla.parameters()).device
+        gpu = self.device.type == "cuda"
+        bits = (vla.quantisation or {}).get("bits")  # bitsandbytes' layers: 4 and 8
+        self.graph = gpu and bits != 8 if graph is None else graph
+        self.compile = gpu and bits is None if compile is None else compile
+        self._layer = torch.compile(_layer, dynamic=False) if self.compile else _layer
+        self._static = self.vla.llm.architecture["model_type"] in FAMILIES
+        self._captured: dict[tuple[int, ...], tuple[_Action, list[Callable[[], None]]]] = {}
+        self._pool: Any = None
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        pixels: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        count: int = 7,
+        generator: torch.Generator | None = None,
+        clock: Callable[[str], None] = lambda stage: None,
+    ) -> Tensor:
+        """Ids [B, count] on the device.
+
+        Args:
+            pixels: uint8 [B, 3, H, W], on the CPU as all that follows.
+            input_ids: int64 [B, L], beginning with BOS; padding on either side.
+            attention_mask: bool [B, L], False on padding.
+            count: how many ids to write.
+            generator: on the CPU, for drawing.
+            clock: called with the name of each stage when its work has been handed to the device: `copy`, `vision`,
+                `prefill`, `decode`.
+        """
+        action = self._arranged(pixels, input_ids, attention_mask, count, generator)
+        if self.graph:
+            action, stages = self._ready(action)
+        else:
+            _move(action, self.device)
+            stages = [lambda stage=stage: stage(action) for stage in self._stages]  # type: ignore[misc]
+        clock("copy")
+        for name, stage in zip(("vision", "prefill", "decode"), stages, strict=True):
+            stage()
+            clock(name)
+        return action.ids[: len(input_ids)].clone()
+
+    def _arranged(
+        self, pixels: Tensor, input_ids: Tensor, mask: Tensor, count: int, generator: torch.Generator | None
+    ) -> _Action:
+        """Padding goes to the right, where causal attention never looks; shapes become those that others share."""
+        lengths = mask.long().sum(1)
+        width = int(lengths.max())
+        order = mask.int().argsort(dim=1, descending=True, stable=True)
+        ids = input_ids.gather(1, order)[:, :width]
+        if self.graph or self.compile:
+            ids = nn.functional.pad(ids, (0, -width % BUCKET))
+            rows = torch.arange(1 << (len(ids) - 1).bit_length()).clamp(max=len(ids) - 1)
+            pixels, ids, lengths = pixels[rows], ids[rows], lengths[rows]
+        noise = self.choice.noise(self.vla.llm, len(ids), count, generator)
+        return _Action(pixels, ids, lengths, noise, count)
+
+    @property
+    def _stages(self) -> list[Callable[[_Action], None]]:
+        return [self._see, self._read, self._write] if self._static else [self._see, lambda action: None, self._plainly]
+
+    def _see(self, action: _Action) -> None:
+        action.visual = self.vla.projector(self.vla.vision_backbone(self._normalise(action.pixels)))
+
+    def _read(self, action: _Action) -> None:
+        """Image and prompt in one pass."""
+        llm, embeddings = self.vla.llm, self.vla._embed(action.input_ids, action.visual)
+        action.layers = [_KeysValues(action.count - 1) for _ in llm.model.layers]
+        positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
+        hidden = self._decode(action, embeddings, positions, None)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        action.last = hidden[rows, action.text_lengths + action.visual.shape[1] - 1]
+
+    def _write(self, action: _Action) -> None:
+        """One id after the other. Row by row they go to the same place, right of all padding, which a mask hides."""
+        llm, last = self.vla.llm, action.last
+        device, width = last.device, action.input_ids.shape[1] + action.visual.shape[1]
+        lengths = action.text_lengths[:, None] + action.visual.shape[1]
+        places = torch.arange(width + action.count - 1, device=device)
+        draws = [None] * action.count if action.noise is None else action.noise.unbind(1)
+        ids = [self.choice.ids(llm, last, draws[0])]
+        for step in range(action.count - 1):
+            place = places[width + step : width + step + 1]
+            mask = (places < lengths) | ((places >= width) & (places <= place))
+            for layer in action.layers:
+                layer.place = place
+            hidden = self._decode(action, llm.embed(ids[-1][:, None]), lengths + step, mask[:, None, None])
+            ids.append(self.choice.ids(llm, hidden[:, -1], draws[step + 1]))
+        action.ids = torch.stack(ids, dim=1)
+
+    def _decode(self, action: _Action, hidden: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        decoder = self.vla.llm.model
+        rotary = decoder.rotary_emb(hidden, positions)
+        for layer, kept in zip(decoder.layers, action.layers, strict=True):
+            hidden = self._layer(layer, hidden, mask, positions, rotary, kept)
+        norm = decoder.final_layernorm if hasattr(decoder, "final_layernorm") else decoder.norm
+        return norm(hidden)
+
+    def _plainly(self, action: _Action) -> None:
+        embeddings = self.vla._embed(action.input_ids, action.visual)
+        lengths = action.text_lengths + action.visual.shape[1]
+        action.ids = decode(self.vla.llm, embeddings, lengths, action.count, self.choice, action.noise)
+
+    def _ready(self, given: _Action) -> tuple[_Action, list[Callable[[], None]]]:
+        """The graphs for these shapes, captured when they are new, with `given` copied to where they read."""
+        key = (*given.input_ids.shape, given.count)
+        if key not in self._captured:
+            action = _Action(given.pixels, given.input_ids, given.text_lengths, given.noise, given.count)
+            _move(action, self.device)
+            self._captured[key] = action, self._capture(action)
+        action, stages = self._captured[key]
+        for name in _INPUTS:
+            value = getattr(given, name)
+            if value is not None:
+                getattr(action, name).copy_(value.pin_memory(), non_blocking=True)
+        return action, stages
+
+    def _capture(self, action: _Action) -> list[Callable[[], None]]:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compiles, and makes what libraries make on first use
+            for _ in range(2):
+                for stage in self._stages:
+                    stage(action)
+        torch.cuda.current_stream().wait_stream(side)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graphs = []
+        for stage in self._stages:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                stage(action)
+            graphs.append(graph.replay)
+        return graphs
+
+
+_INPUTS = ("pixels", "input_ids", "text_lengths", "noise")
+
+
+def _move(action: _Action, device: torch.device) -> None:
+    for name in _INPUTS:
+        value = getattr(action, name)
+        setattr(action, name, None if value is None else value.to(device))
+
+
+def _layer(
+    layer: nn.Module, hidden: Tensor, mask: Tensor | None, positions: Tensor, rotary: Any, kept: _KeysValues
+) -> Tensor:
+    """One decoder layer; a function of its own, for compilation to see every layer as the same code."""
+    return layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary, past_key_values=kept)
