@@ -54,6 +54,14 @@ def run_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | No
 OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)  # a sweep has one folder
 
 
+def prompt_of(llm: str) -> str:
+    """How a language model wants to be asked: as a chat if it was trained on chats, as Vicuna was."""
+    return "vicuna" if "vicuna" in llm.lower() else "pure"
+
+
+OmegaConf.register_new_resolver("prompt_of", prompt_of, replace=True)
+
+
 def validate(cfg: DictConfig) -> dict[str, Any]:
     """Return `cfg` as plain resolved data, or raise ConfigError naming every problem.
 

@@ -78,7 +78,7 @@ def stages(
     weights = {name: mix.get(name, 0.0) for name in sizes}
     found = [Stage(0, list(mixture_weights(weights, sizes, balance).values()))]
     for change in changes:
-        weights |= change.mix
+        weights |= {name: weight for name, weight in change.mix.items() if name in sizes}  # the rest is never drawn
         step = change.step(max_steps)
         if 0 < max_steps <= step:
             log.warning(f"data.curriculum: trainer.max_steps={max_steps} ends before the change at step {step}")

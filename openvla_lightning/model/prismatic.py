@@ -13,6 +13,7 @@ _BASES = {
     "prism-dinosiglip+13b": ("dinosiglip-vit-so-384px", "llama2-13b-pure"),
     "prism-dinosiglip-224px-controlled+7b": ("dinosiglip-vit-so-224px", "llama2-7b-pure"),
     "siglip-224px+7b": ("siglip-vit-so400m", "vicuna-v15-7b"),
+    "reproduction-llava-v15+7b": ("clip-vit-l-336px", "vicuna-v15-7b"),
 }
 """Released base VLM -> its vision and language backbones."""
 

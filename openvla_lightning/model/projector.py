@@ -1,5 +1,6 @@
 """From patch features to the LLM's embedding space."""
 
+from collections.abc import Sized
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +28,7 @@ class Projector(nn.Module):
         Raises:
             ValueError: for an unknown kind.
         """
-        kinds: dict[str, type[Projector]] = {c.kind: c for c in (Linear, MLP, FusedMLP)}
+        kinds: dict[str, type[Projector]] = {c.kind: c for c in (Linear, MLP, FusedMLP, Perceiver)}
         if config.get("kind") not in kinds:
             raise ValueError(f"unknown projector kind {config.get('kind')!r}; known: {', '.join(kinds)}")
         return kinds[config["kind"]](in_dim, out_dim)
@@ -77,3 +78,38 @@ class FusedMLP(Projector):
         """Project features [B, P, in_dim] to [B, P, out_dim]."""
         hidden: torch.Tensor = nn.functional.gelu(self.fc1(features))
         return self.fc3(nn.functional.gelu(self.fc2(hidden)))
+
+
+class Perceiver(Projector):
+    """A fixed number of learnt queries that look at all patches: IDEFICS' and Flamingo's resampler.
+
+    Six blocks of self-attention, cross-attention to the patches and an MLP, then a linear layer into the LLM; 64 visual
+    tokens, whatever the number of patches.
+    """
+
+    kind = "perceiver"
+    queries, depth, head_dim = 64, 6, 64
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__(in_dim, out_dim)
+        heads = max(1, in_dim // self.head_dim)
+        if in_dim % heads:
+            raise ValueError(f"a perceiver with heads of {self.head_dim} cannot divide patch features {in_dim} wide")
+        self.latents = nn.Parameter(torch.randn(self.queries, in_dim) * in_dim**-0.5)
+        self.blocks = nn.ModuleList(
+            nn.TransformerDecoderLayer(in_dim, heads, 4 * in_dim, 0.0, "gelu", batch_first=True, norm_first=True)
+            for _ in range(self.depth)
+        )
+        self.norm, self.fc = nn.LayerNorm(in_dim), nn.Linear(in_dim, out_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Resample features [B, P, in_dim] to [B, 64, out_dim]."""
+        latents = self.latents.to(features.dtype).expand(len(features), -1, -1)
+        for block in self.blocks:
+            latents = block(latents, features)
+        return self.fc(self.norm(latents))
+
+
+def released(in_dim: int, out_dim: int, towers: Sized) -> Projector:
+    """The projector that was released for so many vision towers: two linear layers for one, three for two."""
+    return (MLP if len(towers) == 1 else FusedMLP)(in_dim, out_dim)

@@ -60,8 +60,8 @@ class VisionBackbone(nn.Module):
             at 0.02, next to which a convolutional stem's output is fifty times as large: where a thing is then
             takes long to learn.
         image_size: side of the square input, in pixels.
-        fusion: `channel` joins the towers' features of one patch (released); `sequence` keeps them as separate tokens
-            and needs towers of equal width.
+        fusion: `channel` joins the towers' features of one patch (released); `sequence` keeps them as separate tokens,
+            as wide as the widest tower's, zero where a tower has less.
         feature_layer: which block's output to take, counted from the end; -2 as released, no final norm.
         pretrained: load each tower's own weights (from the hub or its cache); not on the meta device.
 
@@ -95,15 +95,12 @@ class VisionBackbone(nn.Module):
             self._formats.append(output_format)
         self._check_fit(shapes)
         channel = fusion == "channel"
-        self.dim = sum(dim for _, dim in shapes) if channel else shapes[0][1]
+        self.dim = sum(dim for _, dim in shapes) if channel else max(dim for _, dim in shapes)
         self.num_patches = shapes[0][0] if channel else sum(patches for patches, _ in shapes)
 
     def _check_fit(self, shapes: list[tuple[int, int]]) -> None:
-        patches, dims = {p for p, _ in shapes}, {d for _, d in shapes}
-        if self.fusion == "channel" and len(patches) > 1:
+        if self.fusion == "channel" and len({patches for patches, _ in shapes}) > 1:
             raise ValueError(f"fusion=channel needs equal patch counts, towers {list(self.towers)} give {shapes}")
-        if self.fusion == "sequence" and len(dims) > 1:
-            raise ValueError(f"fusion=sequence needs equal widths, towers {list(self.towers)} give {shapes}")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -148,7 +145,9 @@ class VisionBackbone(nn.Module):
 
     def fuse(self, features: list[Tensor]) -> Tensor:
         """Join the towers' features into [B, P, dim]."""
-        return torch.cat(features, dim=2 if self.fusion == "channel" else 1)
+        if self.fusion == "channel":
+            return torch.cat(features, dim=2)
+        return torch.cat([nn.functional.pad(f, (0, self.dim - f.shape[2])) for f in features], dim=1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Patch features [B, num_patches, dim] from pixels [B, 3 * towers, H, W].

@@ -30,7 +30,7 @@ class TrainOnly:
         return False
 
     def apply(self, vla: VLA) -> None:
-        """Freeze `vla`, then wake the named parts.
+        """Freeze `vla`, then wake the named parts; what learns does so in float32, whatever it was loaded in.
 
         Raises:
             KeyError: for a part the model does not have, naming those it has.
@@ -39,3 +39,6 @@ class TrainOnly:
         for part in self.parts:
             for module in vla.part(part):
                 module.requires_grad_(True)
+        for parameter in vla.parameters():
+            if parameter.requires_grad and parameter.is_floating_point():
+                parameter.data = parameter.data.float()

@@ -91,16 +91,15 @@ def test_config_rebuilds_the_same_model(vla: VLA) -> None:
     again.load_state_dict(vla.state_dict())
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp", "fused_mlp"])
+@pytest.mark.parametrize("kind", ["linear", "mlp", "fused_mlp", "perceiver"])
 @pytest.mark.parametrize("fusion", ["channel", "sequence"])
 @pytest.mark.parametrize("layer", [-1, -2])
 def test_variants_learn(config: dict[str, Any], batch: dict[str, Tensor], kind: str, fusion: str, layer: int) -> None:
     config["projector"]["kind"] = kind
     config["vision_backbone"] |= {"fusion": fusion, "feature_layer": layer}
-    config["vision_backbone"]["towers"]["dino"]["embed_dim"] = 32
     vla = VLA.from_config(config)
     output = vla(**batch, labels=batch["input_ids"])
-    assert output.num_patches == (16 if fusion == "channel" else 32)
+    assert output.num_patches == (64 if kind == "perceiver" else 16 if fusion == "channel" else 32)
     assert output.logits.shape == (3, 9 + output.num_patches, 832)
     output.loss.backward()
     assert all(p.grad is not None for p in vla.projector.parameters())
