@@ -31,6 +31,9 @@ test: $(READY)  ## every test (10 minutes, 2 cores)
 check: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+docs: $(READY)  ## the pages and the API reference as a site: build/site/index.html
+	$(BIN)/mkdocs build --strict --quiet && echo build/site/index.html
+
 config: $(READY)  ## print what train.py would run; make config ARGS='+experiment=oxe_full'
 	$(BIN)/python train.py --cfg job --resolve $(ARGS)
 
@@ -38,4 +41,4 @@ clean:  ## remove runs, generated data and caches (never the environment or your
 	rm -rf runs multirun data/tabletop_* .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help demo train test check config clean
+.PHONY: help demo train test check docs config clean

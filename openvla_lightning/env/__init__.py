@@ -1,0 +1,1 @@
+"""Worlds to roll policies out in."""
