@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from openvla_lightning.model.vla import VLAOutput
 
 
-def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of logits [B, L - 1, vocab] against `labels[:, 1:]`, over labelled tokens only."""
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
+def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [B, N, vocab] against ids [B, N], over labelled tokens only."""
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)
 
 
 class ActionHead(Protocol):
@@ -73,7 +73,7 @@ class TokenHead:
 
     def loss(self, output: "VLAOutput", batch: Batch) -> Tensor:
         """Mean cross-entropy over action tokens and the end token, as released."""
-        return next_token_loss(output.next_token_logits, batch.labels)
+        return next_token_loss(output.next_token_logits, output.targets(batch.labels))
 
     def score(self, output: "VLAOutput", batch: Batch) -> tuple[Tensor, Tensor]:
         """Was each action token predicted exactly, and how far off is its bin centre: bool and float [B, T * D].
@@ -81,9 +81,9 @@ class TokenHead:
         As in the released metrics the prediction is the most likely id of the whole vocabulary, and the end token
         is not counted.
         """
-        rows, where = self._places(batch)
-        target = batch.labels[:, 1:].gather(1, where)
-        predicted = output.next_token_logits[rows, where].argmax(-1)
+        targets = output.targets(batch.labels)
+        rows, where = self._of_actions(targets, batch)
+        target, predicted = targets[rows, where], output.next_token_logits[rows, where].argmax(-1)
         return predicted == target, (self._center(predicted) - self._center(target)).abs()
 
     def metrics(self, datasets: Sequence[str]) -> ActionMetrics:
@@ -92,16 +92,15 @@ class TokenHead:
 
     def entropy(self, output: "VLAOutput", batch: Batch) -> Tensor:
         """How undecided each action token's prediction is: entropy in nats, float32 [B, T * D]."""
-        rows, where = self._places(batch)
+        rows, where = self._of_actions(output.targets(batch.labels), batch)
         return torch.distributions.Categorical(logits=output.next_token_logits[rows, where].float()).entropy()
 
-    def _places(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Where action tokens are predicted: rows [B, 1] and columns [B, T * D]."""
-        labels = batch.labels[:, 1:]
-        is_action = (labels >= self.tokenizer.first_id) & (labels < self.tokenizer.vocab_size)
+    def _of_actions(self, targets: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Where action tokens are among `targets` [B, N]: rows [B, 1] and columns [B, T * D]."""
+        is_action = (targets >= self.tokenizer.first_id) & (targets < self.tokenizer.vocab_size)
         # Sorting finds the same number of positions in each row without waiting for the device, as nonzero() would.
         where = is_action.byte().argsort(dim=1, descending=True, stable=True)[:, : batch.actions[0].numel()]
-        return torch.arange(len(labels), device=labels.device)[:, None], where
+        return torch.arange(len(targets), device=targets.device)[:, None], where
 
     def decode(self, ids: Tensor) -> Tensor:
         """Bin centres of `ids`, float64 on the CPU (not every accelerator has float64), in the same shape."""
@@ -118,9 +117,9 @@ class TextHead(TokenHead):
     """No actions yet: the answers of conversations, learnt by next-token prediction (the VLM stage)."""
 
     def score(self, output: "VLAOutput", batch: Batch) -> tuple[Tensor, Tensor]:
-        """Which learnt tokens were predicted exactly, and which tokens are learnt: bool [B, L - 1] both."""
-        labels = batch.labels[:, 1:]
-        return output.next_token_logits.argmax(-1) == labels, labels != IGNORE_INDEX
+        """Which learnt tokens were predicted exactly, and which tokens are learnt: bool [B, L - 1] or [B, K] both."""
+        targets = output.targets(batch.labels)
+        return output.next_token_logits.argmax(-1) == targets, targets != IGNORE_INDEX
 
     def metrics(self, datasets: Sequence[str]) -> TokenMetrics:  # type: ignore[override]
         """Accuracy over tokens."""

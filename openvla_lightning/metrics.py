@@ -30,7 +30,8 @@ class ActionMetrics(Metric):
             error: float [B, N], absolute difference of predicted and true bin centre, in normalised units.
             datasets: B dataset names.
         """
-        rows = torch.tensor([self.datasets.index(name) for name in datasets], device=self.totals.device)
+        rows = torch.tensor([self.datasets.index(name) for name in datasets])
+        rows = rows.to(self.totals.device, non_blocking=True)
         count = torch.full_like(error, 1.0).sum(-1)
         per_sample = torch.stack([correct.to(error.dtype).sum(-1), error.sum(-1), count], dim=-1)
         self.totals.index_add_(0, rows, per_sample.to(self.totals))

@@ -104,11 +104,11 @@ class VLAModule(L.LightningModule):
         self.val_metrics.reset()
 
     def forward(self, batch: Batch) -> VLAOutput:
-        """Run the model on a batch of training or validation."""
+        """Run the model on a batch of training or validation; its logits are of supervised positions alone."""
         pixels = None
         if len(batch.pixel_values):
             pixels = self.processor.transform.normalise(batch.pixel_values).to(self.dtype)
-        return self.vla(pixel_values=pixels, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        return self.vla(pixel_values=pixels, input_ids=batch.input_ids, places=batch.supervised)
 
     def _step(self, batch: Batch, metrics: ActionMetrics) -> Tensor:
         output = self(batch)

@@ -63,6 +63,8 @@ class Batch:
         actions: float32 tensor [B, T, D], the normalised actions behind the labels.
         dataset_names: B names, for metrics per dataset.
         numbers: B places in the order of training.
+        supervised: int64 tensor [B, K], which of `labels[:, 1:]` are learnt, K as many as in the row with most of them;
+            other rows end in some that are not. Found from the labels, while they are on the host.
     """
 
     pixel_values: torch.Tensor
@@ -72,6 +74,14 @@ class Batch:
     actions: torch.Tensor
     dataset_names: list[str] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
+    supervised: torch.Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.supervised is None:
+            learnt = self.labels[:, 1:] != IGNORE_INDEX
+            most = int(learnt.sum(1).max()) if len(learnt) else 0
+            places = learnt.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+            object.__setattr__(self, "supervised", places)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the same batch with its tensors on `device`."""

@@ -41,10 +41,11 @@ class CollapseWarning(Callback):
         if batch_idx or dataloader_idx or len(batch) < 2 or not batch.actions.numel():
             return
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            logits = pl_module(batch).next_token_logits
-        places = batch.labels[:, 1:] != IGNORE_INDEX  # as many in each row
-        predicted = logits[places].argmax(-1).reshape(len(batch), -1)
-        demonstrated = batch.labels[:, 1:][places].reshape(len(batch), -1)
+            output = pl_module(batch)
+        targets = output.targets(batch.labels)
+        learnt = targets != IGNORE_INDEX  # as many in each row
+        predicted = output.next_token_logits[learnt].argmax(-1).reshape(len(batch), -1)
+        demonstrated = targets[learnt].reshape(len(batch), -1)
         distinct, expected = (len(rows.unique(dim=0)) for rows in (predicted, demonstrated))
         pl_module.log("val/distinct_actions", distinct / expected, batch_size=len(batch), sync_dist=True)
         if distinct == 1 < expected and trainer.is_global_zero and trainer.global_step:

@@ -6,13 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from openvla_lightning.model.source import check_source
 from openvla_lightning.model.vision_backbone import parameters_follow_default_device
 
 _NOT_ARCHITECTURE = {"model_type", "torch_dtype", "dtype", "auto_map", "quantization_config", "_name_or_path"}
 _NOT_ARCHITECTURE |= {"attn_implementation", "_attn_implementation"}
+
+# transformers looks at the positions to find out whether `sdpa` needs a mask, which waits for the device in every
+# forward pass. For an attention of another name it makes none, and without a mask this one is causal.
+_CAUSAL = "sdpa_without_mask"
+AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
 
 
 class CausalLM(nn.Module):
@@ -103,6 +109,10 @@ class CausalLM(nn.Module):
         cache: Cache | None = None,
     ) -> Tensor:
         """Hidden states [B, S, dim] after the final norm, from embeddings [B, S, dim]."""
+        config = self.model.config
+        window = getattr(config, "sliding_window", None) or embeddings.shape[1]
+        plain = cache is None and attention_mask is None and embeddings.shape[1] <= window
+        config._attn_implementation = _CAUSAL if plain else "sdpa"
         return self.model(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,

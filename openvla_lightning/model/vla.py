@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,9 @@ class VLAOutput:
     """What a forward pass gives. S = L + P positions: BOS, P visual tokens, the other L - 1 text tokens.
 
     Attributes:
-        logits: float32 [B, S, vocab].
+        logits: float32 [B, S, vocab]; of `places` alone [B, K, vocab].
         num_patches: P, 0 without an image.
+        places: int64 [B, K], which next tokens the logits are of (see `VLA.forward`); None: of all positions.
         loss: mean cross-entropy over labelled tokens; None without labels.
         tower_features: each tower's patch features [B, P, D_tower]; these three only when asked for.
         projector_features: visual tokens [B, P, dim].
@@ -34,6 +35,7 @@ class VLAOutput:
 
     logits: Tensor
     num_patches: int
+    places: Tensor | None = None
     loss: Tensor | None = None
     tower_features: list[Tensor] | None = None
     projector_features: Tensor | None = None
@@ -41,8 +43,12 @@ class VLAOutput:
 
     @property
     def next_token_logits(self) -> Tensor:
-        """Logits [B, L - 1, vocab] that predict `input_ids[:, 1:]`."""
-        return self.logits[:, self.num_patches : -1]
+        """Logits [B, L - 1, vocab] that predict `input_ids[:, 1:]`, or [B, K, vocab] of `places` there."""
+        return self.logits if self.places is not None else self.logits[:, self.num_patches : -1]
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """What `next_token_logits` should predict, [B, L - 1] or [B, K], from `labels` [B, L]."""
+        return labels[:, 1:] if self.places is None else labels[:, 1:].gather(1, self.places)
 
 
 class VLA(nn.Module):
@@ -149,15 +155,21 @@ class VLA(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        places: Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> VLAOutput:
         """Run the model over whole sequences.
+
+        Training gives `places` and, because its rows are padded on the right, no `attention_mask`: then logits are
+        made of what is learnt alone, and nothing waits for the device.
 
         Args:
             pixel_values: float [B, C, H, W], three channels per tower; None for text alone.
             input_ids: int64 [B, L], beginning with BOS after any left padding.
             attention_mask: bool or int [B, L], zero on padding, which may be on either side.
             labels: int64 [B, L] aligned with `input_ids`, `IGNORE_INDEX` where nothing is learnt.
+            places: int64 [B, K] indices into `input_ids[:, 1:]`: the next tokens to make logits for; None: logits of
+                every position. For rows padded on the right.
             output_hidden_states: also return tower, projector and hidden features.
         """
         shift = _left_padding(attention_mask)
@@ -167,22 +179,27 @@ class VLA(nn.Module):
         # Padding is on the right by now, where causal attention never looks: no mask keeps the fast kernel.
         states = self.language_model.hidden_states(embeddings) if output_hidden_states else None
         hidden = self.language_model.decode(embeddings) if states is None else states[-1]
+        num_patches = 0 if visual is None else visual.shape[1]
+        if places is not None:
+            rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+            hidden = hidden[rows, num_patches + places]
         output = VLAOutput(
             logits=self.language_model.logits(hidden),
-            num_patches=0 if visual is None else visual.shape[1],
+            num_patches=num_patches,
+            places=places,
             tower_features=features if output_hidden_states else None,
             projector_features=visual if output_hidden_states else None,
             hidden_states=states,
         )
-        loss = None if labels is None else next_token_loss(output.next_token_logits, _roll(labels, shift))
-        back = None if shift is None else -shift
-        return VLAOutput(
-            logits=_roll(output.logits, back),
-            num_patches=output.num_patches,
-            loss=loss,
-            tower_features=output.tower_features,
-            projector_features=visual if output_hidden_states else None,
-            hidden_states=None if states is None else tuple(_roll(state, back) for state in states),
+        if labels is not None:
+            targets = output.targets(_roll(labels, shift))
+            output = replace(output, loss=next_token_loss(output.next_token_logits, targets))
+        if shift is None:
+            return output
+        return replace(
+            output,
+            logits=_roll(output.logits, -shift),
+            hidden_states=None if states is None else tuple(_roll(state, -shift) for state in states),
         )
 
     @torch.inference_mode()

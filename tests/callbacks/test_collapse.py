@@ -1,7 +1,6 @@
 """A real Trainer over a model that has collapsed, or not: who is warned of what."""
 
 import logging
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -10,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from openvla_lightning.callbacks import CollapseWarning
+from openvla_lightning.model import VLAOutput
 from openvla_lightning.types import IGNORE_INDEX, Batch
 
 
@@ -32,7 +32,8 @@ class Model(L.LightningModule):
 
     def forward(self, batch: Batch) -> Any:
         ids = torch.full_like(batch.input_ids, 7) if self.constant else batch.input_ids
-        return SimpleNamespace(next_token_logits=torch.nn.functional.one_hot(ids[:, 1:], 32).float())
+        ids = torch.cat([ids[:, 1:], ids[:, :1]], dim=1)
+        return VLAOutput(logits=torch.nn.functional.one_hot(ids, 32).float(), num_patches=0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         return self.weight.sum()

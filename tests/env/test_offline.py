@@ -16,7 +16,7 @@ from openvla_lightning.env.offline import Offline
 from openvla_lightning.env.tabletop import Tabletop
 from openvla_lightning.evaluation.held_out import calibration, score_offline
 from openvla_lightning.evaluation.scoring import evaluate
-from openvla_lightning.model import VLA
+from openvla_lightning.model import VLA, VLAOutput
 from openvla_lightning.model.llm import CausalLM
 from openvla_lightning.model.projector import MLP
 from openvla_lightning.model.vision_backbone import VisionBackbone
@@ -179,7 +179,7 @@ def test_entropy_is_that_of_the_prediction():
     labels[:, 2:9] = 600
     logits = torch.zeros(2, 10, 768)
     logits[1, :, 600] = 1e4
-    output = SimpleNamespace(next_token_logits=logits[:, :-1])
+    output = VLAOutput(logits=logits, num_patches=0)
     entropy = head.entropy(output, SimpleNamespace(labels=labels, actions=torch.zeros(2, 1, 7)))
     assert entropy.shape == (2, 7)
     assert entropy[0].tolist() == pytest.approx([np.log(768)] * 7)
