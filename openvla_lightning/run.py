@@ -15,6 +15,7 @@ from rich.table import Table
 
 from openvla_lightning.callbacks import NonFiniteError
 from openvla_lightning.config import ConfigError, for_people, newest_checkpoint, validate
+from openvla_lightning.logger import log_results
 from openvla_lightning.model.lightning import base_of
 from openvla_lightning.model.source import CheckpointError, check_source, find_source
 from openvla_lightning.module import VLAModule
@@ -87,7 +88,10 @@ def evaluate_run(cfg: DictConfig) -> None:
     chosen = [text for text in HydraConfig.get().overrides.task if not text.startswith(RUNS_OWN)]
     varied = [text for text in chosen if "." not in text.partition("=")[0]]  # groups and what stands at the top
     own = [f"ckpt_path={folder}", f"paths.output_dir={folder}/evaluation", f"label='{' '.join(varied) or 'policy'}'"]
-    evaluate(compose("evaluate", [*own, *(f"{name}={value}" for name, value in cfg.evaluate_after.items())]))
+    evaluation = compose("evaluate", [*own, *(f"{name}={value}" for name, value in cfg.evaluate_after.items())])
+    if "wandb" in cfg.logger and not evaluation.logger:
+        evaluation.logger = {"wandb": cfg.logger.wandb}
+    evaluate(evaluation)
 
 
 @for_people(ConfigError, CheckpointError)
@@ -122,9 +126,12 @@ def evaluate(cfg: DictConfig) -> float | None:
             return check_replay(env, cfg.paths.output_dir)["success"]
         if isinstance(env, TrainingSteps):
             return check_open_loop(policy, env, cfg.paths.output_dir)["token_accuracy"]
+        loggers = list(instantiate(cfg.logger).values())
         results = scoring.evaluate(policy, env, cfg.paths.output_dir, config=recipe, **arguments)
     except scoring.UNUSABLE as error:
         raise ConfigError(str(error)) from error
+    for logger in loggers:
+        log_results(logger, results, cfg.paths.output_dir)
     return results.score
 
 

@@ -7,6 +7,7 @@ from openvla_lightning.callbacks.learning_curve import LearningCurve
 from openvla_lightning.callbacks.mixture import ServedSteps
 from openvla_lightning.callbacks.non_finite import NonFiniteError, StopOnNonFinite
 from openvla_lightning.callbacks.progress import Progress
+from openvla_lightning.callbacks.samples import Samples
 from openvla_lightning.callbacks.statistics import SaveDatasetStatistics
 from openvla_lightning.callbacks.throughput import Throughput
 
@@ -17,6 +18,7 @@ __all__ = [
     "LearningCurve",
     "NonFiniteError",
     "Progress",
+    "Samples",
     "SaveDatasetStatistics",
     "ServedSteps",
     "StopOnNonFinite",

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 warnings.filterwarnings("ignore", ".*Previous log files in this directory will be deleted")  # not by the class below
@@ -38,16 +37,3 @@ class CSVLogger(LightningCSVLogger):
             self.experiment.metrics = [{k: v for k, v in row.items() if v != ""} for row in kept]
             self._earlier = []
         super().log_metrics(metrics, step)
-
-
-def wandb_logger(project: str, group: str, save_dir: str) -> WandbLogger:
-    """Weights & Biases, offline when nobody is logged in, so that no run waits for a key or loses its dashboard.
-
-    Args:
-        project: W&B project.
-        group: name that a sweep's runs share.
-        save_dir: the run's folder.
-    """
-    import wandb
-
-    return WandbLogger(project=project, group=group, save_dir=save_dir, offline=wandb.api.api_key is None)

@@ -1,0 +1,75 @@
+"""What an evaluation found, in the loggers of training."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.loggers import Logger
+
+from openvla_lightning.logger.wandb import WandbLogger
+from openvla_lightning.report.results import Results
+
+
+def log_results(logger: Logger, results: Results, folder: str | Path) -> None:
+    """Log an evaluation under `eval/`, at the step of its checkpoint, and end the logger's run.
+
+    W&B also gets a table of tasks and one of episodes with their videos, in the group of the training that wrote the
+    checkpoint.
+
+    Args:
+        logger: not yet used.
+        results: of rollouts or held-out steps.
+        folder: of the evaluation; `Episode.video` is relative to it.
+    """
+    checkpoint = Path(str(results.checkpoint.get("path", "")))
+    step = int(number) if (number := checkpoint.stem.removeprefix("step_")).isdecimal() else 0
+    if isinstance(logger, WandbLogger):
+        name = f"{results.row}, {results.task_set} tasks"
+        logger.describe(job_type="evaluate", name=name, **trained_as(checkpoint))
+    logger.log_hyperparams(results.config)
+    logger.log_metrics(dict(metrics(results)), step)
+    if isinstance(logger, WandbLogger) and results.episodes:
+        _log_tables(logger, results, Path(folder), step)
+    logger.save()
+    logger.finalize("success")
+
+
+def metrics(results: Results) -> Iterator[tuple[str, float]]:
+    """Names under `eval/` and their values: success with its interval, overall and by family, or token accuracy."""
+    if results.offline:
+        of_datasets = {f"/{name}": scores for name, scores in results.offline["datasets"].items()}
+        for suffix, scores in {"": results.offline, **of_datasets}.items():
+            for name in ("token_accuracy", "l1"):
+                yield f"eval/{name}{suffix}", scores[name]
+    if results.episodes:
+        rate = results.overall
+        yield from zip(("eval/success_low", "eval/success_high"), rate.interval, strict=True)
+        yield "eval/episodes", rate.episodes
+    if results.episodes and rate.episodes:
+        yield "eval/success", rate.rate
+        yield "eval/progress", rate.progress
+        yield from ((f"eval/success/{name}", of.rate) for name, of in results.families.items() if of.episodes)
+
+
+def trained_as(checkpoint: Path) -> dict[str, str]:
+    """`group` of the training that wrote a checkpoint; nothing for one from elsewhere."""
+    config = checkpoint.parent.parent / ".hydra" / "config.yaml"
+    name = yaml.safe_load(config.read_text()).get("run_name") if config.is_file() else None
+    return {"group": name} if isinstance(name, str) else {}
+
+
+def _log_tables(logger: WandbLogger, results: Results, folder: Path, step: int) -> None:
+    import wandb
+
+    tasks = [[n, r.successes, r.episodes, r.rate, *r.interval, r.mean_length] for n, r in results.tasks.items()]
+    header = ["task", "successes", "episodes", "rate", "low", "high", "steps"]
+    logger.log_table("eval/tasks", columns=header, data=tasks, step=step)
+    rows: list[list[Any]] = [
+        [e.task, e.instruction, e.success, e.length, wandb.Video(str(folder / e.video), format="mp4")]
+        for e in results.episodes
+        if e.video
+    ]
+    if rows:
+        header = ["task", "instruction", "success", "steps", "video"]
+        logger.log_table("eval/episodes", columns=header, data=rows, step=step)
