@@ -16,7 +16,7 @@ from openvla_lightning.model.lightning import Base, check_adapter, learnt_names
 from openvla_lightning.optim import AdamW
 from openvla_lightning.parallel import FSDP
 from openvla_lightning.processor import Processor
-from openvla_lightning.quantisation import Quantisation, plain_state
+from openvla_lightning.quantisation import Format, plain_state
 from openvla_lightning.strategy import Strategy
 from openvla_lightning.types import Batch
 
@@ -47,13 +47,15 @@ class VLAModule(L.LightningModule):
         processor: Processor,
         action_head: ActionHead,
         recipe: dict[str, Any] | None = None,
-        quantisation: Quantisation | None = None,
+        quantisation: Format | None = None,
     ) -> None:
         super().__init__()
         self.build, self.strategy, self.optim = model, strategy, optim
         self.processor, self.action_head = processor, action_head
         if quantisation is not None and not strategy.adapts:
             raise ValueError("quantised weights cannot learn: choose strategy=qlora, or quantisation=none")
+        if quantisation is not None and not quantisation.trains:
+            raise ValueError("this quantisation is for acting alone: to train adapters on top choose int4 or int8")
         self.quantisation = quantisation
         self.base: Base | None = None
         if recipe is not None:

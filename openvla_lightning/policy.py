@@ -1,8 +1,10 @@
 """A trained model as a policy: image and instruction in, a robot action in physical units out."""
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,8 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from openvla_lightning.model.decoding import Choice
+from openvla_lightning.model.static_decoding import StaticDecoder
 from openvla_lightning.model.vla import VLA, floating
 from openvla_lightning.processor import Processor
+from openvla_lightning.quantisation import Format
 from openvla_lightning.statistics import DatasetStatistics, Normalisation, choose_key
 
 ImageLike = np.ndarray | Image.Image
@@ -23,7 +28,10 @@ class Policy:
     """Predicts actions with a VLA, preprocessing as it was trained.
 
         policy = Policy.from_pretrained("openvla/openvla-7b", unnorm_key="bridge_orig")
+        policy.warm_up()
         action = policy.act(image, "pick up the can")
+
+    Threads may share one: they take turns at the model.
 
     Args:
         vla: the model; moved to `device` and `dtype`, unless it is quantised and hence in its place.
@@ -35,6 +43,11 @@ class Policy:
             say of themselves, and `quantile`, as released, where they say nothing.
         device: `auto` takes the first GPU, else the CPU.
         dtype: `auto` takes bfloat16 on a GPU and float32 on a CPU.
+        action_ids_only: choose among the ids that stand for actions, instead of, as released, among all words. The
+            answer is the same while the model says actions; any other word would become an outermost action.
+        temperature, top_k: see `Choice`; 0 is the most likely id, as released.
+        seed: of what is drawn at a temperature above 0.
+        compile: see `StaticDecoder`.
 
     Raises:
         KeyError: for an unknown or a missing unnorm_key, naming the known ones.
@@ -49,18 +62,49 @@ class Policy:
         normalisation: Normalisation | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        action_ids_only: bool = False,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        seed: int = 0,
+        compile: bool | None = None,
     ) -> None:
+        head = processor.action_head.config
+        ids = (head["vocab_size"] - head["num_bins"], head["vocab_size"]) if action_ids_only else None
+        choice = Choice(temperature, top_k, ids)
         self.unnorm_key = choose_key(norm_stats, unnorm_key)
-        stats = norm_stats[self.unnorm_key]
-        self.statistics = stats if isinstance(stats, DatasetStatistics) else DatasetStatistics.from_dict(stats)
-        self.normalisation = (
-            normalisation or (stats.get("normalisation") if isinstance(stats, Mapping) else None) or "quantile"
-        )
+        self._norm_stats, self._normalisation = norm_stats, normalisation
+        self._scales: dict[str, tuple[DatasetStatistics, Normalisation]] = {}
+        self.statistics, self.normalisation = self._scale(self.unnorm_key)
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.vla = (vla if vla.quantisation else vla.to(self.device, self.dtype)).eval()
         self.processor = processor
-        self.provenance: dict[str, Any] = {"unnorm_key": self.unnorm_key, "normalisation": self.normalisation}
+        self._decoder = StaticDecoder(self.vla, processor.transform.normalise, choice, compile)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._lock = threading.Lock()
+        self._made: dict[str, Any] = {}
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What acts here, for results. Its `sha256` is a second read of the whole checkpoint, so ask when nobody waits.
+
+        The device, the precision and the path are there when the policy was loaded from one.
+        """
+        path = self._made.get("path")
+        read = {} if path is None else {"path": path, "sha256": fingerprint(path)}
+        return {**read, "unnorm_key": self.unnorm_key, "normalisation": self.normalisation, **self._made}
+
+    def _scale(self, unnorm_key: str | None) -> tuple[DatasetStatistics, Normalisation]:
+        """Statistics of a dataset, and how its actions were normalised."""
+        if unnorm_key is None:
+            return self.statistics, self.normalisation
+        key = choose_key(self._norm_stats, unnorm_key)
+        if key not in self._scales:
+            stats = self._norm_stats[key]
+            said = stats.get("normalisation") if isinstance(stats, Mapping) else None
+            statistics = stats if isinstance(stats, DatasetStatistics) else DatasetStatistics.from_dict(stats)
+            self._scales[key] = statistics, self._normalisation or said or "quantile"
+        return self._scales[key]
 
     @classmethod
     def from_pretrained(
@@ -69,25 +113,27 @@ class Policy:
         unnorm_key: str | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        quantisation: Callable[[VLA, torch.device], VLA] | None = None,
+        quantisation: Format | None = None,
         center_crop: bool | float | None = None,
         tokenizer: str | Path | None = None,
         base: str | Path | None = None,
+        **options: Any,
     ) -> Self:
         """Load a policy.
 
         Args:
             path: a run or `.ckpt` of training, a Hugging Face folder or hub id, or a Prismatic run folder or `.pt`.
             unnorm_key, device, dtype: as above.
-            quantisation: `Quantisation`, or what else puts a loaded model onto a device.
+            quantisation: `Quantisation` or `FastQuantisation`; None: not at all.
             center_crop: share of the image's area to look at, in the middle: 0.9, for which True stands, after training
                 with the released augmentation; None as the checkpoint says.
             tokenizer: folder or hub id of the language model's tokenizer, where the checkpoint holds none.
             base: where the base of an adapter is now; None: where it was during training.
+            options: the other arguments of the class: `action_ids_only`, `temperature`, ...
 
         Raises:
             FileNotFoundError: when there is nothing at `path`.
-            ValueError: for a checkpoint that does not fit.
+            ValueError: for a checkpoint that does not fit, or a quantisation that cannot be had here.
             KeyError: for an unknown or a missing unnorm_key.
         """
         from openvla_lightning.model.checkpoint import load_checkpoint
@@ -95,6 +141,8 @@ class Policy:
         started = time.monotonic()
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)
+        if quantisation is not None:
+            quantisation.check(device, dtype)
         changes: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
         if center_crop is not None:
             changes["crop_area"] = RELEASED_CROP if center_crop is True else center_crop or None
@@ -103,11 +151,9 @@ class Policy:
         )
         if quantisation is not None:
             vla = quantisation(vla, device)
-        policy = cls(vla, processor, norm_stats, unnorm_key, device=device, dtype=dtype)
-        policy.provenance = {
+        policy = cls(vla, processor, norm_stats, unnorm_key, device=device, dtype=dtype, **options)
+        policy._made = {
             "path": str(path),
-            "sha256": fingerprint(path),
-            **policy.provenance,
             "dtype": str(dtype).removeprefix("torch."),
             "quantisation": vla.quantisation,
             "device": str(device),
@@ -115,19 +161,31 @@ class Policy:
         }
         return policy
 
-    def act(self, image: ImageLike | Sequence[ImageLike], instruction: str | Sequence[str]) -> np.ndarray:
+    def act(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        instruction: str | Sequence[str],
+        unnorm_key: str | Sequence[str | None] | None = None,
+    ) -> np.ndarray:
         """Predict actions in the dataset's own units.
+
+        The last number is the gripper's. Training data say 1 for open and 0 for closed, and do not scale it, so it is
+        the centre of the predicted bin (within +-0.996), neither rounded nor turned into a robot's own convention:
+        above 0.5 means open.
 
         Args:
             image: uint8 array [H, W, 3] or PIL image, RGB, of any size; or a list of them.
             instruction: what to do; or a list as long as the images.
+            unnorm_key: whose units, or a list of as many; None: those of the policy.
 
         Returns:
             float64 [D] (D = 7 for the released models), or [B, D] for lists.
 
         Raises:
+            KeyError: for an unknown unnorm_key, naming the known ones.
             TypeError: for something that is not an image, or a list of one and a single other.
-            ValueError: for lists of different length, or an image of the wrong shape or dtype.
+            ValueError: for lists of different length, actions of different width, or an image of the wrong shape or
+                dtype.
         """
         single = isinstance(instruction, str)
         if single != (isinstance(image, Image.Image) or getattr(image, "ndim", None) in (2, 3)):
@@ -140,16 +198,52 @@ class Policy:
             raise ValueError("no images to act on")
         if strangers := {type(picture).__name__ for picture in images if not isinstance(picture, ImageLike)}:
             raise TypeError(f"an image is a uint8 array [H, W, 3] or a PIL image, not {', '.join(sorted(strangers))}")
-        actions = self._predict(images, instructions)
+        keys = [unnorm_key] * len(images) if unnorm_key is None or isinstance(unnorm_key, str) else list(unnorm_key)
+        if len(keys) != len(images):
+            raise ValueError(f"{len(images)} images and {len(keys)} unnorm_keys; give one, or as many")
+        scales = [self._scale(key) for key in keys]
+        if len(dims := {statistics.action_dim for statistics, _ in scales}) > 1:
+            raise ValueError(f"actions {sorted(dims)} numbers wide do not fit one array: ask for them one by one")
+        normalised = self._predict(images, instructions, dims.pop())
+        actions = np.stack(
+            [
+                statistics.unnormalise(row, method=method)
+                for row, (statistics, method) in zip(normalised, scales, strict=True)
+            ]
+        )
         return actions[0] if single else actions
 
-    @torch.inference_mode()
-    def _predict(self, images: list[ImageLike], instructions: list[str]) -> np.ndarray:
-        inputs = {name: tensor.to(self.device) for name, tensor in self.processor(images, instructions).items()}
-        inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
-        ids = self.vla.generate(**inputs, max_new_tokens=self.statistics.action_dim)
-        normalised = self.processor.action_head.decode(ids).numpy()
-        return self.statistics.unnormalise(normalised, method=self.normalisation)
+    def warm_up(
+        self, batch_sizes: Sequence[int] = (1,), instructions: Sequence[str] = ("pick up the object",)
+    ) -> float:
+        """Act on black images, so that nobody waits for what is made on first use; return the seconds it took.
+
+        Args:
+            batch_sizes: how many robots will ask at a time; on a GPU, each power of two is captured by itself.
+            instructions: some as long as those that will be asked, for the same reason.
+        """
+        started = time.monotonic()
+        side = self.processor.transform.image_size
+        for size in batch_sizes:
+            for instruction in instructions:
+                self.act([np.zeros((side, side, 3), np.uint8)] * size, [instruction] * size)
+        return time.monotonic() - started
+
+    def _predict(
+        self,
+        images: list[ImageLike],
+        instructions: list[str],
+        count: int,
+        clock: Callable[[str], None] = lambda stage: None,
+    ) -> np.ndarray:
+        """Normalised actions [B, count]."""
+        with self._lock:
+            inputs = self.processor(images, instructions, normalise=False)
+            clock("preprocess")
+            ids = self._decoder(
+                inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"], count, self._generator, clock
+            )
+            return self.processor.action_head.decode(ids).numpy()
 
 
 def choose_device(device: str | torch.device) -> torch.device:

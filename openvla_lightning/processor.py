@@ -212,6 +212,7 @@ class Processor:
         images: ImageLike | Sequence[ImageLike],
         instructions: str | Sequence[str],
         padding_side: Literal["left", "right"] = "right",
+        normalise: bool = True,
     ) -> dict[str, Tensor]:
         """Make the inputs of `VLA.generate`: `pixel_values`, `input_ids`, `attention_mask`.
 
@@ -219,6 +220,7 @@ class Processor:
             images: one image or several: PIL, or uint8 [H, W, 3]; an array [B, H, W, 3] is a batch.
             instructions: as many, or a single one for all images.
             padding_side: where shorter prompts are padded; the model's answers are the same either way.
+            normalise: False leaves `pixel_values` uint8 [B, 3, H, W], for `ImageTransform.normalise` on a device.
 
         Raises:
             ValueError: when counts differ or an image is no image.
@@ -236,7 +238,8 @@ class Processor:
             place = slice(width - len(prompt), width) if padding_side == "left" else slice(0, len(prompt))
             input_ids[row, place] = torch.tensor(prompt)
             attention_mask[row, place] = True
-        return {"pixel_values": self.transform(batch), "input_ids": input_ids, "attention_mask": attention_mask}
+        pixels = self.transform(batch) if normalise else self.transform.pixels(batch)
+        return {"pixel_values": pixels, "input_ids": input_ids, "attention_mask": attention_mask}
 
 
 class ChatProcessor(Processor):

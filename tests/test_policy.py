@@ -1,6 +1,7 @@
 """The policy: from an image and words to an action in the dataset's units."""
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -202,3 +203,79 @@ def test_actions_of_the_released_code(golden, monkeypatch):
 def test_nothing_at_a_path_is_said_at_once():
     with pytest.raises(FileNotFoundError, match=r"no file or folder \./nowhere"):
         Policy.from_pretrained("./nowhere")
+
+
+def test_threads_get_their_own_actions(policy):
+    pictures = images(8, (40, 40))
+    words = [f"lift cube {number} {'now ' * number}" for number in range(8)]
+    expected = [policy.act(picture, text) for picture, text in zip(pictures, words, strict=True)]
+    assert len(np.unique(expected, axis=0)) == 8
+    wrong: list[int] = []
+    start = threading.Barrier(8)
+
+    def robot(number: int) -> None:
+        start.wait()
+        for _ in range(10):
+            if not np.array_equal(policy.act(pictures[number], words[number]), expected[number]):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=robot, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_warming_up_changes_no_action(vla, processor):
+    cold, warm = (Policy(vla, processor, {"d": statistics(1.0)}, device="cpu", temperature=0.0) for _ in range(2))
+    assert warm.warm_up(batch_sizes=(1, 2), instructions=("lift", "put it down")) > 0
+    np.testing.assert_array_equal(warm.act(images(1)[0], "lift"), cold.act(images(1)[0], "lift"))
+
+
+def test_requests_can_name_their_own_units(vla, processor):
+    stats = {"small": statistics(0.01), "large": {**statistics(1.0).to_dict(), "normalisation": "minmax"}}
+    policy = Policy(vla, processor, stats, "small", device="cpu")
+    other = Policy(vla, processor, stats, "large", device="cpu")
+    pictures, words = images(3), WORDS[:3]
+    mixed = policy.act(pictures, words, [None, "large", "small"])
+    np.testing.assert_array_equal(mixed[::2], policy.act(pictures, words)[::2])
+    np.testing.assert_array_equal(mixed[1], other.act(pictures, words)[1])
+    np.testing.assert_array_equal(policy.act(pictures[0], "lift", "large"), other.act(pictures[0], "lift"))
+    with pytest.raises(KeyError, match="small, large"):
+        policy.act(pictures[0], "lift", "medium")
+    with pytest.raises(ValueError, match="3 images and 2 unnorm_keys"):
+        policy.act(pictures, words, ["small", "large"])
+
+
+def test_only_actions_can_be_asked_for(vla, processor):
+    policy = Policy(vla, processor, {"d": statistics(1.0)}, device="cpu", action_ids_only=True)
+    inputs = processor(images(4), WORDS)
+    logits = vla(**inputs).logits[
+        torch.arange(4), inputs["attention_mask"].sum(1) - 1 + vla.vision_backbone.num_patches
+    ]
+    best = policy.processor.action_head.decode(512 + logits[:, 512:].argmax(-1)).numpy()
+    normalised = policy.statistics.normalise(policy.act(images(4), WORDS))
+    np.testing.assert_allclose(normalised[:, 0], best, atol=1e-5)
+
+
+def test_drawn_actions_follow_the_seed(vla, processor):
+    options = {"temperature": 1.5, "top_k": 50, "action_ids_only": True}
+    drawn = [
+        Policy(vla, processor, {"d": statistics(1.0)}, device="cpu", seed=seed, **options).act(images(4), WORDS)
+        for seed in (1, 1, 2)
+    ]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()
+
+
+def test_the_checkpoint_is_hashed_when_somebody_asks(vla, processor, tmp_path, monkeypatch):
+    vla.norm_stats = {"toy": statistics(0.01).to_dict()}
+    vla.save_pretrained(tmp_path / "released", processor)
+    asked: list[str] = []
+    monkeypatch.setattr("openvla_lightning.policy.fingerprint", lambda path: asked.append(str(path)) or "abc")
+    policy = Policy.from_pretrained(tmp_path / "released", device="cpu")
+    policy.act(images(1)[0], "lift")
+    assert not asked
+    assert policy.provenance["sha256"] == policy.provenance["sha256"] == "abc"
+    assert asked == [str(tmp_path / "released")]

@@ -103,7 +103,11 @@ def test_other_words_are_named(
     policy: Policy, env: TrainingSteps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = Processor.__call__
-    monkeypatch.setattr(Processor, "__call__", lambda self, images, words: call(self, images, [f"{w}!" for w in words]))
+
+    def shouting(self: Processor, images: Any, words: list[str], **given: Any) -> dict[str, torch.Tensor]:
+        return call(self, images, [f"{w}!" for w in words], **given)
+
+    monkeypatch.setattr(Processor, "__call__", shouting)
     with pytest.raises(StageError, match="words"):
         check_open_loop(policy, env, tmp_path)
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ from torch import nn
 from written import train_a_little, write_ckpt
 
 from openvla_lightning import VLA
+from openvla_lightning.action_head import TokenHead
 from openvla_lightning.model.checkpoint import load_vla, load_weights
 from openvla_lightning.model.export import export, quantisation_gap, trained_quantisation
+from openvla_lightning.module import VLAModule
+from openvla_lightning.optim import AdamW
 from openvla_lightning.policy import Policy
-from openvla_lightning.quantisation import Quantisation, dequantised, is_quantised, plain_state
+from openvla_lightning.processor import Processor
+from openvla_lightning.quantisation import FastQuantisation, Quantisation, dequantised, is_quantised, plain_state
 from openvla_lightning.strategy import LoRA
 from openvla_lightning.strategy.lora import merge
 
@@ -191,11 +196,9 @@ def test_the_numbers_behind_a_quantised_model_can_be_kept(trained: tuple[Path, V
 def test_what_is_quantised_on_a_cpu_is_read_as_it_was_written(width: int) -> None:
     """bitsandbytes' own kernel mixes up blocks at some of these widths; those layers have to stay whole."""
     linear = nn.Linear(width, 64, bias=False)
-    model = nn.Module()
-    model.layer = linear
-    names = list(Quantisation(4, keep=[])._layers(model, torch.device("cpu")))  # type: ignore[arg-type]
-    assert names == ([] if width % 64 else ["layer"])
-    for _ in names:
+    divisor = Quantisation(4)._divisor(torch.device("cpu"))
+    assert divisor == 64
+    if width % divisor == 0:
         layer = Quantisation(4)._quantised(linear, torch.device("cpu"))
         assert (dequantised(layer) - linear.weight).norm() < 0.12 * linear.weight.norm()
 
@@ -217,3 +220,63 @@ def test_mistakes_are_named(vla: VLA, build: Callable[..., VLA], config: dict[st
         merge(quantised)
     with pytest.raises(ValueError, match="projector"):
         LoRA(rank=2, also_train=["projector"]).apply(Quantisation(4)(build(config)))
+
+
+KINDS = ("int8_weight", "int4_weight", "fp8")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fast_format_acts_or_says_what_it_needs(folder: Path, kind: str) -> None:
+    quantisation = FastQuantisation(kind)
+    try:
+        policy = Policy.from_pretrained(folder, device="cpu", dtype="float32", quantisation=quantisation)
+    except ValueError as error:
+        missing = "pip install 'openvla-lightning" if find_spec("torchao") is None else "compute capability 8"
+        assert f"quantisation={kind} needs" in str(error)  # noqa: PT017
+        assert missing in str(error)  # noqa: PT017
+        assert missing.startswith("pip") or kind != "int8_weight", "runs on any device"
+        return
+    whole = Policy.from_pretrained(folder, device="cpu", dtype="float32")
+    pictures = list(np.random.default_rng(0).integers(0, 256, (8, 60, 60, 3), dtype=np.uint8))
+    words = [f"lift {number}" for number in range(8)]
+    assert np.isfinite(policy.act(pictures, words)).all()
+    given = policy.processor(pictures, words)
+    with torch.inference_mode():
+        near, exact = (vla(**given).logits for vla in (policy.vla, whole.vla))
+    assert 0 < (near - exact).norm() < 0.1 * exact.norm()
+    assert policy.provenance["quantisation"] == quantisation.config
+    kept = {name for name, module in policy.vla.named_modules() if type(getattr(module, "weight", 0)) is nn.Parameter}
+    assert not any(name.startswith(("projector", "language_model.model.layers")) and "proj" in name for name in kept)
+    assert "language_model.lm_head" in kept
+
+
+def test_what_is_missing_is_said_before_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openvla_lightning.quantisation.find_spec", lambda name: None)
+    (tmp_path / "empty").mkdir()  # which is no checkpoint
+    with pytest.raises(ValueError, match=r"needs bitsandbytes: pip install"):
+        Policy.from_pretrained(tmp_path / "empty", device="cpu", quantisation=Quantisation(4))
+    with pytest.raises(ValueError, match=r"needs torchao: pip install"):
+        Policy.from_pretrained(tmp_path / "empty", device="cpu", quantisation=FastQuantisation("fp8"))
+    monkeypatch.setattr("openvla_lightning.quantisation.find_spec", lambda name: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+    gpu = torch.device("cuda", 0)
+    FastQuantisation("int4_weight").check(gpu, torch.bfloat16)
+    with pytest.raises(ValueError, match=r"dtype=bfloat16"):
+        FastQuantisation("int4_weight").check(gpu, torch.float32)
+    with pytest.raises(ValueError, match=r"compute capability 8\.9 \(L40S"):
+        FastQuantisation("fp8").check(gpu, torch.bfloat16)
+    with pytest.raises(ValueError, match="int8_weight, int4_weight, fp8"):
+        FastQuantisation("int2")
+
+
+def test_a_format_for_acting_alone_is_not_trained_on(config: dict[str, Any]) -> None:
+    processor = Processor(TokenHead(), tokenizer="tiny", image_size=56, means=[[0.5] * 3] * 2, stds=[[0.5] * 3] * 2)
+    with pytest.raises(ValueError, match="acting alone"):
+        VLAModule(
+            model=lambda: VLA.from_config(config),
+            strategy=LoRA(rank=2),
+            optim=AdamW(lr=1e-3),
+            processor=processor,
+            action_head=processor.action_head,
+            quantisation=FastQuantisation("int8_weight"),
+        )
