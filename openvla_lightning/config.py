@@ -51,7 +51,17 @@ def run_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | No
     return str(runs / (run_id or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
 
 
-OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)  # a sweep has one folder
+def sweep_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | None) -> str:
+    """The folder of a sweep: as of a run, or with `ckpt_path=last` that of the newest sweep, which then goes on."""
+    runs = Path(log_dir) / run_name
+    if ckpt_path == "last" and (sweeps := [path.parent for path in runs.glob("*/multirun.yaml")]):
+        return str(max(sweeps, key=lambda folder: (folder / "multirun.yaml").stat().st_mtime_ns))
+    return run_dir(log_dir, run_name, None, run_id)
+
+
+OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)  # a sweep has one folder
+OmegaConf.register_new_resolver("modulo", lambda number, by: number % by, replace=True)
 
 
 def prompt_of(llm: str) -> str:

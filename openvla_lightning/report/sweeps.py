@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,24 @@ import yaml
 from rich.console import Console
 
 from openvla_lightning.page import write_page
+from openvla_lightning.report.comparison import compare_two, holm, scenes
+from openvla_lightning.report.paper import reported
 from openvla_lightning.report.results import Results, find_results, success_rate
 from openvla_lightning.tables import Rows, markdown, table
 
 FILE_NAME = "costs.json"
 """What `callbacks.Costs` leaves in the folder of a run."""
-RUNS_OWN = ("paths.", "hydra.", "run_name=", "+sweep=", "save_every=", "evaluate_after", "+evaluate_after")
+CURVES = "curves.png"
+RUNS_OWN = (
+    "paths.",
+    "hydra.",
+    "run_name=",
+    "+sweep=",
+    "save_every=",
+    "evaluate_after",
+    "+evaluate_after",
+    "ckpt_path=",
+)
 """Overrides that say nothing about what a run is."""
 
 
@@ -26,18 +38,31 @@ def find_runs(folder: str | Path) -> list[Path]:
 
 
 def sweep_rows(runs: Sequence[Path]) -> Rows:
-    """Header and one row per run: what it varied, success, token accuracy, parameters, memory, seconds per step.
+    """Header and one row per run: what it varied, how well it does, what it cost.
 
-    Success is of all rollouts below the run's folder (`evaluate_after`, or `paths.output_dir=<run>/evaluation`).
+    Success is of all rollouts below the run's folder (`evaluate_after`, or `paths.output_dir=<run>/evaluation`). Its
+    difference from the first run's is paired by initial state, and marked when it is more than chance; the paper's
+    column is there when it reports on one of the runs.
     """
     choices = {run: _overrides(run) for run in runs}
     common = set.intersection(*(set(chosen) for chosen in choices.values())) if len(runs) > 1 else set()
-    rows = [["run", "success", "held-out accuracy", "trainable", "of all", "checkpoint", "peak memory", "step"]]
-    for run in runs:
-        costs = json.loads((run / FILE_NAME).read_text())
-        name = " ".join(text for text in choices[run] if text not in common) or run.name
-        rows.append([name, _success(run), _accuracy(run), *_cost_cells(costs)])
-    return rows
+    names = {run: " ".join(text for text in choices[run] if text not in common) or run.name for run in runs}
+    results = {run: _results(run) for run in runs}
+    differences = _differences(results)
+    columns: dict[str, list[str]] = {
+        "run": list(names.values()),
+        "success": [_success(found) for found in results.values()],
+        "from the first": [differences.get(run, "-") for run in runs],
+        "in the paper": [reported(choices[run]) for run in runs],
+        "held-out accuracy": [_last(run, "val/action_accuracy", lambda value: f"{value:.1%}") for run in runs],
+        "L1": [_last(run, "val/l1", lambda value: f"{value:.3f}") for run in runs],
+    }
+    costs = [_cost_cells(json.loads((run / FILE_NAME).read_text())) for run in runs]
+    columns |= {name: [row[name] for row in costs] for name in costs[0]}
+    columns["actions"] = [_rate(found) for found in results.values()]
+    optional = ("from the first", "in the paper", "L1", "actions")
+    shown = {name: cells for name, cells in columns.items() if name not in optional or set(cells) != {"-"}}
+    return [list(shown), *(list(row) for row in zip(*shown.values(), strict=True))]
 
 
 def write_sweep(folder: str | Path, console: Console | None = None) -> Path | None:
@@ -48,13 +73,43 @@ def write_sweep(folder: str | Path, console: Console | None = None) -> Path | No
     rows = sweep_rows(runs)
     memory = {json.loads((run / FILE_NAME).read_text())["memory_of"] for run in runs}
     notes = [
-        "Success with its Wilson 95 % interval; peak memory of the " + " or the ".join(sorted(memory)) + "; the median "
-        "optimiser step. Accuracy of action tokens at the last validation.",
+        "Success with its Wilson 95 % interval; its difference from the first run paired by initial state, * when more "
+        "than chance (McNemar, Holm, 5 %). Accuracy of action tokens and L1 (normalised units) at the last validation. "
+        "Peak memory of the " + " or the ".join(sorted(memory)) + "; the median optimiser step; actions a second in "
+        "the evaluation's batches.",
         "",
         *(f"- {row[0]}: `{run}`" for row, run in zip(rows[1:], runs, strict=True)),
     ]
+    pictures = [f"![Learning curves]({CURVES})", ""] if draw_curves(runs, rows, Path(folder) / CURVES) else []
     (console or Console()).print(table(rows, "Runs"))
-    return write_page(["# Runs", "", markdown(rows), "", *notes, ""], Path(folder) / "sweep.md")
+    return write_page(["# Runs", "", markdown(rows), "", *notes, "", *pictures], Path(folder) / "sweep.md")
+
+
+def draw_curves(runs: Sequence[Path], rows: Rows, picture: Path) -> bool:
+    """Draw the runs' learning curves over each other; False when none was logged."""
+    from matplotlib.figure import Figure
+
+    metrics = {
+        "train/loss": "training loss",
+        "val/action_accuracy": "held-out action-token accuracy",
+        "val/l1": "held-out L1",
+    }
+    curves = {metric: [_curve(run, metric) for run in runs] for metric in metrics}
+    logged = {metric: found for metric, found in curves.items() if any(found)}
+    if not logged:
+        return False
+    figure = Figure(figsize=(4.5 * len(logged), 4.2), layout="constrained")
+    for axes, (metric, found) in zip(figure.subplots(1, len(logged), squeeze=False)[0], logged.items(), strict=True):
+        for index, points in enumerate(found):
+            if points:
+                marker = "o" if metric.startswith("val") else None
+                axes.plot(*zip(*points, strict=True), color=f"C{index}", marker=marker, markersize=3, alpha=0.8)
+        axes.set(title=metrics[metric], xlabel="optimiser step")
+        axes.grid(alpha=0.3)
+    lines = [figure.axes[0].plot([], [], color=f"C{index}", label=row[0])[0] for index, row in enumerate(rows[1:])]
+    figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(lines)), fontsize=8)
+    figure.savefig(picture, dpi=110)
+    return True
 
 
 def _overrides(run: Path) -> list[str]:
@@ -63,32 +118,55 @@ def _overrides(run: Path) -> list[str]:
     return [str(text) for text in texts if not str(text).startswith(RUNS_OWN)]
 
 
-def _success(run: Path) -> str:
+def _results(run: Path) -> list[Results]:
     try:
-        results = [Results.load(path) for path in find_results([run])]
+        return [result for path in find_results([run]) if (result := Results.load(path)).episodes]
     except FileNotFoundError:
-        return "-"
-    return str(success_rate(episode for result in results for episode in result.episodes))
+        return []
 
 
-def _accuracy(run: Path) -> str:
+def _success(results: Sequence[Results]) -> str:
+    return str(success_rate(e for result in results for e in result.episodes)) if results else "-"
+
+
+def _differences(results: Mapping[Path, Sequence[Results]]) -> dict[Path, str]:
+    """Points from the first run, with a star when more than chance, of runs that met its scenes."""
+    (first, *others) = results
+    base = scenes(results[first])
+    found = [compare_two(str(first), base, str(run), scenes(results[run])) for run in others]
+    return {
+        Path(one.second): f"{100 * one.difference:+.0f}{' *' if one.significant else ''}"
+        for one in holm([one for one in found if one.pairs])
+    }
+
+
+def _rate(results: Sequence[Results]) -> str:
+    seconds = [result.timing["seconds_per_call"] for result in results if "seconds_per_call" in result.timing]
+    return f"{len(seconds) / sum(seconds):,.0f} Hz" if seconds and sum(seconds) else "-"
+
+
+def _curve(run: Path, metric: str) -> list[tuple[int, float]]:
     log = run / "metrics.csv"
     if not log.is_file():
-        return "-"
+        return []
     with log.open(newline="") as file:
-        values = [value for row in csv.DictReader(file) if (value := row.get("val/action_accuracy"))]
-    return f"{100 * float(values[-1]):.1f} %" if values else "-"
+        return [(int(row["step"]), float(value)) for row in csv.DictReader(file) if (value := row.get(metric))]
 
 
-def _cost_cells(costs: dict[str, Any]) -> list[str]:
+def _last(run: Path, metric: str, show: Callable[[float], str]) -> str:
+    points = _curve(run, metric)
+    return show(points[-1][1]) if points else "-"
+
+
+def _cost_cells(costs: dict[str, Any]) -> dict[str, str]:
     size, seconds = costs["checkpoint_bytes"], costs["step_seconds"]
-    return [
-        _count(costs["trainable"]),
-        f"{costs['trainable'] / costs['parameters']:.1%}",
-        "-" if size is None else f"{size / 1e6:,.1f} MB",
-        f"{costs['peak_memory_bytes'] / 1e9:.2f} GB",
-        "-" if seconds is None else f"{1000 * seconds:,.0f} ms",
-    ]
+    return {
+        "trainable": _count(costs["trainable"]),
+        "of all": f"{costs['trainable'] / costs['parameters']:.1%}",
+        "checkpoint": "-" if size is None else f"{size / 1e6:,.1f} MB",
+        "peak memory": f"{costs['peak_memory_bytes'] / 1e9:.2f} GB",
+        "step": "-" if seconds is None else f"{1000 * seconds:,.0f} ms",
+    }
 
 
 def _count(number: int) -> str:

@@ -1,9 +1,12 @@
 """A sweep ends in one table: real jobs, trained and evaluated by one command."""
 
+import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -44,9 +47,27 @@ def test_a_row_says_what_varied_and_what_it_cost(tmp_path: Path) -> None:
     write_run(tmp_path / "2", ["strategy=lora", "seed=1", "rank=8"], {**COSTS, "checkpoint_bytes": None})
     assert [run.name for run in find_runs(tmp_path)] == ["2", "10"]
     header, lora, full = sweep_rows(find_runs(tmp_path))
-    assert header[0] == "run"
-    assert lora == ["strategy=lora rank=8", "-", "-", "20.0 M", "2.0%", "-", "12.30 GB", "250 ms"]
-    assert full == ["strategy=full", "70 % (40-89)", "93.5 %", "1,000.0 M", "100.0%", "81.0 MB", "12.30 GB", "250 ms"]
+    assert header[:4] == ["run", "success", "in the paper", "held-out accuracy"]
+    assert lora == ["strategy=lora rank=8", "-", "-", "-", "20.0 M", "2.0%", "-", "12.30 GB", "250 ms"]
+    success = ["70 % (40-89)", "69.7 ± 7.2", "93.5%"]
+    assert full == ["strategy=full", *success, "1,000.0 M", "100.0%", "81.0 MB", "12.30 GB", "250 ms"]
+
+
+def test_differences_from_the_first_run_are_paired_and_marked(tmp_path: Path) -> None:
+    for number, (lr, successes) in enumerate(((1, 10), (2, 9), (3, 0))):
+        write_run(tmp_path / str(number), [f"optim.lr={lr}"], COSTS, successes)
+    header, *rows = sweep_rows(find_runs(tmp_path))
+    assert "in the paper" not in header
+    place = header.index("from the first")
+    assert [row[place] for row in rows] == ["-", "-10", "-100 *"]
+
+
+def test_learning_curves_lie_over_each_other(tmp_path: Path) -> None:
+    for number in range(2):
+        write_run(tmp_path / str(number), [f"seed={number}"], COSTS, successes=5)
+    main([str(tmp_path)])
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "curves.png" in (tmp_path / "sweep.md").read_text()
 
 
 def test_the_report_writes_it_as_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,6 +89,42 @@ def test_four_bits_count_as_what_they_stand_for() -> None:
 
 
 @pytest.mark.slow
+def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "+sweep=seeds", "+debug=tiny", f"paths.log_dir={tmp_path}"]
+    command += ["evaluate_after=null", "trainer.max_steps=24", "save_every=4", "objective=train/loss"]
+    command += ["hydra.sweeper.params.seed='7,8'"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob("seeds/*/1/checkpoints/step_*.ckpt")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    (sweep,) = (tmp_path / "seeds").iterdir()
+    first = sweep / "0" / "checkpoints" / "step_000024.ckpt"
+    before = first.stat().st_mtime_ns
+    assert not (sweep / "1" / "finished.json").exists()
+    done = subprocess.run([*command, "ckpt_path=last"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "seeds").iterdir()) == [sweep]
+    assert f"Done before: {sweep}/0" in done.stdout
+    assert f"Resuming {sweep}/1/checkpoints/step_" in done.stdout
+    assert first.stat().st_mtime_ns == before
+    assert all((sweep / job / "finished.json").exists() for job in "01")
+    with (sweep / "1" / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert steps == sorted(set(steps))
+
+    other = [*command, "hydra.sweeper.params.seed='9,8'", "ckpt_path=last"]
+    wrong = subprocess.run(other, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert wrong.returncode != 0
+    assert "this is another" in wrong.stdout + wrong.stderr
+
+
+@pytest.mark.slow
 def test_one_command_trains_evaluates_and_compares(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "finetune.py"), "+sweep=finetune_strategies", "+debug=tiny"]
     command += [f"paths.log_dir={tmp_path}", "hydra.sweeper.params.strategy='last_layer,lora_8'"]
@@ -78,8 +135,9 @@ def test_one_command_trains_evaluates_and_compares(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     (sweep,) = (tmp_path / "finetune_strategies").iterdir()
-    _, last_layer, lora = sweep_rows(find_runs(sweep))
+    header, last_layer, lora = sweep_rows(find_runs(sweep))
     assert last_layer[0] == "strategy=last_layer"
     assert lora[0] == "strategy=lora_8"
     assert last_layer[1].startswith(("0 %", "100 %"))
-    assert int(lora[3].replace(",", "")) < int(last_layer[3].replace(",", ""))
+    learning = header.index("trainable")
+    assert int(lora[learning].replace(",", "")) < int(last_layer[learning].replace(",", ""))
