@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 import openvla_lightning
 from openvla_lightning.action_head import ActionHead
@@ -65,35 +66,55 @@ class VLAModule(L.LightningModule):
         """Build the VLA once, choose what learns, shard when the trainer asks for it."""
         if hasattr(self, "vla"):
             return
-        self.vla = self.build()
-        if self.quantisation is not None:
-            self.quantisation(self.vla, torch.get_default_device())
-            self.strict_loading = False
-        self.strategy.apply(self.vla)
-        if self.strategy.adapts and self.vla.init_from is not None and not isinstance(self.trainer.strategy, FSDP):
-            self.base = Base.of(self.vla.init_from)  # checkpoints name it and hold the adapter alone
+        strategy = self.trainer.strategy
+        self.vla = strategy.build(self._learner) if isinstance(strategy, FSDP) else self._learner()
+        if isinstance(strategy, FSDP):
+            for name in ("norm_stats", "released", "origin", "init_from"):  # only the first process opened the files
+                setattr(self.vla, name, strategy.broadcast(getattr(self.vla, name)))
+        if self.strategy.adapts and self.vla.init_from is not None:
+            # checkpoints name it and hold the adapter alone
+            self.base = strategy.broadcast(Base.of(self.vla.init_from) if self.trainer.is_global_zero else None)
             self.strict_loading = False
         self.vla.train()  # Lightning does not; and batch normalisation that was just frozen keeps its statistics
-        if isinstance(self.trainer.strategy, FSDP):
-            self.trainer.strategy.shard(self.vla)
+        if isinstance(strategy, FSDP):
+            strategy.shard(self.vla)
+
+    def _learner(self) -> VLA:
+        """The model, with what learns chosen."""
+        vla = self.build()
+        if self.quantisation is not None:
+            self.quantisation(vla, torch.get_default_device())
+            self.strict_loading = False
+        self.strategy.apply(vla)
+        return vla
 
     def setup(self, stage: str) -> None:
         """Create the metrics, one row per dataset of the mixture."""
+        self.train_loss = MeanMetric()
         self.train_metrics = self.action_head.metrics(list(self._statistics()))
         self.val_metrics = self.action_head.metrics(list(self._statistics()))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of `batch`; log it with accuracy and L1 every `trainer.log_every_n_steps`."""
+        """Return the loss of `batch`."""
         loss = self._step(batch, self.train_metrics)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.train_loss.update(loss.detach())
         return loss
 
+    def on_train_start(self) -> None:
+        """Nothing is to be logged before the next optimiser step."""
+        self.logged_step = self.trainer.global_step
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the means since the last time, and start over."""
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            for name, value in self.train_metrics.compute().items():
-                self.log(f"train/{name}", value, prog_bar=name.endswith("_accuracy"))
-            self.train_metrics.reset()
+        """Log means over all ranks, batches and steps since the last time, every `trainer.log_every_n_steps`."""
+        step = self.trainer.global_step
+        if step == self.logged_step or step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        self.logged_step = step
+        self.log("train/loss", self.train_loss.compute(), prog_bar=True)
+        for name, value in self.train_metrics.compute().items():
+            self.log(f"train/{name}", value, prog_bar=name.endswith("_accuracy"))
+        self.train_loss.reset()
+        self.train_metrics.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the loss and collect accuracy and L1 of a held-out batch."""
@@ -102,7 +123,8 @@ class VLAModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracy and L1 over the whole validation pass."""
-        self.log_dict({f"val/{name}": value for name, value in self.val_metrics.compute().items()})
+        values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
+        self.log_dict(values, sync_dist=True)  # they are the same on all ranks: Lightning would warn without
         self.val_metrics.reset()
 
     def forward(self, batch: Batch) -> VLAOutput:

@@ -1,6 +1,7 @@
 """What the scripts do with a composed config: check it, build from it, run it."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from openvla_lightning.callbacks import NonFiniteError
+from openvla_lightning.checkpoint_files import CheckpointWriteError
 from openvla_lightning.config import ConfigError, for_people, newest_checkpoint, validate
 from openvla_lightning.logger import log_results
 from openvla_lightning.model.lightning import base_of
 from openvla_lightning.model.source import CheckpointError, check_source, find_source
 from openvla_lightning.module import VLAModule
+from openvla_lightning.parallel import accumulate
 from openvla_lightning.parameters import count
 from openvla_lightning.processor import Processor
 from openvla_lightning.report.sweeps import RUNS_OWN
@@ -34,7 +37,7 @@ EVALUATION_ARGUMENTS = (
 )
 
 
-@for_people(ConfigError, CheckpointError, NonFiniteError)
+@for_people(ConfigError, CheckpointError, CheckpointWriteError, NonFiniteError)
 def fit(cfg: DictConfig) -> float | None:
     """Train or fine-tune what `cfg` describes; return the sweep objective, if it names one.
 
@@ -68,6 +71,11 @@ def fit(cfg: DictConfig) -> float | None:
         callbacks=[ParameterTable(), *instantiate(cfg.callbacks, _convert_="all").values()],
         _convert_="all",
     )
+    try:
+        accumulate(trainer, cfg.data.global_batch_size, cfg.batch_size_per_device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    os.environ.setdefault("RUN_ID", Path(cfg.paths.output_dir).name)  # for processes that Lightning starts
     for logger in trainer.loggers:
         logger.log_hyperparams(recipe)
     trainer.fit(module, datamodule, ckpt_path=resume)
@@ -171,8 +179,8 @@ def resume_from(cfg: DictConfig) -> str | None:
     path = newest_checkpoint(runs) if cfg.ckpt_path == "last" else Path(cfg.ckpt_path)
     if path is None:
         raise ConfigError(f"ckpt_path=last: no checkpoint below {runs}/; leave ckpt_path out to start a run")
-    if not path.is_file():
-        raise ConfigError(f"ckpt_path={path}: no such file; ckpt_path=last finds the newest below {runs}/")
+    if not path.exists():
+        raise ConfigError(f"ckpt_path={path}: no such checkpoint; ckpt_path=last finds the newest below {runs}/")
     log.info(f"Resuming {path}")
     return str(path)
 

@@ -1,20 +1,33 @@
 """Checkpoints at every so many optimiser steps, named so that a command line can say their path."""
 
+from pathlib import Path
+
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from openvla_lightning.checkpoint_files import CheckpointFiles, clear_unfinished
+from openvla_lightning.parallel import FSDP
+
 
 class Checkpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint as `step_000250.ckpt`, the last step included.
+    """Lightning's ModelCheckpoint as `step_000250.ckpt`, the last step included: whole, or not there.
 
     Args:
         dirpath: folder.
         every_n_train_steps: optimiser steps between checkpoints.
         keep: how many of the newest to keep; -1 keeps all.
         save_initial: also save the model before its first step, to compare with later.
+        asynchronous: write in the background, from a copy in host memory, while training goes on.
     """
 
-    def __init__(self, dirpath: str, every_n_train_steps: int, keep: int = -1, save_initial: bool = False) -> None:
+    def __init__(
+        self,
+        dirpath: str,
+        every_n_train_steps: int,
+        keep: int = -1,
+        save_initial: bool = False,
+        asynchronous: bool = False,
+    ) -> None:
         super().__init__(
             dirpath=dirpath,
             filename="step_{step:06d}",  # `=` would break ckpt_path=... on the command line
@@ -25,6 +38,17 @@ class Checkpoint(ModelCheckpoint):
             every_n_train_steps=every_n_train_steps,
         )
         self.save_initial = save_initial
+        self.files = CheckpointFiles(asynchronous)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Say how checkpoints are written; remove what a killed process has left."""
+        super().setup(trainer, pl_module, stage)
+        if isinstance(trainer.strategy, FSDP):
+            trainer.strategy.write_in_background(self.files.asynchronous)
+        else:
+            trainer.strategy.checkpoint_io = self.files
+        if trainer.is_global_zero and "://" not in str(self.dirpath):
+            clear_unfinished(Path(str(self.dirpath)))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the untrained model, if asked."""
@@ -33,7 +57,11 @@ class Checkpoint(ModelCheckpoint):
             trainer.save_checkpoint(f"{self.dirpath}/step_000000.ckpt", weights_only=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step, unless it just was."""
+        """Save the last step, unless it just was, and wait until it is on the disk."""
         super().on_train_end(trainer, pl_module)
         if self._last_global_step_saved != trainer.global_step:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        if isinstance(trainer.strategy, FSDP):
+            trainer.strategy.finish_checkpoints()
+        else:
+            self.files.wait()

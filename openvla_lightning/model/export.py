@@ -102,7 +102,9 @@ class Gap:
 def trained_quantisation(source: str | Path) -> dict[str, Any] | None:
     """How the base of an adapter was quantised in training; None when it was not, or `source` is not ours."""
     found = find_source(source)
-    return contents(found)["openvla_lightning"].get("quantisation") if found.kind == "lightning" else None
+    return (
+        contents(found, weights=False)["openvla_lightning"].get("quantisation") if found.kind == "lightning" else None
+    )
 
 
 @torch.inference_mode()

@@ -10,8 +10,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
+from torch.distributed.checkpoint.api import CheckpointException
 
 from openvla_lightning.model.filling import check_fits, fill
+from openvla_lightning.model.sharded import read_about, read_weights
 from openvla_lightning.model.source import (
     CheckpointError,
     Source,
@@ -79,18 +82,21 @@ def _digest(tensor: Tensor) -> str:
 def read_state(source: Source) -> dict[str, Tensor]:
     """All tensors under the names a VLA gives them; they stay on disk until they are used."""
     if source.kind == "lightning":
-        state = contents(source)["state_dict"]
-        return {k.removeprefix("vla."): v for k, v in state.items() if k.startswith("vla.")}
+        return _own(contents(source)["state_dict"])
     return {modern_name(name): tensor for tensors in read_tensors(source) for name, tensor in tensors.items()}
 
 
-def contents(source: Source) -> dict[str, Any]:
-    """What our checkpoint says of itself, and its tensors.
+def _own(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix("vla."): v for k, v in state.items() if k.startswith("vla.")}
+
+
+def contents(source: Source, weights: bool = True) -> dict[str, Any]:
+    """What our checkpoint says of itself, and its tensors; without `weights` those of a sharded one are not read.
 
     Raises:
         CheckpointError: when it was written by something else.
     """
-    content = read_pickle(source.path)
+    content = _read_shards(source.path, weights) if source.path.is_dir() else read_pickle(source.path)
     about = content.get("openvla_lightning")
     if not isinstance(about, dict) or not isinstance(content.get("state_dict"), dict):
         raise CheckpointError(source.path, ["is not a checkpoint that train.py or finetune.py wrote"])
@@ -100,11 +106,21 @@ def contents(source: Source) -> dict[str, Any]:
     return content
 
 
+def _read_shards(path: Path, weights: bool) -> dict[str, Any]:
+    try:
+        return {**read_about(path), "state_dict": read_weights(path) if weights else {}}
+    except (Exception, CheckpointException) as error:  # a folder from outside can be wrong in any way
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise CheckpointError(
+            path, [f"the sharded checkpoint is damaged (nothing was run): {reason[0][:300]}"]
+        ) from error
+
+
 def base_of(source: Source) -> Base | None:
     """The base of an adapter's checkpoint; None for one that holds all weights."""
     if source.kind != "lightning":
         return None
-    base = contents(source)["openvla_lightning"].get("base")
+    base = contents(source, weights=False)["openvla_lightning"].get("base")
     if base is None:
         return None
     if not isinstance(base, Mapping) or not all(isinstance(base.get(key), str) for key in ("path", "sha256")):
@@ -115,6 +131,7 @@ def base_of(source: Source) -> Base | None:
 def learnt_names(vla: VLA) -> set[str]:
     """Names in the `state_dict` of what training changes: parameters that learn, and buffers."""
     learning = {name for name, parameter in vla.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    learning = {name.replace(_CHECKPOINT_PREFIX, "") for name in learning}  # where activations are recomputed
     return (learning | {name for name, _ in vla.named_buffers()}) & set(vla.state_dict())
 
 
@@ -161,7 +178,7 @@ def load_lightning(
     from openvla_lightning.strategy.lora import merge as merge_adapters
 
     content, recorded = contents(source), base_of(source)
-    about, state = content["openvla_lightning"], read_state(source)
+    about, state = content["openvla_lightning"], _own(content["state_dict"])
     if recorded is not None:
         base = recorded.path if base is None else base
         recorded.check(base, source.path)

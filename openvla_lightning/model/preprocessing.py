@@ -37,7 +37,7 @@ def processor_arguments(path: str | Path) -> dict[str, Any]:
     if source.kind == "lightning":
         from openvla_lightning.model.lightning import contents
 
-        return dict(contents(source)["openvla_lightning"]["processor"])
+        return dict(contents(source, weights=False)["openvla_lightning"]["processor"])
     if source.kind == "prismatic":
         config, images = prismatic.released_config(source, tensor_shapes(source)), {}
     else:

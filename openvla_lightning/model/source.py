@@ -13,6 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from openvla_lightning.model.sharded import ABOUT, is_sharded
+
 Kind = Literal["released", "prismatic", "lightning"]
 
 INDEX = "model.safetensors.index.json"
@@ -48,7 +50,8 @@ class Source:
     """A checkpoint that exists.
 
     Attributes:
-        path: folder (released layout, Prismatic run) or file (`.pt`, `.ckpt`; of a run of ours the newest).
+        path: folder (released layout, Prismatic run) or file (`.pt`, `.ckpt`; of a run of ours the newest; sharded, a
+            `.ckpt` is a folder).
         kind: `released` (Hugging Face layout), `prismatic` (training run of the released code), `lightning` (ours).
         weights: the files that hold tensors.
     """
@@ -74,6 +77,10 @@ def find_source(source: str | Path) -> Source:
         if path.suffix not in kinds:
             raise CheckpointError(path, ["expected a folder, a .ckpt written here or a Prismatic .pt"])
         return Source(path, kinds[path.suffix], [path])
+    if path.suffix == ".ckpt":
+        if not is_sharded(path):
+            raise CheckpointError(path, [f"there is no {ABOUT}: this sharded checkpoint was never finished"])
+        return Source(path, "lightning", [path])
     if ours := [file for file in (path / "checkpoints").glob("*.ckpt") if not file.is_symlink()]:
         newest = max(ours, key=lambda file: (file.stat().st_mtime_ns, file.name))
         return Source(newest, "lightning", [newest])
