@@ -1,6 +1,8 @@
 """Fixtures that several test files share."""
 
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,3 +21,40 @@ def golden() -> Path:
     if not path.is_dir():
         pytest.skip(f"OPENVLA_GOLDEN={folder} is not a folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def no_account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nobody is logged in to Weights & Biases, whoever runs the tests, and its caches are apart."""
+    folder = tmp_path_factory.mktemp("no_account")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("WANDB_API_KEY", "WANDB_MODE"):
+            patch.delenv(name, raising=False)
+        for name in ("NETRC", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+            patch.setenv(name, str(folder / name.lower()))
+        patch.setenv("WANDB_SILENT", "true")
+        patch.setenv("WANDB_CONSOLE", "off")
+        yield
+
+
+@pytest.fixture(scope="session")
+def wandb_run(tmp_path_factory: pytest.TempPathFactory, no_account: None) -> Path:
+    """The folder of a training with `logger=wandb` that was killed after its first checkpoint, and resumed."""
+    import warm_scripts
+
+    root = tmp_path_factory.mktemp("wandb_run")
+    told = [
+        *("+debug=tiny", f"paths.log_dir={root}", "logger=wandb", "logger.wandb.artifacts=true"),
+        *("trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1", "save_every=2"),
+    ]
+    process = warm_scripts.start("train.py", root / "log", *told)
+    deadline = time.monotonic() + 200
+    while not list(root.rglob("step_*.ckpt")):
+        assert process.is_alive(), (root / "log").read_text()
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert "Resuming" in warm_scripts.finish("train.py", root / "log", *told, "ckpt_path=last")
+    (folder,) = (root / "train").iterdir()
+    return folder

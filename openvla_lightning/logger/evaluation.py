@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch.loggers import Logger
 
 from openvla_lightning.logger.wandb import WandbLogger
@@ -25,8 +24,7 @@ def log_results(logger: Logger, results: Results, folder: str | Path) -> None:
     checkpoint = Path(str(results.checkpoint.get("path", "")))
     step = int(number) if (number := checkpoint.stem.removeprefix("step_")).isdecimal() else 0
     if isinstance(logger, WandbLogger):
-        name = f"{results.row}, {results.task_set} tasks"
-        logger.describe(job_type="evaluate", name=name, **trained_as(checkpoint))
+        logger.about(checkpoint.parent.parent, name=f"{results.row}, {results.task_set} tasks")
     logger.log_hyperparams(results.config)
     logger.log_metrics(dict(metrics(results)), step)
     if isinstance(logger, WandbLogger) and results.episodes:
@@ -50,13 +48,6 @@ def metrics(results: Results) -> Iterator[tuple[str, float]]:
         yield "eval/success", rate.rate
         yield "eval/progress", rate.progress
         yield from ((f"eval/success/{name}", of.rate) for name, of in results.families.items() if of.episodes)
-
-
-def trained_as(checkpoint: Path) -> dict[str, str]:
-    """`group` of the training that wrote a checkpoint; nothing for one from elsewhere."""
-    config = checkpoint.parent.parent / ".hydra" / "config.yaml"
-    name = yaml.safe_load(config.read_text()).get("run_name") if config.is_file() else None
-    return {"group": name} if isinstance(name, str) else {}
 
 
 def _log_tables(logger: WandbLogger, results: Results, folder: Path, step: int) -> None:

@@ -52,7 +52,6 @@ class WandbLogger(LightningWandbLogger):
         self.folder, self.artifacts = Path(save_dir), artifacts
         self.choices, self.overrides, script = started_with(self.folder)
         varied = [text for text in self.overrides if not text.startswith((*RUNS_OWN, "ckpt_path=", "logger"))]
-        chosen = [self.choices[name] for name in TAGGED if name in self.choices]
         logged_in = wandb.login(prompt=False, verify=False)
         super().__init__(
             save_dir=save_dir,
@@ -61,17 +60,31 @@ class WandbLogger(LightningWandbLogger):
             entity=entity,
             id=begun_in(self.folder),
             name=(" ".join(varied) or self.folder.name)[:LONGEST_NAME],
-            tags=list(dict.fromkeys([*chosen, *tags])),
             job_type=script,
             mode=None if logged_in or "WANDB_MODE" in os.environ else "offline",
         )
         del self._wandb_init["anonymous"]  # W&B no longer knows it
+        self.tags = tags
+        self._tag()
         self._started = time.time()
         self._kept: set[Path] = set()
 
-    def describe(self, **what: str) -> None:
-        """Say more of a run that has not begun: arguments of `wandb.init`."""
-        self._wandb_init.update(what)
+    def about(self, trained: Path, name: str) -> None:
+        """Say, before the run begins, that it evaluates what was trained in the folder `trained`.
+
+        It takes over group, choices and overrides, so that its numbers stand beside those of the training.
+        """
+        self._wandb_init |= {"name": name[:LONGEST_NAME], "job_type": "evaluate"}
+        choices, overrides, _ = started_with(trained)
+        self.choices, self.overrides = {**choices, **self.choices}, overrides or self.overrides
+        self._tag()
+        config = trained / ".hydra" / "config.yaml"
+        if config.is_file() and isinstance(group := yaml.safe_load(config.read_text()).get("run_name"), str):
+            self._wandb_init["group"] = group
+
+    def _tag(self) -> None:
+        chosen = [self.choices[name] for name in TAGGED if name in self.choices]
+        self._wandb_init["tags"] = list(dict.fromkeys([*chosen, *self.tags]))
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
@@ -95,8 +108,8 @@ class WandbLogger(LightningWandbLogger):
             self._keep("checkpoint", self._checkpoints())
             self._keep("dataset_statistics", self.folder.glob("dataset_statistics.json"))
         self._experiment.finish(exit_code=0 if status == "success" else 1)
-        self.describe(id=self._experiment.id)
-        self._id, self._experiment = self._experiment.id, None
+        self._id = self._wandb_init["id"] = self._experiment.id
+        self._experiment = None
 
     def _checkpoints(self) -> list[Path]:
         """Those of this attempt, oldest first; what is still being written has another name."""

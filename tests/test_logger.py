@@ -1,0 +1,184 @@
+"""Loggers, read back: what a run, a killed run and an evaluation leave in W&B, TensorBoard and CSV."""
+
+import csv
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import wandb_records as records
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from openvla_lightning.evaluation.video import write_video
+from openvla_lightning.logger import CSVLogger, TensorBoardLogger, WandbLogger, log_results
+from openvla_lightning.report.results import Episode, Results
+
+
+def results(folder: Path, checkpoint: Path) -> Results:
+    """Two tasks, three successes in four episodes; a video of the first."""
+    frames = [np.full((32, 32, 3), 40 * i, np.uint8) for i in range(5)]
+    write_video(folder / "videos" / "a.mp4", frames, "lift the cube", success=True)
+    episodes = [
+        Episode("lift", "lift", 0, "lift the cube", True, 5, video="videos/a.mp4", progress=1.0),
+        Episode("lift", "lift", 1, "lift the cube", False, 9, progress=0.5),
+        Episode("push", "push", 0, "push the cube", True, 7, progress=1.0),
+        Episode("push", "push", 1, "push the cube", True, 7, progress=1.0),
+    ]
+    return Results("mine", "tabletop", "new", episodes=episodes, checkpoint={"path": str(checkpoint)}, config={"n": 1})
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_under_its_id(wandb_run: Path) -> None:
+    killed, resumed = records.attempts(wandb_run)
+    first, second = records.records(killed), records.records(resumed)
+    assert killed.name.split("-")[-1] == resumed.name.split("-")[-1] == records.run(second)["run_id"]
+    rows = [row for row in records.history(second) if "train/loss" in row]
+    begun = rows[0]["trainer/global_step"]
+    assert 2 <= begun <= 5
+    assert [row["trainer/global_step"] for row in rows] == list(range(begun, 6))
+    assert records.of_type(second, "exit")
+    assert not records.of_type(first, "exit"), "the first one was killed"
+
+
+@pytest.mark.slow
+def test_a_run_says_what_it_is_and_belongs_to_nobody(wandb_run: Path) -> None:
+    found = records.records(records.attempts(wandb_run)[-1])
+    run, config = records.run(found), records.config(found)
+    assert run["run_group"] == "train"
+    assert run["job_type"] == "train"
+    assert run["project"] == "openvla-lightning"
+    assert not run.get("entity")
+    assert {"tiny", "full", "tabletop_pretrain"} <= set(run["tags"])
+    assert "trainer.max_steps=6" in run["display_name"]
+    assert "ckpt_path" not in run["display_name"]
+    assert config["choices"]["strategy"] == "full"
+    assert "trainer.max_steps=6" in config["overrides"]
+    assert config["trainer"]["max_steps"] == 6
+    assert config["optim"]["lr"] > 0
+
+
+@pytest.mark.slow
+def test_metrics_and_costs_are_in_the_run_as_in_the_csv_log(wandb_run: Path) -> None:
+    found = [record for attempt in records.attempts(wandb_run) for record in records.records(attempt)]
+    rows = records.history(found)
+    with (wandb_run / "metrics.csv").open(newline="") as file:
+        logged = list(csv.DictReader(file))
+    names = {name for row in rows for name in row}
+    assert set(logged[0]) - {"step"} <= names
+    losses = {row["trainer/global_step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    expected = {int(row["step"]): float(row["train/loss"]) for row in logged if row["train/loss"]}
+    assert {3, 4, 5} <= set(losses)  # W&B loses what it had not yet written when it was killed
+    assert losses == pytest.approx({step: expected[step] for step in losses})
+    assert records.summary(found)["costs/trainable"] > 0
+
+
+@pytest.mark.slow
+def test_samples_show_what_is_seen_asked_demonstrated_and_predicted(wandb_run: Path) -> None:
+    attempt = records.attempts(wandb_run)[-1]
+    name, table = list(records.tables(attempt))[-1]
+    assert name == "val/samples"
+    assert table["columns"] == ["image", "prompt", "dataset", "demonstrated", "predicted", "l1"]
+    assert len(table["data"]) == 4, "as many as the batch has"
+    for _, prompt, dataset, demonstrated, predicted, error in table["data"]:
+        assert "what action should the robot take to" in prompt
+        assert dataset == "tabletop_pretrain"
+        true, said = (np.fromstring(text.strip("[]"), sep=" ") for text in (demonstrated, predicted))
+        assert true.shape == said.shape == (7,)
+        assert 0 <= error <= 2
+    (artifact,) = [a for a in records.of_type(records.records(attempt), "artifact") if a["type"] == "run_table"][-1:]
+    assert any(entry["path"].endswith(".png") for entry in artifact["manifest"]["contents"])
+
+
+@pytest.mark.slow
+def test_checkpoints_and_statistics_are_kept_when_asked(wandb_run: Path) -> None:
+    found = records.records(records.attempts(wandb_run)[-1])
+    kept = [artifact for artifact in records.of_type(found, "artifact") if artifact["type"] != "run_table"]
+    of_checkpoints = [set(artifact["aliases"]) for artifact in kept if artifact["type"] == "checkpoint"]
+    assert {"latest", "step_000006"} in of_checkpoints
+    assert {"latest", "step_000002"} not in of_checkpoints, "that of the first attempt is not its own"
+    (statistics,) = [artifact for artifact in kept if artifact["type"] == "dataset_statistics"]
+    (entry,) = statistics["manifest"]["contents"]
+    assert entry["path"] == "dataset_statistics.json"
+    assert entry["size"] == str((wandb_run / "dataset_statistics.json").stat().st_size)
+
+
+@pytest.mark.slow
+def test_an_evaluation_stands_beside_its_training(wandb_run: Path, tmp_path: Path) -> None:
+    checkpoint = wandb_run / "checkpoints" / "step_000006.ckpt"
+    logger = WandbLogger(str(tmp_path), project="p", group="evaluate")
+    log_results(logger, results(tmp_path, checkpoint), tmp_path)
+    (attempt,) = records.attempts(tmp_path)
+    found = records.records(attempt)
+    run, config, (row, *_) = records.run(found), records.config(found), records.history(found)
+    assert (run["run_group"], run["job_type"]) == ("train", "evaluate")
+    assert run["display_name"] == "mine, new tasks"
+    assert {"tiny", "full"} <= set(run["tags"])
+    assert config["choices"]["strategy"] == "full"
+    assert "trainer.max_steps=6" in config["overrides"]
+    assert config["n"] == 1
+    assert row["trainer/global_step"] == 6
+    assert row["eval/success"] == 0.75
+    assert row["eval/success/lift"] == 0.5
+    assert row["eval/success_low"] < 0.75 < row["eval/success_high"]
+    shown = dict(records.tables(attempt))
+    assert [line[:3] for line in shown["eval/tasks"]["data"]] == [["lift", 1, 2], ["push", 2, 2]]
+    ((task, _, success, steps, _),) = shown["eval/episodes"]["data"]
+    assert (task, success, steps) == ("lift", True, 5)
+    kept = records.of_type(found, "artifact")
+    assert any(e["path"].endswith(".mp4") for artifact in kept for e in artifact["manifest"]["contents"])
+    assert {artifact["type"] for artifact in kept} == {"run_table"}, "nothing else unless asked"
+
+
+def test_runs_of_one_process_do_not_mix(tmp_path: Path, no_account: None) -> None:
+    for name, scores in {"a": 0.5, "b": 0.75}.items():
+        found = Results(name, "offline", offline={"token_accuracy": scores, "l1": 0.1, "datasets": {}})
+        log_results(WandbLogger(str(tmp_path / name), project="p", group="g"), found, tmp_path)
+    read = [records.records(attempt) for name in "ab" for attempt in records.attempts(tmp_path / name)]
+    assert len({records.run(found)["run_id"] for found in read}) == 2
+    assert [records.history(found)[0]["eval/token_accuracy"] for found in read] == [0.5, 0.75]
+
+
+@pytest.mark.parametrize(("variables", "mode"), [({}, "offline"), ({"WANDB_MODE": "disabled"}, None)])
+def test_without_a_key_a_run_is_offline_unless_told_otherwise(
+    variables: dict[str, str], mode: str | None, tmp_path: Path, no_account: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    logger = WandbLogger(str(tmp_path), project="p", group="g")
+    assert logger._wandb_init["mode"] == mode
+    assert logger._wandb_init["entity"] is None
+
+
+@pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
+def test_an_evaluation_is_logged_without_an_account_too(
+    kind: type[CSVLogger | TensorBoardLogger], tmp_path: Path
+) -> None:
+    log_results(kind(str(tmp_path)), results(tmp_path, Path("runs/train/a/checkpoints/step_000250.ckpt")), tmp_path)
+    if kind is CSVLogger:
+        with (tmp_path / "metrics.csv").open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        assert (int(row["step"]), float(row["eval/success"])) == (250, 0.75)
+    else:
+        events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+        assert [(event.step, event.value) for event in events.Scalars("eval/success")] == [(250, 0.75)]
+
+
+def test_a_resumed_run_joins_its_tensorboard_curve(tmp_path: Path) -> None:
+    for steps in (range(4), range(2, 6)):  # killed after step 3, resumed from step 2
+        logger = TensorBoardLogger(str(tmp_path))
+        for step in steps:
+            logger.log_metrics({"train/loss": float(step)}, step)
+        logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")][-4:] == [2, 3, 4, 5]
+
+
+def test_tensorboard_that_is_not_installed_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openvla_lightning.logger.tensorboard.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'openvla-lightning\[tensorboard\]'"):
+        TensorBoardLogger(str(tmp_path))
+
+
+def test_loggers_are_lightnings_own(tmp_path: Path, no_account: None) -> None:
+    loggers = [CSVLogger(str(tmp_path)), TensorBoardLogger(str(tmp_path)), WandbLogger(str(tmp_path), "p", "g")]
+    assert L.Trainer(logger=loggers, accelerator="cpu", enable_checkpointing=False).loggers == loggers

@@ -1,0 +1,45 @@
+"""The scripts as processes of their own that need not import everything again: forks of this one."""
+
+import multiprocessing
+import os
+import runpy
+import sys
+import traceback
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import openvla_lightning.run  # noqa: F401  what takes long to import
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(script: str, log: Path, *overrides: str) -> BaseProcess:
+    """Start `python <script> <overrides>`; what it prints goes to the file `log`."""
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(script, log, overrides))
+    process.start()
+    return process
+
+
+def finish(script: str, log: Path, *overrides: str) -> str:
+    """Run `python <script> <overrides>` to its end and return what it printed."""
+    process = start(script, log, *overrides)
+    process.join(timeout=240)
+    assert process.exitcode == 0, log.read_text()
+    return log.read_text()
+
+
+def _run(script: str, log: Path, overrides: tuple[str, ...]) -> None:
+    with log.open("a") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    os.chdir(ROOT)
+    sys.argv = [script, *overrides]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except Exception:
+        traceback.print_exc()
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
