@@ -48,7 +48,7 @@ def test_a_run_says_what_it_is_and_belongs_to_nobody(wandb_run: Path) -> None:
     assert run["job_type"] == "train"
     assert run["project"] == "openvla-lightning"
     assert not run.get("entity")
-    assert {"tiny", "full", "tabletop_pretrain"} <= set(run["tags"])
+    assert {"tiny", "full", "bridge_rt_1"} <= set(run["tags"])
     assert "trainer.max_steps=6" in run["display_name"]
     assert "ckpt_path" not in run["display_name"]
     assert config["choices"]["strategy"] == "full"
@@ -81,7 +81,7 @@ def test_samples_show_what_is_seen_asked_demonstrated_and_predicted(wandb_run: P
     assert len(table["data"]) == 4, "as many as the batch has"
     for _, prompt, dataset, demonstrated, predicted, error in table["data"]:
         assert "what action should the robot take to" in prompt
-        assert dataset == "tabletop_pretrain"
+        assert dataset in {"bridge_orig", "fractal20220817_data"}
         true, said = (np.fromstring(text.strip("[]"), sep=" ") for text in (demonstrated, predicted))
         assert true.shape == said.shape == (7,)
         assert 0 <= error <= 2
