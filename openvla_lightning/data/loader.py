@@ -1,6 +1,7 @@
 """Which samples a process takes, and the DataModule that does not lose its place."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -118,6 +119,8 @@ class ResumableDataModule(L.LightningDataModule):
         if self.num_workers:
             parallel = {"num_workers": self.num_workers, "persistent_workers": True, "prefetch_factor": 4}
             parallel["worker_init_fn"] = end_with_parent
+            if sys.platform == "linux":  # not what joblib, of a sweep over GPUs, makes the default of its processes
+                parallel["multiprocessing_context"] = "fork"
         return Loader(batches, batch_size=None, sampler=numbers, collate_fn=self.collate, **parallel)
 
     def _world(self) -> tuple[int, int]:
