@@ -49,6 +49,10 @@ class Policy:
         seed: of what is drawn at a temperature above 0.
         compile: see `StaticDecoder`.
 
+    Attributes:
+        clock: called with each stage's name when it is over, for measuring: `preprocess`, those of `StaticDecoder`,
+            `unnormalise`.
+
     Raises:
         KeyError: for an unknown or a missing unnorm_key, naming the known ones.
     """
@@ -82,6 +86,7 @@ class Policy:
         self._decoder = StaticDecoder(self.vla, processor.transform.normalise, choice, compile)
         self._generator = torch.Generator().manual_seed(seed)
         self._lock = threading.Lock()
+        self.clock: Callable[[str], None] = lambda stage: None
         self._made: dict[str, Any] = {}
 
     @cached_property
@@ -211,6 +216,7 @@ class Policy:
                 for row, (statistics, method) in zip(normalised, scales, strict=True)
             ]
         )
+        self.clock("unnormalise")
         return actions[0] if single else actions
 
     def warm_up(
@@ -234,14 +240,13 @@ class Policy:
         images: list[ImageLike],
         instructions: list[str],
         count: int,
-        clock: Callable[[str], None] = lambda stage: None,
     ) -> np.ndarray:
         """Normalised actions [B, count]."""
         with self._lock:
-            inputs = self.processor(images, instructions, normalise=False)
-            clock("preprocess")
+            given = self.processor(images, instructions, normalise=False)
+            self.clock("preprocess")
             ids = self._decoder(
-                inputs["pixel_values"], inputs["input_ids"], inputs["attention_mask"], count, self._generator, clock
+                given["pixel_values"], given["input_ids"], given["attention_mask"], count, self._generator, self.clock
             )
             return self.processor.action_head.decode(ids).numpy()
 

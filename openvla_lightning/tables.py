@@ -1,6 +1,9 @@
 """Tables as lists of rows, the first of them the header: for Markdown and for a terminal."""
 
-from rich.table import Table
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Rows = list[list[str]]
 
@@ -11,8 +14,10 @@ def markdown(rows: Rows) -> str:
     return "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
 
 
-def table(rows: Rows, title: str) -> Table:
+def table(rows: Rows, title: str) -> "Table":
     """The same for a terminal."""
+    from rich.table import Table
+
     grid = Table(title=title, title_justify="left")
     for index, name in enumerate(rows[0]):
         grid.add_column(name, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")

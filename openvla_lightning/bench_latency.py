@@ -1,0 +1,299 @@
+"""How long an action takes, stage by stage, beside what the hardware allows and what the released code's way takes.
+
+python -m openvla_lightning.bench_latency                          # two models with random weights
+python -m openvla_lightning.bench_latency --model openvla_7b       # at full size, on a GPU
+python -m openvla_lightning.bench_latency --model runs/mine --quantisation none int8_weight
+"""
+
+import argparse
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from openvla_lightning.action_head import TokenHead
+from openvla_lightning.hardware import Card, card
+from openvla_lightning.model.vla import VLA
+from openvla_lightning.policy import Policy, choose_device, choose_dtype
+from openvla_lightning.processor import Processor, pixel_statistics
+from openvla_lightning.quantisation import FastQuantisation, Format, Quantisation
+from openvla_lightning.tables import markdown
+
+STAGES = ("preprocess", "copy", "vision", "prefill", "decode", "unnormalise")
+INSTRUCTION = "pick up the red cube and put it on the white plate"
+FORMATS: dict[str, Callable[[], Format]] = {
+    "int8": lambda: Quantisation(8),
+    "int4": lambda: Quantisation(4),
+    **{kind: lambda kind=kind: FastQuantisation(kind) for kind in ("int8_weight", "int4_weight", "fp8")},  # type: ignore[misc]
+}
+_DINO, _SIGLIP = "vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224.webli"
+_SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
+_IDS = {"model_type": "llama", "vocab_size": 32064, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+def _described(towers: dict[str, Any], size: int, projector: str, **llm: int) -> dict[str, Any]:
+    return {
+        "vision_backbone": {"towers": towers, "image_size": size},
+        "projector": {"kind": projector},
+        "llm": {"name": "tiny", "vocab_size": 32000, "architecture": {**_IDS, **llm}},
+    }
+
+
+MODELS = {
+    "tiny": _described(
+        {"stem": {"id": "xcit_nano_12_p16_224", "embed_dim": 128, "depth": 4, "num_heads": 4}},
+        96,
+        "mlp",
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+    ),
+    "mid": _described(
+        {"dino": {"id": _DINO, **_SMALL}, "siglip": {"id": _SIGLIP, **_SMALL}},
+        224,
+        "fused_mlp",
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+    ),
+    "openvla_7b": _described({"dino": _DINO, "siglip": _SIGLIP}, 224, "fused_mlp"),
+}
+"""What can be measured without a checkpoint: 10 million, 0.2 and 7.5 thousand million parameters."""
+
+
+@dataclass
+class Row:
+    """Measurements of one model, in seconds.
+
+    Attributes:
+        name: the model, and how its weights are kept.
+        actions: each action as a whole.
+        stages: each stage, of other actions, which wait for the device after every stage.
+        memory: bytes: the GPU's peak, on a CPU the weights.
+        bound: what the hardware allows; None where it is not known.
+        baseline: each action of the released code's way, taking turns with ours; empty when not measured.
+    """
+
+    name: str
+    actions: list[float]
+    stages: dict[str, list[float]] = field(default_factory=dict)
+    memory: int = 0
+    bound: float | None = None
+    baseline: list[float] = field(default_factory=list)
+
+    def cells(self) -> list[str]:
+        """As a line of the table, in milliseconds."""
+        low, high, worst = (1e3 * float(np.percentile(self.actions, share)) for share in (50, 95, 99))
+        stages = [f"{1e3 * float(np.median(self.stages[stage])):.1f}" for stage in STAGES]
+        bound = "" if self.bound is None else f"{1e3 * self.bound:.1f}"
+        theirs = float(np.median(self.baseline)) * 1e3 if self.baseline else 0.0
+        released = [f"{theirs:.1f}", f"{theirs / low:.2f}"] if self.baseline else ["", ""]
+        line = [self.name, *stages, f"{low:.1f}", f"{high:.1f}", f"{worst:.1f}", f"{1e3 / low:.1f}"]
+        return [*line, f"{self.memory / 1e9:.2f}", bound, *released]
+
+
+HEADER = ["ms", *STAGES, "p50", "p95", "p99", "Hz", "GB", "bound", "released way", "times ours"]
+
+
+def random_policy(config: dict[str, Any], device: torch.device, dtype: torch.dtype, format_: Format | None) -> Policy:
+    """A policy of random weights, made on the device; without torch's slow initialisation on the way."""
+    with torch.device("meta"):
+        vla = VLA.from_config(config)
+    generator = torch.Generator(device).manual_seed(0)
+    for module in vla.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            values = torch.empty(parameter.shape, device=device, dtype=dtype)
+            if parameter.ndim > 1:
+                values.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+            else:
+                values.fill_(1.0 if name == "weight" else 0.1)
+            setattr(module, name, nn.Parameter(values, requires_grad=False))
+    vla.language_model.tie_weights()
+    vla.eval()
+    if format_ is not None:
+        format_(vla, device)
+    towers = vla.vision_backbone.towers
+    means, stds = pixel_statistics(towers)
+    processor = Processor(TokenHead(), image_size=vla.vision_backbone.image_size, means=means, stds=stds)
+    stats = {"random": {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}}}
+    return Policy(vla, processor, stats, device=device, dtype=dtype)
+
+
+def released_way(policy: Policy) -> Callable[[np.ndarray, str], np.ndarray]:
+    """Act as the released code does, with the same weights: every ViT block, then transformers' `generate`."""
+    vla, processor = policy.vla, policy.processor
+    with torch.device("meta"):
+        llm = LlamaForCausalLM(vla.llm.model.config).eval()
+    llm.model, llm.lm_head = vla.llm.model, vla.llm.lm_head
+
+    def features(pixels: Tensor) -> Tensor:
+        towers: list[Any] = vla.vision_backbone.featurizers
+        if not all(hasattr(tower, "get_intermediate_layers") for tower in towers):
+            return vla.vision_backbone(pixels)
+        halves = zip(towers, pixels.split(3, dim=1), strict=True)
+        return torch.cat([tower.get_intermediate_layers(half, [len(tower.blocks) - 2])[0] for tower, half in halves], 2)
+
+    @torch.inference_mode()
+    def act(image: np.ndarray, instruction: str) -> np.ndarray:
+        given = processor([image], [instruction])
+        pixels = given["pixel_values"].to(policy.device, policy.dtype)
+        embeddings = vla._embed(given["input_ids"].to(policy.device), vla.projector(features(pixels)))
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=policy.device)
+        ids = llm.generate(
+            inputs_embeds=embeddings, attention_mask=mask, max_new_tokens=7, min_new_tokens=7, do_sample=False
+        )
+        normalised = processor.action_head.decode(ids).numpy()
+        return policy.statistics.unnormalise(normalised, method=policy.normalisation)[0]
+
+    return act
+
+
+def bound(policy: Policy, hardware: Card, tokens: int, count: int = 7) -> float:
+    """Seconds that an action takes at least, at batch 1: the larger of reading weights and multiplying, stage by stage.
+
+    Args:
+        policy: whose weights.
+        hardware: what reads and multiplies.
+        tokens: in the prompt, visual ones included.
+        count: ids to write.
+    """
+    vla = policy.vla
+    read, times = hardware.bandwidth_gbs * 1e9, hardware.tflops * 1e12
+    embedding = vla.llm.model.embed_tokens.weight
+    layers, head = stored(vla.llm) - embedding.nbytes, vla.llm.lm_head.weight.numel()
+    numbers = sum(p.numel() for p in vla.llm.parameters()) - embedding.numel() - head
+    see = sum(p.numel() for p in [*vla.vision_backbone.parameters(), *vla.projector.parameters()])
+    patches = vla.vision_backbone.num_patches
+    vision = max(2 * see * patches / times, (stored(vla.vision_backbone) + stored(vla.projector)) / read)
+    prefill = max(2 * (numbers * tokens + head) / times, layers / read)
+    return vision + prefill + (count - 1) * layers / read
+
+
+def stored(module: nn.Module) -> int:
+    """Bytes of a module's weights as they lie in memory; of bitsandbytes' without the scales beside them."""
+
+    def size(tensor: Tensor) -> int:
+        flatten = getattr(tensor, "__tensor_flatten__", None)  # torchao's tensors consist of others
+        return tensor.nbytes if flatten is None else sum(size(getattr(tensor, name)) for name in flatten()[0])
+
+    return sum(size(parameter) for parameter in module.parameters())
+
+
+def measure(name: str, policy: Policy, repeats: int, baseline: bool, hardware: Card | None) -> Row:
+    """Time `repeats` actions as a whole, as many stage by stage, and as many of the released way."""
+    generator = np.random.default_rng(0)
+    pictures = list(generator.integers(0, 256, (repeats, 256, 256, 3), dtype=np.uint8))
+    cuda = policy.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    policy.warm_up((1,), (INSTRUCTION, INSTRUCTION))
+    theirs = released_way(policy) if baseline else None
+    if theirs is not None:
+        ours, expected = policy.act(pictures[0], INSTRUCTION), theirs(pictures[0], INSTRUCTION)
+        print(
+            f"{name}: the released way gives {'the same action' if np.allclose(ours, expected) else 'another action'}"
+        )
+    row = Row(name, [], {stage: [] for stage in STAGES})
+    for picture in pictures:
+        row.actions.append(_seconds(policy.act, picture))
+        if theirs is not None:
+            row.baseline.append(_seconds(theirs, picture))
+    row.memory = torch.cuda.max_memory_allocated() if cuda else stored(policy.vla)
+    last = [0.0]
+
+    def clock(stage: str) -> None:
+        if cuda:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        row.stages[stage].append(now - last[0])
+        last[0] = now
+
+    policy.clock = clock
+    for picture in pictures:
+        last[0] = time.perf_counter()
+        policy.act(picture, INSTRUCTION)
+    if hardware is not None:
+        tokens = len(policy.processor.prompt_ids(INSTRUCTION)) + policy.vla.vision_backbone.num_patches
+        row.bound = bound(policy, hardware, tokens, policy.statistics.action_dim)
+    return row
+
+
+def _seconds(act: Callable[[np.ndarray, str], np.ndarray], picture: np.ndarray) -> float:
+    started = time.perf_counter()
+    act(picture, INSTRUCTION)  # its result lies on the CPU: nothing is left to wait for
+    return time.perf_counter() - started
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Each row as a bar of its stages' medians."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.5 * len(rows)), layout="constrained")
+    left = np.zeros(len(rows))
+    for stage in STAGES:
+        widths = np.array([1e3 * float(np.median(row.stages[stage])) for row in rows])
+        axes.barh([row.name for row in rows], widths, left=left, label=stage)
+        left += widths
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds an action, medians")
+    axes.legend(ncols=3, fontsize="small")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Measure what the command line asks for; print the table, and write it where told."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", default=["tiny", "mid"], help=f"{', '.join(MODELS)}, or a checkpoint")
+    parser.add_argument("--quantisation", nargs="+", default=["none"], choices=["none", *FORMATS])
+    parser.add_argument("--unnorm-key", help="whose units, where a checkpoint knows several")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--no-baseline", action="store_true", help="leave the released code's way out")
+    parser.add_argument("--card", help="whose limits to print, such as H200; default: the GPU in use")
+    parser.add_argument("--out", type=Path, help="folder for latency.md and latency.png")
+    options = parser.parse_args(arguments)
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
+    hardware, rows = card(options.card or machine), []
+    for model in options.model:
+        for quantisation in options.quantisation:
+            format_ = None if quantisation == "none" else FORMATS[quantisation]()
+            kept = str(dtype).removeprefix("torch.") if format_ is None else quantisation
+            try:
+                if format_ is not None:
+                    format_.check(device, dtype)
+            except ValueError as error:
+                print(f"left out: {error}")
+                continue
+            if model in MODELS:
+                policy = random_policy(MODELS[model], device, dtype, format_)
+            else:
+                policy = Policy.from_pretrained(model, options.unnorm_key, device, dtype, format_)
+            rows.append(measure(f"{model}, {kept}", policy, options.repeats, not options.no_baseline, hardware))
+            del policy
+    text = f"{machine}, torch {torch.__version__}\n\n" + markdown([HEADER, *(row.cells() for row in rows)])
+    print(text)
+    if options.out is not None and rows:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "latency.md").write_text(text + "\n", encoding="utf-8")
+        plot(rows, options.out / "latency.png")
+    return rows
+
+
+if __name__ == "__main__":
+    main()

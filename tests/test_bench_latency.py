@@ -1,0 +1,70 @@
+"""The latency benchmark: every stage is there, and what it compares acts alike."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from openvla_lightning.bench_latency import (
+    HEADER,
+    INSTRUCTION,
+    MODELS,
+    STAGES,
+    bound,
+    main,
+    random_policy,
+    released_way,
+    stored,
+)
+from openvla_lightning.hardware import CARDS
+from openvla_lightning.model import VLA
+
+CPU = torch.device("cpu")
+
+
+def test_it_measures_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "tiny", "--device", "cpu", "--repeats", "3", "--card", "H200", "--out", str(tmp_path)]
+    whole, eight = main([*arguments, "--quantisation", "none", "int8", "fp8"])
+    for row in (whole, eight):
+        assert set(row.stages) == set(STAGES)
+        assert all(len(times) == 3 and min(times) > 0 for times in [row.actions, row.baseline, *row.stages.values()])
+        assert len(row.cells()) == len(HEADER)
+        assert row.bound is not None
+    assert eight.bound < whole.bound
+    assert eight.memory < whole.memory
+    printed = capsys.readouterr().out
+    assert "left out: quantisation=fp8 needs" in printed
+    assert "tiny, float32: the released way gives the same action" in printed
+    assert "| tiny, int8 |" in (tmp_path / "latency.md").read_text()
+    assert (tmp_path / "latency.png").stat().st_size > 5000
+
+
+def test_the_released_way_acts_alike_with_two_towers() -> None:
+    config = copy.deepcopy(MODELS["mid"])
+    for spec in config["vision_backbone"]["towers"].values():
+        spec |= {"embed_dim": 48, "depth": 3, "num_heads": 4}
+    config["vision_backbone"]["image_size"] = 56
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config["llm"]["architecture"] |= small
+    policy = random_policy(config, CPU, torch.float32, None)
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 80, 60, 3), dtype=np.uint8)
+    act = released_way(policy)
+    for picture in pictures:
+        np.testing.assert_array_equal(policy.act(picture, INSTRUCTION), act(picture, INSTRUCTION))
+
+
+def test_the_bound_of_the_full_model() -> None:
+    """Reading 13.2 GB seven times takes an H200 19.3 ms; multiplying adds a little."""
+    with torch.device("meta"):
+        vla = VLA.from_config(MODELS["openvla_7b"]).to(torch.bfloat16)
+    assert sum(p.numel() for p in vla.parameters()) == 7_541_237_184
+    assert stored(vla) == 2 * 7_541_237_184
+
+    class Given:
+        """What `bound` reads of a policy."""
+
+    Given.vla = vla  # type: ignore[attr-defined]
+    h200 = next(known for known in CARDS if known.name == "H200")
+    assert 0.0193 < bound(Given, h200, 280) < 0.0225  # type: ignore[arg-type]
