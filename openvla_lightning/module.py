@@ -13,6 +13,7 @@ import openvla_lightning
 from openvla_lightning.action_head import ActionHead
 from openvla_lightning.metrics import ActionMetrics
 from openvla_lightning.model import VLA, VLAOutput
+from openvla_lightning.model.blocks import Recompute, compile_blocks, recompute_activations
 from openvla_lightning.model.lightning import Base, check_adapter, learnt_names
 from openvla_lightning.optim import AdamW
 from openvla_lightning.parallel import FSDP
@@ -33,6 +34,9 @@ class VLAModule(L.LightningModule):
         action_head: encodes actions, owns the loss.
         recipe: the resolved config, kept in every checkpoint under `hyper_parameters`.
         quantisation: of the frozen weights, before the strategy puts adapters on them; None: not at all.
+        checkpoint_activations: which blocks compute their activations again in the backward pass, to save memory:
+            `none`, `selective` (every second one) or `full`.
+        compile_blocks: compile each block at its first use.
 
     Raises:
         ValueError: when quantised weights are supposed to learn.
@@ -49,6 +53,8 @@ class VLAModule(L.LightningModule):
         action_head: ActionHead,
         recipe: dict[str, Any] | None = None,
         quantisation: Format | None = None,
+        checkpoint_activations: Recompute = "none",
+        compile_blocks: bool = False,
     ) -> None:
         super().__init__()
         self.build, self.strategy, self.optim = model, strategy, optim
@@ -58,6 +64,7 @@ class VLAModule(L.LightningModule):
         if quantisation is not None and not quantisation.trains:
             raise ValueError("this quantisation is for acting alone: to train adapters on top choose int4 or int8")
         self.quantisation = quantisation
+        self.checkpoint_activations, self.compile_blocks = checkpoint_activations, compile_blocks
         self.base: Base | None = None
         if recipe is not None:
             self.save_hyperparameters(recipe, logger=False)
@@ -76,6 +83,9 @@ class VLAModule(L.LightningModule):
             self.base = strategy.broadcast(Base.of(self.vla.init_from) if self.trainer.is_global_zero else None)
             self.strict_loading = False
         self.vla.train()  # Lightning does not; and batch normalisation that was just frozen keeps its statistics
+        if self.compile_blocks:
+            compile_blocks(self.vla)
+        recompute_activations(self.vla, self.checkpoint_activations)
         if isinstance(strategy, FSDP):
             strategy.shard(self.vla)
 

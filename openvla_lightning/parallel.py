@@ -12,7 +12,6 @@ import torch.distributed.checkpoint as dcp
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.distributed.checkpoint import state_dict as shards
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
@@ -30,7 +29,6 @@ class FSDP(ModelParallelStrategy):
 
     Args:
         wrap: class names of the shard units (`LlamaDecoderLayer`, timm's `Block`).
-        checkpoint: class names whose activations are recomputed in the backward pass.
         param_dtype: dtype of computation (`bfloat16`, `float32`); the master weights keep theirs.
         reduce_dtype: dtype in which gradients are summed over ranks.
         reshard_after_forward: give the gathered weights back after the forward pass (saves memory, costs traffic).
@@ -41,14 +39,13 @@ class FSDP(ModelParallelStrategy):
     def __init__(
         self,
         wrap: Sequence[str],
-        checkpoint: Sequence[str] = (),
         param_dtype: str = "bfloat16",
         reduce_dtype: str = "float32",
         reshard_after_forward: bool = True,
         replicas: int = 1,
     ) -> None:
         super().__init__(tensor_parallel_size=1)
-        self.wrap, self.checkpoint = set(wrap), set(checkpoint)
+        self.wrap = set(wrap)
         self.policy = MixedPrecisionPolicy(
             param_dtype=getattr(torch, param_dtype), reduce_dtype=getattr(torch, reduce_dtype)
         )
@@ -90,16 +87,14 @@ class FSDP(ModelParallelStrategy):
         """Shard `model` in place over the data-parallel mesh, then deal out the first process' weights.
 
         Raises:
-            ValueError: when a class name of `wrap` or `checkpoint` occurs nowhere in the model.
+            ValueError: when no class name of `wrap` occurs in the model.
         """
         present = {type(module).__name__ for module in model.modules()}
         # Towers without ViT blocks and LLMs of other families are fine, as long as something matches.
-        for argument, names in (("wrap", self.wrap), ("checkpoint", self.checkpoint)):
-            if names and not names & present:
-                raise ValueError(f"trainer.strategy.{argument}={sorted(names)} matches no module of this model")
+        if self.wrap and not self.wrap & present:
+            raise ValueError(f"trainer.strategy.wrap={sorted(self.wrap)} matches no module of this model")
         weights = model.state_dict() if self.global_rank == 0 else {}
         self._empty(model)
-        apply_activation_checkpointing(model, check_fn=lambda module: type(module).__name__ in self.checkpoint)
         for module in list(model.modules()):
             if type(module).__name__ in self.wrap:
                 self._fully_shard(module)

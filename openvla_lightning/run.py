@@ -62,6 +62,8 @@ def fit(cfg: DictConfig) -> float | None:
             action_head=processor.action_head,
             recipe=recipe,
             quantisation=instantiate(cfg.quantisation, _convert_="all"),
+            checkpoint_activations=cfg.checkpoint_activations,
+            compile_blocks=cfg.compile_blocks,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -30,7 +30,6 @@ class CausalLM(nn.Module):
             defaults, as in the released `text_config`. Its `vocab_size` counts rows of the embedding, padding included.
         vocab_size: ids of the tokenizer in use, without padding; action ids are the last ones below it.
         pretrained: load the weights of `name`; not on the meta device.
-        gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
         smooth_actions: how many ids below `vocab_size` start as smooth functions of their place, in embedding and head
             alike, so that what is learnt about one action bin is learnt about its neighbours. For models from
             scratch: 256 there saves most of the training that random rows need. 0 for pretrained ones, as released.
@@ -45,13 +44,11 @@ class CausalLM(nn.Module):
         architecture: Mapping[str, Any],
         vocab_size: int,
         pretrained: bool = False,
-        gradient_checkpointing: bool = False,
         smooth_actions: int = 0,
     ) -> None:
         super().__init__()
         self.name, self.vocab_size, self.smooth_actions = name, vocab_size, smooth_actions
         self.architecture = dict(architecture)
-        self.gradient_checkpointing = gradient_checkpointing
         config = _transformers_config(self.architecture)
         if vocab_size > config.vocab_size:
             raise ValueError(f"{name}: vocab_size={vocab_size} exceeds the embedding's {config.vocab_size} rows")
@@ -65,8 +62,6 @@ class CausalLM(nn.Module):
         self.tie_weights()
         if smooth_actions and self.lm_head.weight.device.type != "meta":
             self._smooth_rows(smooth_actions, config.initializer_range)
-        if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -75,14 +70,13 @@ class CausalLM(nn.Module):
             "name": self.name,
             "architecture": self.architecture,
             "vocab_size": self.vocab_size,
-            "gradient_checkpointing": self.gradient_checkpointing,
             "smooth_actions": self.smooth_actions,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "CausalLM":
         """Rebuild, with random weights."""
-        return cls(**config)
+        return cls(**{k: v for k, v in config.items() if k != "gradient_checkpointing"})  # of earlier checkpoints
 
     def tie_weights(self) -> None:
         """Make head and embedding one parameter again, where the architecture says so."""
