@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,8 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
         write(checkpoint, beside)
         commit(beside, path)
     except (OSError, RuntimeError) as error:  # torch's writer wraps the OSError
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            _delete(beside)
         raise CheckpointWriteError(path, error) from error
 
 

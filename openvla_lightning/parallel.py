@@ -97,13 +97,16 @@ class FSDP(ModelParallelStrategy):
         self._empty(model)
         for module in list(model.modules()):
             if type(module).__name__ in self.wrap:
-                self._fully_shard(module)
-        self._fully_shard(model)
+                self._fully_shard(module, self.policy)
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):  # its running statistics are not sharded
+                exact = MixedPrecisionPolicy(param_dtype=torch.float32, output_dtype=self.policy.param_dtype)
+                self._fully_shard(module, exact)
+        self._fully_shard(model, self.policy)
         options = shards.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         shards.set_model_state_dict(model, weights, options=options)
 
-    def _fully_shard(self, module: nn.Module) -> None:
-        fully_shard(module, mesh=self.mesh, mp_policy=self.policy, reshard_after_forward=self.reshard_after_forward)
+    def _fully_shard(self, module: nn.Module, policy: MixedPrecisionPolicy) -> None:
+        fully_shard(module, mesh=self.mesh, mp_policy=policy, reshard_after_forward=self.reshard_after_forward)
 
     def _empty(self, model: nn.Module) -> None:
         """Leave parameters without memory, tied ones tied, and buffers on the device."""
@@ -199,12 +202,16 @@ class FSDP(ModelParallelStrategy):
             raise CheckpointError(path, lacking)
         weights = {name: tensor for name, tensor in weights.items() if f"state_dict.{name}" in stored}
         content: dict[str, Any] = {"state_dict": weights}
-        for number, optimizer in enumerate(self.optimizers):
-            content[f"optimizer_{number}"] = shards.get_optimizer_state_dict(self.model, optimizer)
+        optimizers = [shards.get_optimizer_state_dict(self.model, optimizer) for optimizer in self.optimizers]
+        for number, state in enumerate(optimizers):
+            start = f"optimizer_{number}.state."
+            # A parameter that never had a gradient, as those of a tower's last block, has no state.
+            moved = {key.removeprefix(start).rpartition(".")[0] for key in stored if key.startswith(start)}
+            content[f"optimizer_{number}"] = {**state, "state": {k: v for k, v in state["state"].items() if k in moved}}
         dcp.load(content, storage_reader=reader)
         shards.set_model_state_dict(self.model, weights, options=shards.StateDictOptions(strict=False))
-        for number, optimizer in enumerate(self.optimizers):
-            shards.set_optimizer_state_dict(self.model, optimizer, content[f"optimizer_{number}"])
+        for optimizer, state in zip(self.optimizers, optimizers, strict=True):
+            shards.set_optimizer_state_dict(self.model, optimizer, state)
         return {**read_about(path), "state_dict": weights}
 
 

@@ -24,7 +24,7 @@ FORBIDDEN = {
     | DATA
     | ABOVE,
     "data": CONFIGURATION | MODELS | ABOVE,
-    "module.py metrics.py parallel.py callbacks logger": CONFIGURATION | DATA,
+    "module.py metrics.py parallel.py checkpoint_files.py callbacks logger": CONFIGURATION | DATA,
     "policy.py evaluation": CONFIGURATION | TRAINING | ABOVE,
     "report": CONFIGURATION | TRAINING | MODELS | ABOVE,
     "parameters.py": CONFIGURATION | TRAINING | ABOVE,
