@@ -3,6 +3,7 @@
 from openvla_lightning.callbacks.checkpoint import Checkpoint
 from openvla_lightning.callbacks.collapse import CollapseWarning
 from openvla_lightning.callbacks.costs import Costs
+from openvla_lightning.callbacks.expected import ExpectedCurve
 from openvla_lightning.callbacks.learning_curve import LearningCurve
 from openvla_lightning.callbacks.mixture import ServedSteps
 from openvla_lightning.callbacks.non_finite import NonFiniteError, StopOnNonFinite
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoint",
     "CollapseWarning",
     "Costs",
+    "ExpectedCurve",
     "LearningCurve",
     "NonFiniteError",
     "Progress",

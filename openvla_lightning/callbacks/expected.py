@@ -1,0 +1,86 @@
+"""What this recipe reached before, beside what it reaches now."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+log = logging.getLogger(__name__)
+CURVES = Path(__file__).parent / "curves"
+"""One JSON file for each recipe of the embedded world: command, hardware, what makes the recipe, and its curve."""
+SAME = (
+    *("model.vision_backbone.towers", "model.vision_backbone.image_size", "model.llm.architecture"),
+    *("data.mix", "data.global_batch_size", "data.noop_filter", "data.filter_noops", "data.normalisation"),
+    *("data.augment", "action_head.num_bins", "strategy.parts", "strategy.rank", "strategy.alpha"),
+    *("strategy.use_rslora", "optim.lr", "optim.weight_decay", "optim.schedule", "trainer.max_steps"),
+)
+"""What makes a recipe: two that agree in these should learn alike."""
+SLACK = {"val/action_accuracy": -0.03, "val/l1": 0.03}
+"""How far behind is still chance, by metric; the sign says which way is worse."""
+
+
+class ExpectedCurve(Callback):
+    """Says at each validation what this recipe reached there before, and warns when this run is behind.
+
+    Args:
+        folder: of known curves; recipes without one are left alone.
+    """
+
+    def __init__(self, folder: str | Path = CURVES) -> None:
+        self.folder = Path(folder)
+        self.curve: Mapping[str, Mapping[str, float]] = {}
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find the curve of this recipe."""
+        recipe = what_makes(pl_module.hparams)
+        known = [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
+        self.curve = next((one["curve"] for one in known if one["recipe"] == recipe), {})
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare."""
+        step = str(trainer.global_step)
+        for metric, slack in SLACK.items():
+            expected, found = self.curve.get(metric, {}).get(step), trainer.callback_metrics.get(metric)
+            if expected is None or found is None:
+                continue
+            text = f"step {step}: {metric} {float(found):.3f}, expected {expected:.3f}"
+            if (float(found) - expected - slack) * slack > 0:
+                log.warning(
+                    f"{text}. This recipe learnt faster before: look at the data (python -m "
+                    "openvla_lightning.data.report) and at what changed since"
+                )
+            else:
+                log.info(text)
+
+
+def what_makes(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that decides how it learns, by dotted name; what it lacks is None."""
+    found: dict[str, Any] = {"starts from other weights": bool(recipe.get("model", {}).get("init_from"))}
+    for name in SAME:
+        node: Any = recipe
+        for key in name.split("."):
+            node = node.get(key) if isinstance(node, Mapping) else None
+        found[name] = node
+    return found
+
+
+def remember(run: Path, path: Path, command: str, hardware: str) -> None:
+    """Write the curve of a finished run, from its CSV log and newest checkpoint, as a known one."""
+    import csv
+
+    import torch
+
+    checkpoint = max((run / "checkpoints").glob("step_*.ckpt"))
+    recipe = torch.load(checkpoint, weights_only=True, mmap=True)["hyper_parameters"]
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("val/action_accuracy")]
+    curve = {metric: {str(int(row["step"]) + 1): round(float(row[metric]), 4) for row in rows} for metric in SLACK}
+    facts = {"command": command, "hardware": hardware, "recipe": what_makes(recipe), "curve": curve}
+    path.write_text(json.dumps(facts, indent=1) + "\n")
