@@ -152,6 +152,16 @@ class VLAModule(L.LightningModule):
             metrics.update(correct, error, batch.dataset_names)
         return loss
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients; Lightning's own refuses fused optimisers under mixed precision."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.vla.parameters(), gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         """AdamW over what the strategy left learning."""
         return self.optim.build(self.vla.parameters(), self.trainer.estimated_stepping_batches)

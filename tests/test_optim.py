@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openvla_lightning.optim import SCHEDULES, AdamW
+from openvla_lightning.optim import SCHEDULES, STATE_BYTES, AdamW, _rounded
 
 
 @given(schedule=st.sampled_from(SCHEDULES), warmup=st.floats(0, 0.5), total=st.integers(1, 500), final=st.floats(0, 1))
@@ -46,3 +46,56 @@ def test_a_decaying_schedule_without_an_end_is_an_error() -> None:
 def test_an_unknown_schedule_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="constant, linear, cosine"):
         AdamW(lr=0.1, schedule="cosin")
+
+
+def trained(kind: str, steps: int = 200) -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
+    """A small regression, from the same start on the same data."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(64, 64)
+    optimizer = AdamW(lr=1e-2, kind=kind).build(model.parameters(), steps)[0][0]
+    target = torch.randn(64, 64, generator=generator) / 8
+    for _ in range(steps):
+        x = torch.randn(32, 64, generator=generator)
+        loss = (model(x) - x @ target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("kind", ["adamw_bf16", "adamw_8bit"])
+def test_small_states_learn_what_whole_ones_learn(kind: str) -> None:
+    (whole, _), (small, optimizer) = trained("adamw"), trained(kind)
+    assert (small.weight - whole.weight).norm() < 0.05 * whole.weight.norm()
+    states = optimizer.state[small.weight]
+    remembered = [v for v in states.values() if torch.is_tensor(v) and v.shape == small.weight.shape]
+    assert sum(v.numel() * v.element_size() for v in remembered) == int(STATE_BYTES[kind]) * small.weight.numel()
+
+
+def test_small_states_resume_exactly() -> None:
+    model, optimizer = trained("adamw_bf16", 5)
+    again = AdamW(lr=1e-2, kind="adamw_bf16").build(model.parameters(), 5)[0][0]
+    again.load_state_dict(optimizer.state_dict())
+    for name, value in optimizer.state[model.weight].items():
+        found = again.state[model.weight][name]
+        assert torch.equal(found, value) if torch.is_tensor(value) else found == value
+        assert not torch.is_tensor(value) or found.dtype == torch.bfloat16, "loading must not widen them"
+
+
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=20))
+def test_rounding_takes_a_neighbour(values: list[float]) -> None:
+    exact = torch.tensor(values)
+    rounded = _rounded(exact)
+    assert torch.equal(rounded.bfloat16().float(), rounded)
+    assert ((rounded - exact).abs() <= exact.abs() / 128 + 1e-38).all()
+
+
+def test_rounding_is_right_on_average() -> None:
+    torch.manual_seed(0)
+    assert _rounded(torch.full((200_000,), 1.003)).mean() == pytest.approx(1.003, abs=1e-4)
+
+
+def test_an_unknown_kind_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="adamw, adamw_bf16, adamw_8bit"):
+        AdamW(lr=0.1, kind="adam8")
