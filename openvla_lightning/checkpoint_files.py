@@ -13,6 +13,9 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from openvla_lightning.model.sharded import is_sharded
+from openvla_lightning.model.source import CheckpointError
+
 
 class CheckpointWriteError(RuntimeError):
     """A checkpoint could not be written; those before it are whole."""
@@ -135,8 +138,15 @@ class CheckpointFiles(TorchCheckpointIO):
         self.queue.add(lambda: save(checkpoint, Path(path)))
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        """Read what was saved; tensors and plain values only, on the CPU."""
-        return super().load_checkpoint(path, map_location or torch.device("cpu"), weights_only=True)
+        """Read what was saved; tensors and plain values only, on the CPU.
+
+        Raises:
+            CheckpointError: for a sharded one.
+        """
+        if is_sharded(path):
+            problem = "it is sharded: go on from it with trainer=fsdp (trainer.devices=1 is enough), or start from its "
+            raise CheckpointError(path, [f"{problem}weights with model.init_from={path}"])
+        return super().load_checkpoint(path, lambda storage, _: storage, weights_only=True)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint, once the newer one is on the disk."""

@@ -74,6 +74,8 @@ class VLAModule(L.LightningModule):
         if hasattr(self, "vla"):
             return
         strategy = self.trainer.strategy
+        if isinstance(strategy, FSDP) and self.quantisation is not None:
+            raise ValueError("quantised weights cannot be sharded: choose trainer=ddp, or quantisation=none")
         self.vla = strategy.build(self._learner) if isinstance(strategy, FSDP) else self._learner()
         if isinstance(strategy, FSDP):
             for name in ("norm_stats", "released", "origin", "init_from"):  # only the first process opened the files
@@ -190,6 +192,8 @@ class VLAModule(L.LightningModule):
             state = plain_state(self.vla, self.vla.state_dict())
             checkpoint["state_dict"] = {f"vla.{name}": tensor for name, tensor in state.items()}
         checkpoint["rng_state"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            checkpoint["cuda_rng_state"] = torch.cuda.get_rng_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the random numbers where the checkpoint left them; refuse an adapter of another base."""
@@ -198,6 +202,8 @@ class VLAModule(L.LightningModule):
             checkpoint["state_dict"] = self._learnt(checkpoint["state_dict"])
         if (state := checkpoint.get("rng_state")) is not None:
             torch.set_rng_state(state)
+        if self.device.type == "cuda" and (state := checkpoint.get("cuda_rng_state")) is not None:
+            torch.cuda.set_rng_state(state, self.device)
 
     def _learnt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         learnt = {f"vla.{name}" for name in learnt_names(self.vla)}

@@ -93,6 +93,9 @@ class FSDP(ModelParallelStrategy):
         # Towers without ViT blocks and LLMs of other families are fine, as long as something matches.
         if self.wrap and not self.wrap & present:
             raise ValueError(f"trainer.strategy.wrap={sorted(self.wrap)} matches no module of this model")
+        kinds = self.broadcast(sorted({str(parameter.dtype) for parameter in model.parameters()}))
+        if kinds != ["torch.float32"]:
+            raise ValueError(f"sharded weights are kept in float32, these are {', '.join(kinds)}: set model.dtype=null")
         weights = model.state_dict() if self.global_rank == 0 else {}
         self._empty(model)
         for module in list(model.modules()):
@@ -202,7 +205,8 @@ class FSDP(ModelParallelStrategy):
             raise CheckpointError(path, lacking)
         weights = {name: tensor for name, tensor in weights.items() if f"state_dict.{name}" in stored}
         content: dict[str, Any] = {"state_dict": weights}
-        optimizers = [shards.get_optimizer_state_dict(self.model, optimizer) for optimizer in self.optimizers]
+        model = self.model
+        optimizers: list[Any] = [shards.get_optimizer_state_dict(model, optimizer) for optimizer in self.optimizers]
         for number, state in enumerate(optimizers):
             start = f"optimizer_{number}.state."
             # A parameter that never had a gradient, as those of a tower's last block, has no state.
