@@ -8,9 +8,10 @@ python evaluate.py env=offline                   # token accuracy and L1 on held
 import hydra
 from omegaconf import DictConfig
 
-import openvla_lightning.config  # noqa: F401  registers the resolvers of conf/
+from openvla_lightning.config import command
 
 
+@command("evaluate")
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> float | None:
     """Evaluate what `cfg` describes."""

@@ -8,9 +8,10 @@ python finetune.py -m strategy=full,last_layer,frozen_vision,sandwich,lora
 import hydra
 from omegaconf import DictConfig
 
-import openvla_lightning.config  # noqa: F401  registers the resolvers of conf/
+from openvla_lightning.config import command
 
 
+@command("finetune")
 @hydra.main(version_base="1.3", config_path="conf", config_name="finetune")
 def main(cfg: DictConfig) -> float | None:
     """Fine-tune what `cfg` describes."""

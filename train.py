@@ -9,9 +9,10 @@ python train.py --cfg job --resolve              # print the composed config, ru
 import hydra
 from omegaconf import DictConfig
 
-import openvla_lightning.config  # noqa: F401  registers the resolvers of conf/
+from openvla_lightning.config import command
 
 
+@command("train")
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Train what `cfg` describes."""

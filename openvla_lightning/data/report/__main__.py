@@ -8,9 +8,10 @@ python -m openvla_lightning.data.report data=oxe data/mix=oxe_magic_soup_plus da
 import hydra
 from omegaconf import DictConfig
 
-from openvla_lightning.config import CONF
+from openvla_lightning.config import CONF, command
 
 
+@command("data_report")
 @hydra.main(version_base="1.3", config_path=CONF, config_name="data_report")
 def main(cfg: DictConfig) -> None:
     """Report on the mixture that `cfg` describes."""

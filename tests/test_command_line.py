@@ -1,0 +1,152 @@
+"""Help for the command line: complete, quick, and right about what was meant."""
+
+import re
+import subprocess
+import sys
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from openvla_lightning.command_line import (
+    APPENDED,
+    GROUPS,
+    OWN,
+    USED_MOST,
+    WIDTH,
+    groups,
+    help_page,
+    misspelt_addition,
+    near,
+)
+from openvla_lightning.config import ConfigError, dotted, hints, validate
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+SCRIPTS = ("train", "finetune", "evaluate")
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT)
+
+
+def known(script: str) -> list[str]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return list(dotted(OmegaConf.to_container(compose(script), resolve=False)))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_shows_every_group_with_every_option(script: str) -> None:
+    page = help_page(CONF, script)
+    for name, options in groups(CONF, script).items():
+        (line,) = re.findall(rf"^  {name} .*(?:\n    .*)*", page, re.M)
+        assert set(options) <= set(re.findall(r"\w+", line.partition(": ")[2])), name
+        assert (GROUPS | APPENDED)[name] in " ".join(line.split())
+    assert max(map(len, page.splitlines())) <= WIDTH
+
+
+def test_every_folder_of_configs_is_explained_once() -> None:
+    folders = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")} - {".", *OWN}
+    assert folders == GROUPS.keys() | APPENDED.keys()
+    assert not GROUPS.keys() & APPENDED.keys()
+
+
+@pytest.mark.parametrize(
+    ("script", "override"), [(script, text) for script, most in USED_MOST.items() for text in most]
+)
+def test_an_override_that_help_shows_composes(script: str, override: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        validate(compose(script, ["paths.output_dir=/tmp/out", *override.split()]))
+
+
+def test_help_shows_ten_overrides_of_each_script() -> None:
+    assert {script: len(most) for script, most in USED_MOST.items()} == dict.fromkeys(SCRIPTS, 10)
+
+
+def test_help_is_instant() -> None:
+    done = run("-X", "importtime", "train.py", "--help")
+    assert done.returncode == 0
+    assert done.stdout == help_page(CONF, "train")
+    assert not re.search(r"\| +(torch|lightning|transformers|numpy)$", done.stderr, re.M)
+
+
+def test_hydras_message_is_followed_by_what_was_meant() -> None:
+    done = run("train.py", "stratgy=lora", "optim.lr=1e-4")
+    assert done.returncode == 1
+    assert "Could not override 'stratgy'" in done.stderr
+    assert done.stderr.splitlines()[-1] == "stratgy: did you mean strategy?"
+
+
+@pytest.mark.parametrize(
+    ("script", "overrides", "meant"),
+    [
+        ("train", ["optim.ler=1"], "optim.ler: did you mean optim.lr?"),
+        ("train", ["strategy=full", "rank=3"], "rank: there is one only with strategy=lora"),
+        ("train", ["batch_size=3"], "did you mean data.global_batch_size"),
+        ("train", ["normalization=minmax"], "did you mean data.normalisation"),
+        ("train", ["+experiment=oxe_ful"], "did you mean +experiment=oxe_full"),
+        ("finetune", ["strategy=lorra"], "did you mean strategy=lora"),
+        ("finetune", ["strategy=lora,ful"], "did you mean strategy=full?"),
+        ("finetune", ["data/mx=bridge"], "did you mean data/mix?"),
+        ("evaluate", ["env=libero_spacial"], "did you mean env=libero_spatial"),
+        ("evaluate", ["episodes_per_tsk=3"], "did you mean episodes_per_task?"),
+    ],
+)
+def test_what_was_meant(script: str, overrides: list[str], meant: str) -> None:
+    (hint,) = hints(script, overrides)
+    assert meant in hint
+
+
+def test_right_names_get_no_hint() -> None:
+    right = ["strategy=lora", "rank=4", "optim.lr=1e-3", "data/mix=bridge", "+data.new=1", "~callbacks.progress"]
+    assert hints("finetune", [*right, "hydra.sweep.dir=a", "trainer.max_steps=1,2", "model=glob(*)"]) == []
+
+
+def test_all_wrong_names_are_reported_at_once() -> None:
+    assert len(hints("train", ["stratgy=lora", "model=tinny", "optim.ler=1"])) == 3
+
+
+NAMES = known("train")
+
+
+@given(st.data())
+def test_a_key_with_a_letter_missing_is_found(data: st.DataObject) -> None:
+    key = data.draw(st.sampled_from([name for name in NAMES if len(name) > 4]))
+    place = data.draw(st.integers(key.rfind(".") + 1, len(key) - 1))
+    damaged = key[:place] + key[place + 1 :]
+    last = damaged.rpartition(".")[2]
+    if any(name.rpartition(".")[2] == last for name in NAMES):
+        return  # another one's name: that is what was meant
+    (found,) = near(damaged, NAMES)
+    assert found in NAMES
+    assert likeness(found, damaged) >= likeness(key, damaged)
+
+
+def likeness(one: str, other: str) -> float:
+    return SequenceMatcher(None, other, one).ratio()
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [("+experimnt=oxe_full", "+experiment=oxe_full"), ("+debg=tiny", "+debug=tiny"), ("+modle=tiny", "+model=tiny")],
+)
+def test_an_addition_that_nothing_would_read_is_refused(override: str, meant: str) -> None:
+    message = misspelt_addition(groups(CONF, "train"), ["strategy=lora", override])
+    assert message is not None
+    assert message.endswith(f"did you mean {meant}?")
+
+
+@pytest.mark.parametrize("override", ["+experiment=oxe_full", "+estimate=true", "+data.experimnt=1", "experimnt=1"])
+def test_other_additions_are_hydras_business(override: str) -> None:
+    assert misspelt_addition(groups(CONF, "train"), [override]) is None
+
+
+def test_an_argument_that_nothing_takes_is_answered_with_the_one_that_was_meant() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["paths.output_dir=/tmp/out", "+data.normalization=minmax"])
+    with pytest.raises(ConfigError, match="did you mean 'normalisation'"):
+        validate(cfg)
