@@ -1,18 +1,28 @@
-"""Every command a page shows exists, and every page a page points to is there."""
+"""Every command a page shows exists, what a page has one write works, and every page a page points to is there."""
 
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
+from openvla_lightning.action_head import TokenHead
 from openvla_lightning.config import validate
+from openvla_lightning.model.vla import VLAOutput
+from openvla_lightning.types import IGNORE_INDEX
 
 ROOT = Path(__file__).parents[1]
+ROBOT, EXTEND = ROOT / "docs" / "finetune-your-robot.md", ROOT / "docs" / "extending.md"
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "data" / "README.md"]
 
 
@@ -26,15 +36,39 @@ def commands(pattern: str) -> Iterator[Any]:
                 yield pytest.param(match, id=f"{page.relative_to(ROOT)}: {line.strip()}")
 
 
-@pytest.mark.parametrize("match", commands(r"(?:\S*python|torchrun \S+) (train|finetune|evaluate)\.py(.*)$"))
-def test_a_script_command_composes(match: re.Match[str]) -> None:
-    words = shlex.split(match[2], comments=True)
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the pages have a reader write: a folder of YAML, and the module that one of them names."""
+    folder = tmp_path_factory.mktemp("own")
+    for block in (block for page in (ROBOT, EXTEND) for block in blocks(page, "yaml")):
+        (name,) = re.findall(r"^# conf/(\S+\.yaml)$", block, re.M)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(block)
+    module = ModuleType("openvla_lightning.smooth_head")
+    exec(blocks(EXTEND, "python")[0], vars(module))
+    sys.modules[module.__name__] = module
+    yield folder
+    del sys.modules[module.__name__]
+
+
+def composed(config: str, arguments: str, own: Path) -> Any:
+    """The config of a command line, of several runs the first one's."""
+    words = shlex.split(arguments, comments=True)
     words = [w for w in words if w not in ("-m", "--resolve", "--cfg", "job", "--help") and "..." not in w]
-    if any("launcher=" in word for word in words):
-        pytest.skip("the launcher is a plugin that is not installed")
+    overrides = [re.sub(r"=([^\[{(]*?),.*", r"=\1", word) for word in words]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        overrides = [re.sub(r"=([^\[{(]*?),.*", r"=\1", word) for word in words]
-        validate(compose(match[1], ["paths.output_dir=/tmp/out", *overrides]))
+        return compose(config, [f"hydra.searchpath=[file://{own}]", "paths.output_dir=/tmp/out", *overrides])
+
+
+@pytest.mark.parametrize("match", commands(r"(?:\S*python|torchrun \S+) (train|finetune|evaluate)\.py(.*)$"))
+def test_a_script_command_composes(match: re.Match[str], own: Path) -> None:
+    if "launcher=" in match[2]:
+        pytest.skip("the launcher is a plugin that is not installed")
+    validate(composed(match[1], match[2], own))
 
 
 @pytest.mark.parametrize("match", commands(r"make (\w+)"))
@@ -42,14 +76,57 @@ def test_a_make_target_exists(match: re.Match[str]) -> None:
     assert re.search(rf"^{match[1]}:", (ROOT / "Makefile").read_text(), re.M)
 
 
-@pytest.mark.parametrize("match", commands(r"\S*python3? -m (openvla_lightning[\w.]*)"))
-def test_a_module_command_exists(match: re.Match[str]) -> None:
+@pytest.mark.parametrize("match", commands(r"\S*python3? -m (openvla_lightning[\w.]*)([^|>]*)$"))
+def test_a_module_command_exists(match: re.Match[str], own: Path) -> None:
     spec = importlib.util.find_spec(match[1])
     if spec is not None and spec.submodule_search_locations:  # a package runs its `__main__`
         spec = importlib.util.find_spec(f"{match[1]}.__main__")
     assert spec is not None
     assert spec.origin is not None
-    assert "__main__" in Path(spec.origin).read_text()
+    text = Path(spec.origin).read_text()
+    assert "__main__" in text
+    if config := re.search(r'config_name="(\w+)"', text):
+        composed(config[1], match[2], own)
+    else:
+        assert not [word for word in shlex.split(match[2], comments=True) if word[:2] == "--" and word not in text]
+
+
+def test_recordings_become_a_dataset_as_the_page_says(own: Path, tmp_path: Path) -> None:
+    angles = np.radians([170, 178, -174])  # a turn by 8 degrees each
+    for i in range(12):
+        images = np.full((3, 48, 64, 3), 20 * i, np.uint8)
+        pose = np.column_stack([np.arange(3) * (i + 1) / 100, np.zeros((3, 4)), angles])
+        (tmp_path / "recordings").mkdir(exist_ok=True)
+        np.savez(
+            tmp_path / "recordings" / f"{i:02d}.npz", images=images, pose=pose, gripper=[1, 1, i % 2], instruction="Go"
+        )
+    (tmp_path / "convert.py").write_text(blocks(ROBOT, "python")[0])
+    subprocess.run([sys.executable, "convert.py"], cwd=tmp_path, check=True, capture_output=True)
+
+    cfg = composed("finetune", f"data=finetune data/mix=my_robot paths.data_dir={tmp_path}/data", own)
+    datamodule = instantiate(cfg.data, collate=list, num_workers=0, _convert_="all")
+    datamodule.setup("fit")
+    (steps,) = datamodule.statistics.values()
+    assert steps.num_transitions == 24
+    assert steps.num_trajectories == 12
+    np.testing.assert_allclose([steps.action["min"][5], steps.action["max"][5]], np.radians(8), rtol=1e-4)
+    np.testing.assert_allclose([steps.action["min"][0], steps.action["max"][0]], [0.01, 0.12], rtol=1e-4)
+    step = next(iter(datamodule.train_dataloader()))[0]
+    assert step.instruction == "Go"
+    assert step.action.shape == (1, 7)
+
+
+def test_the_head_of_the_page_differs_from_the_released_one_in_its_loss_alone(own: Path) -> None:
+    cfg = composed("train", "action_head=smooth", own).action_head
+    smooth, plain = instantiate(cfg), TokenHead(cfg.num_bins, cfg.vocab_size)
+    labels = torch.cat([torch.full((2, 4), IGNORE_INDEX), plain.encode(torch.rand(2, 1, 7) * 2 - 1)], dim=1)
+    sure = torch.nn.functional.one_hot(labels.clamp(0), cfg.vocab_size) * 20.0
+    output = VLAOutput(sure.roll(-1, dims=1), num_patches=0)
+    batch: Any = SimpleNamespace(labels=labels)
+    assert plain.loss(output, batch) < 1e-4 < smooth.loss(output, batch)
+    smooth.smoothing = 0.0
+    torch.testing.assert_close(smooth.loss(output, batch), plain.loss(output, batch))
+    assert smooth.config == plain.config  # so a checkpoint can rebuild it as what it decodes like
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -62,3 +139,18 @@ def test_the_readme_sets_everything_up_in_two_commands() -> None:
     text = (ROOT / "README.md").read_text()
     assert "make demo" in text
     assert "make test" in text
+
+
+def test_the_site_builds(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the site needs the extra `docs`")
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert "from_pretrained" in (tmp_path / "reference.html").read_text()
+    fetched = [
+        tag
+        for page in tmp_path.rglob("*.html")
+        for tag in re.findall(r"<(?:script|link)[^>]*//[^>]*>", page.read_text())
+    ]
+    assert not [tag for tag in fetched if "canonical" not in tag]
