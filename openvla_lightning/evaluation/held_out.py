@@ -10,6 +10,7 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from openvla_lightning.actions import dimension_names
 from openvla_lightning.env.offline import Offline
+from openvla_lightning.evaluation.confusion import Confusion
 from openvla_lightning.evaluation.control import Actor
 from openvla_lightning.policy import Policy
 from openvla_lightning.statistics import DatasetStatistics
@@ -27,7 +28,7 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
 
     Returns:
         `steps`, `token_accuracy` and `l1` over all; `datasets`: name -> the same, and by action dimension, by task (its
-        instruction) and by how undecided the policy was (`calibration`).
+        instruction), by how undecided the policy was (`calibration`), and when told other tasks' words (`confusion`).
 
     Raises:
         TypeError: for anything but a `Policy`.
@@ -38,16 +39,19 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
     batches, statistics, names = env.open(policy.processor.transform.image_size, policy.normalisation)
     found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in names}
     words: dict[str, list[str]] = {name: [] for name in names}
+    confusions = {name: Confusion() for name in names}
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
         bar = progress.add_task("predicting held-out steps", total=env.num_steps * len(names))
         for steps in batches:
             name = steps[0].dataset_name
             found[name].append(_score(policy, steps, statistics[name]))
             words[name] += [step.instruction for step in steps]
+            confusions[name].add(steps)
             progress.update(bar, advance=len(steps))
         progress.update(bar, total=progress.tasks[bar].completed)
     datasets = {
         name: _summarise({key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, words[name])
+        | {"confusion": confusions[name].measure(policy)}
         for name, parts in found.items()
         if parts
     }

@@ -46,7 +46,24 @@ def offline_lines(offline: Mapping[str, Any]) -> list[str]:
         lines += [f"## {escape(dataset)}: by task, the hardest first", "", markdown(rows), ""]
         if len(tasks) > MOST_TASKS:
             lines += [f"and {len(tasks) - MOST_TASKS} more in results.json.", ""]
+        lines += _confusion_lines(dataset, scores.get("confusion"))
     return lines
+
+
+def _confusion_lines(dataset: str, confusion: Mapping[str, Any] | None) -> list[str]:
+    if confusion is None:
+        return []
+    columns = [f"told {number}" for number in range(1, len(confusion["tasks"]) + 1)]
+    rows = [["steps of", *columns]]
+    for place, (task, errors) in enumerate(zip(confusion["tasks"], confusion["l1"], strict=True)):
+        cells = [f"**{error:.4f}**" if error == min(errors) else f"{error:.4f}" for error in errors]
+        rows.append([f"{place + 1}. {escape(task)}", *cells])
+    text = (
+        "L1 (normalised) on the steps of each task when the policy is told each task's words; the smallest of a row in "
+        f"bold. A policy that listens has them on the diagonal, or where the words mean the same: on the diagonal in "
+        f"{100 * confusion['own_is_best']:.0f} % of rows."
+    )
+    return [f"## {escape(dataset)}: does it listen?", "", markdown(rows), "", text, ""]
 
 
 def _scores(values: Mapping[str, float]) -> list[str]:

@@ -127,6 +127,17 @@ def test_an_error_shows_in_its_own_dimension_and_in_the_datasets_units(policy, s
     assert all(values["l1_executed"] < 1e-5 for name, values in scores.items() if name != "y")
 
 
+def test_a_policy_that_listens_errs_when_told_another_task(policy, steps):
+    found = score_offline(policy, offline(steps), Console(quiet=True))["datasets"]["toy"]["confusion"]
+    assert set(found["tasks"]) == {"lift the red cube", "lift the blue cube"}
+    errors = np.array(found["l1"])
+    assert (np.diag(errors) == 0).all(), "it is always right when told the step's own words"
+    assert errors.shape == (2, 2)
+    assert errors.max() > 0, "told the other's words it does something else"
+    alike = [replace(step, instruction="lift the red cube") for step in steps]
+    assert score_offline(policy, offline(alike), Console(quiet=True))["datasets"]["toy"]["confusion"] is None
+
+
 def test_so_many_steps_and_no_more(policy, steps):
     for wanted, sizes in {5: [3, 2], 6: [3, 3], 100: [3, 3, 2]}.items():
         batches, *_ = offline(steps, num_steps=wanted).open(32, "quantile")
@@ -152,6 +163,7 @@ def test_an_offline_evaluation_leaves_results_and_a_report(policy, steps, tmp_pa
     assert "| gripper | 100.0 % | 0.0000 |" in report
     assert "| lift the red cube | 4 | 100.0 % | 0.0000 |" in report
     assert "poor predictor of success" in report
+    assert "does it listen?" in report
     with pytest.raises(TypeError, match="needs a Policy"):
         evaluate(object, offline(steps), tmp_path, console=Console(quiet=True))
 
