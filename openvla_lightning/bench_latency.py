@@ -35,39 +35,27 @@ FORMATS: dict[str, Callable[[], Format]] = {
 }
 _DINO, _SIGLIP = "vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224.webli"
 _SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
-_IDS = {"model_type": "llama", "vocab_size": 32064, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
-def _described(towers: dict[str, Any], size: int, projector: str, **llm: int) -> dict[str, Any]:
+def _described(towers: dict[str, Any], size: int, projector: str, words: int, *llm: int) -> dict[str, Any]:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    ids = {"vocab_size": words + 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    architecture = {"model_type": "llama", **ids, **dict(zip(names, llm, strict=True))}
     return {
         "vision_backbone": {"towers": towers, "image_size": size},
         "projector": {"kind": projector},
-        "llm": {"name": "tiny", "vocab_size": 32000, "architecture": {**_IDS, **llm}},
+        "llm": {"name": "tiny", "vocab_size": words, "architecture": architecture},
     }
 
 
+_XCIT = {"id": "xcit_nano_12_p16_224", "embed_dim": 128, "depth": 4, "num_heads": 4}
+_PAIR = {"dino": {"id": _DINO, **_SMALL}, "siglip": {"id": _SIGLIP, **_SMALL}}
 MODELS = {
-    "tiny": _described(
-        {"stem": {"id": "xcit_nano_12_p16_224", "embed_dim": 128, "depth": 4, "num_heads": 4}},
-        96,
-        "mlp",
-        hidden_size=128,
-        intermediate_size=344,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-    ),
-    "mid": _described(
-        {"dino": {"id": _DINO, **_SMALL}, "siglip": {"id": _SIGLIP, **_SMALL}},
-        224,
-        "fused_mlp",
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-    ),
-    "openvla_7b": _described({"dino": _DINO, "siglip": _SIGLIP}, 224, "fused_mlp"),
+    "tiny": _described({"stem": _XCIT}, 96, "mlp", 768, 128, 344, 3, 4),
+    "mid": _described(_PAIR, 224, "fused_mlp", 32000, 768, 2048, 12, 12),
+    "openvla_7b": _described({"dino": _DINO, "siglip": _SIGLIP}, 224, "fused_mlp", 32000, 4096, 11008, 32, 32),
 }
-"""What can be measured without a checkpoint: 10 million, 0.2 and 7.5 thousand million parameters."""
+"""What can be measured without a checkpoint: 2 million, 0.2 and 7.5 thousand million parameters."""
 
 
 @dataclass
@@ -123,7 +111,8 @@ def random_policy(config: dict[str, Any], device: torch.device, dtype: torch.dty
         format_(vla, device)
     towers = vla.vision_backbone.towers
     means, stds = pixel_statistics(towers)
-    processor = Processor(TokenHead(), image_size=vla.vision_backbone.image_size, means=means, stds=stds)
+    head = TokenHead(vocab_size=config["llm"]["vocab_size"])
+    processor = Processor(head, image_size=vla.vision_backbone.image_size, means=means, stds=stds)
     stats = {"random": {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}}}
     return Policy(vla, processor, stats, device=device, dtype=dtype)
 

@@ -1,7 +1,8 @@
-"""How many parameters a model has, and how many of them learn."""
+"""How many parameters a model has, how many of them learn, and the names of their dtypes."""
 
 import math
 
+import torch
 from torch import nn
 
 
@@ -17,3 +18,15 @@ def count(module: nn.Module) -> tuple[int, int]:
 def _size(parameter: nn.Parameter) -> int:
     state = getattr(parameter, "quant_state", None)
     return math.prod(parameter.shape if state is None else state.shape)
+
+
+def floating(name: str) -> torch.dtype:
+    """A floating dtype of torch by its name.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={name!r} is not known; use float32, bfloat16 or float16")
+    return dtype

@@ -14,6 +14,7 @@ from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
 from openvla_lightning.model.llm import CausalLM
 from openvla_lightning.model.projector import Projector
 from openvla_lightning.model.vision_backbone import VisionBackbone
+from openvla_lightning.parameters import floating
 
 if TYPE_CHECKING:
     from openvla_lightning.processor import Processor
@@ -215,13 +216,8 @@ class VLA(nn.Module):
     ) -> Tensor:
         """Ids [B, max_new_tokens] after prompts, plainly; `StaticDecoder` gives the same sooner.
 
-        Rows of different length, padded on either side, give what each gives alone.
-
-        Args:
-            pixel_values, input_ids, attention_mask: as in `forward`.
-            max_new_tokens: how many ids to write; no end token stops it early.
-            choice: how ids are chosen.
-            generator: on the CPU, for drawing.
+        Arguments as in `forward`; `choice` says how ids are chosen, and draws come from `generator`, on the CPU. Rows
+        of different length, padded on either side, give what each gives alone.
         """
         shift = _left_padding(attention_mask)
         visual = None if pixel_values is None else self.projector(self.vision_backbone(pixel_values))
@@ -283,18 +279,6 @@ class VLA(nn.Module):
         from openvla_lightning.model.saving import save_vla
 
         save_vla(self, Path(folder), processor, max_shard_size, dtype)
-
-
-def floating(name: str) -> torch.dtype:
-    """A floating dtype of torch by its name.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype={name!r} is not known; use float32, bfloat16 or float16")
-    return dtype
 
 
 def _left_padding(attention_mask: Tensor | None) -> Tensor | None:
