@@ -2,7 +2,7 @@
 
 import json
 import resource
-import time
+from collections import deque
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,11 +12,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
+from openvla_lightning.callbacks.clock import Clock
 from openvla_lightning.parameters import count
 from openvla_lightning.report.sweeps import FILE_NAME
 
 WARM_UP = 5
 """Steps that are not timed: allocators and caches fill."""
+TIMED = 1000
+"""The last steps, which are."""
 RESET_PEAK = "5"  # written to clear_refs: see proc(5)
 
 
@@ -33,8 +36,9 @@ class Costs(Callback):
 
     def __init__(self, dirpath: str) -> None:
         self.dirpath = Path(dirpath)
-        self.seconds: list[float] = []
-        self.started: float | None = None
+        self.clock = Clock(on_gpu=torch.cuda.is_available())
+        self.steps: deque[tuple[Any, Any]] = deque(maxlen=TIMED)
+        self.started: Any = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Forget the peak of what this process did before."""
@@ -47,7 +51,7 @@ class Costs(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start the clock, unless it runs since an earlier part of the same optimiser step."""
-        self.started = self.started or time.perf_counter()
+        self.started = self.started or self.clock.mark()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -55,9 +59,7 @@ class Costs(Callback):
         """Take the time of an optimiser step once it is complete."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches or self.started is None:
             return
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self.started)
+        self.steps.append((self.started, self.clock.mark()))
         self.started = None
 
     @rank_zero_only
@@ -65,14 +67,15 @@ class Costs(Callback):
         """Write the file."""
         everything, learning = count(pl_module.vla)  # type: ignore[arg-type]
         checkpoints = sorted(self.dirpath.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-        on_gpu = torch.cuda.is_available()
+        on_gpu = self.clock.on_gpu
+        seconds = [self.clock.seconds(*step) for step in self.steps]
         costs = {
             "parameters": everything,
             "trainable": learning,
             "checkpoint_bytes": checkpoints[-1].stat().st_size if checkpoints else None,
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes(),
             "memory_of": "gpu" if on_gpu else "process",
-            "step_seconds": median(self.seconds[WARM_UP:] or self.seconds) if self.seconds else None,
+            "step_seconds": median(seconds[WARM_UP:] or seconds) if seconds else None,
             "steps": trainer.global_step,
         }
         self.dirpath.mkdir(parents=True, exist_ok=True)

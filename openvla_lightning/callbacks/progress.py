@@ -13,6 +13,7 @@ SHOWN = {
     "train/action_accuracy": "accuracy {:.3f}",
     "train/token_accuracy": "accuracy {:.3f}",
     "train/samples_per_second": "{:.0f} samples/s",
+    "train/mfu": "{:.0%} of peak",
 }
 
 
