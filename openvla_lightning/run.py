@@ -9,20 +9,22 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
 
+from openvla_lightning import job
 from openvla_lightning.callbacks import NonFiniteError
+from openvla_lightning.callbacks.parameters import ParameterTable
 from openvla_lightning.checkpoint_files import CheckpointWriteError
 from openvla_lightning.config import ConfigError, for_people, newest_checkpoint, validate
+from openvla_lightning.estimate import show
 from openvla_lightning.logger import log_results
 from openvla_lightning.model.lightning import base_of
 from openvla_lightning.model.source import CheckpointError, check_source, find_source
 from openvla_lightning.module import VLAModule
 from openvla_lightning.parallel import accumulate
-from openvla_lightning.parameters import count
 from openvla_lightning.processor import Processor
 from openvla_lightning.report.sweeps import RUNS_OWN
 
@@ -46,6 +48,13 @@ def fit(cfg: DictConfig) -> float | None:
         NonFiniteError: naming the samples, when training diverges.
     """
     recipe = validate(cfg)
+    if cfg.estimate:
+        parts = (instantiate(cfg[name], _convert_="all") for name in ("model", "strategy", "quantisation"))
+        show(*parts, recipe, Console())
+        return None
+    if (done := job.finished(cfg)) is not None:
+        log.info(f"Done before: {cfg.paths.output_dir}")
+        return done["objective"]
     resume = resume_from(cfg)
     cfg.model.init_from = adapter_base(resume, cfg) if resume else start_from(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -86,16 +95,16 @@ def fit(cfg: DictConfig) -> float | None:
     log.info(f"Done: {cfg.paths.output_dir}")
     if cfg.evaluate_after is not None and trainer.is_global_zero:
         evaluate_run(cfg)
-    return trainer.callback_metrics[cfg.objective].item() if cfg.objective else None
+    objective = trainer.callback_metrics[cfg.objective].item() if cfg.objective else None
+    if job.in_sweep() and trainer.is_global_zero:
+        job.finish(cfg, objective)
+    return objective
 
 
 def evaluate_run(cfg: DictConfig) -> None:
     """Evaluate what was just trained as `evaluate_after` says, into the run's own folder."""
-    from hydra import compose
-    from hydra.core.hydra_config import HydraConfig
-
     folder = cfg.paths.output_dir
-    chosen = [text for text in HydraConfig.get().overrides.task if not text.startswith(RUNS_OWN)]
+    chosen = [text for text in job.overrides() if not text.startswith(RUNS_OWN)]
     varied = [text for text in chosen if "." not in text.partition("=")[0]]  # groups and what stands at the top
     own = [f"ckpt_path={folder}", f"paths.output_dir={folder}/evaluation", f"label='{' '.join(varied) or 'policy'}'"]
     evaluation = compose("evaluate", [*own, *(f"{name}={value}" for name, value in cfg.evaluate_after.items())])
@@ -177,8 +186,10 @@ def resume_from(cfg: DictConfig) -> str | None:
     """
     if cfg.ckpt_path is None:
         return None
-    runs = Path(cfg.paths.log_dir) / cfg.run_name
+    runs = Path(cfg.paths.output_dir) if job.in_sweep() else Path(cfg.paths.log_dir) / cfg.run_name
     path = newest_checkpoint(runs) if cfg.ckpt_path == "last" else Path(cfg.ckpt_path)
+    if path is None and job.in_sweep():
+        return None  # this job of a continued sweep had not begun
     if path is None:
         raise ConfigError(f"ckpt_path=last: no checkpoint below {runs}/; leave ckpt_path out to start a run")
     if not path.exists():
@@ -269,23 +280,3 @@ def make_embedded(missing: Sequence[str], data_dir: Path) -> None:
     if names := [name for name in missing if name in demonstrations.DATASETS]:
         log.info(f"Making demonstrations that are not in {data_dir} yet: {', '.join(names)}")
         demonstrations.make(data_dir, names)
-
-
-class ParameterTable(L.Callback):
-    """Prints once how many parameters each part has and how many of them learn."""
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the table."""
-        if trainer.is_global_zero:
-            Console(stderr=True).print(parameter_table(pl_module.vla))  # type: ignore[arg-type]
-
-
-def parameter_table(vla: torch.nn.Module) -> Table:
-    """Rows part, parameters, learning; the last is the sum."""
-    table = Table("part", title="Parameters", title_justify="left")
-    for column in ("all", "learning"):
-        table.add_column(column, justify="right")
-    parts: Sequence[tuple[str, torch.nn.Module]] = [*vla.named_children(), ("total", vla)]
-    for name, part in parts:
-        table.add_row(name, *(f"{number:,}" for number in count(part)))
-    return table

@@ -25,7 +25,7 @@ FORBIDDEN = {
     | ABOVE,
     "data": CONFIGURATION | MODELS | ABOVE,
     "module.py metrics.py parallel.py checkpoint_files.py callbacks logger": CONFIGURATION | DATA,
-    "policy.py evaluation": CONFIGURATION | TRAINING | ABOVE,
+    "policy.py evaluation serve": CONFIGURATION | TRAINING | ABOVE,
     "report": CONFIGURATION | TRAINING | MODELS | ABOVE,
     "parameters.py": CONFIGURATION | TRAINING | ABOVE,
     "env": CONFIGURATION
@@ -34,7 +34,7 @@ FORBIDDEN = {
     | ABOVE
     | {"tensorflow_datasets", "openvla_lightning.data.source", "openvla_lightning.data.datamodule"},
 }
-HYDRA_LIVES_IN = {"config.py", "run.py", "__main__.py"}
+HYDRA_LIVES_IN = {"config.py", "job.py", "run.py", "__main__.py"}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -91,6 +91,7 @@ def test_nothing_imports_tensorflow() -> None:
     [
         ("openvla_lightning", {"torch", "lightning", "hydra"}),
         ("openvla_lightning.config", {"torch", "lightning", "transformers"}),
+        ("openvla_lightning.client", {"torch", "transformers", "hydra", "fastapi"}),
         ("openvla_lightning.model", {"tensorflow_datasets", "hydra", "lightning", "tensorflow"}),
         ("openvla_lightning.policy", {"tensorflow_datasets", "hydra", "lightning", "tensorflow"}),
         ("openvla_lightning.data", {"transformers", "hydra", "tensorflow", "openvla_lightning.model"}),
