@@ -80,8 +80,8 @@ class StaticDecoder:
         vla: in its place, in `eval`.
         normalise: uint8 [B, 3, H, W] -> float [B, 3 * towers, H, W] on any device (`ImageTransform.normalise`).
         choice: how ids are chosen.
-        compile: compile the decoder's layer; one compilation serves all layers. None: on a GPU, where it takes half a
-            minute per width of prompts; on a CPU it costs more than it gives back.
+        compile: compile the language model's layer, once for all layers; the third shape of inputs is the last to be
+            compiled for. None: on a GPU; on a CPU it costs more than it gives back. Not with bitsandbytes' layers.
         graph: capture each stage as a CUDA graph. None: on a GPU, but not for bitsandbytes' 8 bits, which look at
             values on the way.
     """
@@ -98,10 +98,10 @@ class StaticDecoder:
         self.device = next(vla.parameters()).device
         gpu = self.device.type == "cuda"
         bits = (vla.quantisation or {}).get("bits")  # bitsandbytes' layers: 4 and 8
-        self.graph = gpu and bits != 8 if graph is None else graph
-        self.compile = gpu and bits is None if compile is None else compile
-        self._layer = torch.compile(_layer, dynamic=False) if self.compile else _layer
         self._static = self.vla.llm.architecture["model_type"] in FAMILIES
+        self.graph = self._static and (gpu and bits != 8 if graph is None else graph)
+        self.compile = self._static and (gpu and bits is None if compile is None else compile)
+        self._layer = torch.compile(_layer) if self.compile else _layer
         self._captured: dict[tuple[int, ...], tuple[_Action, list[Callable[[], None]]]] = {}
         self._pool: Any = None
 
@@ -128,8 +128,12 @@ class StaticDecoder:
         """
         action = self._arranged(pixels, input_ids, attention_mask, count, generator)
         if self.graph:
-            action, stages = self._ready(action)
-        else:
+            try:
+                action, stages = self._ready(action)
+            except RuntimeError as error:  # an operation that cannot be captured, or no memory left to do it
+                log.warning(f"No CUDA graphs, so actions take longer: {str(error).splitlines()[0]}")
+                self.graph = False
+        if not self.graph:
             _move(action, self.device)
             stages = [lambda stage=stage: stage(action) for stage in self._stages]  # type: ignore[misc]
         clock("copy")
