@@ -46,7 +46,7 @@ def wandb_run(tmp_path_factory: pytest.TempPathFactory, no_account: None) -> Pat
     told = [
         *("+debug=tiny", f"paths.log_dir={root}", "logger=wandb", "logger.wandb.artifacts=true"),
         *("trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1", "save_every=2"),
-        "data/mix=bridge_rt_1",
+        *("data/mix=bridge_rt_1", "+callbacks.throughput.peak_tflops=1"),
     ]
     process = warm_scripts.start("train.py", root / "log", *told)
     deadline = time.monotonic() + 200

@@ -64,7 +64,11 @@ def test_metrics_and_costs_are_in_the_run_as_in_the_csv_log(wandb_run: Path) -> 
     with (wandb_run / "metrics.csv").open(newline="") as file:
         logged = list(csv.DictReader(file))
     names = {name for row in rows for name in row}
-    assert set(logged[0]) - {"step"} <= names
+    speed = {name for name in names if name.startswith("throughput/")}
+    assert {"throughput/samples_per_second", "throughput/data_wait", "throughput/step_seconds/forward"} <= speed
+    assert names - speed >= {name for name in logged[0] if name.replace("train/", "throughput/") not in speed} - {
+        "step"
+    }
     losses = {row["trainer/global_step"]: row["train/loss"] for row in rows if "train/loss" in row}
     expected = {int(row["step"]): float(row["train/loss"]) for row in logged if row["train/loss"]}
     assert {3, 4, 5} <= set(losses)  # W&B loses what it had not yet written when it was killed

@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from openvla_lightning.report.sweeps import RUNS_OWN
 
 TAGGED = ("model", "strategy", "data/mix", "env")
 """Groups whose choice becomes a tag."""
+SPEED = re.compile(r"^train/(?=(samples_per_second|step_seconds|data_wait|mfu|peak_memory_gb)\b)")
+"""Of what `callbacks.Throughput` logs: W&B makes a section of each first word, and these have their own."""
 LONGEST_NAME = 128
 """Characters that W&B takes."""
 
@@ -90,6 +93,11 @@ class WandbLogger(LightningWandbLogger):
     def log_hyperparams(self, params: Any) -> None:
         """As in Lightning, and the choices behind it."""
         super().log_hyperparams({**params, "choices": self.choices, "overrides": self.overrides})
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """As in Lightning, with the speed of training under `throughput/`."""
+        super().log_metrics({SPEED.sub("throughput/", name): value for name, value in metrics.items()}, step)
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Keep new checkpoints, if asked and none will be deleted before it is uploaded."""
