@@ -13,7 +13,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,14 +35,16 @@ class ConfigError(ValueError):
 def for_people(*kinds: type[Exception]) -> Iterator[None]:
     """Decorates what a script calls: errors of these kinds end the process with their message, without a traceback.
 
-    With HYDRA_FULL_ERROR=1 the traceback comes along, as it does for Hydra's own errors.
+    So does a ValueError with which a class refuses the arguments that the config gives it. With
+    HYDRA_FULL_ERROR=1 the traceback comes along, as it does for Hydra's own errors.
     """
     try:
         yield
-    except kinds as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except (*kinds, InstantiationException) as error:
+        shown = error.__cause__ if isinstance(error, InstantiationException) else error
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(shown, (*kinds, ValueError)):
             raise
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {shown}") from None
 
 
 def command(config_name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -23,7 +25,7 @@ from openvla_lightning.command_line import (
     misspelt_addition,
     near,
 )
-from openvla_lightning.config import ConfigError, dotted, hints, validate
+from openvla_lightning.config import ConfigError, dotted, for_people, hints, validate
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -150,3 +152,16 @@ def test_an_argument_that_nothing_takes_is_answered_with_the_one_that_was_meant(
         cfg = compose("train", ["paths.output_dir=/tmp/out", "+data.normalization=minmax"])
     with pytest.raises(ConfigError, match="did you mean 'normalisation'"):
         validate(cfg)
+
+
+def test_what_a_class_says_of_a_wrong_value_is_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        data = compose("train", ["paths.output_dir=/tmp/out", "data=oxe", "+data.mix.bridge_orgi=1.0"]).data
+    with (
+        pytest.raises(SystemExit, match=r"^error: unknown dataset in the mixture: 'bridge_orgi'.*bridge_orig"),
+        for_people(),
+    ):
+        instantiate(data, collate=list)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(InstantiationException), for_people():
+        instantiate(data, collate=list)
