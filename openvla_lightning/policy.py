@@ -77,7 +77,7 @@ class Policy:
         ids = (head["vocab_size"] - head["num_bins"], head["vocab_size"]) if action_ids_only else None
         choice = Choice(temperature, top_k, ids)
         self.unnorm_key = choose_key(norm_stats, unnorm_key)
-        self._norm_stats, self._normalisation = norm_stats, normalisation
+        self.norm_stats, self._normalisation = norm_stats, normalisation
         self._scales: dict[str, tuple[DatasetStatistics, Normalisation]] = {}
         self.statistics, self.normalisation = self._scale(self.unnorm_key)
         self.device = choose_device(device)
@@ -104,9 +104,9 @@ class Policy:
         """Statistics of a dataset, and how its actions were normalised."""
         if unnorm_key is None:
             return self.statistics, self.normalisation
-        key = choose_key(self._norm_stats, unnorm_key)
+        key = choose_key(self.norm_stats, unnorm_key)
         if key not in self._scales:
-            stats = self._norm_stats[key]
+            stats = self.norm_stats[key]
             said = stats.get("normalisation") if isinstance(stats, Mapping) else None
             statistics = stats if isinstance(stats, DatasetStatistics) else DatasetStatistics.from_dict(stats)
             self._scales[key] = statistics, self._normalisation or said or "quantile"

@@ -1,0 +1,121 @@
+"""A robot's side of `openvla_lightning.serve`. Needs numpy, msgpack and websockets; no torch.
+
+with Client("http://127.0.0.1:8000") as policy:
+    action = policy.act(image, "pick up the can")
+"""
+
+import json
+from typing import Any, Self
+from urllib.request import Request, urlopen
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+from websockets.exceptions import WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+
+class ServerError(RuntimeError):
+    """The server's answer when there is no action.
+
+    Attributes:
+        status: HTTP status code; 504: too late, 503: too busy or stopping, 4xx: the request is wrong.
+        code: the same in a word.
+        facts: everything the server said.
+    """
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        super().__init__(facts["message"])
+        self.status, self.code, self.facts = facts["status"], facts["code"], facts
+
+
+class Client:
+    """Asks a server for actions over one WebSocket, which is opened when first needed and again when lost.
+
+    For one thread; further threads or cameras take further clients.
+
+    Args:
+        url: of the server.
+        token: the server's, if it asks for one.
+        timeout: seconds to wait for anything.
+    """
+
+    def __init__(self, url: str = "http://127.0.0.1:8000", token: str | None = None, timeout: float = 10.0) -> None:
+        self.url, self.timeout = url.rstrip("/"), timeout
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._socket: ClientConnection | None = None
+
+    def act(
+        self,
+        image: NDArray[np.uint8] | bytes,
+        instruction: str,
+        unnorm_key: str | None = None,
+        deadline_ms: float | None = None,
+    ) -> NDArray[np.float64]:
+        """Ask for an action.
+
+        Args:
+            image: uint8 [H, W, 3], RGB; or the bytes of a PNG or JPEG.
+            instruction: what to do.
+            unnorm_key: whose units; None: as the server was told.
+            deadline_ms: after how long the answer is of no use; None: as the server was told.
+
+        Returns:
+            float64 [D], in the dataset's units, the gripper (1: open) last.
+
+        Raises:
+            ServerError: when the server refuses.
+            ConnectionError: when there is no server, or it went away.
+            TimeoutError: when nothing came in time.
+        """
+        if not isinstance(image, bytes):
+            image = np.ascontiguousarray(image)
+        fields: dict[str, Any] = {
+            "image": image
+            if isinstance(image, bytes)
+            else {"data": image.tobytes(), "dtype": image.dtype.str, "shape": list(image.shape)},
+            "instruction": instruction,
+        }
+        optional = {"unnorm_key": unnorm_key, "deadline_ms": deadline_ms}
+        fields |= {name: value for name, value in optional.items() if value is not None}
+        answer = self._exchange(msgpack.packb(fields))
+        if "error" in answer:
+            raise ServerError(answer["error"])
+        return np.array(answer["action"], np.float64)
+
+    def info(self) -> dict[str, Any]:
+        """What acts there: statistics, cameras, limits, versions."""
+        with urlopen(Request(f"{self.url}/info", headers=self._headers), timeout=self.timeout) as response:
+            return json.load(response)
+
+    def close(self) -> None:
+        """Hang up."""
+        socket, self._socket = self._socket, None
+        if socket is not None:
+            socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _exchange(self, message: bytes) -> dict[str, Any]:
+        try:
+            if self._socket is None:
+                address = "ws" + self.url.removeprefix("http") + "/ws"
+                self._socket = connect(
+                    address,
+                    additional_headers=self._headers,
+                    compression=None,
+                    max_size=2**20,
+                    open_timeout=self.timeout,
+                    proxy=None,
+                )
+            self._socket.send(message)
+            return msgpack.unpackb(self._socket.recv(timeout=self.timeout))
+        except BaseException as error:
+            self.close()  # else a late answer would be taken for that to the next question
+            if isinstance(error, WebSocketException | ConnectionError):
+                raise ConnectionError(f"no answer from {self.url}: {error}") from error
+            raise

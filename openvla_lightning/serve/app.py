@@ -1,0 +1,248 @@
+"""The web application: /act, /ws, /health, /info, /metrics."""
+
+import asyncio
+import hmac
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import json_numpy
+import msgpack
+import numpy as np
+import torch
+import transformers
+from fastapi import FastAPI, Request, Response, WebSocket
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+
+import openvla_lightning
+from openvla_lightning.policy import Policy
+from openvla_lightning.serve.batching import Batcher, stale
+from openvla_lightning.serve.errors import Refused
+from openvla_lightning.serve.reading import Question, Reader
+
+UNGUARDED = ("/health",)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Service:
+    """A policy with everything between it and the network but the network.
+
+    Args:
+        policy: what acts.
+        max_batch, max_wait, max_queue: see `Batcher`.
+        deadline: seconds after which no request is acted on; clients may ask for less.
+        max_bytes: largest request.
+        max_pixels: largest image.
+        rate_hz: actions a second for one robot, as measured; for /info.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        max_batch: int = 16,
+        max_wait: float = 0.0,
+        max_queue: int = 256,
+        deadline: float = 1.0,
+        max_bytes: int = 2**23,
+        max_pixels: int = 2**22,
+        rate_hz: float | None = None,
+    ) -> None:
+        self.policy, self.deadline, self.max_bytes, self.rate_hz = policy, deadline, max_bytes, rate_hz
+        self.reader = Reader(policy.processor.transform.resize, policy.norm_stats, max_pixels)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.answers = Counter(
+            "openvla_requests", "Requests for an action", ["transport", "code"], registry=self.registry
+        )
+        self.latency = Histogram(
+            "openvla_latency_seconds",
+            "From a request's first byte to its action",
+            ["transport"],
+            buckets=(0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.2, 0.35, 0.5, 1, 2, 5),
+            registry=self.registry,
+        )
+        batches = Histogram(
+            "openvla_batch_size", "Robots acted on together", buckets=BATCH_SIZES, registry=self.registry
+        )
+        self.batcher = Batcher(policy.act, max_batch, max_wait, max_queue, batches.observe)
+        Gauge("openvla_queue", "Requests that wait", registry=self.registry).set_function(self.batcher.waiting)
+        self.open = 0
+        """Requests being answered."""
+
+    async def act(self, transport: str, began: float, read: Callable[[], Question]) -> tuple[Question, np.ndarray]:
+        """Read and answer a question.
+
+        Raises:
+            Refused: when there is no action.
+        """
+        question = await asyncio.to_thread(read)
+        allowed = self.deadline
+        if question.deadline_ms is not None:
+            allowed = min(allowed, question.deadline_ms / 1000)
+        future = self.batcher.submit(question, began + allowed)
+        try:
+            action = await asyncio.wait_for(asyncio.wrap_future(future), began + allowed - time.monotonic())
+        except TimeoutError:
+            raise stale() from None
+        self.latency.labels(transport).observe(time.monotonic() - began)
+        return question, action
+
+    def counted(self, transport: str, refusal: Refused | None) -> None:
+        """Count an answer."""
+        self.answers.labels(transport, refusal.code if refusal else "ok").inc()
+
+    def info(self) -> dict[str, Any]:
+        """What acts here, for robots and people."""
+        policy = self.policy
+        statistics = {
+            key: entry.to_dict() if hasattr(entry, "to_dict") else dict(entry)
+            for key, entry in policy.norm_stats.items()
+        }
+        return {
+            "unnorm_key": policy.unnorm_key,
+            "action_dim": policy.statistics.action_dim,
+            "normalisation": policy.normalisation,
+            "statistics": statistics,
+            "cameras": [policy.processor.camera],
+            "image_size": policy.processor.transform.image_size,
+            "rate_hz": self.rate_hz,
+            "device": str(policy.device),
+            "dtype": str(policy.dtype).removeprefix("torch."),
+            "quantisation": policy.vla.quantisation,
+            "deadline_ms": 1000 * self.deadline,
+            "max_bytes": self.max_bytes,
+            "max_pixels": self.reader.max_pixels,
+            "versions": {
+                "openvla_lightning": openvla_lightning.__version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+def build_app(service: Service, token: str | None = None) -> FastAPI:
+    """The application.
+
+    Args:
+        service: what answers.
+        token: what clients must send as `Authorization: Bearer <token>`, but for /health; None: nothing.
+    """
+    app = FastAPI(title="openvla_lightning", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _failure)
+
+    @app.post("/act")
+    async def act(request: Request) -> Response:
+        began, refusal = time.monotonic(), None
+        service.open += 1
+        try:
+            body = await _body(request, service.max_bytes)
+            question, action = await service.act("http", began, lambda: service.reader.from_json(body))
+            return JSONResponse(json_numpy.dumps(action) if question.encoded else action.tolist())
+        except Refused as error:
+            refusal = error
+            return _answer(error)
+        finally:
+            service.open -= 1
+            service.counted("http", refusal)
+
+    @app.websocket("/ws")
+    async def ws(socket: WebSocket) -> None:
+        await socket.accept()
+        try:
+            while True:
+                message = await socket.receive()
+                if message["type"] == "websocket.disconnect":
+                    return
+                began, refusal = time.monotonic(), None
+                service.open += 1
+                try:
+                    data = message.get("bytes") or b""
+                    _, action = await service.act("ws", began, lambda data=data: service.reader.from_msgpack(data))
+                    answer: dict[str, Any] = {"action": action.tolist()}
+                except Refused as error:
+                    refusal, answer = error, error.body
+                try:
+                    await socket.send_bytes(msgpack.packb(answer))
+                finally:
+                    service.open -= 1
+                    service.counted("ws", refusal)
+        except WebSocketDisconnect:
+            return
+
+    @app.get("/health")
+    async def health() -> Response:
+        well = service.batcher.alive
+        return JSONResponse({"status": "ok" if well else "stopping"}, 200 if well else 503)
+
+    @app.get("/info")
+    async def info() -> Response:
+        return JSONResponse(service.info())
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(service.registry), media_type=CONTENT_TYPE_LATEST)
+
+    if token is not None:
+        app.add_middleware(Guard, token=token)
+    return app
+
+
+class Guard:
+    """Answers 401 to who does not know the token, before a byte of the body is read."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self.app, self._expected = app, f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what may pass."""
+        if scope["type"] in ("http", "websocket") and scope["path"] not in UNGUARDED:
+            said = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(said, self._expected):
+                refusal = Refused(401, "unauthorised", "send the server's token: Authorization: Bearer <token>")
+                response = _answer(refusal, {"WWW-Authenticate": "Bearer"})
+                if scope["type"] == "websocket":
+                    await WebSocket(scope, receive, send).send_denial_response(response)
+                else:
+                    await response(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    refusal = Refused(413, "too_large", f"a request may have {limit} bytes; scale the image or send a JPEG")
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > limit:
+        raise refusal
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise refusal
+    except ClientDisconnect:
+        raise Refused(408, "too_slow", "the request ended before its body did") from None
+    return bytes(body)
+
+
+def _answer(refusal: Refused, headers: dict[str, str] | None = None) -> JSONResponse:
+    retry = {"Retry-After": "1"} if refusal.status == 503 else {}
+    return JSONResponse(refusal.body, refusal.status, headers={**retry, **(headers or {})})
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known = "POST /act; GET /health, /info, /metrics; WebSocket /ws"
+    return _answer(Refused(error.status_code, "no_such_thing", f"{error.detail}; there are {known}"))
+
+
+async def _failure(request: Request, error: Exception) -> Response:
+    return _answer(Refused(500, "internal", "the server failed; its log says why"))

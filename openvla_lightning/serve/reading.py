@@ -1,0 +1,194 @@
+"""Bytes from the network -> what a policy is asked. Nothing here is trusted, and no pickle is ever read."""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from openvla_lightning.serve.errors import Refused
+from openvla_lightning.statistics import choose_key
+
+FIELDS = {"image", "instruction", "unnorm_key", "deadline_ms"}
+MAX_WORDS = 1000
+"""Longest instruction, in characters."""
+MAX_ASPECT = 4
+"""Longer side over the shorter one: preprocessing may make a square of the longer one."""
+UINT8 = ("|u1", "<u1", ">u1", "u1", "uint8")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One robot asking for one action.
+
+    Attributes:
+        image: uint8 [S, S, 3], already as large as the model sees it.
+        instruction: what to do.
+        unnorm_key: whose units; None: those of the policy.
+        deadline_ms: after how long the robot no longer wants the answer; None: as the server says.
+        encoded: asked in the released way for clients without json_numpy, and to be answered so.
+    """
+
+    image: NDArray[np.uint8]
+    instruction: str
+    unnorm_key: str | None = None
+    deadline_ms: float | None = None
+    encoded: bool = False
+
+
+class Reader:
+    """Reads questions; each of its methods may run in any thread.
+
+    Args:
+        resize: an image of any size -> uint8 [S, S, 3], as the policy's own preprocessing does first.
+        norm_stats: unnorm_key -> statistics, of the policy.
+        max_pixels: largest image.
+    """
+
+    def __init__(
+        self,
+        resize: Callable[[Image.Image | NDArray[np.uint8]], NDArray[np.uint8]],
+        norm_stats: Mapping[str, Any],
+        max_pixels: int,
+    ) -> None:
+        self.resize, self.norm_stats, self.max_pixels = resize, norm_stats, max_pixels
+
+    def from_json(self, body: bytes) -> Question:
+        """Read what the released client posts: json_numpy, or `{"encoded": "<json_numpy>"}`.
+
+        Raises:
+            Refused: with 400 for what is no such JSON, 422 for a field that does not fit, 413 for too many pixels.
+        """
+        fields = _json(body)
+        if encoded := isinstance(fields, dict) and "encoded" in fields:
+            if set(fields) != {"encoded"} or not isinstance(fields["encoded"], str):
+                raise Refused(400, "bad_request", '"encoded" stands alone, and is a string of JSON')
+            fields = _json(fields["encoded"])
+        return self._question(fields, encoded)
+
+    def from_msgpack(self, message: bytes) -> Question:
+        """Read a message of the WebSocket.
+
+        Raises:
+            Refused: as `from_json`.
+        """
+        try:
+            fields = msgpack.unpackb(message)
+        except Exception as error:  # msgpack has six kinds, and no common base
+            raise Refused(400, "bad_request", f"not a msgpack message: {type(error).__name__}") from None
+        return self._question(fields, False)
+
+    def _question(self, fields: Any, encoded: bool) -> Question:
+        if not isinstance(fields, dict):
+            raise Refused(400, "bad_request", 'expected an object {"image": ..., "instruction": ...}')
+        if not {"image", "instruction"} <= set(fields) or not set(fields) <= FIELDS:
+            known = "image, instruction, and if wanted unnorm_key and deadline_ms"
+            raise Refused(400, "bad_request", f"expected the fields {known}; got {_shown(sorted(map(str, fields)))}")
+        instruction = _text(fields["instruction"], "instruction")
+        key = fields.get("unnorm_key")
+        if key is not None:
+            key = self._key(_text(key, "unnorm_key"))
+        deadline = fields.get("deadline_ms")
+        if deadline is not None and (
+            isinstance(deadline, bool) or not isinstance(deadline, int | float) or not 0 < deadline < math.inf
+        ):
+            raise Refused(422, "wrong_deadline", f"deadline_ms is a positive number, not {_shown(deadline)}")
+        return Question(self._image(fields["image"]), instruction, key, deadline, encoded)
+
+    def _key(self, key: str) -> str:
+        try:
+            return choose_key(self.norm_stats, key)
+        except KeyError as error:
+            raise Refused(422, "unknown_unnorm_key", error.args[0], known=list(self.norm_stats)) from None
+
+    def _image(self, value: Any) -> NDArray[np.uint8]:
+        if isinstance(value, str):
+            value = _base64(value)
+        if isinstance(value, bytes):
+            return self.resize(self._decoded(value))
+        if isinstance(value, dict) and "__numpy__" in value:
+            return self.resize(self._array(_base64(value["__numpy__"]), value))
+        if isinstance(value, dict) and "data" in value:
+            return self.resize(self._array(value["data"], value))
+        raise _wrong_image(f"got {type(value).__name__}")
+
+    def _array(self, data: Any, value: dict[str, Any]) -> NDArray[np.uint8]:
+        dtype, shape = value.get("dtype", "uint8"), value.get("shape")
+        if dtype not in UINT8:
+            raise _wrong_image(f"got dtype {_shown(dtype)}")
+        if not isinstance(shape, list) or len(shape) != 3 or any(type(side) is not int for side in shape):
+            raise _wrong_image(f"got shape {_shown(shape)}")
+        height, width, channels = shape
+        if channels != 3:
+            raise _wrong_image(f"got shape {_shown(shape)}")
+        self._check_size(width, height)
+        if not isinstance(data, bytes) or len(data) != height * width * 3:
+            raise _wrong_image(f"its data do not fill the shape {shape}")
+        return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+    def _decoded(self, data: bytes) -> Image.Image:
+        try:
+            picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        except Exception:  # Pillow raises whatever the damaged byte leads to
+            raise _wrong_image("its bytes are neither") from None
+        self._check_size(*picture.size)  # from the header: nothing is unpacked yet
+        try:
+            return picture.convert("RGB")
+        except Exception:
+            raise _wrong_image(f"the {picture.format} is damaged") from None
+
+    def _check_size(self, width: int, height: int) -> None:
+        if min(width, height) < 1:
+            raise _wrong_image(f"it is {_shown(width)} x {_shown(height)}")
+        if width * height > self.max_pixels:
+            message = f"an image may have {self.max_pixels} pixels, not {_shown(width)} x {_shown(height)}; scale it"
+            raise Refused(413, "too_large", f"{message}: the model sees a smaller one anyway")
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise _wrong_image(f"it is {width} x {height}, more than {MAX_ASPECT} times as long as wide")
+
+
+def _json(text: bytes | str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, "bad_request", f"not JSON: {_shown(str(error))}") from None
+
+
+def _base64(text: Any) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True) if isinstance(text, str) else b""
+    except ValueError:
+        raise _wrong_image("its text is not base64") from None
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise Refused(422, f"wrong_{name}", f"{name} is a text, not {_shown(value)}")
+    if len(value) > MAX_WORDS:
+        raise Refused(422, f"wrong_{name}", f"{name} may have {MAX_WORDS} characters, not {len(value)}")
+    if not value.isprintable():  # control characters, halves of surrogate pairs
+        raise Refused(422, f"wrong_{name}", f"{name} holds characters that cannot be printed: {_shown(value)}")
+    return value
+
+
+def _wrong_image(detail: str) -> Refused:
+    expected = "image is a uint8 array [H, W, 3] in the form of json_numpy, or a PNG or JPEG (base64 in JSON)"
+    return Refused(422, "wrong_image", f"{expected}; {detail}")
+
+
+def _shown(value: Any) -> str:
+    """What was sent, safely and in short."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a huge number"
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

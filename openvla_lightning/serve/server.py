@@ -1,0 +1,167 @@
+"""The process around the application: the port, slow clients, the end."""
+
+import asyncio
+import functools
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from openvla_lightning.policy import Policy
+from openvla_lightning.serve.app import BATCH_SIZES, Service, build_app
+from openvla_lightning.serve.errors import Refused
+
+log = logging.getLogger(__name__)
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(
+    load: Callable[[], Policy],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    max_batch: int = 16,
+    max_wait_ms: float = 0.0,
+    max_queue: int = 256,
+    max_connections: int = 512,
+    deadline_ms: float = 1000.0,
+    receive_seconds: float = 10.0,
+    stop_seconds: float = 10.0,
+    max_bytes: int = 2**23,
+    max_pixels: int = 2**22,
+) -> None:
+    """Serve a policy until SIGTERM or Ctrl-C; then answer what is queued, refuse what is new, and return.
+
+    Args:
+        load: makes the policy.
+        host: address to listen on; `0.0.0.0` opens it to the network.
+        port: 0 takes a free one; the log names it.
+        token: see `build_app`.
+        max_batch, max_queue: see `Batcher`.
+        max_wait_ms: milliseconds to wait for more robots before acting on one.
+        max_connections: at a time.
+        deadline_ms: see `Service`, in milliseconds.
+        receive_seconds: for a whole request to arrive; who takes longer gets 408.
+        stop_seconds: for what is queued, when stopping.
+        max_bytes, max_pixels: see `Service`.
+
+    Raises:
+        ValueError: for a limit that is not positive.
+    """
+    positive = {"max_batch": max_batch, "max_queue": max_queue, "max_connections": max_connections}
+    positive |= {"deadline_ms": deadline_ms, "receive_seconds": receive_seconds, "max_bytes": max_bytes}
+    if wrong := [f"{name}={value}" for name, value in positive.items() if value <= 0]:
+        raise ValueError(f"these must be positive: {', '.join(wrong)}")
+    if host not in LOOPBACK and not token:
+        log.warning(f"Anyone who reaches {host}:{port} can use this policy: set OPENVLA_LIGHTNING_TOKEN to ask for one")
+    policy = load()
+    sizes = [size for size in BATCH_SIZES if size < max_batch]
+    log.info(f"Warmed up in {policy.warm_up([*sizes, max_batch]):.1f} s")
+    rate = 1 / policy.warm_up()
+    log.info(f"{rate:.1f} actions a second for one robot")
+    service = Service(
+        policy, max_batch, max_wait_ms / 1000, max_queue, deadline_ms / 1000, max_bytes, max_pixels, round(rate, 2)
+    )
+    config = uvicorn.Config(
+        build_app(service, token or None),
+        host=host,
+        port=port,
+        http=functools.partial(PunctualProtocol, receive_seconds),  # type: ignore[arg-type]
+        ws="websockets-sansio",
+        ws_max_size=max_bytes,
+        ws_per_message_deflate=False,  # images are packed already, and what unpacks can be a bomb
+        limit_concurrency=max_connections,
+        timeout_graceful_shutdown=int(stop_seconds) + 1,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    Server(config, service, stop_seconds).run()
+    service.batcher.join()
+    log.info("Stopped")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, but that the first signal lets everyone who was accepted get an answer, WebSockets too."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, stop_seconds: float) -> None:
+        super().__init__(config)
+        self._service, self._stop_seconds = service, stop_seconds
+        self._stop_by: float | None = None
+
+    async def startup(self, *args: Any, **kwargs: Any) -> None:
+        """Listen, and say so."""
+        await super().startup(*args, **kwargs)
+        for server in self.servers:
+            host, port = server.sockets[0].getsockname()[:2]
+            log.info(f"Ready: http://{host}:{port}/act")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop politely; at once when asked twice."""
+        if self._stop_by is not None:
+            self.should_exit = self.force_exit = True
+            return
+        log.info(f"{signal.Signals(sig).name}: stopping")
+        self._stop_by = time.monotonic() + self._stop_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end: once stopping, when nobody waits any more."""
+        if self._stop_by is not None:
+            self._service.batcher.close()
+            late = time.monotonic() > self._stop_by
+            self.should_exit = self.should_exit or late or not self._service.open
+        return await super().on_tick(counter)
+
+
+class PunctualProtocol(H11Protocol):
+    """uvicorn's, but that a request has to arrive whole within some seconds."""
+
+    def __init__(self, seconds: float, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._seconds = seconds
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Go on waiting while the request is incomplete."""
+        super().data_received(data)
+        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
+            self._wait()
+        else:
+            self._stop_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is waited for any more."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(self._seconds, self._too_slow)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            refusal = Refused(408, "too_slow", f"a request has to arrive within {self._seconds:g} s")
+            body = json.dumps(refusal.body).encode()
+            head = f"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
