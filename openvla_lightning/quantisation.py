@@ -92,7 +92,7 @@ class Quantisation:
             KeyError: for a part the model does not have, naming those it has.
             ValueError: when the model was quantised before, or nothing is left to quantise.
         """
-        names = _chosen(vla, self.keep, self._divisor(torch.device(device)))
+        names = quantised_names(vla, self.keep, self._divisor(torch.device(device)))
         for name in names:
             parent, _, child = name.rpartition(".")
             owner = vla.get_submodule(parent)
@@ -190,7 +190,7 @@ class FastQuantisation:
         self.check(torch.device(device), vla.llm.lm_head.weight.dtype)
         from torchao.quantization import quantize_  # slow to import, and of no use without quantisation
 
-        names = set(_chosen(vla, self.keep))
+        names = set(quantised_names(vla, self.keep))
         quantize_(vla, self._torchao_config(), lambda module, name: name in names, device=torch.device(device))
         _place_others(vla, names, device)
         vla.quantisation = self.config
@@ -208,7 +208,7 @@ class FastQuantisation:
         return quantization.Float8DynamicActivationFloat8WeightConfig(granularity=quantization.PerRow())
 
 
-def _chosen(vla: VLA, keep: Sequence[str], divisor: int = 1) -> list[str]:
+def quantised_names(vla: VLA, keep: Sequence[str], divisor: int = 1) -> list[str]:
     """Names of the linear layers to quantise: outside the parts to keep, adapters left out."""
     if vla.quantisation is not None:
         raise ValueError(f"the model is quantised already: {vla.quantisation}")

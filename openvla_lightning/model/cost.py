@@ -1,13 +1,13 @@
 """What a training step computes and keeps, found by running it on tensors without memory."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from openvla_lightning.model.vla import VLA
@@ -40,10 +40,15 @@ def step_cost(vla: VLA, text_tokens: int, supervised: int, autocast: bool) -> Co
         supervised: K, positions with logits.
         autocast: compute in bfloat16 over weights of any dtype; otherwise in the weights' own.
     """
+    forward, backward = FlopCounterMode(display=False), FlopCounterMode(display=False)
     with FakeTensorMode(), torch.device("cpu"):
         _give_fake_values(vla)
-        one, two = (_count(vla.train(), batch, text_tokens, supervised, autocast) for batch in (1, 2))
-    return Cost(one[0], one[1], two[2] - one[2], 2 * one[2] - two[2])
+        with _Kept(vla) as kept:
+            with forward:
+                loss = _loss(vla.train(), text_tokens, supervised, autocast)
+            with backward:
+                loss.backward()
+    return Cost(forward.get_total_flops(), backward.get_total_flops(), kept.activations, kept.casts)
 
 
 def _give_fake_values(vla: nn.Module) -> None:
@@ -58,37 +63,53 @@ def _give_fake_values(vla: nn.Module) -> None:
                 tensors[name] = None if old is None else made[old]  # type: ignore[assignment]
 
 
-def _count(vla: VLA, batch: int, text_tokens: int, supervised: int, autocast: bool) -> tuple[int, int, int]:
-    """Operations forward and backward, bytes kept, of a whole batch."""
+def _loss(vla: VLA, text_tokens: int, supervised: int, autocast: bool) -> Tensor:
     size, towers = vla.vision_backbone.image_size, len(vla.vision_backbone.towers)
-    pixels = torch.empty(batch, 3 * towers, size, size)
-    ids = torch.zeros(batch, text_tokens, dtype=torch.long)
-    places = torch.zeros(batch, supervised, dtype=torch.long)
-    forward, backward = FlopCounterMode(display=False), FlopCounterMode(display=False)
+    places = torch.zeros(1, supervised, dtype=torch.long)
     context: Any = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
-    vla.zero_grad()
-    with _kept_bytes(vla) as kept:
-        with forward, context:
-            logits = vla(pixel_values=pixels, input_ids=ids, places=places).logits
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), places.flatten())
-        with backward:
-            loss.backward()
-    return forward.get_total_flops(), backward.get_total_flops(), sum(kept.values())
+    with context:
+        logits = vla(
+            pixel_values=torch.empty(1, 3 * towers, size, size),
+            input_ids=torch.zeros(1, text_tokens, dtype=torch.long),
+            places=places,
+        ).logits
+        return nn.functional.cross_entropy(logits.flatten(0, 1), places.flatten())
 
 
-@contextmanager
-def _kept_bytes(model: nn.Module) -> Iterator[dict[Any, int]]:
-    """Collects what autograd keeps inside: storage -> bytes, without the parameters of `model`."""
-    kept: dict[Any, int] = {}
-    alive = []  # an address is of one storage only as long as that lives
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+class _Kept(TorchDispatchMode):
+    """Adds up what autograd keeps: copies of parameters in another dtype apart, parameters themselves not at all."""
 
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage.nbytes()
-            alive.append(storage)
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self.copies: dict[int, torch.UntypedStorage] = {}
+        self.kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no address comes twice
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
+
+    def __enter__(self) -> "_Kept":
+        self.hooks.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self.hooks.__exit__(*exception)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and args[0].untyped_storage()._cdata in self.own:
+            self.copies[result.untyped_storage()._cdata] = result.untyped_storage()
+        return result
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        self.kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        yield kept
+    @property
+    def activations(self) -> int:
+        """Bytes."""
+        return sum(kept.nbytes() for key, kept in self.kept.items() if key not in self.own and key not in self.copies)
+
+    @property
+    def casts(self) -> int:
+        """Bytes."""
+        return sum(copy.nbytes() for key, copy in self.copies.items() if key in self.kept)

@@ -57,5 +57,4 @@ def test_weights_cast_for_computing_are_apart_from_activations(config: dict[str,
     matrices = [p for name, p in on_meta(config).named_parameters() if p.ndim > 1 and "embed" not in name]
     cast = step_cost(on_meta(config), text_tokens=12, supervised=8, autocast=True).casts
     assert cast == pytest.approx(2 * sum(p.numel() for p in matrices), rel=0.2)
-    rest = step_cost(on_meta(config), text_tokens=12, supervised=8, autocast=False).casts
-    assert rest < 0.02 * cast, "rotary tables alone"
+    assert step_cost(on_meta(config), text_tokens=12, supervised=8, autocast=False).casts == 0
