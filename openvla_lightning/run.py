@@ -49,8 +49,10 @@ def fit(cfg: DictConfig) -> float | None:
     """
     recipe = validate(cfg)
     if cfg.estimate:
-        parts = (instantiate(cfg[name], _convert_="all") for name in ("model", "strategy", "quantisation"))
-        show(*parts, recipe, Console())
+        model, strategy, quantisation = (
+            instantiate(cfg[name], _convert_="all") for name in ("model", "strategy", "quantisation")
+        )
+        show(model, strategy, quantisation, recipe, Console())
         return None
     if (done := job.finished(cfg)) is not None:
         log.info(f"Done before: {cfg.paths.output_dir}")
