@@ -40,9 +40,9 @@ def draw_chart(bars: dict[str, dict[str, SuccessRate]], path: str | Path, title:
     axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     if len(names) > 1:
-        figure.legend(
-            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(names)), fontsize=8
-        )
+        beside = int(figure.get_figwidth() / (0.6 + 0.075 * max(map(len, names))))  # inches a name takes
+        columns = max(1, min(4, beside, len(names)))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=8)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
