@@ -18,7 +18,11 @@ MODELS = {"transformers", "timm", "peft", "openvla_lightning.model", "openvla_li
 ABOVE = {"openvla_lightning.module", "openvla_lightning.run", "openvla_lightning.callbacks", "openvla_lightning.config"}
 
 FORBIDDEN = {
-    "types.py actions.py statistics.py prompt.py tables.py page.py": CONFIGURATION | TRAINING | DATA | MODELS | ABOVE,
+    "types.py actions.py statistics.py prompt.py tables.py page.py hardware.py": CONFIGURATION
+    | TRAINING
+    | DATA
+    | MODELS
+    | ABOVE,
     "processor.py action_head.py images.py tokenizer.py model strategy quantisation.py optim.py": CONFIGURATION
     | TRAINING
     | DATA
@@ -27,7 +31,7 @@ FORBIDDEN = {
     "module.py metrics.py parallel.py checkpoint_files.py callbacks logger": CONFIGURATION | DATA,
     "policy.py evaluation serve": CONFIGURATION | TRAINING | ABOVE,
     "report": CONFIGURATION | TRAINING | MODELS | ABOVE,
-    "parameters.py": CONFIGURATION | TRAINING | ABOVE,
+    "parameters.py estimate.py": CONFIGURATION | TRAINING | ABOVE,
     "env": CONFIGURATION
     | TRAINING
     | MODELS
