@@ -119,7 +119,7 @@ def fine_tuning(entity: str, project: str) -> "Workspace":
                 bars("Checkpoint, bytes", "costs/checkpoint_bytes", by),
                 against("Accuracy against parameters that learn", "costs/trainable", "val/action_accuracy"),
             ),
-            section("Rollouts", *tables("eval/tasks", "eval/episodes")),
+            section("Rollouts", *tables("eval/tasks", "eval/videos")),
         ],
         runset_settings=RunsetSettings(
             groupby=[Config(by)], pinned_columns=columns(f"config:{by}", "config:overrides", "summary:eval/success")
@@ -165,7 +165,7 @@ def ablations(entity: str, project: str) -> "Workspace":
                 lines("Loss", "train/loss"),
                 lines("Held-out action-token accuracy", "val/action_accuracy", range_y=(0, 1)),
             ),
-            section("Rollouts", *tables("eval/tasks", "eval/episodes")),
+            section("Rollouts", *tables("eval/tasks", "eval/videos")),
         ],
         runset_settings=RunsetSettings(
             pinned_columns=columns("config:overrides", "summary:eval/success", "summary:val/action_accuracy")

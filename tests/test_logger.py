@@ -107,8 +107,9 @@ def test_checkpoints_and_statistics_are_kept_when_asked(wandb_run: Path) -> None
 
 
 @pytest.mark.slow
-def test_an_evaluation_stands_beside_its_training(wandb_run: Path, tmp_path: Path) -> None:
-    checkpoint = wandb_run / "checkpoints" / "step_000006.ckpt"
+@pytest.mark.parametrize("named", ["checkpoints/step_000006.ckpt", "."])
+def test_an_evaluation_stands_beside_its_training(named: str, wandb_run: Path, tmp_path: Path) -> None:
+    checkpoint = wandb_run / named
     logger = WandbLogger(str(tmp_path), project="p", group="evaluate")
     log_results(logger, results(tmp_path, checkpoint), tmp_path)
     (attempt,) = records.attempts(tmp_path)
@@ -126,8 +127,9 @@ def test_an_evaluation_stands_beside_its_training(wandb_run: Path, tmp_path: Pat
     assert row["eval/success_low"] < 0.75 < row["eval/success_high"]
     shown = dict(records.tables(attempt))
     assert [line[:3] for line in shown["eval/tasks"]["data"]] == [["lift", 1, 2], ["push", 2, 2]]
-    ((task, _, success, steps, _),) = shown["eval/episodes"]["data"]
+    ((task, _, success, steps, _),) = shown["eval/videos"]["data"]
     assert (task, success, steps) == ("lift", True, 5)
+    assert not shown.keys() & row.keys(), "a name is of a number or of a table"
     kept = records.of_type(found, "artifact")
     assert any(e["path"].endswith(".mp4") for artifact in kept for e in artifact["manifest"]["contents"])
     assert {artifact["type"] for artifact in kept} == {"run_table"}, "nothing else unless asked"

@@ -21,16 +21,25 @@ def log_results(logger: Logger, results: Results, folder: str | Path) -> None:
         results: of rollouts or held-out steps.
         folder: of the evaluation; `Episode.video` is relative to it.
     """
-    checkpoint = Path(str(results.checkpoint.get("path", "")))
-    step = int(number) if (number := checkpoint.stem.removeprefix("step_")).isdecimal() else 0
+    run, step = origin(Path(str(results.checkpoint.get("path", ""))))
     if isinstance(logger, WandbLogger):
-        logger.about(checkpoint.parent.parent, name=f"{results.row}, {results.task_set} tasks")
+        logger.about(run, name=f"{results.row}, {results.task_set} tasks")
     logger.log_hyperparams(results.config)
     logger.log_metrics(dict(metrics(results)), step)
     if isinstance(logger, WandbLogger) and results.episodes:
         _log_tables(logger, results, Path(folder), step)
     logger.save()
     logger.finalize("success")
+
+
+def origin(checkpoint: Path) -> tuple[Path, int]:
+    """The folder of the run that wrote a checkpoint, and the step; of a run's folder, that of its newest checkpoint."""
+    near = (checkpoint, *checkpoint.parents[:2])
+    run = next((folder for folder in near if (folder / ".hydra").is_dir()), checkpoint)
+    saved = run.glob("checkpoints/step_*.ckpt") if run == checkpoint else ()
+    newest = max(saved, key=lambda path: path.stat().st_mtime_ns, default=checkpoint)
+    number = newest.stem.removeprefix("step_")
+    return run, int(number) if number.isdecimal() else 0
 
 
 def metrics(results: Results) -> Iterator[tuple[str, float]]:
@@ -63,4 +72,4 @@ def _log_tables(logger: WandbLogger, results: Results, folder: Path, step: int) 
     ]
     if rows:
         header = ["task", "instruction", "success", "steps", "video"]
-        logger.log_table("eval/episodes", columns=header, data=rows, step=step)
+        logger.log_table("eval/videos", columns=header, data=rows, step=step)
