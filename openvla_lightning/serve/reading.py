@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +96,7 @@ class Reader:
             key = self._key(_text(key, "unnorm_key"))
         deadline = fields.get("deadline_ms")
         if deadline is not None and (
-            isinstance(deadline, bool) or not isinstance(deadline, int | float) or not 0 < deadline < math.inf
+            isinstance(deadline, bool) or not isinstance(deadline, int | float) or not 0 < deadline < 1e9
         ):
             raise Refused(422, "wrong_deadline", f"deadline_ms is a positive number, not {_shown(deadline)}")
         return Question(self._image(fields["image"]), instruction, key, deadline, encoded)
@@ -136,6 +135,8 @@ class Reader:
     def _decoded(self, data: bytes) -> Image.Image:
         try:
             picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        except Image.DecompressionBombError:
+            raise self._too_large("those of its header") from None
         except Exception:  # Pillow raises whatever the damaged byte leads to
             raise _wrong_image("its bytes are neither") from None
         self._check_size(*picture.size)  # from the header: nothing is unpacked yet
@@ -148,10 +149,15 @@ class Reader:
         if min(width, height) < 1:
             raise _wrong_image(f"it is {_shown(width)} x {_shown(height)}")
         if width * height > self.max_pixels:
-            message = f"an image may have {self.max_pixels} pixels, not {_shown(width)} x {_shown(height)}; scale it"
-            raise Refused(413, "too_large", f"{message}: the model sees a smaller one anyway")
+            raise self._too_large(f"{_shown(width)} x {_shown(height)}")
         if max(width, height) > MAX_ASPECT * min(width, height):
             raise _wrong_image(f"it is {width} x {height}, more than {MAX_ASPECT} times as long as wide")
+
+    def _too_large(self, size: str) -> Refused:
+        message = (
+            f"an image may have {self.max_pixels} pixels, not {size}; scale it: the model sees a smaller one anyway"
+        )
+        return Refused(413, "too_large", message)
 
 
 def _json(text: bytes | str) -> Any:

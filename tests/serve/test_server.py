@@ -58,13 +58,13 @@ def test_each_way_to_ask_gives_the_same(server: Running, policy: Policy) -> None
 
 
 def test_an_unknown_key_lists_the_known_ones_and_the_client_goes_on(server: Running) -> None:
-    answer = ask(server.url, unnorm_key="bridge")
+    answer = ask(server.url, unnorm_key="bridge_orgi")
     assert answer.status_code == 422
     assert answer.json()["error"]["code"] == "unknown_unnorm_key"
     assert answer.json()["error"]["known"] == ["bridge_orig", "fractal"]
     with Client(server.url) as client:
         with pytest.raises(ServerError, match="bridge_orig, fractal") as error:
-            client.act(picture(0), WORDS, "bridge")
+            client.act(picture(0), WORDS, "bridge_orgi")
         assert error.value.status == 422
         assert client.act(picture(0), WORDS).shape == (7,)
 
