@@ -177,7 +177,14 @@ def stored(module: nn.Module) -> int:
     return sum(size(parameter) for parameter in module.parameters())
 
 
-def measure(name: str, policy: Policy, repeats: int, baseline: bool, hardware: Card | None) -> Row:
+def measure(
+    name: str,
+    policy: Policy,
+    repeats: int,
+    baseline: bool,
+    hardware: Card | None,
+    now: Callable[[], float] = time.perf_counter,
+) -> Row:
     """Time `repeats` actions as a whole, as many stage by stage, and as many of the released way."""
     generator = np.random.default_rng(0)
     pictures = list(generator.integers(0, 256, (repeats, 256, 256, 3), dtype=np.uint8))
@@ -193,22 +200,22 @@ def measure(name: str, policy: Policy, repeats: int, baseline: bool, hardware: C
         )
     row = Row(name, [], {stage: [] for stage in STAGES})
     for picture in pictures:
-        row.actions.append(_seconds(policy.act, picture))
+        row.actions.append(_seconds(policy.act, picture, now))
         if theirs is not None:
-            row.baseline.append(_seconds(theirs, picture))
+            row.baseline.append(_seconds(theirs, picture, now))
     row.memory = torch.cuda.max_memory_allocated() if cuda else stored(policy.vla)
     last = [0.0]
 
     def clock(stage: str) -> None:
         if cuda:
             torch.cuda.synchronize()
-        now = time.perf_counter()
-        row.stages[stage].append(now - last[0])
-        last[0] = now
+        over = now()
+        row.stages[stage].append(over - last[0])
+        last[0] = over
 
     policy.clock = clock
     for picture in pictures:
-        last[0] = time.perf_counter()
+        last[0] = now()
         policy.act(picture, INSTRUCTION)
     if hardware is not None:
         tokens = len(policy.processor.prompt_ids(INSTRUCTION)) + policy.vla.vision_backbone.num_patches
@@ -216,10 +223,10 @@ def measure(name: str, policy: Policy, repeats: int, baseline: bool, hardware: C
     return row
 
 
-def _seconds(act: Callable[[np.ndarray, str], np.ndarray], picture: np.ndarray) -> float:
-    started = time.perf_counter()
+def _seconds(act: Callable[..., np.ndarray], picture: np.ndarray, now: Callable[[], float]) -> float:
+    started = now()
     act(picture, INSTRUCTION)  # its result lies on the CPU: nothing is left to wait for
-    return time.perf_counter() - started
+    return now() - started
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -252,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--no-baseline", action="store_true", help="leave the released code's way out")
+    parser.add_argument("--cpu-time", action="store_true", help="the process' own, where others share the CPU")
     parser.add_argument("--card", help="whose limits to print, such as H200; default: the GPU in use")
     parser.add_argument("--out", type=Path, help="folder for latency.md and latency.png")
     options = parser.parse_args(arguments)
@@ -259,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     dtype = choose_dtype(options.dtype, device)
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
     hardware, rows = card(options.card or machine), []
+    now = time.process_time if options.cpu_time else time.perf_counter
     for model in options.model:
         for quantisation in options.quantisation:
             format_ = None if quantisation == "none" else FORMATS[quantisation]()
@@ -273,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
                 policy = random_policy(MODELS[model], device, dtype, format_)
             else:
                 policy = Policy.from_pretrained(model, options.unnorm_key, device, dtype, format_)
-            rows.append(measure(f"{model}, {kept}", policy, options.repeats, not options.no_baseline, hardware))
+            rows.append(measure(f"{model}, {kept}", policy, options.repeats, not options.no_baseline, hardware, now))
             del policy
     text = f"{machine}, torch {torch.__version__}\n\n" + markdown([HEADER, *(row.cells() for row in rows)])
     print(text)

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 def test_it_measures_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "tiny", "--device", "cpu", "--repeats", "3", "--card", "H200", "--out", str(tmp_path)]
-    whole, eight = main([*arguments, "--quantisation", "none", "int8", "fp8"])
+    whole, eight = main([*arguments, "--cpu-time", "--quantisation", "none", "int8", "fp8"])
     for row in (whole, eight):
         assert set(row.stages) == set(STAGES)
         assert all(len(times) == 3 and min(times) > 0 for times in [row.actions, row.baseline, *row.stages.values()])

@@ -33,8 +33,8 @@ def save_vla(
 
     state = merged_state(vla)
     dtypes = {tensor.dtype for key, (tensor, _) in state.items() if key.endswith("weight")}
-    if strange := {kind for kind in dtypes if not kind.is_floating_point}:
-        raise ValueError(f"quantised weights ({strange}) do not fit the released layout: save the model without them")
+    if vla.quantisation is not None or not all(kind.is_floating_point for kind in dtypes):
+        raise ValueError("quantised weights do not fit the released layout: save the model without quantisation")
     if dtype is None and len(dtypes) > 1:
         raise ValueError(f"the released layout holds weights of one floating dtype, these have {dtypes}: pass dtype")
     dtype = dtype or next(iter(dtypes))

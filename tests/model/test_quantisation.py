@@ -248,6 +248,8 @@ def test_a_fast_format_acts_or_says_what_it_needs(folder: Path, kind: str) -> No
     kept = {name for name, module in policy.vla.named_modules() if type(getattr(module, "weight", 0)) is nn.Parameter}
     assert not any(name.startswith(("projector", "language_model.model.layers")) and "proj" in name for name in kept)
     assert "language_model.lm_head" in kept
+    with pytest.raises(ValueError, match="released layout"):
+        policy.vla.save_pretrained(folder / "again")
 
 
 def test_what_is_missing_is_said_before_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
