@@ -35,14 +35,17 @@ class ConfigError(ValueError):
 def for_people(*kinds: type[Exception]) -> Iterator[None]:
     """Decorates what a script calls: errors of these kinds end the process with their message, without a traceback.
 
-    So does a ValueError with which a class refuses the arguments that the config gives it. With
-    HYDRA_FULL_ERROR=1 the traceback comes along, as it does for Hydra's own errors.
+    So does a ValueError with which a class refuses the arguments that the config gives it, and a package that it
+    misses. With HYDRA_FULL_ERROR=1 the traceback comes along, as it does for Hydra's own errors.
     """
+    caught: tuple[type[Exception], ...] = (*kinds, InstantiationException)
     try:
         yield
-    except (*kinds, InstantiationException) as error:
+    except caught as error:
         shown = error.__cause__ if isinstance(error, InstantiationException) else error
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(shown, (*kinds, ValueError)):
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(
+            shown, (*kinds, ValueError, ModuleNotFoundError)
+        ):
             raise
         raise SystemExit(f"error: {shown}") from None
 

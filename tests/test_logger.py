@@ -7,8 +7,10 @@ import lightning as L
 import numpy as np
 import pytest
 import wandb_records as records
+from hydra.utils import instantiate
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from openvla_lightning.config import for_people
 from openvla_lightning.evaluation.video import write_video
 from openvla_lightning.logger import CSVLogger, TensorBoardLogger, WandbLogger, log_results
 from openvla_lightning.report.results import Episode, Results
@@ -181,8 +183,10 @@ def test_a_resumed_run_joins_its_tensorboard_curve(tmp_path: Path) -> None:
 
 def test_tensorboard_that_is_not_installed_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openvla_lightning.logger.tensorboard.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'openvla-lightning\[tensorboard\]'"):
-        TensorBoardLogger(str(tmp_path))
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    node = {"_target_": "openvla_lightning.logger.TensorBoardLogger", "save_dir": str(tmp_path)}
+    with pytest.raises(SystemExit, match=r"^error: .* pip install 'openvla-lightning\[tensorboard\]'$"), for_people():
+        instantiate(node)
 
 
 def test_loggers_are_lightnings_own(tmp_path: Path, no_account: None) -> None:
