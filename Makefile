@@ -26,7 +26,7 @@ train: $(READY)  ## pretrain the small VLA
 	$(BIN)/python train.py
 
 test: $(READY)  ## every test (10 minutes, 2 cores)
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
 
 check: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
