@@ -137,7 +137,8 @@ class PunctualProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Go on waiting while the request is incomplete."""
         super().data_received(data)
-        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
+        upgraded = self.transport.get_protocol() is not self  # to a WebSocket, which may stay
+        if not upgraded and self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
             self._wait()
         else:
             self._stop_waiting()

@@ -97,6 +97,13 @@ def test_a_slow_client_is_told_and_dropped(server: Running, sent: bytes) -> None
         assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
+def test_a_websocket_may_stay_for_longer_than_a_request(server: Running) -> None:
+    with Client(server.url) as client:
+        before = client.act(picture(0), WORDS)
+        time.sleep(2.5)  # receive_seconds is 2
+        np.testing.assert_array_equal(client.act(picture(0), WORDS), before)
+
+
 def test_info_health_and_metrics_say_what_acts(server: Running, policy: Policy) -> None:
     with Client(server.url) as client:
         info = client.info()
@@ -120,10 +127,13 @@ def test_many_robots_get_each_their_own_action(server: Running, policy: Policy) 
     def robot(number: int) -> None:
         with Client(server.url, timeout=30) as client:
             while time.monotonic() < until:
-                if number % 2:
-                    action: object = ask(server.url, image=picture(number)).json()
-                else:
-                    action = client.act(picture(number), WORDS)
+                try:
+                    if number % 2:
+                        action: object = ask(server.url, image=picture(number)).json()
+                    else:
+                        action = client.act(picture(number), WORDS)
+                except Exception as error:
+                    action = repr(error)
                 if not np.array_equal(action, expected[number]):
                     wrong.append((number, action))
 
