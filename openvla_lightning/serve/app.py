@@ -5,6 +5,7 @@ import hmac
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import json_numpy
@@ -145,7 +146,7 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
         service.open += 1
         try:
             body = await _body(request, service.max_bytes)
-            question, action = await service.act("http", began, lambda: service.reader.from_json(body))
+            question, action = await service.act("http", began, partial(service.reader.from_json, body))
             return JSONResponse(json_numpy.dumps(action) if question.encoded else action.tolist())
         except Refused as error:
             refusal = error
@@ -166,7 +167,7 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
                 service.open += 1
                 try:
                     data = message.get("bytes") or b""
-                    _, action = await service.act("ws", began, lambda data=data: service.reader.from_msgpack(data))
+                    _, action = await service.act("ws", began, partial(service.reader.from_msgpack, data))
                     answer: dict[str, Any] = {"action": action.tolist()}
                 except Refused as error:
                     refusal, answer = error, error.body

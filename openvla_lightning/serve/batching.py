@@ -4,7 +4,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from openvla_lightning.serve.errors import Refused
 from openvla_lightning.serve.reading import Question
 
 log = logging.getLogger(__name__)
-Act = Callable[[list[np.ndarray], list[str], list[str | None]], Sequence[np.ndarray]]
+Act = Callable[[list[np.ndarray], list[str], list[str | None]], np.ndarray]
 
 
 @dataclass

@@ -55,7 +55,7 @@ def serve(
     Raises:
         ValueError: for a limit that is not positive.
     """
-    positive = {"max_batch": max_batch, "max_queue": max_queue, "max_connections": max_connections}
+    positive: dict[str, float] = {"max_batch": max_batch, "max_queue": max_queue, "max_connections": max_connections}
     positive |= {"deadline_ms": deadline_ms, "receive_seconds": receive_seconds, "max_bytes": max_bytes}
     if wrong := [f"{name}={value}" for name, value in positive.items() if value <= 0]:
         raise ValueError(f"these must be positive: {', '.join(wrong)}")
