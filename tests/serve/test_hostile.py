@@ -50,6 +50,19 @@ def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
+def file(kind: str) -> bytes:
+    """A small picture as a file."""
+    written = io.BytesIO()
+    Image.fromarray(picture(1, (16, 16))).save(written, kind)
+    return written.getvalue()
+
+
+FILES = {kind: file(kind) for kind in ("PNG", "JPEG", "GIF")}
+ARRAYS = (*(np.full((8, 8, 3), value) for value in (np.nan, np.inf, 1e308)), np.zeros((1, 4000, 3), np.uint8))
+BAD = (text(BOMB), text(TEXT_BOMB), text(FILES["GIF"]), *map(json_numpy.default, ARRAYS))
+HUGE = (b"[" * 100_000, b'{"a":' * 50_000, b"1" * 10_000, bytes(1_000_001), b" " * 1_200_000)
+
+
 def array(rng: random.Random) -> object:
     """An image in the form of json_numpy, with something wrong about it."""
     wrong = json_numpy.default(picture(rng.randrange(99), (8, 8)))
@@ -66,16 +79,10 @@ def array(rng: random.Random) -> object:
 
 
 def image(rng: random.Random) -> object:
-    good = io.BytesIO()
-    Image.fromarray(picture(1, (16, 16))).save(good, rng.choice(["PNG", "JPEG"]))
-    broken = good.getvalue()[: rng.randrange(1, 60)]
-    nan = np.full((8, 8, 3), rng.choice([np.nan, np.inf, 1e308]))
-    gif = io.BytesIO()
-    Image.fromarray(picture(1, (16, 16))).save(gif, "GIF")
+    broken = rng.choice([FILES["PNG"], FILES["JPEG"]])[: rng.randrange(1, 60)]
     return rng.choice(
         [
-            *(text(BOMB), text(TEXT_BOMB), text(broken), text(gif.getvalue()), text(rng.randbytes(rng.randrange(300)))),
-            *(json_numpy.default(nan), json_numpy.default(np.zeros((1, 4000, 3), np.uint8)), rng.choice(PATHS)),
+            *(*BAD, text(broken), text(rng.randbytes(rng.randrange(300))), rng.choice(PATHS)),
             *(None, True, 0, -1.5, [], {}, [[[0, 0, 0]]], {"data": "x", "shape": [1, 1, 3]}, {"url": PATHS[2]}),
             *(array(rng) for _ in range(8)),
         ]
@@ -106,12 +113,11 @@ def body(rng: random.Random) -> bytes:
             json.dumps({"encoded": rng.choice([1, None, "{", "[]", asked.decode()[:place]]), "x": 1}).encode(),
             rng.randbytes(rng.randrange(2000)),
             asked[:place],
-            b"[" * rng.choice([10, 100_000]),
-            b'{"a":' * 50_000,
-            b"1" * 10_000,
+            b"[" * 10,
+            *HUGE[:3],
             rng.choice([b"", b"null", b"NaN", b"[]", b'"lift"', b"\xff\xfe{", b'{"image": NaN, "instruction": "x"}']),
             b"\x80\x04\x95" + rng.randbytes(40),
-            rng.choice([bytes(1_000_001), b" " * 1_200_000]),
+            rng.choice(HUGE),
         ]
     )
 
