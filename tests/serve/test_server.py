@@ -2,11 +2,13 @@
 
 import base64
 import io
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from urllib.parse import urlparse
 
 import httpx
@@ -14,7 +16,7 @@ import json_numpy
 import numpy as np
 import pytest
 from PIL import Image
-from serving_world import Running, picture
+from serving_world import Running, picture, start
 
 from openvla_lightning.client import Client, ServerError
 from openvla_lightning.policy import Policy
@@ -144,3 +146,24 @@ def test_many_robots_get_each_their_own_action(server: Running, policy: Policy) 
     metrics = httpx.get(f"{server.url}/metrics").text
     sizes = dict(line.split() for line in metrics.splitlines() if line.startswith("openvla_batch_size_"))
     assert float(sizes["openvla_batch_size_sum"]) > float(sizes["openvla_batch_size_count"]), "none shared a batch"
+
+
+def test_guarded_killed_restarted_and_stopped(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENVLA_LIGHTNING_TOKEN", "secret")
+    first = start(checkpoint, tmp_path / "first", "server.port=0")
+    assert httpx.get(f"{first.url}/health").status_code == 200
+    assert ask(first.url).status_code == 401
+    with Client(first.url) as stranger, pytest.raises(ConnectionError, match="401"):
+        stranger.act(picture(0), WORDS)
+    with Client(first.url, "secret") as client:
+        action = client.act(picture(0), WORDS)
+        assert first.end(signal.SIGKILL) == -signal.SIGKILL
+        with pytest.raises(ConnectionError):
+            client.act(picture(0), WORDS)
+        second = start(checkpoint, tmp_path / "second", f"server.port={urlparse(first.url).port}")
+        np.testing.assert_array_equal(client.act(picture(0), WORDS), action)
+    assert "secret" not in "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert second.end() == 0
+    assert "Stopped" in second.log.read_text()
