@@ -8,11 +8,17 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
+from openvla_lightning.data.source.array_records import start_method
 from openvla_lightning.data.source.processes import end_with_parent
 
 
 class Loader(DataLoader[Any]):
     """Tells Lightning that it may resume inside an epoch; the place itself is in the DataModule's state."""
+
+    def _get_iterator(self) -> Any:
+        if self.num_workers and sys.platform == "linux":  # not what joblib, of a sweep over GPUs, made the default
+            self.multiprocessing_context = start_method()
+        return super()._get_iterator()
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: workers run ahead, so a loader does not know what was used."""
@@ -119,8 +125,6 @@ class ResumableDataModule(L.LightningDataModule):
         if self.num_workers:
             parallel = {"num_workers": self.num_workers, "persistent_workers": True, "prefetch_factor": 4}
             parallel["worker_init_fn"] = end_with_parent
-            if sys.platform == "linux":  # not what joblib, of a sweep over GPUs, makes the default of its processes
-                parallel["multiprocessing_context"] = "fork"
         return Loader(batches, batch_size=None, sampler=numbers, collate_fn=self.collate, **parallel)
 
     def _world(self) -> tuple[int, int]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from openvla_lightning import VLA
@@ -107,14 +109,12 @@ def test_trainable_parameters_of_chosen_targets(targets: str) -> None:
 def test_table_1() -> None:
     """The paper's column, in millions, as conf/strategy gives it (SigLIP only)."""
     paper = {"full": 7188.1, "last_layer": 465.1, "frozen_vision": 6760.4, "sandwich": 914.2, "lora": 97.6}
-    conf = CONF.parent / "strategy"
     for name, millions in paper.items():
-        node = OmegaConf.load(conf / f"{name}.yaml")
-        arguments: Any = OmegaConf.to_container(node.get("strategy", node), resolve=False)
-        arguments = {k: v for k, v in arguments.items() if k != "_target_"} | ({"rank": 32} if "rank" in node else {})
+        with initialize_config_dir(str(CONF.parent), version_base="1.3"):
+            strategy = compose("finetune", [f"strategy={name}"]).strategy
         vla = siglip_only()
         with torch.device("meta"):
-            (LoRA if "rank" in node else TrainOnly)(**arguments).apply(vla)
+            instantiate(strategy, _convert_="all").apply(vla)
         assert round(counts(vla)[1] / 1e6, 1) == millions, name
 
 

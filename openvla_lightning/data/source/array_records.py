@@ -13,6 +13,18 @@ SPAN = 2**32
 
 OPEN_FILES = 64
 
+_reading_process: int | None = None
+"""The process that first read a file; what its library keeps is broken in processes forked from it."""
+
+
+def start_method() -> str:
+    """How worker processes may start from here: `fork`, or once this process has read array_record files `spawn`.
+
+    The library cleans up in a thread of its own. A forked process has the thread's locks without the thread, and
+    reading there ends in a crash.
+    """
+    return "fork" if _reading_process is None else "spawn"
+
 
 def is_array_record(name: str) -> bool:
     """Whether a file of this name is in array_record's format; tfds puts the format into the name."""
@@ -25,7 +37,6 @@ class ArrayRecords:
     def __init__(self) -> None:
         self._readers: OrderedDict[Path, Any] = OrderedDict()
         self._last: tuple[tuple[Path, int] | None, bytes] = None, b""
-        self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -38,10 +49,10 @@ class ArrayRecords:
 
         Raises:
             BadShardError: the file or the record is damaged.
+            RuntimeError: this process was forked from one that had read array_record files.
         """
         number, begin = divmod(place, SPAN)
-        if self._process != os.getpid():  # a reader does not survive a fork
-            self.__init__()  # type: ignore[misc]
+        _check_not_forked()
         if self._last[0] != (path, number):
             reader = self._readers.pop(path, None) or _open(path)
             self._last = (path, number), _record(reader, path, number)
@@ -69,9 +80,20 @@ def scan_array_record(path: Path) -> Iterator[tuple[int, bytes | BadShardError]]
         reader.close()
 
 
+def _check_not_forked() -> None:
+    global _reading_process
+    if _reading_process not in (None, os.getpid()):
+        raise RuntimeError(
+            "array_record files cannot be read in a process forked from one that has read some: "
+            'start it with multiprocessing.get_context("spawn")'
+        )
+    _reading_process = os.getpid()
+
+
 def _open(path: Path) -> Any:
     from array_record.python.array_record_module import ArrayRecordReader
 
+    _check_not_forked()
     try:
         return ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
     except RuntimeError as error:
