@@ -55,7 +55,7 @@ class Policy:
             `unnormalise`.
 
     Raises:
-        KeyError: for an unknown or a missing unnorm_key, naming the known ones.
+        UnknownDatasetError: for an unknown or a missing unnorm_key, naming the known ones.
     """
 
     def __init__(
@@ -140,15 +140,19 @@ class Policy:
         Raises:
             FileNotFoundError: when there is nothing at `path`.
             ValueError: for a checkpoint that does not fit, or a quantisation that cannot be had here.
-            KeyError: for an unknown or a missing unnorm_key.
+            UnknownDatasetError: for an unknown or a missing unnorm_key.
         """
         from openvla_lightning.model.checkpoint import load_checkpoint
+        from openvla_lightning.model.norm_stats import read_norm_stats
+        from openvla_lightning.model.source import find_source
 
         started = time.monotonic()
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)
         if quantisation is not None:
             quantisation.check(device, dtype)
+        if (source := find_source(path)).kind != "lightning":
+            choose_key(read_norm_stats(source), unnorm_key)  # reading the weights takes a minute
         changes: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
         if center_crop is not None:
             changes["crop_area"] = RELEASED_CROP if center_crop is True else center_crop or None
@@ -188,7 +192,7 @@ class Policy:
             float64 [D] (D = 7 for the released models), or [B, D] for lists.
 
         Raises:
-            KeyError: for an unknown unnorm_key, naming the known ones.
+            UnknownDatasetError: for an unknown unnorm_key, naming the known ones.
             TypeError: for something that is not an image, or a list of one and a single other.
             ValueError: for lists of different length, actions of different width, or an image of the wrong shape or
                 dtype.

@@ -207,6 +207,13 @@ class DatasetStatistics:
         return x, numbers, self.mask if part == "action" else np.ones(width, bool)
 
 
+class UnknownDatasetError(KeyError):
+    """Nothing is known of the actions of a dataset, or it is not clear which one is meant."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # a KeyError's would be in quotes
+
+
 def choose(norm_stats: Mapping[str, Any], key: str | None) -> Any:
     """Return the entry that `choose_key` finds."""
     return norm_stats[choose_key(norm_stats, key)]
@@ -218,14 +225,16 @@ def choose_key(norm_stats: Mapping[str, Any], key: str | None) -> str:
     Of several, the only one is that which the last training was on; its entry says `latest`.
 
     Raises:
-        KeyError: naming the known keys and the nearest one.
+        UnknownDatasetError: naming the known keys and the nearest one.
     """
     known = ", ".join(norm_stats)
     if key is None:
         latest = [name for name, entry in norm_stats.items() if isinstance(entry, Mapping) and entry.get("latest")]
         candidates = latest or list(norm_stats)
         if len(candidates) != 1:
-            raise KeyError(f"statistics of several datasets: pass unnorm_key as one of {known or '(there are none)'}")
+            raise UnknownDatasetError(
+                f"statistics of several datasets: pass unnorm_key as one of {known or '(there are none)'}"
+            )
         return candidates[0]
     if key in norm_stats:
         return key
@@ -234,7 +243,7 @@ def choose_key(norm_stats: Mapping[str, Any], key: str | None) -> str:
         return same[0]
     near = get_close_matches(key, norm_stats, n=1)
     hint = f" did you mean {near[0]!r}?" if near else ""
-    raise KeyError(f"no statistics for unnorm_key {key!r};{hint} known: {known or '(none)'}")
+    raise UnknownDatasetError(f"no statistics for unnorm_key {key!r};{hint} known: {known or '(none)'}")
 
 
 def _f32(values: ArrayLike) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from openvla_lightning.action_head import TokenHead
 from openvla_lightning.model import VLA
 from openvla_lightning.policy import Policy, choose_dtype, fingerprint
 from openvla_lightning.processor import Processor
-from openvla_lightning.statistics import DatasetStatistics
+from openvla_lightning.statistics import DatasetStatistics, UnknownDatasetError
 
 TOKENS = {"vocab_size": 768, "num_bins": 256}
 KEYS = ("bridge_orig", "fractal")
@@ -184,6 +184,16 @@ def test_saved_and_loaded_it_acts_the_same(vla, processor, tmp_path):
     cropped = Policy.from_pretrained(tmp_path / "released", device="cpu", center_crop=True)
     assert cropped.processor.config["crop_area"] == 0.9
     assert (cropped.act(pictures, WORDS) != before).any()
+
+
+def test_an_unknown_key_is_refused_before_weights_are_read(vla, processor, tmp_path):
+    vla.norm_stats = {"toy": statistics(0.01).to_dict()}
+    vla.save_pretrained(tmp_path, processor)
+    for weights in tmp_path.glob("*.safetensors"):
+        weights.write_bytes(b"not to be read")
+    with pytest.raises(UnknownDatasetError) as error:
+        Policy.from_pretrained(tmp_path, "toys", device="cpu")
+    assert str(error.value) == "no statistics for unnorm_key 'toys'; did you mean 'toy'? known: toy"
 
 
 def test_actions_of_the_released_code(golden, monkeypatch):

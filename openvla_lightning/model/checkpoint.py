@@ -131,7 +131,7 @@ def load_weights(
         for tensors in read_tensors(source):
             fill(source, vla, tensors, dtype, device, copy)
         config = read_json(source.path / "config.json") if source.kind == "released" else {}
-        vla.norm_stats = read_norm_stats(source, config.get("norm_stats") or {})
+        vla.norm_stats = read_norm_stats(source)
         vla.released = _released_files(source.path, config) if config else {}
         vla.origin = source.path if config else None
     vla.init_from = str(path) if complete else None
@@ -152,7 +152,7 @@ def _load_released(source: Source, dtype: torch.dtype | None, device: torch.devi
     if problems:
         raise CheckpointError(source.path, problems)
     check_fits(source, vla, shapes, stated_dtype(config) if source.kind == "released" else None)
-    vla.norm_stats = read_norm_stats(source, config.get("norm_stats") or {})
+    vla.norm_stats = read_norm_stats(source)
     if source.kind == "released":
         vla.released, vla.origin = files, source.path
     for tensors in read_tensors(source):

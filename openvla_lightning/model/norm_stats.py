@@ -8,15 +8,20 @@ from openvla_lightning.model.source import CheckpointError, Source, read_json
 from openvla_lightning.statistics import DatasetStatistics
 
 
-def read_norm_stats(source: Source, from_config: Any) -> dict[str, Any]:
-    """Action statistics: the file beside the weights, which fine-tuning writes, before those in the config.
+def read_norm_stats(source: Source) -> dict[str, Any]:
+    """Action statistics of a released folder or a Prismatic run, without its weights.
+
+    The file beside the weights, which fine-tuning writes, goes before those in the config.
 
     Raises:
         CheckpointError: naming every dataset whose numbers cannot be used.
     """
     folder = source.path if source.path.is_dir() else source.path.parent.parent
     path = folder / "dataset_statistics.json"
-    stats = read_json(path) if path.is_file() else from_config
+    if path.is_file():
+        stats: Any = read_json(path)
+    else:
+        stats = (read_json(source.path / "config.json").get("norm_stats") or {}) if source.kind == "released" else {}
     if not isinstance(stats, dict):
         raise CheckpointError(source.path, ["norm_stats must map dataset names to statistics"])
     problems = [f"statistics of {name!r}: {problem}" for name in stats for problem in _stats_problems(stats[name])]

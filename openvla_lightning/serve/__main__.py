@@ -20,6 +20,7 @@ def main(cfg: DictConfig) -> None:
     from hydra.utils import instantiate  # after Hydra: --help and --cfg stay instant
 
     from openvla_lightning.model.source import CheckpointError
+    from openvla_lightning.statistics import UnknownDatasetError
 
     with for_people(ConfigError, CheckpointError):
         if cfg.ckpt_path == "last":
@@ -33,8 +34,8 @@ def main(cfg: DictConfig) -> None:
         validate(cfg)
         try:
             instantiate(cfg.server, load=instantiate(cfg.policy, _convert_="all"), _convert_="all")
-        except (FileNotFoundError, KeyError, ValueError) as error:
-            raise ConfigError(error.args[0] if isinstance(error, KeyError) else str(error)) from error
+        except (FileNotFoundError, UnknownDatasetError, ValueError) as error:
+            raise ConfigError(str(error)) from error
 
 
 if __name__ == "__main__":
