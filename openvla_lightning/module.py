@@ -69,13 +69,25 @@ class VLAModule(L.LightningModule):
         if recipe is not None:
             self.save_hyperparameters(recipe, logger=False)
 
+    def check(self, strategy: L.pytorch.strategies.Strategy) -> None:
+        """Look, before anything is built, whether it can be trained so.
+
+        Raises:
+            ValueError: for what cannot be sharded.
+        """
+        if not isinstance(strategy, FSDP):
+            return
+        if self.quantisation is not None:
+            raise ValueError("quantised weights cannot be sharded: choose trainer=ddp, or quantisation=none")
+        if self.optim.kind == "adamw_8bit":
+            raise ValueError("adamw_8bit cannot be sharded: choose optim.kind=adamw_bf16, or trainer=ddp")
+
     def configure_model(self) -> None:
         """Build the VLA once, choose what learns, shard when the trainer asks for it."""
         if hasattr(self, "vla"):
             return
         strategy = self.trainer.strategy
-        if isinstance(strategy, FSDP) and self.quantisation is not None:
-            raise ValueError("quantised weights cannot be sharded: choose trainer=ddp, or quantisation=none")
+        self.check(strategy)
         self.vla = strategy.build(self._learner) if isinstance(strategy, FSDP) else self._learner()
         if isinstance(strategy, FSDP):
             for name in ("norm_stats", "released", "origin", "init_from"):  # only the first process opened the files

@@ -85,6 +85,7 @@ def fit(cfg: DictConfig) -> float | None:
         _convert_="all",
     )
     try:
+        module.check(trainer.strategy)
         accumulate(trainer, cfg.data.global_batch_size, cfg.batch_size_per_device)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -10,14 +10,19 @@ import numpy as np
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 from openvla_lightning.model import VLA
 from openvla_lightning.model.checkpoint import main as checkpoint_tool
 from openvla_lightning.model.lightning import contents
 from openvla_lightning.model.sharded import is_sharded
 from openvla_lightning.model.source import find_source
-from openvla_lightning.parallel import accumulate
+from openvla_lightning.module import VLAModule
+from openvla_lightning.optim import AdamW
+from openvla_lightning.parallel import FSDP, accumulate
 from openvla_lightning.policy import Policy
+from openvla_lightning.quantisation import Quantisation
+from openvla_lightning.strategy import LoRA, Strategy, TrainOnly
 
 ROOT = Path(__file__).parents[1]
 
@@ -148,3 +153,19 @@ def test_accumulation_makes_up_the_global_batch() -> None:
 def test_batches_that_do_not_divide_name_those_that_do(batch: int, per_device: int, asked: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         accumulate(trainer(2, asked), batch, per_device)
+
+
+@pytest.mark.parametrize(
+    ("optim", "quantisation", "strategy", "message"),
+    [
+        (AdamW(1e-3, kind="adamw_8bit"), None, TrainOnly(["llm"]), "adamw_8bit cannot be sharded"),
+        (AdamW(1e-3), Quantisation(4), LoRA(4), "quantised weights cannot be sharded"),
+    ],
+)
+def test_what_cannot_be_sharded_is_said_at_once(
+    optim: AdamW, quantisation: Quantisation | None, strategy: Strategy, message: str
+) -> None:
+    module = VLAModule(VLA, strategy, optim, None, None, quantisation=quantisation)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        module.check(FSDP(wrap=[]))
+    module.check(DDPStrategy())
