@@ -15,10 +15,11 @@ from openvla_lightning.data.source.processes import end_with_parent
 class Loader(DataLoader[Any]):
     """Tells Lightning that it may resume inside an epoch; the place itself is in the DataModule's state."""
 
-    def _get_iterator(self) -> Any:
+    def __iter__(self) -> Any:
+        """Start the workers in a way that survives what was read in this process before."""
         if self.num_workers and sys.platform == "linux":  # not what joblib, of a sweep over GPUs, made the default
             self.multiprocessing_context = start_method()
-        return super()._get_iterator()
+        return super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: workers run ahead, so a loader does not know what was used."""
