@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openvla_lightning.data.oxe.registry import dataset_spec
 from openvla_lightning.env.libero import STEP_LIMITS, Libero
+from openvla_lightning.env.libero.demonstrations import Demonstration
+from openvla_lightning.env.libero.expert import GRASPS, Expert
 from openvla_lightning.env.libero.protocol import NO_OP, SETTLING_STEPS, picture, to_dataset, to_simulator
 
 ASSETS = os.environ.get("LIBERO_ASSETS")
@@ -105,57 +108,37 @@ def test_an_episode_depends_on_its_initial_state_alone(spatial):
     assert (pictures[0][0] != pictures[3][0]).any()
 
 
-def demonstrate(env: Libero, task: str, grasp: np.ndarray, low: float, drop: float) -> int | None:
-    """Pick and place with a script that knows where things are, through our actions; steps to success."""
-    env.reset(seed=0, options={"task": task})
-    domain = env.simulator.env
-    _, thing, place = domain.parsed_problem["goal_state"][0]
-
-    def position(name: str) -> np.ndarray:
-        return domain.sim.data.body_xpos[domain.obj_body_id[name.removesuffix("_contain_region")]].copy()
-
-    up, grip, stage, closing = np.array([0, 0, 0.2]), 1.0, 0, 0
-    lifted = np.zeros(3)
-    for step in range(env.max_episode_steps):
-        hand, target, destination = env.gripper_position, position(thing) + grasp, position(place) + grasp
-        above = np.array([*destination[:2], lifted[2]])
-        goals = [
-            target + 0.6 * up,
-            target + low * up,
-            hand,
-            lifted,
-            above,
-            [*above[:2], destination[2] + drop],
-            hand,
-        ]
-        grip = 0.0 if 2 <= stage < 6 else 1.0
-        closing += stage == 2
-        move = np.clip((np.asarray(goals[stage]) - hand) * 30, -1, 1)
-        _, _, success, *_ = env.step(np.array([*move, 0, 0, 0, grip]))
-        if success:
-            return step + 1
-        close = np.linalg.norm(goals[stage] - env.gripper_position) < (0.02, 0.012, 0, 0.03, 0.015, 0.02, 0)[stage]
-        if close or closing > 12:
-            lifted = hand + up if stage == 2 else lifted
-            closing, stage = 0, min(stage + 1, 6)
-    return None
-
-
 @simulator
-def test_a_scripted_demonstration_succeeds_in_spatial(spatial):
-    task = next(iter(spatial.tasks))
-    steps = demonstrate(spatial, task, grasp=np.array([0, 0.05, 0]), low=0.1, drop=0.06)  # by the bowl's rim
-    assert steps is not None
-    assert steps < 220
-
-
-@simulator
-def test_a_scripted_demonstration_succeeds_in_object():
-    env = Libero("libero_object", assets=ASSETS)
-    steps = demonstrate(env, next(iter(env.tasks)), grasp=np.zeros(3), low=0.0, drop=0.18)
+@pytest.mark.parametrize("suite", sorted(GRASPS))
+def test_a_scripted_demonstration_succeeds(suite):
+    """Through our actions: so they mean what they should."""
+    env = Libero(suite, assets=ASSETS)
+    env.reset(seed=0, options={"task": next(iter(env.tasks))})
+    expert, ended = Expert(env), False
+    while not ended:
+        _, _, success, truncated, _ = env.step(expert.act())
+        ended = success or truncated
     env.close()
-    assert steps is not None
-    assert steps < 280
+    assert success
+
+
+@simulator
+def test_a_demonstration_is_in_the_layout_of_the_released_data():
+    steps = Demonstration("libero_object", 0, pushes=0.5)("val", 0)["steps"]
+    assert set(steps[0]) == {"observation", "action", "language_instruction"}
+    trajectory = {
+        "observation": {key: np.stack([step["observation"][key] for step in steps]) for key in steps[0]["observation"]},
+        "action": np.stack([step["action"] for step in steps]),
+    }
+    assert {key: value.shape[1:] for key, value in trajectory["observation"].items()} == {
+        "image": (256, 256, 3),
+        "wrist_image": (256, 256, 3),
+        "state": (8,),
+    }
+    assert set(trajectory["action"][:, 6]) == {-1.0, 1.0}
+    standard = dataset_spec("libero_object_no_noops").transform(trajectory)["action"]
+    assert standard[0, 6] == 1, "open"
+    np.testing.assert_array_equal(standard[:, 6], [to_dataset(action)[6] for action in trajectory["action"]])
 
 
 @simulator
