@@ -15,7 +15,7 @@ $(READY): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip install --quiet --requirements requirements.lock
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip install --quiet --compile-bytecode --requirements requirements.lock
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip install --quiet --no-deps --editable .
 	@touch $@
 
