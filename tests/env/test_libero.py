@@ -10,9 +10,9 @@ import pytest
 
 from openvla_lightning.data.oxe.registry import dataset_spec
 from openvla_lightning.env.libero import STEP_LIMITS, Libero
-from openvla_lightning.env.libero.demonstrations import Demonstration
 from openvla_lightning.env.libero.expert import GRASPS, Expert
 from openvla_lightning.env.libero.protocol import NO_OP, SETTLING_STEPS, picture, to_dataset, to_simulator
+from openvla_lightning.libero_demonstrations import Demonstration
 
 ASSETS = os.environ.get("LIBERO_ASSETS")
 

@@ -1,6 +1,6 @@
 """Scripted LIBERO demonstrations in the layout of the released `libero_object_no_noops`, where that cannot be had.
 
-    python -m openvla_lightning.env.libero.demonstrations data/libero_object_no_noops/1.0.0
+    python -m openvla_lightning.libero_demonstrations data/libero_object_no_noops/1.0.0
 
 Of one task. Initial states 0 to 9, which `evaluate.py episodes_per_task=10` begins with, are left out. The hand is
 pushed off its way at random and the correction recorded: a policy that has seen the straight way alone cannot come back
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.source.writer import write_rlds
-from openvla_lightning.env.libero.environment import Libero
+from openvla_lightning.env.libero import Libero
 from openvla_lightning.env.libero.expert import GRASPS, Expert
 from openvla_lightning.env.libero.protocol import RENDER_SIZE, picture
 
