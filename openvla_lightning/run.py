@@ -137,8 +137,9 @@ def evaluate(cfg: DictConfig) -> float | None:
             )
         log.info(f"Evaluating {newest}")
         cfg.ckpt_path = str(newest)
-    elif cfg.ckpt_path and not (Path(cfg.ckpt_path) / "checkpoints").is_dir() and Path(cfg.ckpt_path).is_dir():
-        cfg.ckpt_path = str(newest_checkpoint(cfg.ckpt_path) or cfg.ckpt_path)  # a folder of runs: the newest
+    elif cfg.ckpt_path and Path(cfg.ckpt_path).is_dir():
+        # A run or a folder of runs: the newest. The file, as results are kept by its hash and may lie in that folder.
+        cfg.ckpt_path = str(newest_checkpoint(cfg.ckpt_path) or cfg.ckpt_path)
     recipe = validate(cfg)
     arguments = {name: recipe[name] for name in EVALUATION_ARGUMENTS} | recipe["eval"]
     policy = instantiate(cfg.policy, _convert_="all")  # a partial: loaded once the world is up

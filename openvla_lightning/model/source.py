@@ -50,7 +50,7 @@ class Source:
     """A checkpoint that exists.
 
     Attributes:
-        path: folder (released layout, Prismatic run) or file (`.pt`, `.ckpt`; of a run of ours the newest; sharded, a
+        path: folder (released layout, Prismatic run) or file (`.pt`, `.ckpt`; of our runs the newest; sharded, a
             `.ckpt` is a folder).
         kind: `released` (Hugging Face layout), `prismatic` (training run of the released code), `lightning` (ours).
         weights: the files that hold tensors.
@@ -81,7 +81,8 @@ def find_source(source: str | Path) -> Source:
         if not is_sharded(path):
             raise CheckpointError(path, [f"there is no {ABOUT}: this sharded checkpoint was never finished"])
         return Source(path, "lightning", [path])
-    if ours := [file for file in (path / "checkpoints").glob("*.ckpt") if not file.is_symlink()]:
+    written = [*path.glob("checkpoints/*.ckpt"), *path.glob("*/checkpoints/*.ckpt")]
+    if ours := [file for file in written if not file.is_symlink()]:
         newest = max(ours, key=lambda file: (file.stat().st_mtime_ns, file.name))
         return Source(newest, "lightning", [newest])
     if (path / "checkpoints").is_dir() and list((path / "checkpoints").glob("*.pt")):

@@ -1,6 +1,7 @@
 """What training writes, ours and the released code's, loads as the released layout does."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from written import same, train_a_little, write_ckpt
 
 from openvla_lightning import VLA, Processor
 from openvla_lightning.model.checkpoint import CheckpointError, load_checkpoint, load_weights
+from openvla_lightning.model.source import find_source
 from openvla_lightning.strategy import LoRA, TrainOnly
 
 
@@ -127,3 +129,12 @@ def test_our_checkpoints(config: dict[str, Any], build: Callable[..., VLA], tmp_
     card = (tmp_path / "released" / "README.md").read_text()
     assert "toy" in card
     assert '"seed": 7' in card
+
+
+def test_a_run_and_a_folder_of_runs_mean_their_newest_checkpoint(tmp_path: Path) -> None:
+    for age, name in enumerate(["new/checkpoints/step_000100.ckpt", "old/checkpoints/step_000900.ckpt"]):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    assert find_source(tmp_path).path == tmp_path / "new/checkpoints/step_000100.ckpt"
+    assert find_source(tmp_path / "old").path == tmp_path / "old/checkpoints/step_000900.ckpt"

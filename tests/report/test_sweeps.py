@@ -136,6 +136,8 @@ def test_one_command_trains_evaluates_and_compares(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     (sweep,) = (tmp_path / "finetune_strategies").iterdir()
     header, last_layer, lora = sweep_rows(find_runs(sweep))
+    evaluated = [json.loads(path.read_text())["checkpoint"]["path"] for path in sweep.rglob("results.json")]
+    assert {Path(path).name for path in evaluated} == {"step_000004.ckpt"}, "a folder's hash changes with what it holds"
     assert last_layer[0] == "strategy=last_layer"
     assert lora[0] == "strategy=lora_8"
     assert last_layer[1].startswith(("0 %", "100 %"))
