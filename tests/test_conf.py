@@ -1,6 +1,5 @@
 """Every file in conf/ composes, validates, and does what its first lines say."""
 
-import importlib.util
 import re
 import shlex
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
+from hydra_plugins_needed import skip_without_plugin
 from omegaconf import DictConfig
 
 from openvla_lightning.config import ConfigError, for_people, newest_checkpoint, run_dir, validate
@@ -21,11 +21,6 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 OURS = {"action_head", "callbacks", "data", "env", "logger", "model", "optim", "policy", "processor", "quantisation"}
 OURS |= {"strategy"}
-PLUGINS = {
-    "launcher=slurm": "hydra_submitit_launcher",
-    "launcher=gpus": "hydra_joblib_launcher",
-    "sweep=search": "hydra_optuna_sweeper",
-}
 APPENDED = {".", "hydra", "launcher", "experiment", "sweep", "debug", "local"}
 
 
@@ -52,9 +47,7 @@ def options() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("script", "args"), list(commands()))
 def test_command_in_a_config_header_composes(script: str, args: str) -> None:
-    for option, plugin in PLUGINS.items():
-        if option in args and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
-            pytest.skip(f"{plugin} is not installed")
+    skip_without_plugin(args)
     words = shlex.split(args.split("  #")[0])
     words = [word for word in words if word not in ("-m", "--resolve", "--cfg", "job")]
     validate(cfg_of(script, *[re.sub(r",[^\]]*$", "", word) for word in words]))

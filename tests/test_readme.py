@@ -15,6 +15,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from hydra_plugins_needed import skip_without_plugin
 
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.config import validate
@@ -66,8 +67,7 @@ def composed(config: str, arguments: str, own: Path) -> Any:
 
 @pytest.mark.parametrize("match", commands(r"(?:\S*python|torchrun \S+) (train|finetune|evaluate)\.py(.*)$"))
 def test_a_script_command_composes(match: re.Match[str], own: Path) -> None:
-    if "launcher=" in match[2] or "sweep=search" in match[2]:
-        pytest.skip("the launcher is a plugin that is not installed")
+    skip_without_plugin(match[2])
     validate(composed(match[1], match[2], own))
 
 
