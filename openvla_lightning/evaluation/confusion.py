@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from openvla_lightning.evaluation.teacher_forced import predict
 from openvla_lightning.policy import Policy
 from openvla_lightning.types import Step
 
@@ -49,11 +50,6 @@ class Confusion:
 
 @torch.inference_mode()
 def _error(policy: Policy, steps: Sequence[Step], told: str) -> float:
-    batch = policy.processor.collate([replace(step, instruction=told) for step in steps]).to(policy.device)
-    output = policy.vla(
-        pixel_values=policy.processor.transform.normalise(batch.pixel_values).to(policy.dtype),
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-    )
+    output, batch = predict(policy, [replace(step, instruction=told) for step in steps])
     _, error = policy.processor.action_head.score(output, batch)
     return float(error.mean())

@@ -12,6 +12,7 @@ from openvla_lightning.actions import dimension_names
 from openvla_lightning.env.offline import Offline
 from openvla_lightning.evaluation.confusion import Confusion
 from openvla_lightning.evaluation.control import Actor
+from openvla_lightning.evaluation.teacher_forced import predict
 from openvla_lightning.policy import Policy
 from openvla_lightning.statistics import DatasetStatistics
 from openvla_lightning.types import Step
@@ -68,13 +69,8 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
 def _score(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistics) -> dict[str, np.ndarray]:
     """Each metric [B * T, D], but [B, D] for what is executed."""
     head, method = policy.processor.action_head, policy.normalisation
-    batch = policy.processor.collate(list(steps)).to(policy.device)
+    output, batch = predict(policy, steps)
     with torch.inference_mode():
-        output = policy.vla(
-            pixel_values=policy.processor.transform.normalise(batch.pixel_values).to(policy.dtype),
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-        )
         correct, error = head.score(output, batch)
         entropy = head.entropy(output, batch)
     images = [step.images[policy.processor.camera] for step in steps]

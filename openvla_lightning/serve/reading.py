@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from openvla_lightning.serve.errors import Refused
-from openvla_lightning.statistics import choose_key
+from openvla_lightning.statistics import UnknownDatasetError, choose_key
 
 FIELDS = {"image", "instruction", "unnorm_key", "deadline_ms"}
 MAX_WORDS = 1000
@@ -104,8 +104,8 @@ class Reader:
     def _key(self, key: str) -> str:
         try:
             return choose_key(self.norm_stats, key)
-        except KeyError as error:
-            raise Refused(422, "unknown_unnorm_key", error.args[0], known=list(self.norm_stats)) from None
+        except UnknownDatasetError as error:
+            raise Refused(422, "unknown_unnorm_key", str(error), known=list(self.norm_stats)) from None
 
     def _image(self, value: Any) -> NDArray[np.uint8]:
         if isinstance(value, str):

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from quiet import QUIET
 from torch.utils.data import DataLoader
 
 from openvla_lightning.callbacks import CollapseWarning
@@ -54,11 +55,7 @@ def run(constant: bool, accuracies: list[float], tmp_path: Any) -> L.Trainer:
         val_check_interval=2,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
         default_root_dir=tmp_path,
         callbacks=[CollapseWarning(patience=3)],
     )

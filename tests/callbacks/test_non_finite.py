@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from quiet import QUIET
 from torch import Tensor
 
 from openvla_lightning.callbacks import NonFiniteError, StopOnNonFinite
@@ -57,11 +58,7 @@ def fit(model: Model, **trainer: Any) -> L.Trainer:
     )
     made = L.Trainer(
         max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
         limit_val_batches=0,
         callbacks=[StopOnNonFinite()],
         **{"max_steps": 6, **trainer},

@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from quiet import QUIET
 
 from openvla_lightning.callbacks import ServedSteps
 from openvla_lightning.data import VLADataModule
@@ -59,11 +60,7 @@ def fit(steps: int, resume: Path | None = None) -> tuple[L.Trainer, Counts, VLAD
         check_val_every_n_epoch=None,
         callbacks=[ServedSteps()],
         log_every_n_steps=5,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
     )
     model = Counts()
     trainer.fit(model, data, ckpt_path=str(resume) if resume else None)

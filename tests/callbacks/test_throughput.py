@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from quiet import QUIET
 from tiny_parts import LLAMA, TOWERS
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -79,11 +80,7 @@ def run(tmp_path: Path, callback: Throughput, **options: Any) -> list[dict[str, 
     trainer = L.Trainer(
         max_steps=6,
         log_every_n_steps=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
         default_root_dir=tmp_path,
         callbacks=[callback],
         precision="bf16-mixed",
