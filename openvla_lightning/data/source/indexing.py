@@ -198,7 +198,7 @@ def _check_images(images: NDArray[Any], camera: str, *, every_pixel: bool) -> No
         if not image:
             continue  # none stored: black
         if image.startswith(b"\xff\xd8"):
-            whole = b"\xff\xd9" in image[-16:] or _decodes(image)  # cameras put hundreds of bytes behind the end
+            whole = b"\xff\xd9" in image[-16:] or _ends(image)  # some cameras put hundreds of bytes behind the end
         elif image.startswith(PNG):
             whole = b"IEND" in image[-16:] or _decodes(image)
         elif image.startswith((b"BM", b"GIF8")):
@@ -212,6 +212,19 @@ def _check_images(images: NDArray[Any], camera: str, *, every_pixel: bool) -> No
                 decode(image)
             except ValueError as error:
                 raise ValueError(f"observation/{camera} of step {step}: {error}") from None
+
+
+def _ends(jpeg: bytes) -> bool:
+    """Whether a JPEG's end marker stands behind the start of its pixels, where no other byte looks like it.
+
+    Before that start a thumbnail may have an end of its own, and libraries decode what is cut off and padded.
+    """
+    place = 2
+    while place + 4 <= len(jpeg) and jpeg[place] == 0xFF:
+        if jpeg[place + 1] == 0xDA:
+            return jpeg.find(b"\xff\xd9", place) >= 0
+        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+    return False
 
 
 def _decodes(image: bytes) -> bool:
