@@ -10,7 +10,7 @@ from accelerate import init_empty_weights
 from timm.layers import LayerScale as TimmLayerScale
 from torch import Tensor, nn
 
-from openvla_lightning.model.source import check_source
+from openvla_lightning.model.hub import check_source
 
 Fusion = Literal["channel", "sequence"]
 
