@@ -2,54 +2,24 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from openvla_lightning.action_head import next_token_loss
 from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
-from openvla_lightning.model.llm import CausalLM
+from openvla_lightning.model.llm import CausalLM, next_token_loss
+from openvla_lightning.model.parameters import floating
 from openvla_lightning.model.projector import Projector
 from openvla_lightning.model.vision_backbone import VisionBackbone
-from openvla_lightning.parameters import floating
+from openvla_lightning.types import VLAOutput
 
 if TYPE_CHECKING:
     from openvla_lightning.processor import Processor
 
-
-@dataclass(frozen=True, slots=True)
-class VLAOutput:
-    """What a forward pass gives. S = L + P positions: BOS, P visual tokens, the other L - 1 text tokens.
-
-    Attributes:
-        logits: float32 [B, S, vocab]; of `places` alone [B, K, vocab].
-        num_patches: P, 0 without an image.
-        places: int64 [B, K], which next tokens the logits are of (see `VLA.forward`); None: of all positions.
-        loss: mean cross-entropy over labelled tokens; None without labels.
-        tower_features: each tower's patch features [B, P, D_tower]; these three only when asked for.
-        projector_features: visual tokens [B, P, dim].
-        hidden_states: embeddings, then each layer's output [B, S, dim]; the last one after the final norm.
-    """
-
-    logits: Tensor
-    num_patches: int
-    places: Tensor | None = None
-    loss: Tensor | None = None
-    tower_features: list[Tensor] | None = None
-    projector_features: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-
-    @property
-    def next_token_logits(self) -> Tensor:
-        """Logits [B, L - 1, vocab] that predict `input_ids[:, 1:]`, or [B, K, vocab] of `places` there."""
-        return self.logits if self.places is not None else self.logits[:, self.num_patches : -1]
-
-    def targets(self, labels: Tensor) -> Tensor:
-        """What `next_token_logits` should predict, [B, L - 1] or [B, K], from `labels` [B, L]."""
-        return labels[:, 1:] if self.places is None else labels[:, 1:].gather(1, self.places)
+__all__ = ["VLA", "VLAOutput"]
 
 
 class VLA(nn.Module):
@@ -61,16 +31,19 @@ class VLA(nn.Module):
         vision_backbone: builds the vision backbone.
         projector: builds the projector from the backbone's and the language model's widths.
         llm: builds the language model.
-        init_from: whose weights to start from: a VLA or Prismatic VLM, as folder, file or hub id. None: each part's
-            own weights.
-        dtype: of the weights that are copied from there: `bfloat16` halves a frozen model. None: torch's default.
+        init_from: whose weights to start from: a VLA or Prismatic VLM, as folder, file or hub id. The model is then
+            built without weights, on the meta device, and `checkpoint.load.start_from` brings them, as `VLAModule`
+            does. None: each part's own weights.
+        dtype: of the weights that come from there: `bfloat16` halves a frozen model. None: torch's default.
 
     Attributes:
         norm_stats: dataset name -> action statistics in the released layout, for un-normalising.
         released: file name -> contents of the released JSON files this model came from; empty for a new one.
         recipe: the resolved configuration this model was trained with, for its model card; empty when unknown.
         origin: the released folder this model was loaded from, whose tokenizer files are passed on when saving.
-        init_from: where all weights were copied from when the model was built; None when they came from elsewhere.
+        init_from: where all weights come from; None when they came from elsewhere.
+        init_dtype: of the weights that come from there; None: torch's default.
+        fresh_vision: builds the vision backbone with weights of its own, where those to come may lack them.
         quantisation: how layers were quantised (see `Quantisation.config`); None when none were.
     """
 
@@ -87,21 +60,16 @@ class VLA(nn.Module):
         self.released: dict[str, Any] = {}
         self.origin: Path | None = None
         self.recipe: dict[str, Any] = {}
-        self.init_from: str | None = None
+        self.init_from: str | None = None if init_from is None else str(init_from)
+        self.init_dtype = None if dtype is None else floating(dtype)
+        self.fresh_vision = None if init_from is None else vision_backbone
         self.quantisation: dict[str, Any] | None = None
-        asked_for_meta = torch.get_default_device().type == "meta"
-        load = init_from is not None and not asked_for_meta
-        with torch.device("meta") if load else nullcontext():
+        with nullcontext() if init_from is None else torch.device("meta"):
             backbone, language_model = vision_backbone(), llm()
             # Registered in the released order, which is the order of parameters in saved files.
             self.vision_backbone = backbone
             self.projector = projector(backbone.dim, language_model.dim)
             self.language_model = language_model
-        if load:
-            from openvla_lightning.model.checkpoint import load_weights
-
-            kind = None if dtype is None else floating(dtype)
-            load_weights(self, str(init_from), vision_backbone, dtype=kind, device=None if kind is None else "cpu")
 
     @property
     def llm(self) -> CausalLM:
@@ -255,7 +223,7 @@ class VLA(nn.Module):
         Raises:
             CheckpointError: for anything that does not fit, all problems at once.
         """
-        from openvla_lightning.model.checkpoint import load_vla
+        from openvla_lightning.checkpoint.load import load_vla
 
         return load_vla(path, dtype=dtype, device=device, guard=guard, base=base)
 
@@ -276,7 +244,7 @@ class VLA(nn.Module):
             max_shard_size: bytes of weights per file.
             dtype: of the weights in the files; None: as they are.
         """
-        from openvla_lightning.model.saving import save_vla
+        from openvla_lightning.checkpoint.save import save_vla
 
         save_vla(self, Path(folder), processor, max_shard_size, dtype)
 
