@@ -23,13 +23,19 @@ PROCESSOR = "openvla_lightning.processor"
 ABOVE = {"openvla_lightning.module", "openvla_lightning.run", "openvla_lightning.callbacks", "openvla_lightning.config"}
 
 FORBIDDEN = {
+    "runtime": CONFIGURATION | TRAINING | DATA | MODELS | ABOVE | {"torch"},
     "types.py actions.py statistics.py processor/prompt.py report/tables.py report/page.py cost/cards.py": CONFIGURATION
     | TRAINING
     | DATA
     | MODELS
     | ABOVE,
     "model": CONFIGURATION | TRAINING | DATA | ABOVE | CHECKPOINTS | {"openvla_lightning.action_head", PROCESSOR},
-    "action_head strategy quantisation.py optim.py": CONFIGURATION | TRAINING | DATA | ABOVE | CHECKPOINTS | {PROCESSOR},
+    "action_head strategy quantisation.py optim.py": CONFIGURATION
+    | TRAINING
+    | DATA
+    | ABOVE
+    | CHECKPOINTS
+    | {PROCESSOR},
     "processor": CONFIGURATION | TRAINING | DATA | ABOVE | CHECKPOINTS,
     "checkpoint": CONFIGURATION | TRAINING | DATA | ABOVE,
     "data": CONFIGURATION | MODELS | ABOVE,
@@ -56,7 +62,7 @@ DOORS = {
     *("types", "actions", "statistics", "optim", "quantisation", "policy", "client", "module", "parallel", "config"),
     *("demo", "demonstrations", "libero_demonstrations", "bench_latency", "dashboards", "run", "job", "command_line"),
     *("model", "action_head", "strategy", "processor", "checkpoint", "cost", "data", "callbacks", "logger", "serve"),
-    *("env", "evaluation", "report"),
+    *("env", "evaluation", "report", "runtime"),
 }
 """What stands at the root: words that someone types in Python, in YAML or on a command line."""
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from openvla_lightning.data.datamodule import MissingDataError
 from openvla_lightning.data.loader import ResumableDataModule, SampleError
 from openvla_lightning.data.permutation import Ints, key, permute
+from openvla_lightning.data.preflight import MissingDataError
 from openvla_lightning.data.source.conversations import Captions, Conversations, ConversationSource
 from openvla_lightning.types import Conversation
 

@@ -11,22 +11,25 @@ from torch.utils.data import DataLoader
 
 from openvla_lightning.data.augment import Augmentation
 from openvla_lightning.data.curriculum import intended, read_curriculum, stages
-from openvla_lightning.data.filters import FilterReport, NoopFilter, check_filter, select, unused_splits
+from openvla_lightning.data.filters import FilterReport, NoopFilter, check_filter, select
 from openvla_lightning.data.images import ImageMode
 from openvla_lightning.data.loader import ResumableDataModule
 from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, check_weights
 from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
-from openvla_lightning.data.round_trip import LOOKED_AT, RoundTrip, refusal, round_trip, said_of
+from openvla_lightning.data.preflight import (
+    BadInstructions,
+    check_sources,
+    refuse_actions,
+    refused_instructions,
+    say,
+)
+from openvla_lightning.data.round_trip import LOOKED_AT, RoundTrip, round_trip
 from openvla_lightning.data.source import Source, SourceFactory
 from openvla_lightning.data.steps import DatasetSteps, StepBatches, windowed_walks
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 from openvla_lightning.types import Step
 
 log = logging.getLogger(__name__)
-
-
-class MissingDataError(FileNotFoundError):
-    """Datasets of the mixture are not on disk."""
 
 
 class VLADataModule(ResumableDataModule):
@@ -95,7 +98,7 @@ class VLADataModule(ResumableDataModule):
         seed: int = 7,
         num_workers: int | None = None,
         limit_val_samples: int | None = None,
-        bad_instructions: Literal["skip", "error"] = "skip",
+        bad_instructions: BadInstructions = "skip",
     ) -> None:
         super().__init__(collate, global_batch_size, num_workers)
         check_weights(mix)
@@ -107,7 +110,7 @@ class VLADataModule(ResumableDataModule):
             ("normalisation", normalisation, get_args(Normalisation)),
             ("statistics", statistics, ("released", "train")),
             ("images", images, get_args(ImageMode)),
-            ("bad_instructions", bad_instructions, ("skip", "error")),
+            ("bad_instructions", bad_instructions, get_args(BadInstructions)),
         ):
             if choice not in choices:
                 raise ValueError(f"data.{name}={choice}: choose {', '.join(choices)}")
@@ -125,7 +128,8 @@ class VLADataModule(ResumableDataModule):
         self.noop_filter: NoopFilter = noop_filter if filter_noops else "none"
         self.of_training, self.images, self.window_gb = statistics == "train", images, window_gb
         self.val_fraction, self.cameras, self.seed = val_fraction, tuple(cameras), seed
-        self.limit_val_samples, self.bad_instructions = limit_val_samples, bad_instructions
+        self.limit_val_samples = limit_val_samples
+        self.bad_instructions: BadInstructions = bad_instructions
         self.refuses: Callable[[str], str | None] = getattr(
             getattr(collate, "__self__", None), "refuses", lambda words: None
         )
@@ -152,22 +156,9 @@ class VLADataModule(ResumableDataModule):
 
         Raises:
             MissingDataError: naming every dataset that is not there and where to get it.
-            ValueError: a dataset has no such camera, or a description does not fit its files.
+            ValueError: a dataset has no such camera, or a description names what its files do not hold.
         """
-        if problems := [problem for source in self.sources.values() if (problem := source.missing())]:
-            raise MissingDataError(
-                "\n    ".join(
-                    [
-                        f"{len(problems)} of the mixture's {len(self.sources)} datasets are not there. Point "
-                        "paths.data_dir=... or OPENVLA_LIGHTNING_DATA to where they are, or get them:",
-                        *problems,
-                    ]
-                )
-            )
-        for name, source in self.sources.items():
-            if absent := [role for role in self.cameras if role not in source.spec.cameras]:
-                raise ValueError(f"{name} has no camera {', '.join(absent)}; it has {', '.join(source.spec.cameras)}")
-            source.check()
+        check_sources(self.sources, self.cameras)
 
     def prepare_data(self) -> None:
         """Index the datasets and measure their statistics, unless that was done before."""
@@ -183,7 +174,10 @@ class VLADataModule(ResumableDataModule):
         dims = {name: source.statistics.action_dim for name, source in self.sources.items()}
         if len(set(dims.values())) > 1:
             raise ValueError(f"one model cannot learn actions of different dimensions: {dims}")
-        self.refused = {name: self._refused(source) for name, source in self.sources.items()}
+        self.refused = {
+            name: refused_instructions(source, self.refuses, self.bad_instructions)
+            for name, source in self.sources.items()
+        }
         self.train, self.val = self._steps("train"), self._steps("val")
         sizes = {name: source.statistics.num_transitions for name, source in self.sources.items()}
         if empty := [name for name, steps in self.train.items() if not len(steps)]:
@@ -201,43 +195,10 @@ class VLADataModule(ResumableDataModule):
             name: round_trip(steps.spread(LOOKED_AT), steps.statistics, self.normalisation, steps.source.spec)
             for name, steps in self.train.items()
         }
-        self._say()
-        if self.trainer is not None:
-            self._refuse_actions()
-
-    def _say(self) -> None:
         for name, report in self.filter_report.items():
-            left_out = report.first_steps + report.zero_actions + report.noops
-            log.info(
-                f"{name}: {report.kept:,} steps to train on ({self.shares[name]:.1%} of the samples); left out "
-                f"{left_out:,} no-ops and {report.unlabelled:,} of {report.trajectories:,} trajectories (no words)"
-            )
-            if report.wordless:
-                log.warning(f"{name}: {report.wordless:,} steps are left out: nothing is said at them")
-            if unused := unused_splits(self.sources[name].index):
-                listed = ", ".join(f"{split} ({steps:,} steps)" for split, steps in unused.items())
-                log.info(f"{name}: splits that are neither trained on nor held out: {listed}")
-            if said := said_of(name, self.round_trips[name]):
-                log.warning(said)
-            if clipped := self.round_trips[name].clipped:
-                log.info(f"{name}: extremes are clipped, as released: {', '.join(clipped)}")
-
-    def _refuse_actions(self) -> None:
-        problems = [problem for name, trip in self.round_trips.items() if (problem := refusal(name, trip))]
-        if problems:
-            raise ValueError("\n    ".join(problems))
-
-    def _refused(self, source: Source) -> list[int]:
-        """Places of the instructions that the model cannot be given."""
-        words = source.index.instructions
-        reasons = {i: why for i, text in enumerate(words) if text.strip() and (why := self.refuses(text))}
-        if reasons:
-            listed = "".join(f"\n    {words[i][:60]!r}: {why}" for i, why in list(reasons.items())[:3])
-            problem = f"{source.name}: {len(reasons):,} of {len(words):,} instructions cannot be given to the model"
-            if self.bad_instructions == "error":
-                raise ValueError(f"{problem}; data.bad_instructions=skip leaves their steps out:{listed}")
-            log.warning(f"{problem}, and their steps are left out:{listed}")
-        return list(reasons)
+            say(self.sources[name], report, self.shares[name], self.round_trips[name])
+        if self.trainer is not None:
+            refuse_actions(self.round_trips)
 
     def _steps(self, split: str) -> dict[str, DatasetSteps]:
         found = {}
@@ -267,7 +228,7 @@ class VLADataModule(ResumableDataModule):
         Raises:
             ValueError: a dataset has actions outside of what a policy can say.
         """
-        self._refuse_actions()
+        refuse_actions(self.round_trips)
         sizes = [len(steps) for steps in self.train.values()]
         walks = windowed_walks(self.train, self.window_gb) if self.window_gb is not None else {}
         self.order = GlobalOrder(sizes, self.stages, self.seed, walks)

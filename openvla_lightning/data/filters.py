@@ -67,9 +67,9 @@ def select(
     """Return the steps of `split` that are served, ascending, int32 [n], and what was left out.
 
     `released` leaves out what the released pipeline does: the first step where it is a known no-op (Bridge), and steps
-    without movement (DROID). Steps at which nothing is said are never served, nor those with one of the instructions
-    `refused`, which are places in the index's list of them. `first_step` leaves out every trajectory's first step besides, which the paper found to be
-    enough (appendix C); `near_zero` leaves out, besides, every step at which the robot stands still.
+    without movement (DROID). `first_step` leaves out every trajectory's first step besides, which the paper found to be
+    enough (appendix C); `near_zero` leaves out, besides, every step at which the robot stands still. A step at which
+    nothing is said is never served, nor is one with an instruction of `refused`, places in the index's list of them.
     """
     check_filter(noop_filter)
     index, spec = source.index, source.spec

@@ -113,7 +113,7 @@ def refusal(name: str, trip: RoundTrip) -> str | None:
     if not trip.outside:
         return None
     return (
-        f"{name}: {'; '.join(trip.outside)}. It is not normalised, and a policy can only say -1..1 of such a dimension: "
-        f"everything beyond would be taught as -1 or 1. Bring it into 0..1 in a `transform`, or let it be normalised "
-        f"with `mask: [true, ...]` (data.datasets.{name}, docs/data.md)"
+        f"{name}: {'; '.join(trip.outside)}. It is not normalised, and a policy can only say -1..1 of such a "
+        f"dimension: everything beyond would be taught as -1 or 1. Bring it into 0..1 in a `transform`, or let it "
+        f"be normalised with `mask: [true, ...]` (data.datasets.{name}, docs/data.md)"
     )

@@ -26,8 +26,8 @@ from openvla_lightning.data.source.processes import worker_pool
 from openvla_lightning.data.source.records import BadShardError
 from openvla_lightning.data.source.shards import Shards
 from openvla_lightning.data.source.words import numbered
-from openvla_lightning.files import written_whole
-from openvla_lightning.progress import Bar
+from openvla_lightning.runtime.files import written_whole
+from openvla_lightning.runtime.progress import Bar
 
 log = logging.getLogger(__name__)
 

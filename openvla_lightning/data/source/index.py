@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.files import readable, user_caches, writable, write_json, written_whole
+from openvla_lightning.runtime.files import readable, user_caches, writable, write_json, written_whole
 
 VERSION = 4
 ARRAYS = ("action", "proprio", "bounds", "split", "instruction", "shards", "sizes")

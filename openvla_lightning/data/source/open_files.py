@@ -83,6 +83,25 @@ OPEN = OpenFiles()
 """Those of this process."""
 
 
-def descriptor(path: Path) -> int:
-    """A descriptor of `path` for reading with `os.pread`; it stays open as long as the budget allows."""
-    return OPEN.get(path, lambda: os.open(path, os.O_RDONLY), os.close)
+def read_at(path: Path, offset: int, length: int, check: Callable[[os.stat_result], None], stamp: Any = None) -> bytes:
+    """Bytes of a file that stays open as long as the budget allows.
+
+    Args:
+        path: the file.
+        offset, length: which bytes.
+        check: raises when the file is no longer what it was.
+        stamp: sets files apart that were at the same path at different times.
+
+    Raises:
+        OSError: the file cannot be read; naming it.
+    """
+    for final in (False, True):
+        try:
+            descriptor = OPEN.get((path, stamp), lambda: os.open(path, os.O_RDONLY), os.close)
+            check(os.fstat(descriptor))
+            return os.pread(descriptor, length, offset)
+        except OSError as error:
+            OPEN.forget((path, stamp))  # a network disk may have lost what it called this file: ask again
+            if final or error.errno != errno.ESTALE:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+    raise AssertionError("the second try returns or raises")

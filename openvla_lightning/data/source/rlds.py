@@ -4,7 +4,6 @@ The index holds everything but pixels, and for each image its file, offset and l
 one `pread` away: exact shuffles without a buffer, exact resumption, and statistics without touching images again.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -34,10 +33,10 @@ from openvla_lightning.data.source.description import (
 from openvla_lightning.data.source.episodes import read_episodes
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.indexing import BadTrajectories
-from openvla_lightning.data.source.open_files import OPEN
+from openvla_lightning.data.source.open_files import read_at
 from openvla_lightning.data.source.records import BadShardError
 from openvla_lightning.data.source.shards import Shards, is_url
-from openvla_lightning.files import delete, readable, write_json
+from openvla_lightning.runtime.files import delete, readable, write_json
 from openvla_lightning.statistics import DatasetStatistics
 
 log = logging.getLogger(__name__)
@@ -203,19 +202,15 @@ class RLDS:
                 return self.array_records.read(path, offset, length, keep=False)
         if self.shards is not None:
             return self.shards.read(name, offset, length)
-        path, stamp = self._folder / name, self._stamps[name]
-        for final in (False, True):
-            descriptor = OPEN.get((path, stamp), lambda: os.open(path, os.O_RDONLY), os.close)
-            try:
-                self._check_unchanged(name, os.fstat(descriptor))  # a file written over would give bytes of anything
-                if by_number:
-                    return self.array_records.read(path, offset, length)
-                return os.pread(descriptor, length, offset)
-            except OSError as error:
-                if final or error.errno != errno.ESTALE:
-                    raise OSError(error.errno, error.strerror, str(path)) from error
-                OPEN.forget((path, stamp))  # a network disk has lost what it called this file: ask again
-        raise AssertionError("unreachable")
+        path = self._folder / name
+
+        def check(now: os.stat_result) -> None:
+            self._check_unchanged(name, now)  # a file written over would give bytes of anything
+
+        if by_number:
+            read_at(path, 0, 0, check, self._stamps[name])
+            return self.array_records.read(path, offset, length)
+        return read_at(path, offset, length, check, self._stamps[name])
 
     def image(self, role: str, step: int, size: int, mode: ImageMode = "released") -> Pixels | None:
         """The image of `role` at `step`, uint8 [size, size, 3]; None where the dataset has none.

@@ -12,7 +12,7 @@ from typing import IO, Any
 import fsspec
 
 from openvla_lightning.data.source.description import METADATA, newest, read_splits
-from openvla_lightning.files import readable, user_cache, written_whole
+from openvla_lightning.runtime.files import readable, user_cache, written_whole
 
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 WEB = ("http://", "https://")

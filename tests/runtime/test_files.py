@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from openvla_lightning import files
-from openvla_lightning.files import readable, user_cache, writable, write_json, write_text, written_whole
+from openvla_lightning.runtime import files
+from openvla_lightning.runtime.files import readable, user_cache, writable, write_json, write_text, written_whole
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_full_disk_is_said_with_the_path_that_was_wanted(tmp_path: Path) -> No
 
 def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from openvla_lightning.files import written_whole\n"
+        "import os, sys; from pathlib import Path; from openvla_lightning.runtime.files import written_whole\n"
         "with written_whole(Path(sys.argv[1]) / 'a', folder=True) as beside:\n"
         "    (beside / 'half').touch(); os.kill(os.getpid(), 9)"
     )

@@ -6,8 +6,8 @@ import logging
 import pytest
 from rich.console import Console
 
-from openvla_lightning import progress
-from openvla_lightning.progress import Bar, track
+from openvla_lightning.runtime import progress
+from openvla_lightning.runtime.progress import Bar, track
 
 
 @pytest.fixture
