@@ -18,6 +18,7 @@ from openvla_lightning.model.parameters import floating
 from openvla_lightning.model.static_decoding import StaticDecoder
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
+from openvla_lightning.processor.gate import accepted
 from openvla_lightning.quantisation import Format
 from openvla_lightning.statistics import DatasetStatistics, Normalisation, choose_key
 
@@ -198,7 +199,7 @@ class Policy:
         if single != (isinstance(image, Image.Image) or getattr(image, "ndim", None) in (2, 3)):
             raise TypeError("give one image [H, W, 3] and one instruction, or lists of both that are equally long")
         images: list[ImageLike] = [image] if single else list(image)  # type: ignore[list-item, arg-type]
-        instructions = [instruction] if isinstance(instruction, str) else list(instruction)
+        instructions = [accepted(told) for told in ([instruction] if isinstance(instruction, str) else instruction)]
         if len(images) != len(instructions):
             raise ValueError(f"{len(images)} images and {len(instructions)} instructions; as many of each are needed")
         if not images:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from openvla_lightning.action_head import ActionHead, TokenHead
 from openvla_lightning.model.vision_backbone import pixel_statistics
+from openvla_lightning.processor.gate import accepted
 from openvla_lightning.processor.images import ImageTransform, ResizeStrategy
 from openvla_lightning.processor.prompt import PromptKind, build_prompt
 from openvla_lightning.processor.tokenizer import load_tokenizer
@@ -21,6 +22,8 @@ from openvla_lightning.types import IGNORE_INDEX, Batch, Step
 
 ImageLike = Image.Image | NDArray[np.uint8]
 _SPACE = "▁"
+MOST_TOKENS_A_BYTE, ROOM = 12, 128
+"""Most tokens that a byte of an instruction becomes (some ligatures are written out), and those of the prompt."""
 
 
 class Processor:
@@ -154,6 +157,22 @@ class Processor:
         if len(self._prompt_ids) < 100_000:
             self._prompt_ids[instruction] = ids
         return ids
+
+    def refuses(self, instruction: str, answer: int = 1) -> str | None:
+        """Why no step with this instruction can be collated; None when it can be.
+
+        Args:
+            instruction: what the robot is told.
+            answer: tokens that stand behind the prompt.
+        """
+        try:
+            # a letter takes at most a few tokens, so that most texts need no tokenizer
+            if len(accepted(instruction).encode()) * MOST_TOKENS_A_BYTE + ROOM + answer < self.max_length:
+                return None
+            tokens = len(self.prompt_ids(instruction)) + answer
+        except ValueError as error:
+            return str(error)
+        return None if tokens <= self.max_length else f"it takes {tokens} tokens of {self.max_length}"
 
     def _bos(self) -> int:
         # Tokenizers without BOS start with their end-of-text id, so that visual tokens always follow one such id.
