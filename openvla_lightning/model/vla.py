@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from openvla_lightning.action_head import next_token_loss
 from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
+from openvla_lightning.model.film import check_padding
 from openvla_lightning.model.llm import CausalLM
-from openvla_lightning.model.projector import Projector
+from openvla_lightning.model.projector import MLP, Projector
 from openvla_lightning.model.vision_backbone import VisionBackbone
 from openvla_lightning.parameters import floating
 
 if TYPE_CHECKING:
     from openvla_lightning.processor import Processor
+    from openvla_lightning.types import Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,9 @@ class VLA(nn.Module):
         init_from: whose weights to start from: a VLA or Prismatic VLM, as folder, file or hub id. None: each part's
             own weights.
         dtype: of the weights that are copied from there: `bfloat16` halves a frozen model. None: torch's default.
+        proprio_dim: P, how many numbers of proprioception the model reads, as one token after the patches; None: none.
+        film: let the instruction scale and shift what the towers see: `released` takes the mean over the padding of a
+            batch, too, as OpenVLA-OFT does, `masked` over the text alone; true means `released`. None or false: not.
 
     Attributes:
         norm_stats: dataset name -> action statistics in the released layout, for un-normalising.
@@ -81,6 +86,8 @@ class VLA(nn.Module):
         llm: Callable[[], CausalLM],
         init_from: str | Path | None = None,
         dtype: str | None = None,
+        proprio_dim: int | None = None,
+        film: str | bool | None = None,
     ) -> None:
         super().__init__()
         self.norm_stats: dict[str, Any] = {}
@@ -89,6 +96,8 @@ class VLA(nn.Module):
         self.recipe: dict[str, Any] = {}
         self.init_from: str | None = None
         self.quantisation: dict[str, Any] | None = None
+        self.film = None if not film else check_padding("released" if film is True else film)
+        self.proprio_dim = proprio_dim
         asked_for_meta = torch.get_default_device().type == "meta"
         load = init_from is not None and not asked_for_meta
         with torch.device("meta") if load else nullcontext():
@@ -97,6 +106,10 @@ class VLA(nn.Module):
             self.vision_backbone = backbone
             self.projector = projector(backbone.dim, language_model.dim)
             self.language_model = language_model
+            if self.film is not None:
+                backbone.add_film(language_model.dim)
+            if proprio_dim is not None:
+                self.proprio_projector = MLP(proprio_dim, language_model.dim)
         if load:
             from openvla_lightning.model.checkpoint import load_weights
 
@@ -116,6 +129,8 @@ class VLA(nn.Module):
             "projector": self.projector.config,
             "llm": self.language_model.config,
             "released": self.released,
+            **({} if self.film is None else {"film": self.film}),
+            **({} if self.proprio_dim is None else {"proprio_dim": self.proprio_dim}),
         }
 
     @classmethod
@@ -125,6 +140,8 @@ class VLA(nn.Module):
             vision_backbone=lambda: VisionBackbone.from_config(config["vision_backbone"]),
             projector=lambda in_dim, out_dim: Projector.from_config(config["projector"], in_dim, out_dim),
             llm=lambda: CausalLM.from_config(config["llm"]),
+            proprio_dim=config.get("proprio_dim"),
+            film=config.get("film"),
         )
         vla.released = dict(config.get("released") or {})
         return vla
@@ -203,6 +220,52 @@ class VLA(nn.Module):
             hidden_states=None if states is None else tuple(_roll(state, -shift) for state in states),
         )
 
+    def states(
+        self, inputs: "Inputs", *, slots: Tensor | None = None, extra: Tensor | None = None, causal: bool = True
+    ) -> Tensor:
+        """Hidden states [B, K, dim] after the final norm, of the positions that predict the text's `inputs.places`.
+
+        The sequence is BOS, the patches of V views, the proprioception's token, `extra` tokens, the other text; as in
+        OpenVLA-OFT (`forward` of its `modeling_prismatic.py`). A place is read where its token would be predicted, one
+        position before it, also when attention is not causal.
+
+        Args:
+            inputs: normalised `pixel_values` [B, 3 * towers * V, H, W], `input_ids` [B, L] with padding on the right,
+                `attention_mask`, `places` [B, K], and `proprio` [B, P] where the model reads it.
+            slots: embeddings [B, N, dim] that stand in for those of the first N tokens at `places`: zeros for parallel
+                decoding, projected noisy actions for diffusion.
+            extra: embeddings [B, E, dim] of further tokens before the text, such as a diffusion timestep.
+            causal: whether a position sees only what came before it; False: all that is no padding.
+
+        Raises:
+            ValueError: when the model reads proprioception and there is none, or of another width.
+        """
+        ids, text = inputs.input_ids, self.language_model.embed(inputs.input_ids)
+        rows = torch.arange(len(ids), device=ids.device)[:, None]
+        counted = inputs.attention_mask if self.film == "masked" else torch.ones_like(ids, dtype=torch.bool)
+        if slots is not None:
+            at = inputs.places[:, : slots.shape[1]] + 1
+            text = text.index_put((rows.expand_as(at), at), slots.to(text.dtype))
+            counted = counted.bool().scatter(1, at, False)
+        language = None
+        if self.film is not None:
+            language = (text * counted[..., None]).sum(1) / counted.sum(1, keepdim=True)
+        tokens = [self.projector(self.vision_backbone(inputs.pixel_values, language))]
+        if self.proprio_dim is not None:
+            tokens.append(self._proprio_token(inputs.proprio))
+        tokens += [] if extra is None else [extra]
+        prefix = torch.cat([token.to(text.dtype) for token in tokens], dim=1)
+        embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
+        mask = None if causal else _visible(inputs.attention_mask, prefix.shape[1])
+        hidden = self.language_model.decode(embeddings, mask, causal=causal)
+        return hidden[rows, prefix.shape[1] + inputs.places]
+
+    def _proprio_token(self, proprio: Tensor | None) -> Tensor:
+        if proprio is None or proprio.shape[-1] != self.proprio_dim:
+            got = "none" if proprio is None else f"{proprio.shape[-1]}"
+            raise ValueError(f"this model reads {self.proprio_dim} numbers of proprioception, it was given {got}")
+        return self.proprio_projector(proprio.to(self.proprio_projector.fc1.weight.dtype))[:, None]
+
     @torch.inference_mode()
     def generate(
         self,
@@ -279,6 +342,17 @@ class VLA(nn.Module):
         from openvla_lightning.model.saving import save_vla
 
         save_vla(self, Path(folder), processor, max_shard_size, dtype)
+
+
+def _visible(attention_mask: Tensor | None, prefix: int) -> Tensor | None:
+    """Which of BOS, `prefix` tokens and the other text [B, L + prefix] are no padding; None where all are, if known.
+
+    A mask on an accelerator is taken to hide something: to look would be to wait for it.
+    """
+    if attention_mask is None or (attention_mask.device.type == "cpu" and bool(attention_mask.all())):
+        return None
+    mask = attention_mask.bool()
+    return torch.cat([mask[:, :1].expand(-1, 1 + prefix), mask[:, 1:]], dim=1)
 
 
 def _left_padding(attention_mask: Tensor | None) -> Tensor | None:
