@@ -41,10 +41,13 @@ class FiLMBlock(nn.Module):
 
     def forward(self, x: Tensor, language: Tensor) -> Tensor:
         """Tokens [B, N, D_tower] and mean language embeddings [B, dim] -> tokens [B, N, D_tower]."""
-        layer: Any = self
-        x = x + layer.drop_path1(layer.ls1(layer.attn(layer.norm1(x))))
-        x = x * (1 + self.scale(language)[:, None]) + self.shift(language)[:, None]
-        return x + layer.drop_path2(layer.ls2(layer.mlp(layer.norm2(x))))
+        own: Any = self
+        x = x + own.drop_path1(own.ls1(own.attn(own.norm1(x))))
+        # Released files keep FiLM in float32 beside towers in bfloat16.
+        told = language.to(self.scale.weight.dtype)
+        gamma, beta = (layer(told)[:, None].to(x.dtype) for layer in (self.scale, self.shift))
+        x = x * (1 + gamma) + beta
+        return x + own.drop_path2(own.ls2(own.mlp(own.norm2(x))))
 
 
 def add_film(tower: nn.Module, language_dim: int) -> None:
