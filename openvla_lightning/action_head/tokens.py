@@ -1,48 +1,15 @@
-"""What the model predicts actions with: it encodes the targets, owns the loss and the metrics, decodes the answer."""
+"""Actions as token ids of the language model, learnt by next-token prediction."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from openvla_lightning.action_head.metrics import ActionMetrics
 from openvla_lightning.actions import ActionTokenizer
-from openvla_lightning.metrics import ActionMetrics, TokenMetrics
-from openvla_lightning.types import IGNORE_INDEX, Batch
-
-if TYPE_CHECKING:
-    from openvla_lightning.model.vla import VLAOutput
-
-
-def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of logits [B, N, vocab] against ids [B, N], over labelled tokens only."""
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)
-
-
-class ActionHead(Protocol):
-    """What training, the processor and the policy ask of a head."""
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Plain constructor arguments."""
-
-    def encode(self, actions: Tensor) -> Tensor:
-        """Target ids [B, T * D] of normalised actions [B, T, D]."""
-
-    def loss(self, output: "VLAOutput", batch: Batch) -> Tensor:
-        """Scalar to minimise."""
-
-    def score(self, output: "VLAOutput", batch: Batch) -> tuple[Tensor, Tensor]:
-        """Correctness and absolute error of each action token, bool and float [B, T * D]."""
-
-    def metrics(self, datasets: Sequence[str]) -> ActionMetrics:
-        """Collects scores of samples from these datasets."""
-
-    def entropy(self, output: "VLAOutput", batch: Batch) -> Tensor:
-        """How undecided each action token's prediction is, float [B, T * D]."""
-
-    def decode(self, ids: Tensor) -> Tensor:
-        """Normalised action values, float64 in the shape of `ids`."""
+from openvla_lightning.model.llm import next_token_loss
+from openvla_lightning.types import Batch, VLAOutput
 
 
 class TokenHead:
@@ -71,11 +38,11 @@ class TokenHead:
         """Ids [B, T * D] of normalised actions [B, T, D]; one row is one chunk, timestep after timestep."""
         return torch.from_numpy(self.tokenizer.encode(actions.numpy())).flatten(1)
 
-    def loss(self, output: "VLAOutput", batch: Batch) -> Tensor:
+    def loss(self, output: VLAOutput, batch: Batch) -> Tensor:
         """Mean cross-entropy over action tokens and the end token, as released."""
         return next_token_loss(output.next_token_logits, output.targets(batch.labels))
 
-    def score(self, output: "VLAOutput", batch: Batch) -> tuple[Tensor, Tensor]:
+    def score(self, output: VLAOutput, batch: Batch) -> tuple[Tensor, Tensor]:
         """Was each action token predicted exactly, and how far off is its bin centre: bool and float [B, T * D].
 
         As in the released metrics the prediction is the most likely id of the whole vocabulary, and the end token
@@ -90,7 +57,7 @@ class TokenHead:
         """Accuracy and L1, overall and for each of `datasets`."""
         return ActionMetrics(datasets)
 
-    def entropy(self, output: "VLAOutput", batch: Batch) -> Tensor:
+    def entropy(self, output: VLAOutput, batch: Batch) -> Tensor:
         """How undecided each action token's prediction is: entropy in nats, float32 [B, T * D]."""
         rows, where = self._of_actions(output.targets(batch.labels), batch)
         return torch.distributions.Categorical(logits=output.next_token_logits[rows, where].float()).entropy()
@@ -111,16 +78,3 @@ class TokenHead:
             self._centers = self._centers.to(ids.device)
         index = self.tokenizer.vocab_size - ids - 1
         return self._centers[index.clamp(0, len(self._centers) - 1)]
-
-
-class TextHead(TokenHead):
-    """No actions yet: the answers of conversations, learnt by next-token prediction (the VLM stage)."""
-
-    def score(self, output: "VLAOutput", batch: Batch) -> tuple[Tensor, Tensor]:
-        """Which learnt tokens were predicted exactly, and which tokens are learnt: bool [B, L - 1] or [B, K] both."""
-        targets = output.targets(batch.labels)
-        return output.next_token_logits.argmax(-1) == targets, targets != IGNORE_INDEX
-
-    def metrics(self, datasets: Sequence[str]) -> TokenMetrics:  # type: ignore[override]
-        """Accuracy over tokens."""
-        return TokenMetrics()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from openvla_lightning.model.projector import MLP
-from openvla_lightning.oft_draft.regression import MLPResNet
+from openvla_lightning.action_head.regression import MLPResNet
 
 
 class DDIM:
