@@ -129,3 +129,38 @@ class VLAOutput:
     def targets(self, labels: torch.Tensor) -> torch.Tensor:
         """What `next_token_logits` should predict, [B, L - 1] or [B, K], from `labels` [B, L]."""
         return labels[:, 1:] if self.places is None else labels[:, 1:].gather(1, self.places)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the model reads, in training, evaluation and acting alike.
+
+    Attributes:
+        pixel_values: V views one after the other in the channels: uint8 [B, 3 * V, H, W], or normalised float
+            [B, 3 * towers * V, H, W].
+        input_ids: int64 [B, L]: BOS, prompt, what the head writes, end token, padding on the right.
+        attention_mask: bool [B, L], False on padding.
+        places: int64 [B, K] into `input_ids[:, 1:]`: the next-token positions that the head reads.
+        proprio: float32 [B, P], normalised; None where none is read.
+    """
+
+    pixel_values: torch.Tensor
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    places: torch.Tensor
+    proprio: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a head predicted on a batch, as observers read it.
+
+    Attributes:
+        actions: float32 [B, T, D], normalised, under the true past.
+        correct: bool [B, N], which ids were predicted exactly; None for heads that choose among no ids.
+        entropy: float32 [B, N], in nats, of the choice of each id; None likewise.
+    """
+
+    actions: torch.Tensor
+    correct: torch.Tensor | None = None
+    entropy: torch.Tensor | None = None

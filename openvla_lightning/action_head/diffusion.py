@@ -2,12 +2,110 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from openvla_lightning.action_head.regression import L1Head, MLPResNet, mean_where
 from openvla_lightning.model.projector import MLP
-from openvla_lightning.action_head.regression import MLPResNet
+from openvla_lightning.types import Batch, Inputs, Prediction
+
+if TYPE_CHECKING:
+    from openvla_lightning.model.vla import VLA
+
+
+class DiffusionHead(L1Head):
+    """Actions by denoising, all of a chunk at once, learnt by the squared error of the predicted noise.
+
+    The places in the text hold the noisy actions, one number each; a token before the text tells the noise level. Each
+    denoising step runs the language model once, the vision backbone runs once for all of them.
+
+    Args:
+        action_chunk: T, actions in a chunk.
+        action_dim: D, action dimensions.
+        train_steps: noise levels.
+        steps: how many denoising steps acting takes (50 as released).
+        seed: of the noise in training, together with each sample's place in the order of training: it does not depend
+            on how samples are spread over processes, and a run that goes on draws what it would have drawn.
+    """
+
+    def __init__(
+        self, action_chunk: int = 8, action_dim: int = 7, train_steps: int = 50, steps: int = 50, seed: int = 0
+    ) -> None:
+        super().__init__(action_chunk, action_dim)
+        self.schedule, self.steps, self.seed = DDIM(train_steps), steps, seed
+        self.schedule.timesteps(steps)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain constructor arguments."""
+        own = {"train_steps": self.schedule.train_steps, "steps": self.steps, "seed": self.seed}
+        return {**super().config, **own}
+
+    def network(self, dim: int) -> nn.Module | None:
+        """What embeds noisy actions, and reads the noise off hidden states `dim` wide."""
+        return DiffusionNetwork(dim, self.action_dim)
+
+    def loss(self, vla: "VLA", batch: Batch) -> tuple[Tensor, Prediction]:
+        """Mean squared error of the noise predicted in noisy actions, at one noise level for each sample.
+
+        The prediction is the chunk that remains when this noise is taken away at once.
+        """
+        noise, timesteps = self.draw(batch)
+        return self.denoising_loss(vla, batch, noise, timesteps)
+
+    def draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Noise [B, T, D] and noise levels, int64 [B], of these samples."""
+        shape = tuple(batch.actions.shape[1:])
+        draws = [np.random.Generator(np.random.Philox(key=[self.seed, number])) for number in batch.numbers]
+        noise = np.stack([draw.standard_normal(shape, np.float32) for draw in draws])
+        levels = np.array([draw.integers(self.schedule.train_steps) for draw in draws], np.int64)
+        device = batch.actions.device
+        return torch.from_numpy(noise).to(device), torch.from_numpy(levels).to(device)
+
+    def denoising_loss(
+        self, vla: "VLA", batch: Batch, noise: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Prediction]:
+        """As `loss`, with this noise [B, T, D] at these levels [B]."""
+        noisy = self.schedule.add_noise(batch.actions, noise, timesteps)
+        predicted = self.noise(vla, batch, noisy, timesteps)
+        loss = mean_where((predicted - noise) ** 2, batch.padded)
+        clean = self.schedule.clean(noisy, predicted.detach(), timesteps)
+        return loss, Prediction(clean)
+
+    def noise(
+        self, vla: "VLA", inputs: Inputs, noisy: Tensor, timesteps: Tensor, visual: Tensor | None = None
+    ) -> Tensor:
+        """The noise float32 [B, T, D] in `noisy` at noise levels `timesteps`, int64 [B]."""
+        network: Any = vla.action_head
+        extra = time_embedding(timesteps, vla.llm.dim)[:, None]
+        slots = network.slots(noisy)
+        hidden = vla.states(inputs, slots=slots, extra=extra, causal=False, visual=visual)
+        return network(hidden[:, : slots.shape[1]]).float()
+
+    def denoise(self, vla: "VLA", inputs: Inputs, noise: Tensor) -> Iterator[Tensor]:
+        """The chunk [B, T, D] after each denoising step, from pure noise of that shape."""
+        visual = vla.see(inputs, self.places)
+
+        def predict(sample: Tensor, timestep: int) -> Tensor:
+            levels = torch.full((len(sample),), timestep, device=sample.device)
+            return self.noise(vla, inputs, sample, levels, visual)
+
+        return self.schedule.denoise(noise, predict, self.steps)
+
+    def decoder(
+        self, vla: "VLA", *, static: bool = True
+    ) -> Callable[[Inputs, int, torch.Generator | None], Tensor]:
+        """Inputs -> normalised actions [B, T, D], from noise that the generator draws on the CPU."""
+
+        def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
+            noise = torch.randn(len(inputs.input_ids), self.action_chunk, self.action_dim, generator=generator)
+            *_, actions = self.denoise(vla, inputs, noise.to(inputs.input_ids.device))
+            return actions
+
+        return decode
 
 
 class DDIM:
@@ -36,6 +134,12 @@ class DDIM:
         alpha = self.alphas_cumprod.to(samples.device)[timesteps].to(samples.dtype)
         alpha = alpha.reshape(-1, *[1] * (samples.ndim - 1))
         return alpha.sqrt() * samples + (1 - alpha).sqrt() * noise
+
+    def clean(self, noisy: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The samples [B, ...] without the noise that was predicted in them at levels int64 [B], within [-1, 1]."""
+        alpha = self.alphas_cumprod.to(noisy.device)[timesteps].to(noisy.dtype)
+        alpha = alpha.reshape(-1, *[1] * (noisy.ndim - 1))
+        return ((noisy - (1 - alpha).sqrt() * noise) / alpha.sqrt()).clamp(-1, 1)
 
     def timesteps(self, steps: int) -> list[int]:
         """Noise levels that denoising in so many steps visits, highest first.

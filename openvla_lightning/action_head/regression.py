@@ -1,6 +1,94 @@
 """A chunk of actions in one forward pass, as numbers (OpenVLA-OFT, section IV: L1 regression)."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
 from torch import Tensor, nn
+
+from openvla_lightning.types import Batch, Inputs, Prediction
+
+if TYPE_CHECKING:
+    from openvla_lightning.model.vla import VLA
+
+BLANK = 1
+"""Id at the places whose embeddings are zeros, as released: any would do."""
+
+
+class L1Head:
+    """Actions as numbers, all of a chunk at once, learnt by their absolute error.
+
+    The text after the prompt is blank places, one for each number of the chunk, whose embeddings are zeros; attention
+    goes in both directions, and the network reads the hidden states that would predict these places.
+
+    Args:
+        action_chunk: T, actions in a chunk.
+        action_dim: D, action dimensions.
+    """
+
+    def __init__(self, action_chunk: int = 8, action_dim: int = 7) -> None:
+        if action_chunk < 1 or action_dim < 1:
+            raise ValueError(f"action_chunk and action_dim must be at least 1, got {action_chunk} and {action_dim}")
+        self.action_chunk, self.action_dim = action_chunk, action_dim
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain constructor arguments."""
+        return {"name": type(self).__name__, "action_chunk": self.action_chunk, "action_dim": self.action_dim}
+
+    @property
+    def places(self) -> int:
+        """How many numbers a chunk has, T * D."""
+        return self.action_chunk * self.action_dim
+
+    def write(self, actions: Tensor | None, rows: int, dim: int) -> list[list[int]]:
+        """Blank ids, as many as numbers in a chunk, for each of `rows`.
+
+        Raises:
+            ValueError: for actions of another shape than [B, T, D].
+        """
+        expected = (self.action_chunk, self.action_dim)
+        if dim != self.action_dim or (actions is not None and tuple(actions.shape[1:]) != expected):
+            got = f"{dim} numbers" if actions is None else f"chunks of {list(actions.shape[1:])}"
+            raise ValueError(
+                f"this action head predicts {self.action_chunk} actions of {self.action_dim} numbers, the data have "
+                f"{got}: set action_head.action_chunk and action_head.action_dim"
+            )
+        return [[BLANK] * self.places for _ in range(rows)]
+
+    def network(self, dim: int) -> nn.Module | None:
+        """What reads hidden states `dim` wide."""
+        return L1Network(dim, self.action_dim)
+
+    def loss(self, vla: "VLA", batch: Batch) -> tuple[Tensor, Prediction]:
+        """Mean absolute error over all numbers of the chunk, gripper included, where the chunk is not padded."""
+        actions = self.predict(vla, batch)
+        error = (actions - batch.actions).abs()
+        return mean_where(error, batch.padded), Prediction(actions.detach())
+
+    def predict(self, vla: "VLA", inputs: Inputs, visual: Tensor | None = None) -> Tensor:
+        """Normalised actions float32 [B, T, D]."""
+        return vla.action_head(parallel_states(vla, inputs, self.places, visual)).float()
+
+    def decoder(
+        self, vla: "VLA", *, static: bool = True
+    ) -> Callable[[Inputs, int, torch.Generator | None], Tensor]:
+        """Inputs -> normalised actions [B, T, D]; nothing is drawn."""
+        return lambda inputs, dim, generator: self.predict(vla, inputs)
+
+
+def parallel_states(vla: "VLA", inputs: Inputs, count: int, visual: Tensor | None = None) -> Tensor:
+    """Hidden states [B, count, dim] at the first `count` places, whose embeddings are zeros, every position seeing all."""
+    zeros = torch.zeros(len(inputs.input_ids), count, vla.llm.dim, device=inputs.input_ids.device)
+    return vla.states(inputs, slots=zeros, causal=False, visual=visual)[:, :count]
+
+
+def mean_where(error: Tensor, padded: Tensor | None) -> Tensor:
+    """Mean of errors [B, T, D] over the actions that `padded` [B, T] does not mark."""
+    if padded is None:
+        return error.mean()
+    real = ~padded[..., None].expand_as(error)
+    return (error * real).sum() / real.sum().clamp(min=1)
 
 
 class MLPResNet(nn.Module):

@@ -190,8 +190,30 @@ class VLA(nn.Module):
             hidden_states=None if states is None else tuple(_roll(state, -shift) for state in states),
         )
 
+    def see(self, inputs: "Inputs", written: int = 0) -> Tensor:
+        """Visual tokens [B, V * P, dim] of the views in `inputs`; see `states`.
+
+        Args:
+            inputs: as in `states`.
+            written: how many of the first tokens at `inputs.places` were written by the head: FiLM, which is told the
+                mean embedding of the text, leaves them out.
+        """
+        language = None
+        if self.film is not None:
+            text = self.language_model.embed(inputs.input_ids)
+            counted = inputs.attention_mask if self.film == "masked" else torch.ones_like(inputs.input_ids)
+            counted = counted.bool().scatter(1, inputs.places[:, :written] + 1, False)
+            language = (text * counted[..., None]).sum(1) / counted.sum(1, keepdim=True)
+        return self.projector(self.vision_backbone(inputs.pixel_values, language))
+
     def states(
-        self, inputs: "Inputs", *, slots: Tensor | None = None, extra: Tensor | None = None, causal: bool = True
+        self,
+        inputs: "Inputs",
+        *,
+        slots: Tensor | None = None,
+        extra: Tensor | None = None,
+        causal: bool = True,
+        visual: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B, K, dim] after the final norm, of the positions that predict the text's `inputs.places`.
 
@@ -206,21 +228,17 @@ class VLA(nn.Module):
                 decoding, projected noisy actions for diffusion.
             extra: embeddings [B, E, dim] of further tokens before the text, such as a diffusion timestep.
             causal: whether a position sees only what came before it; False: all that is no padding.
+            visual: what `see` gave for the same inputs, for whoever asks more than once.
 
         Raises:
             ValueError: when the model reads proprioception and there is none, or of another width.
         """
-        ids, text = inputs.input_ids, self.language_model.embed(inputs.input_ids)
-        rows = torch.arange(len(ids), device=ids.device)[:, None]
-        counted = inputs.attention_mask if self.film == "masked" else torch.ones_like(ids, dtype=torch.bool)
+        text = self.language_model.embed(inputs.input_ids)
+        rows = torch.arange(len(text), device=text.device)[:, None]
         if slots is not None:
             at = inputs.places[:, : slots.shape[1]] + 1
             text = text.index_put((rows.expand_as(at), at), slots.to(text.dtype))
-            counted = counted.bool().scatter(1, at, False)
-        language = None
-        if self.film is not None:
-            language = (text * counted[..., None]).sum(1) / counted.sum(1, keepdim=True)
-        tokens = [self.projector(self.vision_backbone(inputs.pixel_values, language))]
+        tokens = [self.see(inputs, 0 if slots is None else slots.shape[1]) if visual is None else visual]
         if self.proprio_dim is not None:
             tokens.append(self._proprio_token(inputs.proprio))
         tokens += [] if extra is None else [extra]
