@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
 from openvla_lightning.model.film import check_padding
 from openvla_lightning.model.llm import CausalLM, next_token_loss
+from openvla_lightning.model.parameters import floating
 from openvla_lightning.model.projector import MLP, Projector
 from openvla_lightning.model.vision_backbone import VisionBackbone
-from openvla_lightning.parameters import floating
 from openvla_lightning.types import VLAOutput
 
 if TYPE_CHECKING:
