@@ -49,10 +49,8 @@ def fit(cfg: DictConfig) -> float | None:
     """
     recipe = validate(cfg)
     if cfg.estimate:
-        model, strategy, quantisation = (
-            instantiate(cfg[name], _convert_="all") for name in ("model", "strategy", "quantisation")
-        )
-        show(model, strategy, quantisation, recipe, Console())
+        names = ("model", "strategy", "action_head", "quantisation")
+        show(*(instantiate(cfg[name], _convert_="all") for name in names), recipe, Console())
         return None
     if (done := job.finished(cfg)) is not None:
         log.info(f"Done before: {cfg.paths.output_dir}")
@@ -152,7 +150,7 @@ def evaluate(cfg: DictConfig) -> float | None:
                 make_embedded([env.dataset], Path(cfg.paths.data_dir))
             return check_replay(env, cfg.paths.output_dir)["success"]
         if isinstance(env, TrainingSteps):
-            return check_open_loop(policy, env, cfg.paths.output_dir)["token_accuracy"]
+            return check_open_loop(policy, env, cfg.paths.output_dir).get("token_accuracy")
         loggers = list(instantiate(cfg.logger).values())
         results = scoring.evaluate(policy, env, cfg.paths.output_dir, config=recipe, **arguments)
     except scoring.UNUSABLE as error:

@@ -2,29 +2,29 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
 from openvla_lightning.model.film import check_padding
-from openvla_lightning.model.llm import CausalLM, next_token_loss
+from openvla_lightning.model.llm import CausalLM
 from openvla_lightning.model.parameters import floating
 from openvla_lightning.model.projector import MLP, Projector
+from openvla_lightning.model.sequence import SequenceModel
 from openvla_lightning.model.vision_backbone import VisionBackbone
+from openvla_lightning.plugins import USUAL_HEAD, describe, rebuild
 from openvla_lightning.types import VLAOutput
 
 if TYPE_CHECKING:
+    from openvla_lightning.action_head import ActionHead
     from openvla_lightning.processor import Processor
-    from openvla_lightning.types import Inputs
 
 __all__ = ["VLA", "VLAOutput"]
 
 
-class VLA(nn.Module):
+class VLA(SequenceModel):
     """OpenVLA: image and instruction in, action token ids out (paper section 3).
 
     `state_dict()` has the released parameter names, so weights go in and out without renaming.
@@ -36,6 +36,7 @@ class VLA(nn.Module):
         init_from: whose weights to start from: a VLA or Prismatic VLM, as folder, file or hub id. None: each part's
             own weights.
         dtype: of the weights that are copied from there: `bfloat16` halves a frozen model. None: torch's default.
+        action_head: whose module, if it has one, the model gets as `action_head`, in float32.
         proprio_dim: P, how many numbers of proprioception the model reads, as one token after the patches; None: none.
         film: let the instruction scale and shift what the towers see: `released` takes the mean over the padding of a
             batch, too, as OpenVLA-OFT does, `masked` over the text alone; true means `released`. None or false: not.
@@ -56,6 +57,7 @@ class VLA(nn.Module):
         llm: Callable[[], CausalLM],
         init_from: str | Path | None = None,
         dtype: str | None = None,
+        action_head: "ActionHead | None" = None,
         proprio_dim: int | None = None,
         film: str | bool | None = None,
     ) -> None:
@@ -68,6 +70,7 @@ class VLA(nn.Module):
         self.quantisation: dict[str, Any] | None = None
         self.film = None if not film else check_padding("released" if film is True else film)
         self.proprio_dim = proprio_dim
+        self._action_head: dict[str, Any] | None = None
         asked_for_meta = torch.get_default_device().type == "meta"
         load = init_from is not None and not asked_for_meta
         with torch.device("meta") if load else nullcontext():
@@ -78,8 +81,12 @@ class VLA(nn.Module):
             self.language_model = language_model
             if self.film is not None:
                 backbone.add_film(language_model.dim)
-            if proprio_dim is not None:
-                self.proprio_projector = MLP(proprio_dim, language_model.dim)
+        # New parts begin with weights of their own, wherever the others come from.
+        if proprio_dim is not None:
+            self.proprio_projector = MLP(proprio_dim, language_model.dim)
+        if action_head is not None and (network := action_head.network(language_model.dim)) is not None:
+            self.action_head = network
+            self._action_head = describe(action_head, USUAL_HEAD)
         if load:
             from openvla_lightning.model.checkpoint import load_weights
 
@@ -99,6 +106,7 @@ class VLA(nn.Module):
             "projector": self.projector.config,
             "llm": self.language_model.config,
             "released": self.released,
+            **({} if self._action_head is None else {"action_head": self._action_head}),
             **({} if self.film is None else {"film": self.film}),
             **({} if self.proprio_dim is None else {"proprio_dim": self.proprio_dim}),
         }
@@ -110,6 +118,7 @@ class VLA(nn.Module):
             vision_backbone=lambda: VisionBackbone.from_config(config["vision_backbone"]),
             projector=lambda in_dim, out_dim: Projector.from_config(config["projector"], in_dim, out_dim),
             llm=lambda: CausalLM.from_config(config["llm"]),
+            action_head=rebuild(config["action_head"], USUAL_HEAD) if config.get("action_head") else None,
             proprio_dim=config.get("proprio_dim"),
             film=config.get("film"),
         )
@@ -135,155 +144,6 @@ class VLA(nn.Module):
         if name not in parts:
             raise KeyError(f"the model has no part {name!r}; parts: {', '.join(parts)}")
         return parts[name]
-
-    def forward(
-        self,
-        *,
-        pixel_values: Tensor | None,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        places: Tensor | None = None,
-        output_hidden_states: bool = False,
-    ) -> VLAOutput:
-        """Run the model over whole sequences.
-
-        Training gives `places` and, because its rows are padded on the right, no `attention_mask`: then logits are
-        made of what is learnt alone, and nothing waits for the device.
-
-        Args:
-            pixel_values: float [B, C, H, W], three channels per tower; None for text alone.
-            input_ids: int64 [B, L], beginning with BOS after any left padding.
-            attention_mask: bool or int [B, L], zero on padding, which may be on either side.
-            labels: int64 [B, L] aligned with `input_ids`, `IGNORE_INDEX` where nothing is learnt.
-            places: int64 [B, K] indices into `input_ids[:, 1:]`: the next tokens to make logits for; None: logits of
-                every position. For rows padded on the right.
-            output_hidden_states: also return tower, projector and hidden features.
-        """
-        shift = _left_padding(attention_mask)
-        features = None if pixel_values is None else self.vision_backbone.tower_features(pixel_values)
-        visual = None if features is None else self.projector(self.vision_backbone.fuse(features))
-        embeddings = self._embed(_roll(input_ids, shift), visual)
-        # Padding is on the right by now, where causal attention never looks: no mask keeps the fast kernel.
-        states = self.language_model.hidden_states(embeddings) if output_hidden_states else None
-        hidden = self.language_model.decode(embeddings) if states is None else states[-1]
-        num_patches = 0 if visual is None else visual.shape[1]
-        if places is not None:
-            rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-            hidden = hidden[rows, num_patches + places]
-        output = VLAOutput(
-            logits=self.language_model.logits(hidden),
-            num_patches=num_patches,
-            places=places,
-            tower_features=features if output_hidden_states else None,
-            projector_features=visual if output_hidden_states else None,
-            hidden_states=states,
-        )
-        if labels is not None:
-            targets = output.targets(_roll(labels, shift))
-            output = replace(output, loss=next_token_loss(output.next_token_logits, targets))
-        if shift is None:
-            return output
-        return replace(
-            output,
-            logits=_roll(output.logits, -shift),
-            hidden_states=None if states is None else tuple(_roll(state, -shift) for state in states),
-        )
-
-    def see(self, inputs: "Inputs", written: int = 0) -> Tensor:
-        """Visual tokens [B, V * P, dim] of the views in `inputs`; see `states`.
-
-        Args:
-            inputs: as in `states`.
-            written: how many of the first tokens at `inputs.places` were written by the head: FiLM, which is told the
-                mean embedding of the text, leaves them out.
-        """
-        language = None
-        if self.film is not None:
-            text = self.language_model.embed(inputs.input_ids)
-            counted = inputs.attention_mask if self.film == "masked" else torch.ones_like(inputs.input_ids)
-            counted = counted.bool().scatter(1, inputs.places[:, :written] + 1, False)
-            language = (text * counted[..., None]).sum(1) / counted.sum(1, keepdim=True)
-        return self.projector(self.vision_backbone(inputs.pixel_values, language))
-
-    def states(
-        self,
-        inputs: "Inputs",
-        *,
-        slots: Tensor | None = None,
-        extra: Tensor | None = None,
-        causal: bool = True,
-        visual: Tensor | None = None,
-    ) -> Tensor:
-        """Hidden states [B, K, dim] after the final norm, of the positions that predict the text's `inputs.places`.
-
-        The sequence is BOS, the patches of V views, the proprioception's token, `extra` tokens, the other text; as in
-        OpenVLA-OFT (`forward` of its `modeling_prismatic.py`). A place is read where its token would be predicted, one
-        position before it, also when attention is not causal.
-
-        Args:
-            inputs: normalised `pixel_values` [B, 3 * towers * V, H, W], `input_ids` [B, L] with padding on the right,
-                `attention_mask`, `places` [B, K], and `proprio` [B, P] where the model reads it.
-            slots: embeddings [B, N, dim] that stand in for those of the first N tokens at `places`: zeros for parallel
-                decoding, projected noisy actions for diffusion.
-            extra: embeddings [B, E, dim] of further tokens before the text, such as a diffusion timestep.
-            causal: whether a position sees only what came before it; False: all that is no padding.
-            visual: what `see` gave for the same inputs, for whoever asks more than once.
-
-        Raises:
-            ValueError: when the model reads proprioception and there is none, or of another width.
-        """
-        text = self.language_model.embed(inputs.input_ids)
-        rows = torch.arange(len(text), device=text.device)[:, None]
-        if slots is not None:
-            at = inputs.places[:, : slots.shape[1]] + 1
-            text = text.index_put((rows.expand_as(at), at), slots.to(text.dtype))
-        tokens = [self.see(inputs, 0 if slots is None else slots.shape[1]) if visual is None else visual]
-        if self.proprio_dim is not None:
-            tokens.append(self._proprio_token(inputs.proprio))
-        tokens += [] if extra is None else [extra]
-        prefix = torch.cat([token.to(text.dtype) for token in tokens], dim=1)
-        embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
-        mask = None if causal else _visible(inputs.attention_mask, prefix.shape[1])
-        hidden = self.language_model.decode(embeddings, mask, causal=causal)
-        return hidden[rows, prefix.shape[1] + inputs.places]
-
-    def _proprio_token(self, proprio: Tensor | None) -> Tensor:
-        if proprio is None or proprio.shape[-1] != self.proprio_dim:
-            got = "none" if proprio is None else f"{proprio.shape[-1]}"
-            raise ValueError(f"this model reads {self.proprio_dim} numbers of proprioception, it was given {got}")
-        return self.proprio_projector(proprio.to(self.proprio_projector.fc1.weight.dtype))[:, None]
-
-    @torch.inference_mode()
-    def generate(
-        self,
-        *,
-        pixel_values: Tensor | None,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        max_new_tokens: int = 7,
-        choice: Choice = MOST_LIKELY,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Ids [B, max_new_tokens] after prompts, plainly; `StaticDecoder` gives the same sooner.
-
-        Arguments as in `forward`; `choice` says how ids are chosen, and draws come from `generator`, on the CPU. Rows
-        of different length, padded on either side, give what each gives alone.
-        """
-        shift = _left_padding(attention_mask)
-        visual = None if pixel_values is None else self.projector(self.vision_backbone(pixel_values))
-        embeddings = self._embed(_roll(input_ids, shift), visual)
-        lengths = None
-        if attention_mask is not None and not bool(attention_mask.all()):
-            lengths = attention_mask.long().sum(1) + (0 if visual is None else visual.shape[1])
-        noise = choice.noise(self.language_model, len(input_ids), max_new_tokens, generator)
-        return decode(self.language_model, embeddings, lengths, max_new_tokens, choice, noise)
-
-    def _embed(self, input_ids: Tensor, visual: Tensor | None) -> Tensor:
-        text = self.language_model.embed(input_ids)
-        if visual is None:
-            return text
-        return torch.cat([text[:, :1], visual.to(text.dtype), text[:, 1:]], dim=1)
 
     @classmethod
     def from_pretrained(
@@ -330,29 +190,3 @@ class VLA(nn.Module):
         from openvla_lightning.model.saving import save_vla
 
         save_vla(self, Path(folder), processor, max_shard_size, dtype)
-
-
-def _visible(attention_mask: Tensor | None, prefix: int) -> Tensor | None:
-    """Which of BOS, `prefix` tokens and the other text [B, L + prefix] are no padding; None where all are, if known.
-
-    A mask on an accelerator is taken to hide something: to look would be to wait for it.
-    """
-    if attention_mask is None or (attention_mask.device.type == "cpu" and bool(attention_mask.all())):
-        return None
-    mask = attention_mask.bool()
-    return torch.cat([mask[:, :1].expand(-1, 1 + prefix), mask[:, 1:]], dim=1)
-
-
-def _left_padding(attention_mask: Tensor | None) -> Tensor | None:
-    """How many padding positions open each row [B], or None when no row opens with padding."""
-    if attention_mask is None or bool(attention_mask[:, 0].all()):
-        return None
-    return attention_mask.int().argmax(dim=1)
-
-
-def _roll(rows: Tensor, shift: Tensor | None) -> Tensor:
-    """Rotate each row [B, N, ...] to the left by its own `shift` [B]: left padding becomes right padding."""
-    if shift is None:
-        return rows
-    index = (torch.arange(rows.shape[1], device=rows.device) + shift[:, None]) % rows.shape[1]
-    return rows[torch.arange(len(rows), device=rows.device)[:, None], index]
