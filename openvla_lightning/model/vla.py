@@ -33,9 +33,10 @@ class VLA(SequenceModel):
         vision_backbone: builds the vision backbone.
         projector: builds the projector from the backbone's and the language model's widths.
         llm: builds the language model.
-        init_from: whose weights to start from: a VLA or Prismatic VLM, as folder, file or hub id. None: each part's
-            own weights.
-        dtype: of the weights that are copied from there: `bfloat16` halves a frozen model. None: torch's default.
+        init_from: whose weights to start from: a VLA or Prismatic VLM, as folder, file or hub id. The model is then
+            built without weights, on the meta device, and `checkpoint.load.start_from` brings them, as `VLAModule`
+            does. None: each part's own weights.
+        dtype: of the weights that come from there: `bfloat16` halves a frozen model. None: torch's default.
         action_head: whose module, if it has one, the model gets as `action_head`, in float32.
         proprio_dim: P, how many numbers of proprioception the model reads, as one token after the patches; None: none.
         film: let the instruction scale and shift what the towers see: `released` takes the mean over the padding of a
@@ -46,7 +47,9 @@ class VLA(SequenceModel):
         released: file name -> contents of the released JSON files this model came from; empty for a new one.
         recipe: the resolved configuration this model was trained with, for its model card; empty when unknown.
         origin: the released folder this model was loaded from, whose tokenizer files are passed on when saving.
-        init_from: where all weights were copied from when the model was built; None when they came from elsewhere.
+        init_from: where all weights come from; None when they came from elsewhere.
+        init_dtype: of the weights that come from there; None: torch's default.
+        fresh_vision: builds the vision backbone with weights of its own, where those to come may lack them.
         quantisation: how layers were quantised (see `Quantisation.config`); None when none were.
     """
 
@@ -66,14 +69,14 @@ class VLA(SequenceModel):
         self.released: dict[str, Any] = {}
         self.origin: Path | None = None
         self.recipe: dict[str, Any] = {}
-        self.init_from: str | None = None
+        self.init_from: str | None = None if init_from is None else str(init_from)
+        self.init_dtype = None if dtype is None else floating(dtype)
+        self.fresh_vision = None if init_from is None else vision_backbone
         self.quantisation: dict[str, Any] | None = None
         self.film = None if not film else check_padding("released" if film is True else film)
         self.proprio_dim = proprio_dim
         self._action_head: dict[str, Any] | None = None
-        asked_for_meta = torch.get_default_device().type == "meta"
-        load = init_from is not None and not asked_for_meta
-        with torch.device("meta") if load else nullcontext():
+        with nullcontext() if init_from is None else torch.device("meta"):
             backbone, language_model = vision_backbone(), llm()
             # Registered in the released order, which is the order of parameters in saved files.
             self.vision_backbone = backbone
@@ -87,11 +90,6 @@ class VLA(SequenceModel):
         if action_head is not None and (network := action_head.network(language_model.dim)) is not None:
             self.action_head = network
             self._action_head = describe(action_head, USUAL_HEAD)
-        if load:
-            from openvla_lightning.model.checkpoint import load_weights
-
-            kind = None if dtype is None else floating(dtype)
-            load_weights(self, str(init_from), vision_backbone, dtype=kind, device=None if kind is None else "cpu")
 
     @property
     def llm(self) -> CausalLM:
@@ -166,7 +164,7 @@ class VLA(SequenceModel):
         Raises:
             CheckpointError: for anything that does not fit, all problems at once.
         """
-        from openvla_lightning.model.checkpoint import load_vla
+        from openvla_lightning.checkpoint.load import load_vla
 
         return load_vla(path, dtype=dtype, device=device, guard=guard, base=base)
 
@@ -187,6 +185,6 @@ class VLA(SequenceModel):
             max_shard_size: bytes of weights per file.
             dtype: of the weights in the files; None: as they are.
         """
-        from openvla_lightning.model.saving import save_vla
+        from openvla_lightning.checkpoint.save import save_vla
 
         save_vla(self, Path(folder), processor, max_shard_size, dtype)
