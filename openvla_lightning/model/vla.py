@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
-from openvla_lightning.model.film import check_padding
+from openvla_lightning.model.film import check_padding, film_layers
 from openvla_lightning.model.llm import CausalLM, next_token_loss
 from openvla_lightning.model.parameters import floating
 from openvla_lightning.model.projector import MLP, Projector
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from openvla_lightning.types import Inputs
 
 __all__ = ["VLA", "VLAOutput"]
+
+ADDED = ("proprio_projector", "action_head")
 
 
 class VLA(nn.Module):
@@ -116,6 +118,14 @@ class VLA(nn.Module):
         vla.released = dict(config.get("released") or {})
         return vla
 
+    def added(self) -> list[nn.Module]:
+        """The modules that a released VLA lacks: a head's network, the proprioception's projector, FiLM's layers.
+
+        They start from random weights: every strategy lets them learn in full, and no quantisation touches them.
+        """
+        own = [getattr(self, name) for name in ADDED if hasattr(self, name)]
+        return [*own, *film_layers(self.vision_backbone)]
+
     def part(self, name: str) -> list[nn.Module]:
         """Modules behind a part's name, for strategies.
 
@@ -131,7 +141,10 @@ class VLA(nn.Module):
             "llm.layers": list(decoder.layers),
             "llm.last_layer": [decoder.layers[-1]],
             "llm.lm_head": [self.language_model.lm_head],
+            **{name: [getattr(self, name)] for name in ADDED if hasattr(self, name)},
         }
+        if self.film is not None:
+            parts["film"] = film_layers(self.vision_backbone)
         if name not in parts:
             raise KeyError(f"the model has no part {name!r}; parts: {', '.join(parts)}")
         return parts[name]
