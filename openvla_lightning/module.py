@@ -12,9 +12,11 @@ from torchmetrics import MeanMetric
 import openvla_lightning
 from openvla_lightning.action_head import ActionHead
 from openvla_lightning.action_head.metrics import ActionMetrics
+from openvla_lightning.checkpoint.format import Base
+from openvla_lightning.checkpoint.load import base_at, start_from
+from openvla_lightning.checkpoint.training import check_adapter, learnt_names
 from openvla_lightning.model import VLA, VLAOutput
 from openvla_lightning.model.blocks import Recompute, compile_blocks, recompute_activations
-from openvla_lightning.model.lightning import Base, check_adapter, learnt_names
 from openvla_lightning.optim import AdamW
 from openvla_lightning.parallel import FSDP
 from openvla_lightning.processor import Processor
@@ -94,7 +96,7 @@ class VLAModule(L.LightningModule):
                 setattr(self.vla, name, strategy.broadcast(getattr(self.vla, name)))
         if self.strategy.adapts and self.vla.init_from is not None:
             # checkpoints name it and hold the adapter alone
-            self.base = strategy.broadcast(Base.of(self.vla.init_from) if self.trainer.is_global_zero else None)
+            self.base = strategy.broadcast(base_at(self.vla.init_from) if self.trainer.is_global_zero else None)
             self.strict_loading = False
         self.vla.train()  # Lightning does not; and batch normalisation that was just frozen keeps its statistics
         if self.compile_blocks:
@@ -106,6 +108,7 @@ class VLAModule(L.LightningModule):
     def _learner(self) -> VLA:
         """The model, with what learns chosen."""
         vla = self.build()
+        start_from(vla)
         if self.quantisation is not None:
             self.quantisation(vla, torch.get_default_device())
             self.strict_loading = False

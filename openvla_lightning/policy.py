@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from openvla_lightning.checkpoint.load import describe, load_checkpoint
 from openvla_lightning.model.decoding import Choice
 from openvla_lightning.model.parameters import floating
 from openvla_lightning.model.static_decoding import StaticDecoder
@@ -142,22 +143,18 @@ class Policy:
             ValueError: for a checkpoint that does not fit, or a quantisation that cannot be had here.
             UnknownDatasetError: for an unknown or a missing unnorm_key.
         """
-        from openvla_lightning.model.checkpoint import load_checkpoint
-        from openvla_lightning.model.norm_stats import read_norm_stats
-        from openvla_lightning.model.source import find_source
-
         started = time.monotonic()
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)
         if quantisation is not None:
             quantisation.check(device, dtype)
-        if (source := find_source(path)).kind != "lightning":
-            choose_key(read_norm_stats(source), unnorm_key)  # reading the weights takes a minute
+        description = describe(path).check()
+        choose_key(description.norm_stats, unnorm_key)  # before the weights, which take a minute
         changes: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
         if center_crop is not None:
             changes["crop_area"] = RELEASED_CROP if center_crop is True else center_crop or None
         vla, processor, norm_stats = load_checkpoint(
-            path, dtype=dtype, device=device if quantisation is None else "cpu", base=base, **changes
+            description, dtype=dtype, device=device if quantisation is None else "cpu", base=base, **changes
         )
         if quantisation is not None:
             vla = quantisation(vla, device)

@@ -17,12 +17,14 @@ from rich.console import Console
 from openvla_lightning import job
 from openvla_lightning.callbacks import NonFiniteError
 from openvla_lightning.callbacks.parameters import ParameterTable
-from openvla_lightning.checkpoint_files import CheckpointWriteError
-from openvla_lightning.config import ConfigError, for_people, newest_checkpoint, validate
+from openvla_lightning.checkpoint.disk import CheckpointWriteError
+from openvla_lightning.checkpoint.format import CheckpointError
+from openvla_lightning.checkpoint.load import describe
+from openvla_lightning.checkpoint.newest import newest_checkpoint
+from openvla_lightning.config import ConfigError, for_people, validate
 from openvla_lightning.cost.estimate import show
 from openvla_lightning.logger import log_results
-from openvla_lightning.model.lightning import base_of
-from openvla_lightning.model.source import CheckpointError, check_source, find_source
+from openvla_lightning.model.hub import check_source
 from openvla_lightning.module import VLAModule
 from openvla_lightning.parallel import accumulate
 from openvla_lightning.processor import Processor
@@ -211,7 +213,7 @@ def adapter_base(checkpoint: str, cfg: DictConfig) -> str | None:
 
     A base that has moved may be named by `model.init_from`; its hash decides whether it is the one.
     """
-    base = base_of(find_source(checkpoint))
+    base = describe(checkpoint).base
     if base is None:
         return None
     try:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from openvla_lightning.model.source import check_source
+from openvla_lightning.model.hub import check_source
 from openvla_lightning.model.vision_backbone import parameters_follow_default_device
 from openvla_lightning.types import IGNORE_INDEX
 

@@ -11,7 +11,7 @@ from timm.layers import LayerScale as TimmLayerScale
 from torch import Tensor, nn
 
 from openvla_lightning.model.film import add_film, film_features
-from openvla_lightning.model.source import check_source
+from openvla_lightning.model.hub import check_source
 
 Fusion = Literal["channel", "sequence"]
 

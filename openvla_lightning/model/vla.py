@@ -35,9 +35,10 @@ class VLA(nn.Module):
         vision_backbone: builds the vision backbone.
         projector: builds the projector from the backbone's and the language model's widths.
         llm: builds the language model.
-        init_from: whose weights to start from: a VLA or Prismatic VLM, as folder, file or hub id. None: each part's
-            own weights.
-        dtype: of the weights that are copied from there: `bfloat16` halves a frozen model. None: torch's default.
+        init_from: whose weights to start from: a VLA or Prismatic VLM, as folder, file or hub id. The model is then
+            built without weights, on the meta device, and `checkpoint.load.start_from` brings them, as `VLAModule`
+            does. None: each part's own weights.
+        dtype: of the weights that come from there: `bfloat16` halves a frozen model. None: torch's default.
         proprio_dim: P, how many numbers of proprioception the model reads, as one token after the patches; None: none.
         film: let the instruction scale and shift what the towers see: `released` takes the mean over the padding of a
             batch, too, as OpenVLA-OFT does, `masked` over the text alone; true means `released`. None or false: not.
@@ -47,7 +48,9 @@ class VLA(nn.Module):
         released: file name -> contents of the released JSON files this model came from; empty for a new one.
         recipe: the resolved configuration this model was trained with, for its model card; empty when unknown.
         origin: the released folder this model was loaded from, whose tokenizer files are passed on when saving.
-        init_from: where all weights were copied from when the model was built; None when they came from elsewhere.
+        init_from: where all weights come from; None when they came from elsewhere.
+        init_dtype: of the weights that come from there; None: torch's default.
+        fresh_vision: builds the vision backbone with weights of its own, where those to come may lack them.
         quantisation: how layers were quantised (see `Quantisation.config`); None when none were.
     """
 
@@ -66,13 +69,13 @@ class VLA(nn.Module):
         self.released: dict[str, Any] = {}
         self.origin: Path | None = None
         self.recipe: dict[str, Any] = {}
-        self.init_from: str | None = None
+        self.init_from: str | None = None if init_from is None else str(init_from)
+        self.init_dtype = None if dtype is None else floating(dtype)
+        self.fresh_vision = None if init_from is None else vision_backbone
         self.quantisation: dict[str, Any] | None = None
         self.film = None if not film else check_padding("released" if film is True else film)
         self.proprio_dim = proprio_dim
-        asked_for_meta = torch.get_default_device().type == "meta"
-        load = init_from is not None and not asked_for_meta
-        with torch.device("meta") if load else nullcontext():
+        with nullcontext() if init_from is None else torch.device("meta"):
             backbone, language_model = vision_backbone(), llm()
             # Registered in the released order, which is the order of parameters in saved files.
             self.vision_backbone = backbone
@@ -82,11 +85,6 @@ class VLA(nn.Module):
                 backbone.add_film(language_model.dim)
             if proprio_dim is not None:
                 self.proprio_projector = MLP(proprio_dim, language_model.dim)
-        if load:
-            from openvla_lightning.model.checkpoint import load_weights
-
-            kind = None if dtype is None else floating(dtype)
-            load_weights(self, str(init_from), vision_backbone, dtype=kind, device=None if kind is None else "cpu")
 
     @property
     def llm(self) -> CausalLM:
@@ -319,7 +317,7 @@ class VLA(nn.Module):
         Raises:
             CheckpointError: for anything that does not fit, all problems at once.
         """
-        from openvla_lightning.model.checkpoint import load_vla
+        from openvla_lightning.checkpoint.load import load_vla
 
         return load_vla(path, dtype=dtype, device=device, guard=guard, base=base)
 
@@ -340,7 +338,7 @@ class VLA(nn.Module):
             max_shard_size: bytes of weights per file.
             dtype: of the weights in the files; None: as they are.
         """
-        from openvla_lightning.model.saving import save_vla
+        from openvla_lightning.checkpoint.save import save_vla
 
         save_vla(self, Path(folder), processor, max_shard_size, dtype)
 

@@ -106,13 +106,13 @@ class Processor:
         Raises:
             CheckpointError: when the checkpoint does not say how to preprocess, or contradicts itself.
         """
-        from openvla_lightning.model.preprocessing import processor_arguments
+        from openvla_lightning.checkpoint.load import describe
 
-        return cls.from_config(processor_arguments(path), **changes)
+        return cls.from_config(describe(path).check().processor, **changes)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write image settings and tokenizer files in the released layout; `VLA.save_pretrained` does so too."""
-        from openvla_lightning.model.preprocessing import FILE, preprocessor_config
+        from openvla_lightning.checkpoint.preprocessor import FILE, preprocessor_config
 
         Path(folder).mkdir(parents=True, exist_ok=True)
         text = json.dumps(preprocessor_config(self.config, {}), indent=2)

@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openvla_lightning.model.checkpoint import load_vla
-from openvla_lightning.model.lightning import contents
-from openvla_lightning.model.source import find_source
+from openvla_lightning.checkpoint.load import describe, load_vla
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
 from openvla_lightning.quantisation import Quantisation, dequantised, is_quantised
@@ -101,10 +99,7 @@ class Gap:
 
 def trained_quantisation(source: str | Path) -> dict[str, Any] | None:
     """How the base of an adapter was quantised in training; None when it was not, or `source` is not ours."""
-    found = find_source(source)
-    return (
-        contents(found, weights=False)["openvla_lightning"].get("quantisation") if found.kind == "lightning" else None
-    )
+    return describe(source).quantisation
 
 
 @torch.inference_mode()
