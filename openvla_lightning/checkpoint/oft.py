@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from openvla_lightning.model.source import CheckpointError, read_json, read_pickle
+from openvla_lightning.checkpoint.format import CheckpointError, read_json
+from openvla_lightning.checkpoint.tensors import read_pickle
 
 PARTS = ("action_head", "proprio_projector", "noisy_action_projector", "vision_backbone")
 """Files of a folder, `PART--STEP_checkpoint.pt`, with STEP a number or `latest`."""

@@ -74,7 +74,7 @@ def film_features(tower: Any, pixels: Tensor, layer: int, language: Tensor) -> T
     return x[:, tower.num_prefix_tokens :]
 
 
-def film_parameters(vision_backbone: nn.Module) -> list[nn.Module]:
+def film_layers(vision_backbone: nn.Module) -> list[nn.Module]:
     """The linear layers that FiLM added to the towers, which learn in full whatever else does."""
     blocks = [module for module in vision_backbone.modules() if isinstance(module, FiLMBlock)]
     return [layer for block in blocks for layer in (block.scale, block.shift)]

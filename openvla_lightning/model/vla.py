@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from openvla_lightning.model.film import check_padding
+from openvla_lightning.model.film import check_padding, film_layers
 from openvla_lightning.model.llm import CausalLM
 from openvla_lightning.model.parameters import floating
 from openvla_lightning.model.projector import MLP, Projector
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from openvla_lightning.processor import Processor
 
 __all__ = ["VLA", "VLAOutput"]
+
+ADDED = ("proprio_projector", "action_head")
 
 
 class VLA(SequenceModel):
@@ -123,6 +125,14 @@ class VLA(SequenceModel):
         vla.released = dict(config.get("released") or {})
         return vla
 
+    def added(self) -> list[nn.Module]:
+        """The modules that a released VLA lacks: a head's network, the proprioception's projector, FiLM's layers.
+
+        They start from random weights: every strategy lets them learn in full, and no quantisation touches them.
+        """
+        own = [getattr(self, name) for name in ADDED if hasattr(self, name)]
+        return [*own, *film_layers(self.vision_backbone)]
+
     def part(self, name: str) -> list[nn.Module]:
         """Modules behind a part's name, for strategies.
 
@@ -138,7 +148,10 @@ class VLA(SequenceModel):
             "llm.layers": list(decoder.layers),
             "llm.last_layer": [decoder.layers[-1]],
             "llm.lm_head": [self.language_model.lm_head],
+            **{name: [getattr(self, name)] for name in ADDED if hasattr(self, name)},
         }
+        if self.film is not None:
+            parts["film"] = film_layers(self.vision_backbone)
         if name not in parts:
             raise KeyError(f"the model has no part {name!r}; parts: {', '.join(parts)}")
         return parts[name]
