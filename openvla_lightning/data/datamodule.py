@@ -131,7 +131,7 @@ class VLADataModule(ResumableDataModule):
         self.limit_val_samples = limit_val_samples
         self.bad_instructions: BadInstructions = bad_instructions
         self.refuses: Callable[[str, int], str | None] = getattr(
-            getattr(collate, "__self__", None), "refuses", lambda words, answer: None
+            getattr(collate, "__self__", None), "refuses", lambda words, dim: None
         )
         options = dict(augment or {})
         shared_draw = bool(options.pop("shared_draw", False))
@@ -175,7 +175,7 @@ class VLADataModule(ResumableDataModule):
         if len(set(dims.values())) > 1:
             raise ValueError(f"one model cannot learn actions of different dimensions: {dims}")
         self.refused = {
-            name: refused_instructions(source, self.refuses, self.action_chunk * dims[name] + 1, self.bad_instructions)
+            name: refused_instructions(source, self.refuses, dims[name], self.bad_instructions)
             for name, source in self.sources.items()
         }
         self.train, self.val = self._steps("train"), self._steps("val")

@@ -42,21 +42,21 @@ def check_sources(sources: Mapping[str, Source], cameras: Sequence[str]) -> None
 
 
 def refused_instructions(
-    source: Source, refuses: Callable[[str, int], str | None], answer: int, bad_instructions: BadInstructions
+    source: Source, refuses: Callable[[str, int], str | None], dim: int, bad_instructions: BadInstructions
 ) -> list[int]:
     """Places in the index's list of the instructions that the model cannot be given.
 
     Args:
         source: the dataset.
-        refuses: why an instruction with an answer of so many tokens cannot be given; None when it can be.
-        answer: tokens of an action chunk and its end.
+        refuses: why an instruction for actions of so many dimensions cannot be given; None when it can be.
+        dim: dimensions of the dataset's actions.
         bad_instructions: `skip` warns, `error` raises.
 
     Raises:
         ValueError: there are some, and `bad_instructions` is `error`; naming the first ones and the reasons.
     """
     words = source.index.instructions
-    reasons = {i: why for i, text in enumerate(words) if text.strip() and (why := refuses(text, answer))}
+    reasons = {i: why for i, text in enumerate(words) if text.strip() and (why := refuses(text, dim))}
     if reasons:
         listed = "".join(f"\n    {words[i][:60]!r}: {why}" for i, why in list(reasons.items())[:LISTED])
         problem = f"{source.name}: {len(reasons):,} of {len(words):,} instructions cannot be given to the model"

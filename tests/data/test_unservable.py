@@ -74,9 +74,9 @@ def test_what_the_model_cannot_be_given_is_left_out_and_counted_or_refused(tmp_p
 def test_what_is_not_refused_can_be_collated_and_what_is_too_long_cannot(words: str, max_length: int) -> None:
     reads = processor(max_length=max_length)
     step = serving.Step({"primary": np.zeros((16, 16, 3), np.uint8)}, words, np.zeros((1, 7), np.float32), "d", 0)
-    if reads.refuses(words, 8) is None:
+    if reads.refuses(words, 7) is None:
         assert reads.collate([step]).input_ids.shape[1] <= max_length
-    elif "tokens" in reads.refuses(words, 8):
+    elif "tokens" in reads.refuses(words, 7):
         with pytest.raises(ValueError, match="tokens"):
             reads.collate([step])
 
