@@ -15,8 +15,8 @@ $(READY): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip install --quiet --compile-bytecode --requirements requirements.lock
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip install --quiet --no-deps --editable .
+	VIRTUAL_ENV="$$(cd $(VENV) && pwd)" $(BIN)/python -m uv pip install --quiet --compile-bytecode --requirements requirements.lock
+	VIRTUAL_ENV="$$(cd $(VENV) && pwd)" $(BIN)/python -m uv pip install --quiet --no-deps --editable .
 	@touch $@
 
 demo: $(READY)  ## train, fine-tune and evaluate a small VLA on the embedded tabletop world (15 minutes, 2 cores)

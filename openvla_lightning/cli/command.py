@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from openvla_lightning.cli import help
+from openvla_lightning.cli.overrides import OverrideError, readable
 from openvla_lightning.config import CONF
 
 
@@ -25,6 +26,10 @@ def command(config_name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]
                 return print(
                     help.help_page(CONF, config_name, installed=Path(sys.argv[0]).parent.name == "cli"), end=""
                 )
+            try:
+                sys.argv[1:] = readable(sys.argv[1:])
+            except OverrideError as error:
+                raise SystemExit(f"error: {error}") from None
             overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
             if problem := help.misspelt_addition(help.groups(CONF, config_name), overrides):
                 raise SystemExit(f"error: {problem}")

@@ -19,6 +19,7 @@ from openvla_lightning.data.oxe.registry import check_encodings, check_names, da
 from openvla_lightning.data.preflight import (
     BadInstructions,
     check_sources,
+    data_errors,
     refuse_actions,
     refused_instructions,
     say,
@@ -160,14 +161,25 @@ class VLADataModule(ResumableDataModule):
         """
         check_sources(self.sources, self.cameras)
 
+    @data_errors()
     def prepare_data(self) -> None:
-        """Index the datasets and measure their statistics, unless that was done before."""
+        """Index the datasets and measure their statistics, unless that was done before.
+
+        Raises:
+            MissingDataError: a dataset is not there.
+            DataError: a file is damaged, or a description does not fit, or the disk is full.
+        """
         self.check()
         for source in self.sources.values():
             source.prepare()
 
+    @data_errors()
     def setup(self, stage: str | None = None) -> None:
-        """Open the indexed datasets, split and filter them."""
+        """Open the indexed datasets, split and filter them, and say what is left out.
+
+        Raises:
+            DataError: they cannot be trained on together, nothing is left of one, or a policy cannot say its actions.
+        """
         if self.filter_report:
             return
         self.check()
