@@ -10,6 +10,8 @@ import golden_sets
 import pytest
 import torch
 
+pytest_plugins = ["small_vla"]
+
 torch.set_num_threads(1)  # tensors here are small: more threads mostly wait for each other
 
 

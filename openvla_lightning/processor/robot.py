@@ -1,0 +1,271 @@
+"""(image, instruction, action) -> tensors. Holds a tokenizer and image settings, no weights."""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from openvla_lightning.action_head.base import ActionHead
+from openvla_lightning.model.vision_backbone import pixel_statistics
+from openvla_lightning.plugins import USUAL_HEAD, describe, rebuild
+from openvla_lightning.processor.images import ImageTransform, ResizeStrategy
+from openvla_lightning.processor.prompt import PromptKind, build_prompt
+from openvla_lightning.processor.tokenizer import load_tokenizer
+from openvla_lightning.types import IGNORE_INDEX, Batch, Inputs, Step, learnt_places
+
+ImageLike = Image.Image | NDArray[np.uint8]
+_SPACE = "▁"
+Given = TypeVar("Given", bound=Inputs)
+
+
+class Processor:
+    """Makes the model's inputs, for training and for acting, from one set of settings.
+
+    Text is BOS, the prompt, then (where the tokenizer is a SentencePiece one) the lone space that the released model
+    was trained with (Llama's id 29871), then action ids and the end token; padding on the right.
+
+    Args:
+        action_head: encodes actions.
+        tokenizer: local folder or hub id of the language model's tokenizer; `tiny` needs neither.
+        image_size: side of the model's square input, in pixels.
+        towers: vision towers as in `VisionBackbone`; each one's mean and std are looked up in timm.
+        means, stds: instead of `towers`, one triple per tower.
+        prompt: `pure` (openvla-7b) or `vicuna` (openvla-7b-v01).
+        resize_strategy, crop_area: see `ImageTransform`.
+        camera: which of a step's images to use.
+        pad_token_id: id to pad with; None takes the tokenizer's.
+        max_length: longest text in tokens.
+    """
+
+    def __init__(
+        self,
+        action_head: ActionHead,
+        tokenizer: str | Path = "tiny",
+        image_size: int = 224,
+        towers: Mapping[str, str | Mapping[str, Any]] | None = None,
+        means: Sequence[Sequence[float]] | None = None,
+        stds: Sequence[Sequence[float]] | None = None,
+        prompt: PromptKind = "pure",
+        resize_strategy: ResizeStrategy = "resize-naive",
+        crop_area: float | None = None,
+        camera: str = "primary",
+        pad_token_id: int | None = None,
+        max_length: int = 2048,
+    ) -> None:
+        if (means is None) != (stds is None) or (towers is None) == (means is None):
+            raise ValueError("give either towers, or both means and stds")
+        if means is None or stds is None:
+            means, stds = pixel_statistics(towers or {})
+        self.action_head = action_head
+        self.transform = ImageTransform(image_size, means, stds, resize_strategy, crop_area)
+        self.prompt, self.camera, self.max_length = prompt, camera, max_length
+        build_prompt("check the prompt kind", prompt)
+        self._tokenizer_name = str(tokenizer)
+        self._pad_token_id = pad_token_id
+        self._tokenizer: Any = None
+        self._prompt_ids: dict[str, list[int]] = {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain constructor arguments, the head's among them."""
+        return {
+            "action_head": describe(self.action_head, USUAL_HEAD),
+            "tokenizer": self._tokenizer_name,
+            "image_size": self.transform.image_size,
+            "means": self.transform.means,
+            "stds": self.transform.stds,
+            "prompt": self.prompt,
+            "resize_strategy": self.transform.resize_strategy,
+            "crop_area": self.transform.crop_area,
+            "camera": self.camera,
+            "pad_token_id": self._pad_token_id,
+            "max_length": self.max_length,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **changes: Any) -> "Processor":
+        """Rebuild from `config`; `changes` replace some arguments, for example `tokenizer="/path/to/folder"`."""
+        arguments = {**copy.deepcopy(dict(config)), **changes}
+        if isinstance(arguments["action_head"], Mapping):
+            arguments["action_head"] = rebuild(arguments["action_head"], USUAL_HEAD)
+        return cls(**arguments)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **changes: Any) -> "Processor":
+        """The processor that goes with a checkpoint: released folder or hub id, Prismatic run, `.ckpt` written here.
+
+        Args:
+            path: as in `VLA.from_pretrained`.
+            changes: arguments to replace, for example `crop_area=0.9` or `tokenizer="/path/to/folder"`.
+
+        Raises:
+            CheckpointError: when the checkpoint does not say how to preprocess, or contradicts itself.
+        """
+        from openvla_lightning.checkpoint.load import describe
+
+        return cls.from_config(describe(path).check().processor, **changes)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write image settings and tokenizer files in the released layout; `VLA.save_pretrained` does so too."""
+        from openvla_lightning.checkpoint.preprocessor import FILE, preprocessor_config
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(preprocessor_config(self.config, {}), indent=2)
+        (Path(folder) / FILE).write_text(text + "\n", encoding="utf-8")
+        if self._tokenizer_name != "tiny":
+            self.tokenizer.save_pretrained(folder)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, loaded when first used, so that composing a recipe needs no download."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._tokenizer_name)
+        return self._tokenizer
+
+    @property
+    def eos_token_id(self) -> int:
+        """Id that ends an action."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id on padded positions; the released tokenizer's `<PAD>` is its first id above 32000 words."""
+        if self._pad_token_id is not None:
+            return self._pad_token_id
+        pad = self.tokenizer.pad_token_id
+        return self.eos_token_id if pad is None else pad
+
+    def prompt_ids(self, instruction: str) -> list[int]:
+        """Ids of BOS, prompt and, for a SentencePiece tokenizer, the lone space before the action.
+
+        Raises:
+            ValueError: when the prompt leaves no room within `max_length`.
+        """
+        if (known := self._prompt_ids.get(instruction)) is not None:
+            return known
+        ids = [self._bos(), *self._text(build_prompt(instruction, self.prompt)), *self._lone_space()]
+        if len(ids) >= self.max_length:
+            raise ValueError(f"the instruction takes {len(ids)} tokens of {self.max_length}: {instruction[:60]!r}...")
+        if len(self._prompt_ids) < 100_000:
+            self._prompt_ids[instruction] = ids
+        return ids
+
+    def _bos(self) -> int:
+        # Tokenizers without BOS start with their end-of-text id, so that visual tokens always follow one such id.
+        known = self.tokenizer.bos_token_id
+        return self.eos_token_id if known is None else known
+
+    def _text(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _lone_space(self) -> list[int]:
+        if self._tokenizer_name == "tiny":
+            return []
+        index = self.tokenizer.get_vocab().get(_SPACE)
+        return [] if index is None else [index]
+
+    def collate(self, steps: Sequence[Step]) -> Batch:
+        """Make a training batch.
+
+        Raises:
+            KeyError: when a step lacks the camera, naming those it has.
+            ValueError: when a text is longer than `max_length`.
+        """
+        actions = torch.from_numpy(np.stack([step.action for step in steps])).float()
+        text = self._written([step.instruction for step in steps], actions, actions.shape[-1])
+        return Batch(
+            pixel_values=self.transform.pixels([self._image(step) for step in steps]),
+            **text,
+            actions=actions,
+            dataset_names=[step.dataset_name for step in steps],
+            numbers=[step.number for step in steps],
+        )
+
+    def normalise(self, inputs: Given, dtype: torch.dtype | None = None) -> Given:
+        """The same with pixels of `dtype`, normalised for each vision tower; None: float32. On their device."""
+        if not len(inputs.pixel_values):
+            return inputs
+        pixels = self.transform.normalise(inputs.pixel_values)
+        return replace(inputs, pixel_values=pixels if dtype is None else pixels.to(dtype))
+
+    def _written(self, instructions: Sequence[str], actions: Tensor | None, dim: int) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask`, `labels` and `places` of prompts and of what the head writes after them.
+
+        Raises:
+            ValueError: when a text is longer than `max_length`.
+        """
+        prompts = [self.prompt_ids(text) for text in instructions]
+        written = self.action_head.write(actions, len(prompts), dim, self.eos_token_id)
+        lengths = [len(prompt) + len(ids) for prompt, ids in zip(prompts, written, strict=True)]
+        width = max(lengths)
+        if width > self.max_length:
+            raise ValueError(f"prompt and action take {width} tokens, more than max_length={self.max_length}")
+        pad, hidden = self.pad_token_id, IGNORE_INDEX
+        rows = list(zip(prompts, written, lengths, strict=True))
+        labels = torch.tensor([[hidden] * len(prompt) + ids + [hidden] * (width - n) for prompt, ids, n in rows])
+        return {
+            "input_ids": torch.tensor([prompt + ids + [pad] * (width - n) for prompt, ids, n in rows]),
+            "attention_mask": torch.arange(width) < torch.tensor(lengths)[:, None],
+            "labels": labels,
+            "places": learnt_places(labels),
+        }
+
+    def _image(self, step: Step) -> NDArray[np.uint8]:
+        try:
+            return step.images[self.camera]
+        except KeyError:
+            raise KeyError(f"{step.dataset_name} has no camera {self.camera!r}; it has {list(step.images)}") from None
+
+    def inputs(self, images: Sequence[ImageLike], instructions: Sequence[str], dim: int) -> Inputs:
+        """What a policy reads before it acts: pixels still uint8, and after the prompt what the head writes there.
+
+        Args:
+            images: PIL, or uint8 [H, W, 3].
+            instructions: as many.
+            dim: D, numbers of an action.
+        """
+        text = self._written(instructions, None, dim)
+        del text["labels"]
+        return Inputs(pixel_values=self.transform.pixels(images), **text)
+
+    def __call__(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        instructions: str | Sequence[str],
+        padding_side: Literal["left", "right"] = "right",
+        normalise: bool = True,
+    ) -> dict[str, Tensor]:
+        """Make the inputs of `VLA.generate`: `pixel_values`, `input_ids`, `attention_mask`.
+
+        Args:
+            images: one image or several: PIL, or uint8 [H, W, 3]; an array [B, H, W, 3] is a batch.
+            instructions: as many, or a single one for all images.
+            padding_side: where shorter prompts are padded; the model's answers are the same either way.
+            normalise: False leaves `pixel_values` uint8 [B, 3, H, W], for `ImageTransform.normalise` on a device.
+
+        Raises:
+            ValueError: when counts differ or an image is no image.
+        """
+        single = isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
+        batch: list[ImageLike] = [images] if single else list(images)  # type: ignore[list-item, arg-type]
+        texts = [instructions] * len(batch) if isinstance(instructions, str) else list(instructions)
+        if len(texts) != len(batch) or not batch:
+            raise ValueError(f"{len(batch)} images but {len(texts)} instructions: give as many of one as of the other")
+        prompts = [self.prompt_ids(text) for text in texts]
+        width = max(map(len, prompts))
+        input_ids = torch.full((len(prompts), width), self.pad_token_id)
+        attention_mask = torch.zeros(len(prompts), width, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            place = slice(width - len(prompt), width) if padding_side == "left" else slice(0, len(prompt))
+            input_ids[row, place] = torch.tensor(prompt)
+            attention_mask[row, place] = True
+        pixels = self.transform(batch) if normalise else self.transform.pixels(batch)
+        return {"pixel_values": pixels, "input_ids": input_ids, "attention_mask": attention_mask}
