@@ -20,9 +20,7 @@ from openvla_lightning import VLA, Policy, Processor
 
 CHECKPOINTS = Path(__file__).parent / "golden" / "checkpoints"
 RECORDED: dict[str, Any] = json.loads((CHECKPOINTS / "answers.json").read_text())
-FORGETS_BINS = pytest.mark.xfail(
-    strict=True, reason="an export says n_action_bins 256 whatever the head has (model/released.py, released_config)"
-)
+FORGETS_BINS = pytest.mark.xfail(strict=True, reason="an export says n_action_bins 256 whatever its head has")
 
 pytestmark = pytest.mark.golden
 
