@@ -13,6 +13,7 @@ from torch import Tensor
 
 from openvla_lightning.action_head.diffusion import DiffusionHead
 from openvla_lightning.action_head.regression import BLANK, L1Head
+from openvla_lightning.checkpoint.load import load_vla
 from openvla_lightning.model import VLA
 from openvla_lightning.types import IGNORE_INDEX
 from types import SimpleNamespace as Batch
@@ -69,9 +70,7 @@ class Case:
 
     def load(self, merge: bool = True) -> VLA:
         """A model of one's own."""
-        import sys; sys.path.insert(0, "/tmp")
-        import oft_load
-        return oft_load.load(self, merge)
+        return load_vla(self.folder, dtype=torch.float32, merge=merge)
 
     @property
     def batch(self) -> Batch:

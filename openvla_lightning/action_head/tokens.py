@@ -34,6 +34,9 @@ class TokenHead:
         """Rebuild from `config`."""
         return cls(**config)
 
+    def network(self, dim: int) -> None:
+        """No network: the language model's own head predicts the ids."""
+
     def encode(self, actions: Tensor) -> Tensor:
         """Ids [B, T * D] of normalised actions [B, T, D]; one row is one chunk, timestep after timestep."""
         return torch.from_numpy(self.tokenizer.encode(actions.numpy())).flatten(1)

@@ -7,21 +7,27 @@ and checked; for the rest the released constants of its action dimension are tak
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from openvla_lightning.checkpoint.format import CheckpointError, read_json
-from openvla_lightning.checkpoint.tensors import read_pickle
+from openvla_lightning.checkpoint.architecture import OURS
+from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, read_json, read_norm_stats
+from openvla_lightning.checkpoint.released import Released
+from openvla_lightning.checkpoint.tensors import dtype_problems, read_pickle
+from openvla_lightning.strategy import LoRA
 
 PARTS = ("action_head", "proprio_projector", "noisy_action_projector", "vision_backbone")
 """Files of a folder, `PART--STEP_checkpoint.pt`, with STEP a number or `latest`."""
 
 _NAME = re.compile(rf"({'|'.join(PARTS)})--(\d+|latest)_checkpoint\.pt")
-_ADAPTER = "default"
+ADAPTER = "lora_adapter"
+_ADAPTER, _WEIGHTS = "default", "adapter_model.safetensors"
 ALPHA = 16
 """LoRA's alpha as released is the rank, but no more than this."""
 
@@ -90,9 +96,99 @@ class Parts:
             yield {our_name(part, key): tensor for key, tensor in read_pickle(path).items()}
 
 
-def has_parts(folder: Path) -> bool:
-    """Whether there is anything of OpenVLA-OFT's beside the weights."""
-    return folder.is_dir() and any(_NAME.fullmatch(path.name) for path in folder.iterdir())
+class OFT:
+    """Folders of OpenVLA-OFT: the released layout and parts, or a `lora_adapter/` and parts for a base elsewhere."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether there is anything of OpenVLA-OFT's in the folder `path`."""
+        if not path.is_dir():
+            return False
+        return any(_NAME.fullmatch(file.name) for file in path.iterdir()) or _is_adapter(path)
+
+    def describe(self, path: Path) -> Description:
+        """What the released layout says, and what names and shapes of the parts say.
+
+        Raises:
+            CheckpointError: as for the released layout, and naming whatever is wrong with the parts.
+        """
+        parts = read_parts(path)
+        plain = self._adapter(path) if _is_adapter(path) else Released().describe(path)
+        ours = plain.released.get("config.json", {}).get(OURS) or {}
+        problems = list(plain.problems)
+        shapes = {name: shape for name, shape in plain.shapes.items() if part_of(name, parts.film) is None}
+        one_dtype, stated = plain.one_dtype
+        if one_dtype and not problems:  # the parts may be of others
+            problems += dtype_problems({name: dtype for name, (_, dtype) in shapes.items()}, stated)
+        vla = {**plain.vla, "proprio_dim": parts.proprio_dim}
+        if parts.film:
+            vla["film"] = ours.get("film", "released")
+        vla = {key: value for key, value in vla.items() if value is not None}
+        robot = platform(parts.action_dim, parts.proprio_dim) if parts.action_dim else None
+        strategy = plain.strategy
+        if parts.adapters and strategy is None:
+            strategy = LoRA(parts.rank or 1, min(parts.rank or 1, ALPHA), targets=list(parts.adapters)).config
+        return replace(
+            plain,
+            format=self,
+            shapes={**shapes, **parts.shapes},
+            norm_stats=_scaled(plain.norm_stats, robot),
+            vla=vla,
+            processor=_processor(plain.processor, parts, robot, ours),
+            problems=problems,
+            strategy=strategy,
+            one_dtype=(False, None),
+            keeps_adapters=bool(parts.adapters),
+        )
+
+    def tensors(self, description: Description) -> Iterator[dict[str, Tensor]]:
+        """The released VLA's tensors that no part replaces, a shard at a time, then each part's."""
+        parts = read_parts(description.path)
+        if _is_adapter(description.path):
+            yield read_adapter(description.path / ADAPTER).tensors()
+        else:
+            for tensors in Released().tensors(description):
+                yield {name: tensor for name, tensor in tensors.items() if part_of(name, parts.film) is None}
+        yield from parts.tensors()
+
+    def _adapter(self, path: Path) -> Description:
+        """What an adapter's folder says; the architecture is its base's, and is looked up there."""
+        adapter = read_adapter(path / ADAPTER)
+        return Description(
+            path=path,
+            format=self,
+            files=(path / ADAPTER / _WEIGHTS,),
+            shapes={name: (tuple(tensor.shape), tensor.dtype) for name, tensor in adapter.tensors().items()},
+            norm_stats=read_norm_stats(path, {}),
+            strategy=LoRA(adapter.rank, adapter.alpha, targets=list(adapter.layers)).config,
+            base=Base(adapter.base, None),
+            folder=path,
+        )
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Whether `folder` holds an adapter and no merged model; a merged one is complete without it."""
+    return (folder / ADAPTER / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def _scaled(norm_stats: Mapping[str, Any], robot: Platform | None) -> dict[str, Any]:
+    """Statistics that say how the released code scaled by them, where that is not the usual way."""
+    if robot is None or robot.normalisation == "quantile":
+        return dict(norm_stats)
+    return {name: {"normalisation": robot.normalisation, **stats} for name, stats in norm_stats.items()}
+
+
+def _processor(
+    plain: Mapping[str, Any], parts: Parts, robot: Platform | None, ours: Mapping[str, Any]
+) -> dict[str, Any]:
+    head: dict[str, Any] | None = ours.get("action_head")
+    if head is None and parts.head is not None:
+        names = {"l1": "L1Head", "diffusion": "DiffusionHead"}
+        chunk = robot.action_chunk if robot else None
+        head = {"name": names[parts.head], "action_chunk": chunk, "action_dim": parts.action_dim}
+    result = dict(plain)
+    if head is not None:
+        result["action_head"] = head
+    return result
 
 
 def our_name(part: str, key: str) -> str:
@@ -298,10 +394,7 @@ _ADAPTER_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
 def _adapter_tensors(folder: Path) -> dict[tuple[str, str], Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = folder / "adapter_model.safetensors"
+    path = folder / _WEIGHTS
     try:
         content = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

@@ -116,6 +116,11 @@ class VLA(nn.Module):
         vla.released = dict(config.get("released") or {})
         return vla
 
+    def attach(self, network: nn.Module | None) -> None:
+        """Take over the network of an action head, if it has one: its weights are the model's from now on."""
+        if network is not None:
+            self.action_head = network
+
     def added(self) -> list[nn.Module]:
         """The modules that a released VLA lacks: a head's network, the proprioception's projector, FiLM's layers.
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from openvla_lightning.action_head import ActionHead, TokenHead
+from openvla_lightning import action_head
+from openvla_lightning.action_head import ActionHead
 from openvla_lightning.model.vision_backbone import pixel_statistics
 from openvla_lightning.processor.images import ImageTransform, ResizeStrategy
 from openvla_lightning.processor.prompt import PromptKind, build_prompt
@@ -92,7 +93,7 @@ class Processor:
         """Rebuild from `config`; `changes` replace some arguments, for example `tokenizer="/path/to/folder"`."""
         arguments = {**copy.deepcopy(dict(config)), **changes}
         if isinstance(arguments["action_head"], Mapping):
-            arguments["action_head"] = TokenHead.from_config(dict(arguments["action_head"]))
+            arguments["action_head"] = action_head.from_config(arguments["action_head"])
         return cls(**arguments)
 
     @classmethod
