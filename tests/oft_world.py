@@ -4,6 +4,7 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace as Batch
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from openvla_lightning.action_head.regression import BLANK, L1Head
 from openvla_lightning.checkpoint.load import load_vla
 from openvla_lightning.model import VLA
 from openvla_lightning.types import IGNORE_INDEX
-from types import SimpleNamespace as Batch
 
 
 def cases() -> list[Any]:
@@ -100,7 +100,8 @@ class Case:
         if self.meta["proprio"]:
             proprio = self[f"predict/{sample}/proprio_normalized"][None].float()
         return Batch(
-            dataset_names=[self.meta["unnorm_key"]], numbers=[sample],
+            dataset_names=[self.meta["unnorm_key"]],
+            numbers=[sample],
             pixel_values=self["pixel_values"][sample : sample + 1],
             input_ids=ids,
             attention_mask=torch.ones_like(ids, dtype=torch.bool),

@@ -65,9 +65,7 @@ class DiffusionHead(L1Head):
         device = batch.actions.device
         return torch.from_numpy(noise).to(device), torch.from_numpy(levels).to(device)
 
-    def denoising_loss(
-        self, vla: "VLA", batch: Batch, noise: Tensor, timesteps: Tensor
-    ) -> tuple[Tensor, Prediction]:
+    def denoising_loss(self, vla: "VLA", batch: Batch, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Prediction]:
         """As `loss`, with this noise [B, T, D] at these levels [B]."""
         noisy = self.schedule.add_noise(batch.actions, noise, timesteps)
         predicted = self.noise(vla, batch, noisy, timesteps)
@@ -95,9 +93,7 @@ class DiffusionHead(L1Head):
 
         return self.schedule.denoise(noise, predict, self.steps)
 
-    def decoder(
-        self, vla: "VLA", *, static: bool = True
-    ) -> Callable[[Inputs, int, torch.Generator | None], Tensor]:
+    def decoder(self, vla: "VLA", *, static: bool = True) -> Callable[[Inputs, int, torch.Generator | None], Tensor]:
         """Inputs -> normalised actions [B, T, D], from noise that the generator draws on the CPU."""
 
         def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:

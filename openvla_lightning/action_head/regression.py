@@ -70,15 +70,13 @@ class L1Head:
         """Normalised actions float32 [B, T, D]."""
         return vla.action_head(parallel_states(vla, inputs, self.places, visual)).float()
 
-    def decoder(
-        self, vla: "VLA", *, static: bool = True
-    ) -> Callable[[Inputs, int, torch.Generator | None], Tensor]:
+    def decoder(self, vla: "VLA", *, static: bool = True) -> Callable[[Inputs, int, torch.Generator | None], Tensor]:
         """Inputs -> normalised actions [B, T, D]; nothing is drawn."""
         return lambda inputs, dim, generator: self.predict(vla, inputs)
 
 
 def parallel_states(vla: "VLA", inputs: Inputs, count: int, visual: Tensor | None = None) -> Tensor:
-    """Hidden states [B, count, dim] at the first `count` places, whose embeddings are zeros, every position seeing all."""
+    """Hidden states [B, count, dim] at the first `count` places, emptied, where every position sees every other."""
     zeros = torch.zeros(len(inputs.input_ids), count, vla.llm.dim, device=inputs.input_ids.device)
     return vla.states(inputs, slots=zeros, causal=False, visual=visual)[:, :count]
 

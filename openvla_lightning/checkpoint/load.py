@@ -129,7 +129,9 @@ def _with_base(description: Description, base: str | Path | None) -> Description
     """`description`; of an adapter that says nothing of its base's architecture, with what the base says."""
     if description.base is None or description.vla.get("llm"):
         return description
-    under = describe(description.base.path if base is None else base).check()
+    place = description.base.path if base is None else base
+    _check_base(description.base, place, description.path)
+    under = describe(place).check()
     return replace(
         description,
         vla={**under.vla, **description.vla},

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from openvla_lightning.checkpoint import preprocessor
 from openvla_lightning.checkpoint.architecture import OURS, released_config
+from openvla_lightning.checkpoint.oft_parts import FILM_NAME, keeps_apart, part_of, read_parts, write_parts
 from openvla_lightning.checkpoint.released import INDEX, SINGLE
 from openvla_lightning.model.hub import TOKENIZER_FILES
 from openvla_lightning.model.vision_backbone import pixel_statistics
@@ -32,7 +33,7 @@ def save_vla(
     Raises:
         ValueError: when the weights hold quantised values, or several dtypes and `dtype` does not say which to write.
     """
-    state = merged_state(vla)
+    state = _released_state(vla)
     dtypes = {tensor.dtype for key, (tensor, _) in state.items() if key.endswith("weight")}
     if vla.quantisation is not None or not all(kind.is_floating_point for kind in dtypes):
         raise ValueError("quantised weights do not fit the released layout: save the model without quantisation")
@@ -47,9 +48,13 @@ def save_vla(
     arguments = _processor_arguments(vla, processor, config)
     config["image_resize_strategy"] = arguments["resize_strategy"]
     if processor is not None:
-        config["n_action_bins"] = arguments["action_head"]["num_bins"]
+        config["n_action_bins"] = arguments["action_head"].get("num_bins", config["n_action_bins"])
+        if ours := _unsaid(vla, arguments):
+            config[OURS] = {**(config.get(OURS) or {}), **ours}
     config["norm_stats"] = vla.norm_stats
     _save_weights(state, folder, max_shard_size, dtype)
+    if vla.added():
+        write_parts(vla, folder, _step(vla), dtype)
     text = config["text_config"]
     generation = {
         "_from_model_config": True,
@@ -68,6 +73,40 @@ def save_vla(
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     _save_tokenizer(vla, processor, folder)
     (folder / "README.md").write_text(model_card(vla, config), encoding="utf-8")
+
+
+def _released_state(vla: VLA) -> "dict[str, tuple[Tensor, BaseTunerLayer | None]]":
+    """What a released VLA has of `vla`, under its names: each tensor, and the adapter to be merged into it.
+
+    Towers with FiLM are written apart; here they stand without their adapters, as in released OpenVLA-OFT folders.
+    """
+    film = vla.film is not None
+    apart = film and keeps_apart(vla)
+    state = {}
+    for name, (tensor, adapter) in merged_state(vla).items():
+        part = part_of(name, film)
+        if part is None or (part == "vision_backbone" and FILM_NAME.search(name) is None):
+            state[name] = (tensor, None if apart and part is not None else adapter)
+    return state
+
+
+def _unsaid(vla: VLA, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What neither names nor shapes of an OpenVLA-OFT folder say, for its `config.json`."""
+    head = arguments["action_head"]
+    said: dict[str, Any] = {}
+    if head.get("name", "TokenHead") != "TokenHead" or head.get("parallel"):
+        said["action_head"] = head
+        said["cameras"] = list(arguments.get("cameras") or [arguments.get("camera", "primary")])
+    if vla.film not in (None, "released"):
+        said["film"] = vla.film
+    return said
+
+
+def _step(vla: VLA) -> str:
+    """The step in the names of the parts that `vla` was loaded from, where these are still there."""
+    if vla.origin is None or not vla.origin.is_dir():
+        return "latest"
+    return read_parts(vla.origin).step or "latest"
 
 
 def _processor_arguments(vla: VLA, processor: "Processor | None", config: dict[str, Any]) -> dict[str, Any]:

@@ -224,7 +224,11 @@ def test_noise_schedule(case: Case) -> None:
     schedule = DDIM(case.meta["num_diffusion_steps_train"])
     close(schedule.betas, case["ddim/betas"], 1e-7)
     close(schedule.alphas_cumprod, case["ddim/alphas_cumprod"], 1e-7)
-    close(schedule.add_noise(case.batch.actions, case["fwd/noise"], case["fwd/timesteps"]), case["fwd/noisy_actions"], 1e-6)
+    close(
+        schedule.add_noise(case.batch.actions, case["fwd/noise"], case["fwd/timesteps"]),
+        case["fwd/noisy_actions"],
+        1e-6,
+    )
     table = case["ddim/time_embedding_table"]
     close(time_embedding(torch.arange(len(table)), table.shape[1]), table, 1e-6)
 
