@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, C
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from openvla_lightning.model.hub import check_source
-from openvla_lightning.model.vision_backbone import parameters_follow_default_device
+from openvla_lightning.model.tower import parameters_follow_default_device
 from openvla_lightning.types import IGNORE_INDEX
 
 _NOT_ARCHITECTURE = {"model_type", "torch_dtype", "dtype", "auto_map", "quantization_config", "_name_or_path"}

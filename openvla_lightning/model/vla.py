@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from openvla_lightning.model import sequence
 from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
 from openvla_lightning.model.film import check_padding, film_layers
 from openvla_lightning.model.llm import CausalLM, next_token_loss
@@ -176,17 +177,16 @@ class VLA(nn.Module):
                 every position. For rows padded on the right.
             output_hidden_states: also return tower, projector and hidden features.
         """
-        shift = _left_padding(attention_mask)
+        shift = sequence.left_padding(attention_mask)
         features = None if pixel_values is None else self.vision_backbone.tower_features(pixel_values)
         visual = None if features is None else self.projector(self.vision_backbone.fuse(features))
-        embeddings = self._embed(_roll(input_ids, shift), visual)
+        embeddings = self._embed(sequence.roll(input_ids, shift), visual)
         # Padding is on the right by now, where causal attention never looks: no mask keeps the fast kernel.
         states = self.language_model.hidden_states(embeddings) if output_hidden_states else None
         hidden = self.language_model.decode(embeddings) if states is None else states[-1]
         num_patches = 0 if visual is None else visual.shape[1]
         if places is not None:
-            rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-            hidden = hidden[rows, num_patches + places]
+            hidden = sequence.at(hidden, num_patches + places)
         output = VLAOutput(
             logits=self.language_model.logits(hidden),
             num_patches=num_patches,
@@ -196,31 +196,25 @@ class VLA(nn.Module):
             hidden_states=states,
         )
         if labels is not None:
-            targets = output.targets(_roll(labels, shift))
+            targets = output.targets(sequence.roll(labels, shift))
             output = replace(output, loss=next_token_loss(output.next_token_logits, targets))
         if shift is None:
             return output
         return replace(
             output,
-            logits=_roll(output.logits, -shift),
-            hidden_states=None if states is None else tuple(_roll(state, -shift) for state in states),
+            logits=sequence.roll(output.logits, -shift),
+            hidden_states=None if states is None else tuple(sequence.roll(state, -shift) for state in states),
         )
 
     def see(self, inputs: "Inputs", written: int = 0) -> Tensor:
-        """Visual tokens [B, V * P, dim] of the views in `inputs`; see `states`.
+        """Visual tokens [B, V * P, dim] of the views in `inputs`, as `states` puts them into the sequence.
 
         Args:
             inputs: as in `states`.
-            written: how many of the first tokens at `inputs.places` were written by the head: FiLM, which is told the
-                mean embedding of the text, leaves them out.
+            written: how many of the first tokens at `inputs.places` the head wrote: FiLM, which is told the mean
+                embedding of the text, leaves them out.
         """
-        language = None
-        if self.film is not None:
-            text = self.language_model.embed(inputs.input_ids)
-            counted = inputs.attention_mask if self.film == "masked" else torch.ones_like(inputs.input_ids)
-            counted = counted.bool().scatter(1, inputs.places[:, :written] + 1, False)
-            language = (text * counted[..., None]).sum(1) / counted.sum(1, keepdim=True)
-        return self.projector(self.vision_backbone(inputs.pixel_values, language))
+        return sequence.see(self, inputs, written)
 
     def states(
         self,
@@ -249,26 +243,10 @@ class VLA(nn.Module):
         Raises:
             ValueError: when the model reads proprioception and there is none, or of another width.
         """
-        text = self.language_model.embed(inputs.input_ids)
-        rows = torch.arange(len(text), device=text.device)[:, None]
-        if slots is not None:
-            at = inputs.places[:, : slots.shape[1]] + 1
-            text = text.index_put((rows.expand_as(at), at), slots.to(text.dtype))
-        tokens = [self.see(inputs, 0 if slots is None else slots.shape[1]) if visual is None else visual]
-        if self.proprio_dim is not None:
-            tokens.append(self._proprio_token(inputs.proprio))
-        tokens += [] if extra is None else [extra]
-        prefix = torch.cat([token.to(text.dtype) for token in tokens], dim=1)
-        embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
-        mask = None if causal else _visible(inputs.attention_mask, prefix.shape[1])
+        embeddings, prefix = sequence.build(self, inputs, slots, extra, visual)
+        mask = None if causal else sequence.visible(inputs.attention_mask, prefix)
         hidden = self.language_model.decode(embeddings, mask, causal=causal)
-        return hidden[rows, prefix.shape[1] + inputs.places]
-
-    def _proprio_token(self, proprio: Tensor | None) -> Tensor:
-        if proprio is None or proprio.shape[-1] != self.proprio_dim:
-            got = "none" if proprio is None else f"{proprio.shape[-1]}"
-            raise ValueError(f"this model reads {self.proprio_dim} numbers of proprioception, it was given {got}")
-        return self.proprio_projector(proprio.to(self.proprio_projector.fc1.weight.dtype))[:, None]
+        return sequence.at(hidden, prefix + inputs.places)
 
     @torch.inference_mode()
     def generate(
@@ -286,9 +264,9 @@ class VLA(nn.Module):
         Arguments as in `forward`; `choice` says how ids are chosen, and draws come from `generator`, on the CPU. Rows
         of different length, padded on either side, give what each gives alone.
         """
-        shift = _left_padding(attention_mask)
+        shift = sequence.left_padding(attention_mask)
         visual = None if pixel_values is None else self.projector(self.vision_backbone(pixel_values))
-        embeddings = self._embed(_roll(input_ids, shift), visual)
+        embeddings = self._embed(sequence.roll(input_ids, shift), visual)
         lengths = None
         if attention_mask is not None and not bool(attention_mask.all()):
             lengths = attention_mask.long().sum(1) + (0 if visual is None else visual.shape[1])
@@ -346,29 +324,3 @@ class VLA(nn.Module):
         from openvla_lightning.checkpoint.save import save_vla
 
         save_vla(self, Path(folder), processor, max_shard_size, dtype)
-
-
-def _visible(attention_mask: Tensor | None, prefix: int) -> Tensor | None:
-    """Which of BOS, `prefix` tokens and the other text [B, L + prefix] are no padding; None where all are, if known.
-
-    A mask on an accelerator is taken to hide something: to look would be to wait for it.
-    """
-    if attention_mask is None or (attention_mask.device.type == "cpu" and bool(attention_mask.all())):
-        return None
-    mask = attention_mask.bool()
-    return torch.cat([mask[:, :1].expand(-1, 1 + prefix), mask[:, 1:]], dim=1)
-
-
-def _left_padding(attention_mask: Tensor | None) -> Tensor | None:
-    """How many padding positions open each row [B], or None when no row opens with padding."""
-    if attention_mask is None or bool(attention_mask[:, 0].all()):
-        return None
-    return attention_mask.int().argmax(dim=1)
-
-
-def _roll(rows: Tensor, shift: Tensor | None) -> Tensor:
-    """Rotate each row [B, N, ...] to the left by its own `shift` [B]: left padding becomes right padding."""
-    if shift is None:
-        return rows
-    index = (torch.arange(rows.shape[1], device=rows.device) + shift[:, None]) % rows.shape[1]
-    return rows[torch.arange(len(rows), device=rows.device)[:, None], index]
