@@ -140,6 +140,10 @@ class CausalLM(nn.Module):
             use_cache=cache is not None,
         ).last_hidden_state
 
+    def attend_without_mask(self) -> None:
+        """Let the decoder's layers use `sdpa` with the mask they are given and no other, when they are called apart."""
+        self.model.config._attn_implementation = _CAUSAL
+
     def _attend_to_all(
         self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor | None, output_hidden_states: bool = False
     ) -> Any:
