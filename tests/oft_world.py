@@ -4,7 +4,6 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace as Batch
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from openvla_lightning.action_head.diffusion import DiffusionHead
 from openvla_lightning.action_head.regression import BLANK, L1Head
 from openvla_lightning.checkpoint.load import load_vla
 from openvla_lightning.model import VLA
-from openvla_lightning.types import IGNORE_INDEX
+from openvla_lightning.types import IGNORE_INDEX, Batch
 
 
 def cases() -> list[Any]:

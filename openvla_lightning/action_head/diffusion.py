@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from openvla_lightning.action_head.base import Acting, Decoder, on_device, options_of
 from openvla_lightning.action_head.regression import L1Head, MLPResNet, mean_where
 from openvla_lightning.model.projector import MLP
 from openvla_lightning.types import Batch, Inputs, Prediction
@@ -71,7 +72,7 @@ class DiffusionHead(L1Head):
         predicted = self.noise(vla, batch, noisy, timesteps)
         loss = mean_where((predicted - noise) ** 2, batch.padded)
         clean = self.schedule.clean(noisy, predicted.detach(), timesteps)
-        return loss, Prediction(clean)
+        return loss, Prediction(actions=clean, targets=batch.actions)
 
     def noise(
         self, vla: "VLA", inputs: Inputs, noisy: Tensor, timesteps: Tensor, visual: Tensor | None = None
@@ -83,7 +84,7 @@ class DiffusionHead(L1Head):
         hidden = vla.states(inputs, slots=slots, extra=extra, causal=False, visual=visual)
         return network(hidden[:, : slots.shape[1]]).float()
 
-    def denoise(self, vla: "VLA", inputs: Inputs, noise: Tensor) -> Iterator[Tensor]:
+    def denoise(self, vla: "VLA", inputs: Inputs, noise: Tensor, steps: int | None = None) -> Iterator[Tensor]:
         """The chunk [B, T, D] after each denoising step, from pure noise of that shape."""
         visual = vla.see(inputs, self.places)
 
@@ -91,14 +92,17 @@ class DiffusionHead(L1Head):
             levels = torch.full((len(sample),), timestep, device=sample.device)
             return self.noise(vla, inputs, sample, levels, visual)
 
-        return self.schedule.denoise(noise, predict, self.steps)
+        return self.schedule.denoise(noise, predict, steps or self.steps)
 
-    def decoder(self, vla: "VLA", *, static: bool = True) -> Callable[[Inputs, int, torch.Generator | None], Tensor]:
-        """Inputs -> normalised actions [B, T, D], from noise that the generator draws on the CPU."""
+    def decoder(self, vla: "VLA", acting: Acting) -> Decoder:
+        """From noise that the generator draws on the CPU. Its option: `steps`, of denoising."""
+        steps = options_of(self, acting, {"steps": self.steps})["steps"]
+        self.schedule.timesteps(steps)
 
         def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
             noise = torch.randn(len(inputs.input_ids), self.action_chunk, self.action_dim, generator=generator)
-            *_, actions = self.denoise(vla, inputs, noise.to(inputs.input_ids.device))
+            given = on_device(inputs, vla, acting)
+            *_, actions = self.denoise(vla, given, noise.to(given.input_ids.device), steps)
             return actions
 
         return decode

@@ -1,11 +1,14 @@
 """A chunk of actions in one forward pass, as numbers (OpenVLA-OFT, section IV: L1 regression)."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
+from openvla_lightning.action_head.base import Acting, Decoder, on_device, options_of
+from openvla_lightning.action_head.metrics import ActionMetrics
 from openvla_lightning.types import Batch, Inputs, Prediction
 
 if TYPE_CHECKING:
@@ -34,15 +37,15 @@ class L1Head:
     @property
     def config(self) -> dict[str, Any]:
         """Plain constructor arguments."""
-        return {"name": type(self).__name__, "action_chunk": self.action_chunk, "action_dim": self.action_dim}
+        return {"action_chunk": self.action_chunk, "action_dim": self.action_dim}
 
     @property
     def places(self) -> int:
         """How many numbers a chunk has, T * D."""
         return self.action_chunk * self.action_dim
 
-    def write(self, actions: Tensor | None, rows: int, dim: int) -> list[list[int]]:
-        """Blank ids, as many as numbers in a chunk, for each of `rows`.
+    def write(self, actions: Tensor | None, rows: int, dim: int, end: int) -> list[list[int]]:
+        """Blank ids, as many as numbers in a chunk, and the end token; also when acting, as released.
 
         Raises:
             ValueError: for actions of another shape than [B, T, D].
@@ -54,7 +57,7 @@ class L1Head:
                 f"this action head predicts {self.action_chunk} actions of {self.action_dim} numbers, the data have "
                 f"{got}: set action_head.action_chunk and action_head.action_dim"
             )
-        return [[BLANK] * self.places for _ in range(rows)]
+        return [[*[BLANK] * self.places, end] for _ in range(rows)]
 
     def network(self, dim: int) -> nn.Module | None:
         """What reads hidden states `dim` wide."""
@@ -64,19 +67,24 @@ class L1Head:
         """Mean absolute error over all numbers of the chunk, gripper included, where the chunk is not padded."""
         actions = self.predict(vla, batch)
         error = (actions - batch.actions).abs()
-        return mean_where(error, batch.padded), Prediction(actions.detach())
+        return mean_where(error, batch.padded), Prediction(actions=actions.detach(), targets=batch.actions)
+
+    def metrics(self, datasets: Sequence[str]) -> Metric:
+        """L1, overall and for each of `datasets`."""
+        return ActionMetrics(datasets)
 
     def predict(self, vla: "VLA", inputs: Inputs, visual: Tensor | None = None) -> Tensor:
         """Normalised actions float32 [B, T, D]."""
         return vla.action_head(parallel_states(vla, inputs, self.places, visual)).float()
 
-    def decoder(self, vla: "VLA", *, static: bool = True) -> Callable[[Inputs, int, torch.Generator | None], Tensor]:
-        """Inputs -> normalised actions [B, T, D]; nothing is drawn."""
-        return lambda inputs, dim, generator: self.predict(vla, inputs)
+    def decoder(self, vla: "VLA", acting: Acting) -> Decoder:
+        """One forward pass; nothing is drawn."""
+        options_of(self, acting, {})
+        return lambda inputs, dim, generator: self.predict(vla, on_device(inputs, vla, acting))
 
 
 def parallel_states(vla: "VLA", inputs: Inputs, count: int, visual: Tensor | None = None) -> Tensor:
-    """Hidden states [B, count, dim] at the first `count` places, emptied, where every position sees every other."""
+    """Hidden states [B, count, dim] at the first `count` places: their embeddings are zeros, all positions see all."""
     zeros = torch.zeros(len(inputs.input_ids), count, vla.llm.dim, device=inputs.input_ids.device)
     return vla.states(inputs, slots=zeros, causal=False, visual=visual)[:, :count]
 

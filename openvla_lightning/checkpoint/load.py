@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from torch import Tensor, nn
+from torch import Tensor
 
-from openvla_lightning import action_head
 from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, Format, Shapes
 from openvla_lightning.checkpoint.oft import OFT
 from openvla_lightning.checkpoint.prismatic import Prismatic
@@ -86,7 +85,6 @@ def load_vla(
         strategy = from_config(description.strategy) if description.strategy else None
         with torch.device("meta"):
             vla = VLA.from_config(description.vla)
-            vla.attach(network_of(description, vla.llm.dim))
         if description.base is not None:
             load_weights(vla, str(base), dtype=dtype, device=device, copy=copy)
         if isinstance(strategy, LoRA):
@@ -117,12 +115,6 @@ def load_vla(
     if guard:
         check_image_matters(vla, description.path)
     return vla
-
-
-def network_of(description: Description, dim: int) -> nn.Module | None:
-    """The network of the checkpoint's action head, untrained; None for a head without one."""
-    head = description.processor.get("action_head")
-    return action_head.from_config(head).network(dim) if isinstance(head, Mapping) else None
 
 
 def _with_base(description: Description, base: str | Path | None) -> Description:
@@ -175,7 +167,8 @@ def load_weights(
     Without a `device`, parameters on the meta device become real, on the CPU, in torch's default dtype.
 
     Args:
-        vla: to be filled.
+        vla: to be filled. Parts that a released VLA lacks (`VLA.added`) keep their own weights where the files lack
+            them.
         path: as in `VLA.from_pretrained`; what it says of its architecture does not matter.
         frozen_vision: builds the vision backbone with its own weights, for a checkpoint that lacks it because it was
             frozen.
@@ -200,31 +193,13 @@ def load_weights(
             vla.vision_backbone.add_film(vla.llm.dim)
         own = vla.vision_backbone.state_dict()
         shapes |= {f"vision_backbone.{k}": (tuple(v.shape), v.dtype) for k, v in own.items()}
-    shapes |= _start_added(vla, shapes)
-    check_fits(description, vla, shapes)
+    check_fits(description, vla, _with_added(vla, shapes))
     for tensors in batches:
         fill(description.path, vla, tensors, dtype, device, copy)
     _tell(vla, description)
     vla.recipe = {}  # that of the weights it starts from is not its own
     vla.init_from = str(path) if complete else None
     vla.language_model.tie_weights()
-
-
-def _start_added(vla: VLA, found: Shapes) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Let parts that released VLAs lack, and that `found` lacks, start from random weights; return their shapes."""
-    started = {}
-    names = {module: name for name, module in vla.named_modules()}
-    for part in vla.added():
-        state = {f"{names[part]}.{key}": tensor for key, tensor in part.state_dict().items()}
-        if any(name in found for name in state):
-            continue  # all of it has to be there
-        if any(tensor.is_meta for tensor in state.values()):
-            part.to_empty(device="cpu")
-            for module in part.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
-        started |= {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-    return started
 
 
 def start_from(vla: VLA) -> None:
@@ -236,6 +211,26 @@ def start_from(vla: VLA) -> None:
     if vla.init_from is not None and torch.get_default_device().type != "meta":
         device = None if vla.init_dtype is None else "cpu"
         load_weights(vla, vla.init_from, vla.fresh_vision, dtype=vla.init_dtype, device=device)
+        _begin_added(vla)
+
+
+def _with_added(vla: VLA, shapes: Shapes) -> Shapes:
+    """`shapes`, and those of added parts that are missing there as a whole."""
+    names = {parameter: name for name, parameter in vla.named_parameters()}
+    for part in vla.added():
+        own = {names[parameter]: (tuple(parameter.shape), parameter.dtype) for parameter in part.parameters()}
+        if not own.keys() & shapes.keys():
+            shapes = {**shapes, **own}
+    return shapes
+
+
+def _begin_added(vla: VLA) -> None:
+    """Give added parts that are on the meta device still, FiLM's for example, random weights to start from."""
+    for part in vla.added():
+        for module in part.modules():
+            if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+                module.to_empty(device="cpu", recurse=False)
+                module.reset_parameters()  # type: ignore[operator]
 
 
 def _tell(vla: VLA, description: Description) -> None:

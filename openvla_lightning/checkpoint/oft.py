@@ -77,8 +77,11 @@ class OFT:
         vla = {**plain.vla, "proprio_dim": parts.proprio_dim}
         if parts.film:
             vla["film"] = ours.get("film", "released")
-        vla = {key: value for key, value in vla.items() if value is not None}
         robot = platform(parts.action_dim, parts.proprio_dim) if parts.action_dim else None
+        processor = _processor(plain.processor, parts, robot, ours)
+        if parts.head is not None:
+            vla["action_head"] = processor["action_head"]
+        vla = {key: value for key, value in vla.items() if value is not None}
         strategy = plain.strategy
         if parts.adapters and strategy is None:
             strategy = LoRA(parts.rank or 1, min(parts.rank or 1, ALPHA), targets=list(parts.adapters)).config
@@ -88,7 +91,7 @@ class OFT:
             shapes={**shapes, **parts.shapes},
             norm_stats=_scaled(plain.norm_stats, robot),
             vla=vla,
-            processor=_processor(plain.processor, parts, robot, ours),
+            processor=processor,
             problems=problems,
             strategy=strategy,
             one_dtype=(False, None),
@@ -139,7 +142,7 @@ def _processor(
     if head is None and parts.head is not None:
         names = {"l1": "L1Head", "diffusion": "DiffusionHead"}
         chunk = robot.action_chunk if robot else None
-        head = {"name": names[parts.head], "action_chunk": chunk, "action_dim": parts.action_dim}
+        head = {"class": names[parts.head], "action_chunk": chunk, "action_dim": parts.action_dim}
     result = dict(plain)
     if head is not None:
         result["action_head"] = head

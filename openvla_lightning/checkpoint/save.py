@@ -94,7 +94,7 @@ def _unsaid(vla: VLA, arguments: dict[str, Any]) -> dict[str, Any]:
     """What neither names nor shapes of an OpenVLA-OFT folder say, for its `config.json`."""
     head = arguments["action_head"]
     said: dict[str, Any] = {}
-    if head.get("name", "TokenHead") != "TokenHead" or head.get("parallel"):
+    if head.get("class", "TokenHead") != "TokenHead" or head.get("parallel"):
         said["action_head"] = head
         said["cameras"] = list(arguments.get("cameras") or [arguments.get("camera", "primary")])
     if vla.film not in (None, "released"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from openvla_lightning.model import sequence
+from openvla_lightning.model.sequence import at
 from openvla_lightning.model.static_decoding import BUCKET, FAMILIES
 
 if TYPE_CHECKING:
@@ -53,10 +53,9 @@ class ParallelReader:
         vla, llm = self.vla, self.vla.llm
         if self._family not in FAMILIES or llm.attention != "sdpa":
             return vla.states(inputs, slots=slots, extra=extra, causal=False, visual=visual)
-        hidden, prefix = sequence.build(vla, inputs, slots, extra, visual)
-        mask = sequence.visible(inputs.attention_mask, prefix)
+        hidden, mask, places = vla._sequence(inputs, slots, extra, visual)
         seen = None if mask is None else mask[:, None, None].expand(-1, 1, hidden.shape[1], -1)
-        places, decoder = prefix + inputs.places, llm.model
+        decoder = llm.model
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         llm.attend_without_mask()
         rotary = decoder.rotary_emb(hidden, positions)
@@ -66,7 +65,7 @@ class ParallelReader:
         if self._family in _READS_ALONE:
             hidden = _last_layer(last, hidden, seen, rotary, places)
         else:
-            hidden = sequence.at(self._layer(last, hidden, seen, rotary), places)
+            hidden = at(self._layer(last, hidden, seen, rotary), places)
         norm = decoder.final_layernorm if hasattr(decoder, "final_layernorm") else decoder.norm
         return norm(hidden)
 
@@ -162,7 +161,7 @@ def _last_layer(layer: Any, hidden: Tensor, mask: Tensor | None, rotary: Any, pl
     turn = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
     _, keys = turn(keys, keys, *rotary)
     own = tuple(wave.expand(len(hidden), -1, -1)[torch.arange(len(hidden))[:, None], places] for wave in rotary)
-    few = sequence.at(hidden, places)
+    few = at(hidden, places)
     seen = None if mask is None else mask[:, :, :1].expand(-1, 1, places.shape[1], -1)
     attended, _ = attention(
         hidden_states=layer.input_layernorm(few),

@@ -2,32 +2,42 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from openvla_lightning.model import sequence
-from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
 from openvla_lightning.model.film import check_padding, film_layers
-from openvla_lightning.model.llm import CausalLM, next_token_loss
+from openvla_lightning.model.llm import CausalLM
 from openvla_lightning.model.parameters import floating
 from openvla_lightning.model.projector import MLP, Projector
+from openvla_lightning.model.sequence import SequenceModel
 from openvla_lightning.model.vision_backbone import VisionBackbone
+from openvla_lightning.plugins import USUAL_HEAD, describe, rebuild
 from openvla_lightning.types import VLAOutput
 
 if TYPE_CHECKING:
     from openvla_lightning.processor import Processor
-    from openvla_lightning.types import Inputs
 
 __all__ = ["VLA", "VLAOutput"]
+
+
+class HasNetwork(Protocol):
+    """What the model asks of an action head."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain constructor arguments."""
+
+    def network(self, dim: int) -> nn.Module | None:
+        """The head's own module, beside a language model that is `dim` wide."""
+
 
 ADDED = ("proprio_projector", "action_head")
 
 
-class VLA(nn.Module):
+class VLA(SequenceModel):
     """OpenVLA: image and instruction in, action token ids out (paper section 3).
 
     `state_dict()` has the released parameter names, so weights go in and out without renaming.
@@ -40,6 +50,7 @@ class VLA(nn.Module):
             built without weights, on the meta device, and `checkpoint.load.start_from` brings them, as `VLAModule`
             does. None: each part's own weights.
         dtype: of the weights that come from there: `bfloat16` halves a frozen model. None: torch's default.
+        action_head: whose module, if it has one, the model gets as `action_head`, in float32.
         proprio_dim: P, how many numbers of proprioception the model reads, as one token after the patches; None: none.
         film: let the instruction scale and shift what the towers see: `released` takes the mean over the padding of a
             batch, too, as OpenVLA-OFT does, `masked` over the text alone; true means `released`. None or false: not.
@@ -62,6 +73,7 @@ class VLA(nn.Module):
         llm: Callable[[], CausalLM],
         init_from: str | Path | None = None,
         dtype: str | None = None,
+        action_head: "HasNetwork | None" = None,
         proprio_dim: int | None = None,
         film: str | bool | None = None,
     ) -> None:
@@ -76,6 +88,7 @@ class VLA(nn.Module):
         self.quantisation: dict[str, Any] | None = None
         self.film = None if not film else check_padding("released" if film is True else film)
         self.proprio_dim = proprio_dim
+        self._action_head: dict[str, Any] | None = None
         with nullcontext() if init_from is None else torch.device("meta"):
             backbone, language_model = vision_backbone(), llm()
             # Registered in the released order, which is the order of parameters in saved files.
@@ -84,8 +97,12 @@ class VLA(nn.Module):
             self.language_model = language_model
             if self.film is not None:
                 backbone.add_film(language_model.dim)
-            if proprio_dim is not None:
-                self.proprio_projector = MLP(proprio_dim, language_model.dim)
+        # New parts begin with weights of their own, wherever the others come from.
+        if proprio_dim is not None:
+            self.proprio_projector = MLP(proprio_dim, language_model.dim)
+        if action_head is not None and (network := action_head.network(language_model.dim)) is not None:
+            self.action_head = network
+            self._action_head = describe(action_head, USUAL_HEAD)
 
     @property
     def llm(self) -> CausalLM:
@@ -100,6 +117,7 @@ class VLA(nn.Module):
             "projector": self.projector.config,
             "llm": self.language_model.config,
             "released": self.released,
+            **({} if self._action_head is None else {"action_head": self._action_head}),
             **({} if self.film is None else {"film": self.film}),
             **({} if self.proprio_dim is None else {"proprio_dim": self.proprio_dim}),
         }
@@ -111,16 +129,12 @@ class VLA(nn.Module):
             vision_backbone=lambda: VisionBackbone.from_config(config["vision_backbone"]),
             projector=lambda in_dim, out_dim: Projector.from_config(config["projector"], in_dim, out_dim),
             llm=lambda: CausalLM.from_config(config["llm"]),
+            action_head=rebuild(config["action_head"], USUAL_HEAD) if config.get("action_head") else None,
             proprio_dim=config.get("proprio_dim"),
             film=config.get("film"),
         )
         vla.released = dict(config.get("released") or {})
         return vla
-
-    def attach(self, network: nn.Module | None) -> None:
-        """Take over the network of an action head, if it has one: its weights are the model's from now on."""
-        if network is not None:
-            self.action_head = network
 
     def added(self) -> list[nn.Module]:
         """The modules that a released VLA lacks: a head's network, the proprioception's projector, FiLM's layers.
@@ -152,132 +166,6 @@ class VLA(nn.Module):
         if name not in parts:
             raise KeyError(f"the model has no part {name!r}; parts: {', '.join(parts)}")
         return parts[name]
-
-    def forward(
-        self,
-        *,
-        pixel_values: Tensor | None,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        places: Tensor | None = None,
-        output_hidden_states: bool = False,
-    ) -> VLAOutput:
-        """Run the model over whole sequences.
-
-        Training gives `places` and, because its rows are padded on the right, no `attention_mask`: then logits are
-        made of what is learnt alone, and nothing waits for the device.
-
-        Args:
-            pixel_values: float [B, C, H, W], three channels per tower; None for text alone.
-            input_ids: int64 [B, L], beginning with BOS after any left padding.
-            attention_mask: bool or int [B, L], zero on padding, which may be on either side.
-            labels: int64 [B, L] aligned with `input_ids`, `IGNORE_INDEX` where nothing is learnt.
-            places: int64 [B, K] indices into `input_ids[:, 1:]`: the next tokens to make logits for; None: logits of
-                every position. For rows padded on the right.
-            output_hidden_states: also return tower, projector and hidden features.
-        """
-        shift = sequence.left_padding(attention_mask)
-        features = None if pixel_values is None else self.vision_backbone.tower_features(pixel_values)
-        visual = None if features is None else self.projector(self.vision_backbone.fuse(features))
-        embeddings = self._embed(sequence.roll(input_ids, shift), visual)
-        # Padding is on the right by now, where causal attention never looks: no mask keeps the fast kernel.
-        states = self.language_model.hidden_states(embeddings) if output_hidden_states else None
-        hidden = self.language_model.decode(embeddings) if states is None else states[-1]
-        num_patches = 0 if visual is None else visual.shape[1]
-        if places is not None:
-            hidden = sequence.at(hidden, num_patches + places)
-        output = VLAOutput(
-            logits=self.language_model.logits(hidden),
-            num_patches=num_patches,
-            places=places,
-            tower_features=features if output_hidden_states else None,
-            projector_features=visual if output_hidden_states else None,
-            hidden_states=states,
-        )
-        if labels is not None:
-            targets = output.targets(sequence.roll(labels, shift))
-            output = replace(output, loss=next_token_loss(output.next_token_logits, targets))
-        if shift is None:
-            return output
-        return replace(
-            output,
-            logits=sequence.roll(output.logits, -shift),
-            hidden_states=None if states is None else tuple(sequence.roll(state, -shift) for state in states),
-        )
-
-    def see(self, inputs: "Inputs", written: int = 0) -> Tensor:
-        """Visual tokens [B, V * P, dim] of the views in `inputs`, as `states` puts them into the sequence.
-
-        Args:
-            inputs: as in `states`.
-            written: how many of the first tokens at `inputs.places` the head wrote: FiLM, which is told the mean
-                embedding of the text, leaves them out.
-        """
-        return sequence.see(self, inputs, written)
-
-    def states(
-        self,
-        inputs: "Inputs",
-        *,
-        slots: Tensor | None = None,
-        extra: Tensor | None = None,
-        causal: bool = True,
-        visual: Tensor | None = None,
-    ) -> Tensor:
-        """Hidden states [B, K, dim] after the final norm, of the positions that predict the text's `inputs.places`.
-
-        The sequence is BOS, the patches of V views, the proprioception's token, `extra` tokens, the other text; as in
-        OpenVLA-OFT (`forward` of its `modeling_prismatic.py`). A place is read where its token would be predicted, one
-        position before it, also when attention is not causal.
-
-        Args:
-            inputs: normalised `pixel_values` [B, 3 * towers * V, H, W], `input_ids` [B, L] with padding on the right,
-                `attention_mask`, `places` [B, K], and `proprio` [B, P] where the model reads it.
-            slots: embeddings [B, N, dim] that stand in for those of the first N tokens at `places`: zeros for parallel
-                decoding, projected noisy actions for diffusion.
-            extra: embeddings [B, E, dim] of further tokens before the text, such as a diffusion timestep.
-            causal: whether a position sees only what came before it; False: all that is no padding.
-            visual: what `see` gave for the same inputs, for whoever asks more than once.
-
-        Raises:
-            ValueError: when the model reads proprioception and there is none, or of another width.
-        """
-        embeddings, prefix = sequence.build(self, inputs, slots, extra, visual)
-        mask = None if causal else sequence.visible(inputs.attention_mask, prefix)
-        hidden = self.language_model.decode(embeddings, mask, causal=causal)
-        return sequence.at(hidden, prefix + inputs.places)
-
-    @torch.inference_mode()
-    def generate(
-        self,
-        *,
-        pixel_values: Tensor | None,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        max_new_tokens: int = 7,
-        choice: Choice = MOST_LIKELY,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Ids [B, max_new_tokens] after prompts, plainly; `StaticDecoder` gives the same sooner.
-
-        Arguments as in `forward`; `choice` says how ids are chosen, and draws come from `generator`, on the CPU. Rows
-        of different length, padded on either side, give what each gives alone.
-        """
-        shift = sequence.left_padding(attention_mask)
-        visual = None if pixel_values is None else self.projector(self.vision_backbone(pixel_values))
-        embeddings = self._embed(sequence.roll(input_ids, shift), visual)
-        lengths = None
-        if attention_mask is not None and not bool(attention_mask.all()):
-            lengths = attention_mask.long().sum(1) + (0 if visual is None else visual.shape[1])
-        noise = choice.noise(self.language_model, len(input_ids), max_new_tokens, generator)
-        return decode(self.language_model, embeddings, lengths, max_new_tokens, choice, noise)
-
-    def _embed(self, input_ids: Tensor, visual: Tensor | None) -> Tensor:
-        text = self.language_model.embed(input_ids)
-        if visual is None:
-            return text
-        return torch.cat([text[:, :1], visual.to(text.dtype), text[:, 1:]], dim=1)
 
     @classmethod
     def from_pretrained(

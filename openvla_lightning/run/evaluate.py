@@ -59,7 +59,7 @@ def evaluate(cfg: DictConfig) -> float | None:
                 make_embedded([env.dataset], Path(cfg.paths.data_dir))
             return check_replay(env, cfg.paths.output_dir)["success"]
         if isinstance(env, TrainingSteps):
-            return check_open_loop(policy, env, cfg.paths.output_dir)["token_accuracy"]
+            return check_open_loop(policy, env, cfg.paths.output_dir).get("token_accuracy")
         loggers = list(instantiate(cfg.logger).values())
         results = scoring.evaluate(policy, env, cfg.paths.output_dir, config=recipe, **arguments)
     except scoring.UNUSABLE as error:

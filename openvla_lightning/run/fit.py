@@ -38,10 +38,9 @@ def fit(cfg: DictConfig) -> float | None:
     """
     recipe = validate(cfg)
     if cfg.estimate:
-        model, strategy, quantisation = (
-            instantiate(cfg[name], _convert_="all") for name in ("model", "strategy", "quantisation")
-        )
-        show(model, strategy, quantisation, recipe, Console())
+        names = ("model", "strategy", "action_head", "quantisation")
+        model, strategy, head, quantisation = (instantiate(cfg[name], _convert_="all") for name in names)
+        show(model, strategy, head, quantisation, recipe, Console())
         return None
     if (done := job.finished(cfg)) is not None:
         log.info(f"Done before: {cfg.paths.output_dir}")

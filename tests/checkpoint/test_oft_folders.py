@@ -47,10 +47,10 @@ def test_what_the_folder_says(case: Case) -> None:
     assert description.vla.get("film") == ("released" if case.meta["film"] else None)
     head = description.processor["action_head"]
     if case.kind == "tokens":
-        assert "name" not in head
+        assert head.get("class", "TokenHead") == "TokenHead"
         return
     assert head == {
-        "name": {"l1": "L1Head", "diffusion": "DiffusionHead"}[case.kind],
+        "class": {"l1": "L1Head", "diffusion": "DiffusionHead"}[case.kind],
         "action_chunk": case.meta["chunk"],
         "action_dim": case.meta["action_dim"],
     }
