@@ -23,7 +23,7 @@ FORBIDDEN = {
     | DATA
     | MODELS
     | ABOVE,
-    "processor.py action_head.py images.py tokenizer.py model strategy quantisation.py optim.py": CONFIGURATION
+    "processor.py action_head images.py tokenizer.py model strategy quantisation.py optim.py": CONFIGURATION
     | TRAINING
     | DATA
     | ABOVE,
