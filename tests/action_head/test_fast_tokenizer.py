@@ -167,7 +167,7 @@ def test_bad_input_is_told(tmp_path: Path, tokenizer: FastTokenizer) -> None:
         FastTokenizer.read(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "processor_config.json").write_text('{"scale": 10, "min_token": -3}')
-    with pytest.raises(ValueError, match="cannot be read|can be read"):
+    with pytest.raises(ValueError, match="can be read"):
         FastTokenizer.read(tmp_path)
     with pytest.raises(ValueError, match="no chunks"):
         FastTokenizer.fit([])
