@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from openvla_lightning import VLA, Policy
 from openvla_lightning.model.preprocessing import FILE, preprocessor_config
 from openvla_lightning.model.released import released_config
-from openvla_lightning.processor import pixel_statistics
+from openvla_lightning.model.vision_backbone import pixel_statistics
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 PARTS = {"vision_backbone": "dinosiglip_224", "llm": "llama2_7b"}

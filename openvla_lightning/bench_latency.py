@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from openvla_lightning.action_head import TokenHead
-from openvla_lightning.hardware import Card, card
+from openvla_lightning.cost.cards import Card, card
+from openvla_lightning.model.vision_backbone import pixel_statistics
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.policy import Policy, choose_device, choose_dtype
-from openvla_lightning.processor import Processor, pixel_statistics
+from openvla_lightning.processor import Processor
 from openvla_lightning.quantisation import FastQuantisation, Format, Quantisation
-from openvla_lightning.tables import markdown
+from openvla_lightning.report.tables import markdown
 
 STAGES = ("preprocess", "copy", "vision", "prefill", "decode", "unnormalise")
 INSTRUCTION = "pick up the red cube and put it on the white plate"

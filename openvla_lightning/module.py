@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 
 import openvla_lightning
 from openvla_lightning.action_head import ActionHead
-from openvla_lightning.metrics import ActionMetrics
+from openvla_lightning.action_head.metrics import ActionMetrics
 from openvla_lightning.model import VLA, VLAOutput
 from openvla_lightning.model.blocks import Recompute, compile_blocks, recompute_activations
 from openvla_lightning.model.lightning import Base, check_adapter, learnt_names

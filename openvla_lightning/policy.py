@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from openvla_lightning.model.decoding import Choice
+from openvla_lightning.model.parameters import floating
 from openvla_lightning.model.static_decoding import StaticDecoder
 from openvla_lightning.model.vla import VLA
-from openvla_lightning.parameters import floating
 from openvla_lightning.processor import Processor
 from openvla_lightning.quantisation import Format
 from openvla_lightning.statistics import DatasetStatistics, Normalisation, choose_key

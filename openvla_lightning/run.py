@@ -19,7 +19,7 @@ from openvla_lightning.callbacks import NonFiniteError
 from openvla_lightning.callbacks.parameters import ParameterTable
 from openvla_lightning.checkpoint_files import CheckpointWriteError
 from openvla_lightning.config import ConfigError, for_people, newest_checkpoint, validate
-from openvla_lightning.estimate import show
+from openvla_lightning.cost.estimate import show
 from openvla_lightning.logger import log_results
 from openvla_lightning.model.lightning import base_of
 from openvla_lightning.model.source import CheckpointError, check_source, find_source
@@ -123,8 +123,10 @@ def evaluate(cfg: DictConfig) -> float | None:
     Raises:
         ConfigError: naming what is wrong or missing.
     """
-    from openvla_lightning.env.offline import TrainingSteps  # training needs no simulator
-    from openvla_lightning.env.replay import Replay
+    from openvla_lightning.env.recorded import (
+        Replay,
+        TrainingSteps,  # training needs no simulator
+    )
     from openvla_lightning.evaluation import scoring
     from openvla_lightning.evaluation.open_loop import check_open_loop
     from openvla_lightning.evaluation.replay import check_replay

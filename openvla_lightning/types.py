@@ -97,3 +97,35 @@ class Batch:
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class VLAOutput:
+    """What a forward pass gives. S = L + P positions: BOS, P visual tokens, the other L - 1 text tokens.
+
+    Attributes:
+        logits: float32 [B, S, vocab]; of `places` alone [B, K, vocab].
+        num_patches: P, 0 without an image.
+        places: int64 [B, K], which next tokens the logits are of (see `VLA.forward`); None: of all positions.
+        loss: mean cross-entropy over labelled tokens; None without labels.
+        tower_features: each tower's patch features [B, P, D_tower]; these three only when asked for.
+        projector_features: visual tokens [B, P, dim].
+        hidden_states: embeddings, then each layer's output [B, S, dim]; the last one after the final norm.
+    """
+
+    logits: torch.Tensor
+    num_patches: int
+    places: torch.Tensor | None = None
+    loss: torch.Tensor | None = None
+    tower_features: list[torch.Tensor] | None = None
+    projector_features: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def next_token_logits(self) -> torch.Tensor:
+        """Logits [B, L - 1, vocab] that predict `input_ids[:, 1:]`, or [B, K, vocab] of `places` there."""
+        return self.logits if self.places is not None else self.logits[:, self.num_patches : -1]
+
+    def targets(self, labels: torch.Tensor) -> torch.Tensor:
+        """What `next_token_logits` should predict, [B, L - 1] or [B, K], from `labels` [B, L]."""
+        return labels[:, 1:] if self.places is None else labels[:, 1:].gather(1, self.places)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest_plugins = ["small_vla"]
+
 torch.set_num_threads(1)  # tensors here are small: more threads mostly wait for each other
 
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from openvla_lightning.config import validate
 from openvla_lightning.report.paper import ABLATIONS, Ablation, ablation_rows, reported
-from openvla_lightning.tables import markdown
+from openvla_lightning.report.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 TRAINING = [row for row in ABLATIONS if row.script != "evaluate"]

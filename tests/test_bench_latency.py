@@ -18,7 +18,7 @@ from openvla_lightning.bench_latency import (
     released_way,
     stored,
 )
-from openvla_lightning.hardware import CARDS
+from openvla_lightning.cost.cards import CARDS
 from openvla_lightning.model import VLA
 
 CPU = torch.device("cpu")

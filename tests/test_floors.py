@@ -18,20 +18,17 @@ MODELS = {"transformers", "timm", "peft", "openvla_lightning.model", "openvla_li
 ABOVE = {"openvla_lightning.module", "openvla_lightning.run", "openvla_lightning.callbacks", "openvla_lightning.config"}
 
 FORBIDDEN = {
-    "types.py actions.py statistics.py prompt.py tables.py page.py hardware.py": CONFIGURATION
+    "types.py actions.py statistics.py processor/prompt.py report/tables.py report/page.py cost/cards.py": CONFIGURATION
     | TRAINING
     | DATA
     | MODELS
     | ABOVE,
-    "processor.py action_head images.py tokenizer.py model strategy quantisation.py optim.py": CONFIGURATION
-    | TRAINING
-    | DATA
-    | ABOVE,
+    "processor action_head model strategy quantisation.py optim.py": CONFIGURATION | TRAINING | DATA | ABOVE,
     "data": CONFIGURATION | MODELS | ABOVE,
-    "module.py metrics.py parallel.py checkpoint_files.py callbacks logger": CONFIGURATION | DATA,
+    "module.py parallel.py checkpoint_files.py callbacks logger": CONFIGURATION | DATA,
     "policy.py evaluation serve": CONFIGURATION | TRAINING | ABOVE,
     "report": CONFIGURATION | TRAINING | MODELS | ABOVE,
-    "parameters.py estimate.py": CONFIGURATION | TRAINING | ABOVE,
+    "cost": CONFIGURATION | TRAINING | ABOVE,
     "env": CONFIGURATION
     | TRAINING
     | MODELS

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 
-from openvla_lightning.parameters import count
+from openvla_lightning.model.parameters import count
 
 
 class ParameterTable(Callback):

@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from openvla_lightning.callbacks.clock import Clock
-from openvla_lightning.hardware import card
+from openvla_lightning.cost.cards import card
+from openvla_lightning.cost.operations import step_cost
 from openvla_lightning.model import VLA
-from openvla_lightning.model.cost import step_cost
 from openvla_lightning.types import Batch
 
 PHASES = ("data", "forward", "backward", "optimiser")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from openvla_lightning.actions import dimension_names
-from openvla_lightning.env.offline import Offline
+from openvla_lightning.env.recorded import Offline
 from openvla_lightning.evaluation.confusion import Confusion
 from openvla_lightning.evaluation.control import Actor
 from openvla_lightning.evaluation.teacher_forced import predict

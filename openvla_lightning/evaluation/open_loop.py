@@ -12,12 +12,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from openvla_lightning.env.offline import TrainingSteps
-from openvla_lightning.page import write_page
+from openvla_lightning.env.recorded import TrainingSteps
 from openvla_lightning.policy import Policy
 from openvla_lightning.processor import Processor
+from openvla_lightning.report.page import write_page
+from openvla_lightning.report.tables import Rows, markdown, table
 from openvla_lightning.statistics import DatasetStatistics
-from openvla_lightning.tables import Rows, markdown, table
 from openvla_lightning.types import Step
 
 log = logging.getLogger(__name__)

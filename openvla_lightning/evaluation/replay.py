@@ -1,4 +1,4 @@
-"""Recorded actions through the simulator: do actions, pictures and units of a dataset mean what they should?"""
+"""RecordedEpisode actions through the simulator: do actions, pictures and units of a dataset mean what they should?"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.progress import track
 
 from openvla_lightning.actions import ActionTokenizer
-from openvla_lightning.env.replay import Recorded, Replay, Replayed, drive
+from openvla_lightning.env.recorded import RecordedEpisode, Replay, Replayed, drive
 from openvla_lightning.evaluation.open_loop import Stage, StageError
-from openvla_lightning.page import write_page
+from openvla_lightning.report.page import write_page
+from openvla_lightning.report.tables import markdown, table
 from openvla_lightning.statistics import DatasetStatistics
-from openvla_lightning.tables import markdown, table
 
 SAME_MOTION = 1e-4
 """Metres, radians and gripper opening."""
@@ -42,7 +42,7 @@ def check_replay(env: Replay, folder: str | Path, console: Console | None = None
     console = console or Console()
     env.source.prepare()
     world, statistics = env.world(), env.source.statistics
-    pairs: list[tuple[Recorded, Replayed]] = []
+    pairs: list[tuple[RecordedEpisode, Replayed]] = []
     through_tokens = []
     for episode in track(env.episodes(), "replaying", total=env.num_episodes, console=console, transient=True):
         pairs.append((episode, drive(world, episode, episode.executed)))
@@ -63,7 +63,7 @@ def as_tokens(actions: NDArray[np.float64], statistics: DatasetStatistics) -> ND
     return statistics.unnormalise(tokenizer.decode(ids))
 
 
-def _stages(pairs: Sequence[tuple[Recorded, Replayed]], through_tokens: Sequence[bool]) -> list[Stage]:
+def _stages(pairs: Sequence[tuple[RecordedEpisode, Replayed]], through_tokens: Sequence[bool]) -> list[Stage]:
     lengths = sum(len(recorded.images) == len(replayed.images) for recorded, replayed in pairs)
     first = max(_levels(recorded.images[0], replayed.images[0]) for recorded, replayed in pairs)
     motion = max(_furthest(recorded, replayed) for recorded, replayed in pairs)
@@ -89,13 +89,17 @@ def _levels(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     return float(np.abs(a.astype(np.float32) - b).mean())
 
 
-def _furthest(recorded: Recorded, replayed: Replayed) -> float:
+def _furthest(recorded: RecordedEpisode, replayed: Replayed) -> float:
     both = min(len(recorded.proprio), len(replayed.proprio))
     return float(np.abs(recorded.proprio[:both] - replayed.proprio[:both]).max())
 
 
 def _write(
-    stages: Sequence[Stage], pairs: Sequence[tuple[Recorded, Replayed]], env: Replay, folder: Path, console: Console
+    stages: Sequence[Stage],
+    pairs: Sequence[tuple[RecordedEpisode, Replayed]],
+    env: Replay,
+    folder: Path,
+    console: Console,
 ) -> None:
     rows = [["stage", "agrees", "seen"], *([stage.name, "yes" if stage.ok else "NO", stage.seen] for stage in stages)]
     title = f"Replay of {env.dataset}"
@@ -103,11 +107,11 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     draw(pairs[:SHOWN], folder / "replay.png")
     lines = [f"# {title}", "", f"{len(pairs)} episodes of its split `{env.split}`.", "", markdown(rows), ""]
-    page = write_page([*lines, "![Recorded and replayed](replay.png)"], folder / "replay.md")
+    page = write_page([*lines, "![RecordedEpisode and replayed](replay.png)"], folder / "replay.md")
     console.print(f"written to {page}")
 
 
-def draw(pairs: Sequence[tuple[Recorded, Replayed]], path: Path) -> None:
+def draw(pairs: Sequence[tuple[RecordedEpisode, Replayed]], path: Path) -> None:
     """First, middle and last picture of each episode, as recorded and as replayed."""
     from matplotlib.figure import Figure
 

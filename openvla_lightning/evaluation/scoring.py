@@ -10,12 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from openvla_lightning.env.base import EnvFactory, Task
-from openvla_lightning.env.offline import Offline
+from openvla_lightning.env.recorded import Offline
 from openvla_lightning.env.workers import BuildError
 from openvla_lightning.evaluation.control import Actor, Control
 from openvla_lightning.evaluation.held_out import score_offline
-from openvla_lightning.evaluation.recorded import Enough, RecordedRollouts, SelfTestError
 from openvla_lightning.evaluation.rollout import Plan, loaded, plan_episodes
+from openvla_lightning.evaluation.session import Enough, SelfTestError, Session
 from openvla_lightning.report.results import Results
 from openvla_lightning.report.versions import mismatches, versions
 from openvla_lightning.report.writing import write_report
@@ -106,9 +106,9 @@ def evaluate(
             results.offline = score_offline(load(), env, console)
         else:
             enough = Enough(episodes_per_task, interval_width)
-            rollouts = RecordedRollouts(results, Path(output_dir), enough, save_videos, console)
+            session = Session(results, Path(output_dir), enough, save_videos, console)
             plans = functools.partial(_plan, tasks, enough, seed, instructions)
-            rollouts.run(load, env, plans, Control(control, rate_hz, latency), self_test, num_envs, num_workers)
+            session.run(load, env, plans, Control(control, rate_hz, latency), self_test, num_envs, num_workers)
         results.complete = True
     finally:
         results.timing["seconds"] = round(time.monotonic() - started, 1)

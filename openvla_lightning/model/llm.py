@@ -11,6 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from openvla_lightning.model.source import check_source
 from openvla_lightning.model.vision_backbone import parameters_follow_default_device
+from openvla_lightning.types import IGNORE_INDEX
 
 _NOT_ARCHITECTURE = {"model_type", "torch_dtype", "dtype", "auto_map", "quantization_config", "_name_or_path"}
 _NOT_ARCHITECTURE |= {"attn_implementation", "_attn_implementation"}
@@ -161,3 +162,8 @@ def _load_pretrained(decoder: nn.Module, name: str) -> None:
             rows = min(len(value), len(own[key]))
             state[key] = torch.cat([value[:rows], own[key][rows:]])
     decoder.load_state_dict(state)
+
+
+def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [B, N, vocab] against ids [B, N], over labelled tokens only."""
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)

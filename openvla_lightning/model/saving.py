@@ -70,7 +70,7 @@ def save_vla(
 def _processor_arguments(vla: VLA, processor: "Processor | None", config: dict[str, Any]) -> dict[str, Any]:
     if processor is not None:
         return processor.config
-    from openvla_lightning.processor import pixel_statistics
+    from openvla_lightning.model.vision_backbone import pixel_statistics
 
     images = vla.released.get(preprocessing.FILE, {})
     means, stds = pixel_statistics(vla.vision_backbone.towers)

@@ -253,3 +253,15 @@ def _probe(tower: nn.Module, image_size: int, layer: int, name: str) -> tuple[tu
             raise ValueError(f"timm model {name!r} at {image_size} px, feature_layer={layer}: {error}") from error
         return (patches, dim), output_format
     raise AssertionError("unreachable")
+
+
+def pixel_statistics(towers: Mapping[str, str | Mapping[str, Any]]) -> tuple[list[list[float]], list[list[float]]]:
+    """Means and stds of `towers`: a tower's own `mean` and `std` where given, otherwise those timm knows."""
+    means, stds = [], []
+    for spec in map(tower_spec, towers.values()):
+        known = timm.get_pretrained_cfg(spec["id"], allow_unregistered=True)
+        if known is None:
+            raise ValueError(f"timm has no model {spec['id']!r}")
+        means.append(list(spec.get("mean", known.mean)))
+        stds.append(list(spec.get("std", known.std)))
+    return means, stds

@@ -2,54 +2,24 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from openvla_lightning.action_head import next_token_loss
 from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
-from openvla_lightning.model.llm import CausalLM
+from openvla_lightning.model.llm import CausalLM, next_token_loss
+from openvla_lightning.model.parameters import floating
 from openvla_lightning.model.projector import Projector
 from openvla_lightning.model.vision_backbone import VisionBackbone
-from openvla_lightning.parameters import floating
+from openvla_lightning.types import VLAOutput
 
 if TYPE_CHECKING:
     from openvla_lightning.processor import Processor
 
-
-@dataclass(frozen=True, slots=True)
-class VLAOutput:
-    """What a forward pass gives. S = L + P positions: BOS, P visual tokens, the other L - 1 text tokens.
-
-    Attributes:
-        logits: float32 [B, S, vocab]; of `places` alone [B, K, vocab].
-        num_patches: P, 0 without an image.
-        places: int64 [B, K], which next tokens the logits are of (see `VLA.forward`); None: of all positions.
-        loss: mean cross-entropy over labelled tokens; None without labels.
-        tower_features: each tower's patch features [B, P, D_tower]; these three only when asked for.
-        projector_features: visual tokens [B, P, dim].
-        hidden_states: embeddings, then each layer's output [B, S, dim]; the last one after the final norm.
-    """
-
-    logits: Tensor
-    num_patches: int
-    places: Tensor | None = None
-    loss: Tensor | None = None
-    tower_features: list[Tensor] | None = None
-    projector_features: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-
-    @property
-    def next_token_logits(self) -> Tensor:
-        """Logits [B, L - 1, vocab] that predict `input_ids[:, 1:]`, or [B, K, vocab] of `places` there."""
-        return self.logits if self.places is not None else self.logits[:, self.num_patches : -1]
-
-    def targets(self, labels: Tensor) -> Tensor:
-        """What `next_token_logits` should predict, [B, L - 1] or [B, K], from `labels` [B, L]."""
-        return labels[:, 1:] if self.places is None else labels[:, 1:].gather(1, self.places)
+__all__ = ["VLA", "VLAOutput"]
 
 
 class VLA(nn.Module):

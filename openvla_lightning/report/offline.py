@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from openvla_lightning.page import escape
-from openvla_lightning.tables import Rows, markdown
+from openvla_lightning.report.page import escape
+from openvla_lightning.report.tables import Rows, markdown
 
 CAVEAT = (
     "Offline scores are a poor predictor of success: errors add up in closed loop, and two policies with equal token "

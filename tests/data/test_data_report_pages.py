@@ -20,7 +20,7 @@ from rich.console import Console
 from openvla_lightning.config import CONF, validate
 from openvla_lightning.data.report import __main__ as report
 from openvla_lightning.data.report.pages import write_report
-from openvla_lightning.page import escape, write_page
+from openvla_lightning.report.page import escape, write_page
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ import torch
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.data import VLADataModule
 from openvla_lightning.data.source.synthetic import Synthetic
-from openvla_lightning.env.offline import TrainingSteps
+from openvla_lightning.env.recorded import TrainingSteps
 from openvla_lightning.evaluation.open_loop import StageError, check_open_loop, logged_accuracy
 from openvla_lightning.model import VLA
 from openvla_lightning.policy import Policy

@@ -11,8 +11,8 @@ from rich.progress import track
 from openvla_lightning.data.report.facts import Facts, Selection, gather
 from openvla_lightning.data.report.pictures import draw_actions, draw_contact_sheet, draw_lengths
 from openvla_lightning.data.report.verdict import remarks, verdict
-from openvla_lightning.page import escape, write_page
-from openvla_lightning.tables import Rows, markdown, table
+from openvla_lightning.report.page import escape, write_page
+from openvla_lightning.report.tables import Rows, markdown, table
 
 SHOWN = 20
 

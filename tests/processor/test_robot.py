@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerFast
 
 from openvla_lightning import Processor
 from openvla_lightning.action_head import TokenHead
-from openvla_lightning.images import ImageTransform, center_crop
-from openvla_lightning.processor import pixel_statistics
-from openvla_lightning.prompt import build_prompt
-from openvla_lightning.tokenizer import TINY_VOCAB_SIZE, load_tokenizer, tiny_tokenizer
+from openvla_lightning.model.vision_backbone import pixel_statistics
+from openvla_lightning.processor.images import ImageTransform, center_crop
+from openvla_lightning.processor.prompt import build_prompt
+from openvla_lightning.processor.tokenizer import TINY_VOCAB_SIZE, load_tokenizer, tiny_tokenizer
 from openvla_lightning.types import IGNORE_INDEX, Step
 
 TOWERS = {"dino": "vit_large_patch14_reg4_dinov2.lvd142m", "siglip": "vit_so400m_patch14_siglip_224"}

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openvla_lightning.metrics import ActionMetrics
+from openvla_lightning.action_head.metrics import ActionMetrics
 
 
 @given(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from openvla_lightning.hardware import CARDS, card
+from openvla_lightning.cost.cards import CARDS, card
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
-"""A released-layout checkpoint small enough to take apart."""
+"""Fixtures: a VLA and a folder in the released layout, small enough to take apart."""
+
+from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from openvla_lightning.model import VLA
+if TYPE_CHECKING:
+    from openvla_lightning.model import VLA  # takes seconds: imported by the tests that build one
 
 CONFIG: dict[str, Any] = {
     "vision_backbone": {
@@ -51,6 +54,8 @@ def config() -> dict[str, Any]:
 
 def build_small(config: dict[str, Any]) -> VLA:
     """A model with weights far from their flat initialisation, so that every part of it moves the logits."""
+    from openvla_lightning.model import VLA
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vla = VLA.from_config(config)

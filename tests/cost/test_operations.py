@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from openvla_lightning.cost.operations import Cost, step_cost
 from openvla_lightning.model import VLA
 from openvla_lightning.model.blocks import recompute_activations
-from openvla_lightning.model.cost import Cost, step_cost
 from openvla_lightning.strategy import LoRA, TrainOnly
 
 ALL = ["vision_backbone", "projector", "llm"]

@@ -12,7 +12,7 @@ from rich.console import Console
 from tiny_parts import LLAMA, TOWERS
 
 from openvla_lightning.action_head import TokenHead
-from openvla_lightning.env.offline import Offline
+from openvla_lightning.env.recorded import Offline
 from openvla_lightning.env.tabletop import Tabletop
 from openvla_lightning.evaluation.held_out import calibration, score_offline
 from openvla_lightning.evaluation.scoring import evaluate

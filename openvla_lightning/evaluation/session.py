@@ -55,7 +55,7 @@ class Enough:
         return self.auto and len(episodes) >= AUTO_FEWEST and high - low <= self.interval_width
 
 
-class RecordedRollouts:
+class Session:
     """Keeps `results`, the journal, the videos and the progress bar up to date while episodes end."""
 
     def __init__(self, results: Results, folder: Path, enough: Enough, save_videos: int, console: Console) -> None:

@@ -10,8 +10,8 @@ from rich.console import Console
 from tiny_parts import LLAMA, TOWERS
 
 from openvla_lightning.config import CONF, validate
-from openvla_lightning.estimate import Estimate, Plan, durations, estimate, plan, show
-from openvla_lightning.hardware import CARDS, card
+from openvla_lightning.cost.cards import CARDS, card
+from openvla_lightning.cost.estimate import Estimate, Plan, durations, estimate, plan, show
 from openvla_lightning.model import VLA
 from openvla_lightning.strategy import LoRA, TrainOnly
 

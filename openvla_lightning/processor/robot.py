@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from openvla_lightning.action_head import ActionHead, TokenHead
-from openvla_lightning.images import ImageTransform, ResizeStrategy
-from openvla_lightning.prompt import PromptKind, build_prompt, build_turn
-from openvla_lightning.tokenizer import load_tokenizer
-from openvla_lightning.types import IGNORE_INDEX, Batch, Conversation, Step
+from openvla_lightning.model.vision_backbone import pixel_statistics
+from openvla_lightning.processor.images import ImageTransform, ResizeStrategy
+from openvla_lightning.processor.prompt import PromptKind, build_prompt
+from openvla_lightning.processor.tokenizer import load_tokenizer
+from openvla_lightning.types import IGNORE_INDEX, Batch, Step
 
 ImageLike = Image.Image | NDArray[np.uint8]
 _SPACE = "▁"
@@ -240,61 +240,3 @@ class Processor:
             attention_mask[row, place] = True
         pixels = self.transform(batch) if normalise else self.transform.pixels(batch)
         return {"pixel_values": pixels, "input_ids": input_ids, "attention_mask": attention_mask}
-
-
-class ChatProcessor(Processor):
-    """Makes batches of conversations, as Prismatic VLMs are trained; everything else as its base."""
-
-    def collate(self, conversations: Sequence[Conversation]) -> Batch:  # type: ignore[override]
-        """Make a training batch; what answers say, and the end of each, is learnt, what is asked is not.
-
-        Texts longer than `max_length` are cut, as released.
-
-        Raises:
-            ValueError: when some have an image and others have none.
-        """
-        rows = [self._row(conversation.turns) for conversation in conversations]
-        width = max(len(ids) for ids, _ in rows)
-        input_ids = torch.full((len(rows), width), self.pad_token_id)
-        labels = torch.full_like(input_ids, IGNORE_INDEX)
-        for row, (ids, learnt) in enumerate(rows):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            labels[row, : len(ids)] = torch.tensor(learnt)
-        images = [conversation.image for conversation in conversations if conversation.image is not None]
-        if images and len(images) < len(rows):
-            raise ValueError("conversations with images and without cannot share a batch")
-        return Batch(
-            pixel_values=self.transform.pixels(images)
-            if images
-            else torch.zeros(0, 3, *2 * (self.transform.image_size,), dtype=torch.uint8),
-            input_ids=input_ids,
-            attention_mask=torch.arange(width) < torch.tensor([len(ids) for ids, _ in rows])[:, None],
-            labels=labels,
-            actions=torch.zeros(len(rows), 0, 0),
-            dataset_names=[conversation.dataset_name for conversation in conversations],
-            numbers=[conversation.number for conversation in conversations],
-        )
-
-    def _row(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
-        """Ids and labels. Each side of each turn is tokenised by itself, as released."""
-        ids, labels = [self._bos()], [IGNORE_INDEX]
-        for place, (question, answer) in enumerate(turns):
-            asked = self._text(build_turn(question, self.prompt, first=place == 0))
-            answered = [*self._text(answer or " "), self.eos_token_id]
-            ids += asked + answered
-            labels += [IGNORE_INDEX] * len(asked) + answered
-        return ids[: self.max_length], labels[: self.max_length]
-
-
-def pixel_statistics(towers: Mapping[str, str | Mapping[str, Any]]) -> tuple[list[list[float]], list[list[float]]]:
-    """Means and stds of `towers`: a tower's own `mean` and `std` where given, otherwise those timm knows."""
-    from openvla_lightning.model.vision_backbone import tower_spec
-
-    means, stds = [], []
-    for spec in map(tower_spec, towers.values()):
-        known = timm.get_pretrained_cfg(spec["id"], allow_unregistered=True)
-        if known is None:
-            raise ValueError(f"timm has no model {spec['id']!r}")
-        means.append(list(spec.get("mean", known.mean)))
-        stds.append(list(spec.get("std", known.std)))
-    return means, stds

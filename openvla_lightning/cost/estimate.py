@@ -8,15 +8,15 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from openvla_lightning.hardware import CARDS, Card, card
+from openvla_lightning.cost.cards import CARDS, Card, card
+from openvla_lightning.cost.operations import step_cost
 from openvla_lightning.model import VLA
 from openvla_lightning.model.blocks import Recompute, blocks, recompute_activations
-from openvla_lightning.model.cost import step_cost
+from openvla_lightning.model.parameters import count, floating
 from openvla_lightning.optim import STATE_BYTES
-from openvla_lightning.parameters import count, floating
 from openvla_lightning.quantisation import Quantisation, quantised_names
+from openvla_lightning.report.tables import Rows, table
 from openvla_lightning.strategy import Strategy
-from openvla_lightning.tables import Rows, table
 
 TEXT_TOKENS = 34
 """Ids in a row: a prompt of usual length, 7 action ids, the end."""
