@@ -76,9 +76,10 @@ class CogACTNetwork(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        embeddings = [self.x_embedder.linear, self.history_embedder.linear, self.z_embedder.linear]
-        for weight in [*(e.weight for e in embeddings), self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight]:
-            nn.init.normal_(weight, std=0.02)
+        for embedder in (self.x_embedder, self.history_embedder, self.z_embedder, self.t_embedder):
+            for module in embedder.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=0.02)
         nn.init.normal_(self.z_embedder.uncondition, std=0.02)
         nn.init.zeros_(self.final_layer.linear.weight)
 
@@ -110,14 +111,14 @@ class _TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
 
     def forward(self, timestep: Tensor) -> Tensor:
-        return self.mlp(timestep_embedding(timestep, FREQUENCIES).to(self.mlp[0].weight.dtype))
+        return self.mlp(timestep_embedding(timestep, FREQUENCIES).to(next(self.mlp.parameters()).dtype))
 
 
 class _Block(Block):
     """timm's block with CogACT's choices: norms without parameters, and the tanh approximation of GELU."""
 
     def __init__(self, hidden: int, heads: int) -> None:
-        super().__init__(hidden, heads, mlp_ratio=4, qkv_bias=True, norm_layer=_plain_norm, act_layer=_tanh_gelu)
+        super().__init__(hidden, heads, mlp_ratio=4, qkv_bias=True, norm_layer=_plain_norm, act_layer=_tanh_gelu)  # type: ignore[arg-type]
 
 
 def _plain_norm(dim: int, **_: object) -> nn.LayerNorm:

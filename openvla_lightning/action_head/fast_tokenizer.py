@@ -153,7 +153,7 @@ class FastTokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.bpe.save(str(folder / TOKENIZER_FILE))
-        config = {"scale": self.scale, "vocab_size": self.vocab_size, "min_token": self.min_token}
+        config: dict[str, Any] = {"scale": self.scale, "vocab_size": self.vocab_size, "min_token": self.min_token}
         config |= {"max_token": self.max_token, "time_horizon": None, "action_dim": None}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

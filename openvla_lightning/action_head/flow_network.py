@@ -48,7 +48,8 @@ class FlowNetwork(nn.Module):
         self.time_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.context_norm = nn.LayerNorm(context_dim)
         self.context_in = nn.Linear(context_dim, width)
-        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
+        blocks = [_Block(width, heads) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulate = nn.Linear(width, 2 * width)
         self.action_out = nn.Linear(width, action_dim)
@@ -56,7 +57,7 @@ class FlowNetwork(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:
+        for block in blocks:
             nn.init.zeros_(block.modulate.weight)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.action_out.weight)
@@ -64,7 +65,7 @@ class FlowNetwork(nn.Module):
     def read(self, context: Tensor) -> Seen:
         """What all blocks see of hidden states [B, S, context_dim]."""
         context = self.context_in(self.context_norm(context))
-        return [block.read(context) for block in self.blocks]
+        return [block.read(context) for block in self.blocks]  # type: ignore[operator]
 
     def forward(
         self, moving: Tensor, time: Tensor, seen: Seen, mask: Tensor | None = None, proprio: Tensor | None = None
