@@ -70,7 +70,7 @@ class FastTokenizer:
         self.vocab_size: int = bpe.get_vocab_size()
         known = set("".join(bpe.get_vocab()))
         codes = np.arange(self.max_token - min_token + 1)
-        self._writable = codes[[all(_SYMBOL[byte] in known for byte in _bytes(code)) for code in codes]]
+        self._writable = codes[[all(_SYMBOL[byte] in known for byte in _bytes(code)) for code in codes.tolist()]]
         if not len(self._writable):
             raise ValueError(f"this tokenizer writes no coefficient from {min_token} to {self.max_token}")
 
