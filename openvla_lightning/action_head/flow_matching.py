@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,22 +47,13 @@ class FlowMatching:
         self.noise_at, self.alpha, self.beta, self.scale, self.offset = noise_at, alpha, beta, scale, offset
         self.steps = steps
 
-    def times(self, count: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None) -> Tensor:
-        """Random times for training, float32 [count], in [0, 1].
+    def draw(self, source: np.random.Generator) -> float:
+        """A random share of noise, before scale and offset: one draw from the Beta distribution."""
+        return float(source.beta(self.alpha, self.beta))
 
-        They come from uniform numbers through the Beta distribution's inverse where that is a formula (`beta` 1), and
-        through two Gamma draws otherwise, so a generator makes them repeatable.
-        """
-        uniform = torch.rand(count, device=device, generator=generator)
-        if self.beta == 1.0:
-            share = uniform ** (1 / self.alpha)
-        else:
-            one, other = (
-                torch._standard_gamma(torch.full((count,), float(k), device=device), generator=generator)
-                for k in (self.alpha, self.beta)
-            )
-            share = one / (one + other)
-        noise = (share * self.scale + self.offset).clamp(max=1.0)
+    def time(self, draws: Tensor) -> Tensor:
+        """Times for training [B], in [0, 1], of draws [B] from the Beta distribution."""
+        noise = (draws * self.scale + self.offset).clamp(max=1.0)
         return noise if self.noise_at == 1 else 1 - noise
 
     def on_the_way(self, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:

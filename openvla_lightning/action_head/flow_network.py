@@ -68,14 +68,19 @@ class FlowNetwork(nn.Module):
         return [block.read(context) for block in self.blocks]  # type: ignore[operator]
 
     def forward(
-        self, moving: Tensor, time: Tensor, seen: Seen, mask: Tensor | None = None, proprio: Tensor | None = None
+        self,
+        moving: Tensor,
+        time: Tensor,
+        context: Tensor | Seen,
+        mask: Tensor | None = None,
+        proprio: Tensor | None = None,
     ) -> Tensor:
         """Velocity [B, T, D].
 
         Args:
             moving: actions on their way [B, T, D].
             time: [B].
-            seen: from `read`.
+            context: hidden states [B, S, context_dim], or what `read` made of them.
             mask: bool [B, S], False where the context is padding; None: there is none.
             proprio: [B, P], where the network was built for it.
         """
@@ -87,6 +92,7 @@ class FlowNetwork(nn.Module):
         tokens = tokens + self.positions
         condition = self.time_in(time_embedding(time, tokens.shape[-1]).to(tokens.dtype))
         where = None if mask is None else mask[:, None, None]
+        seen = self.read(context) if isinstance(context, Tensor) else context
         for block, kept in zip(self.blocks, seen, strict=True):
             tokens = block(tokens, condition, kept, where)
         scale, shift = self.modulate(condition)[:, None].chunk(2, dim=-1)
