@@ -19,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from openvla_lightning import command_line
+from openvla_lightning.checkpoint.newest import newest_checkpoint
+from openvla_lightning.processor.prompt import prompt_of
 
 ALLOWED_ROOTS = ("openvla_lightning.", "lightning.")
 """Where a `_target_` may live: a config file is data from someone, not a way to call anything."""
@@ -96,12 +98,6 @@ def dotted(tree: Any, prefix: str = "") -> Iterator[str]:
         yield from dotted(child, f"{prefix}{key}.")
 
 
-def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint below `folder` that was written last, or None; links to another one do not count."""
-    files = [p for p in Path(folder).rglob("checkpoints/*.ckpt") if not p.is_symlink() and p.name != "last.ckpt"]
-    return max(files, key=lambda p: (p.stat().st_mtime_ns, p.name), default=None)
-
-
 def run_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | None) -> str:
     """The folder of a run: `<log_dir>/<run_name>/<id or time>`, or with `ckpt_path=last` the one that is resumed."""
     runs = Path(log_dir) / run_name
@@ -121,11 +117,6 @@ def sweep_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | 
 OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)  # a sweep has one folder
 OmegaConf.register_new_resolver("modulo", lambda number, by: number % by, replace=True)
-
-
-def prompt_of(llm: str) -> str:
-    """How a language model wants to be asked: as a chat if it was trained on chats, as Vicuna was."""
-    return "vicuna" if "vicuna" in llm.lower() else "pure"
 
 
 OmegaConf.register_new_resolver("prompt_of", prompt_of, replace=True)

@@ -17,9 +17,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from openvla_lightning.checkpoint_files import CheckpointWriteError, Queue, commit, on_host, remove, unfinished, write
-from openvla_lightning.model.sharded import ABOUT, Reader, is_sharded, read_about
-from openvla_lightning.model.source import CheckpointError
+from openvla_lightning.checkpoint.disk import CheckpointWriteError, Queue, commit, on_host, remove, unfinished, write
+from openvla_lightning.checkpoint.format import CheckpointError
+from openvla_lightning.checkpoint.sharded import ABOUT, Reader, is_sharded, read_about
 
 M = TypeVar("M", bound=nn.Module)
 

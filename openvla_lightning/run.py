@@ -17,12 +17,14 @@ from rich.console import Console
 from openvla_lightning import job
 from openvla_lightning.callbacks import NonFiniteError
 from openvla_lightning.callbacks.parameters import ParameterTable
-from openvla_lightning.checkpoint_files import CheckpointWriteError
-from openvla_lightning.config import ConfigError, for_people, newest_checkpoint, validate
+from openvla_lightning.checkpoint.disk import CheckpointWriteError
+from openvla_lightning.checkpoint.format import CheckpointError
+from openvla_lightning.checkpoint.load import describe
+from openvla_lightning.checkpoint.newest import newest_checkpoint
+from openvla_lightning.config import ConfigError, for_people, validate
 from openvla_lightning.cost.estimate import show
 from openvla_lightning.logger import log_results
-from openvla_lightning.model.lightning import base_of
-from openvla_lightning.model.source import CheckpointError, check_source, find_source
+from openvla_lightning.model.hub import check_source
 from openvla_lightning.module import VLAModule
 from openvla_lightning.parallel import accumulate
 from openvla_lightning.processor import Processor
@@ -49,10 +51,8 @@ def fit(cfg: DictConfig) -> float | None:
     """
     recipe = validate(cfg)
     if cfg.estimate:
-        model, strategy, quantisation = (
-            instantiate(cfg[name], _convert_="all") for name in ("model", "strategy", "quantisation")
-        )
-        show(model, strategy, quantisation, recipe, Console())
+        names = ("model", "strategy", "action_head", "quantisation")
+        show(*(instantiate(cfg[name], _convert_="all") for name in names), recipe, Console())
         return None
     if (done := job.finished(cfg)) is not None:
         log.info(f"Done before: {cfg.paths.output_dir}")
@@ -152,7 +152,7 @@ def evaluate(cfg: DictConfig) -> float | None:
                 make_embedded([env.dataset], Path(cfg.paths.data_dir))
             return check_replay(env, cfg.paths.output_dir)["success"]
         if isinstance(env, TrainingSteps):
-            return check_open_loop(policy, env, cfg.paths.output_dir)["token_accuracy"]
+            return check_open_loop(policy, env, cfg.paths.output_dir).get("token_accuracy")
         loggers = list(instantiate(cfg.logger).values())
         results = scoring.evaluate(policy, env, cfg.paths.output_dir, config=recipe, **arguments)
     except scoring.UNUSABLE as error:
@@ -211,7 +211,7 @@ def adapter_base(checkpoint: str, cfg: DictConfig) -> str | None:
 
     A base that has moved may be named by `model.init_from`; its hash decides whether it is the one.
     """
-    base = base_of(find_source(checkpoint))
+    base = describe(checkpoint).base
     if base is None:
         return None
     try:

@@ -13,6 +13,12 @@ pytest_plugins = ["small_vla"]
 torch.set_num_threads(1)  # tensors here are small: more threads mostly wait for each other
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite-golden", action="store_true", help="record what the recipes of test_golden_losses.py give now"
+    )
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of golden numbers made by the released code (environment variable OPENVLA_GOLDEN)."""

@@ -10,7 +10,8 @@ from accelerate import init_empty_weights
 from timm.layers import LayerScale as TimmLayerScale
 from torch import Tensor, nn
 
-from openvla_lightning.model.source import check_source
+from openvla_lightning.model.film import add_film, film_features
+from openvla_lightning.model.hub import check_source
 
 Fusion = Literal["channel", "sequence"]
 
@@ -68,6 +69,7 @@ class VisionBackbone(nn.Module):
     Attributes:
         dim: width of a patch feature.
         num_patches: visual tokens per image.
+        has_film: whether `add_film` was called: then features depend on the instruction.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class VisionBackbone(nn.Module):
         self._check_fit(shapes)
         channel = fusion == "channel"
         self.dim = sum(dim for _, dim in shapes) if channel else max(dim for _, dim in shapes)
+        self.has_film = False
         self.num_patches = shapes[0][0] if channel else sum(patches for patches, _ in shapes)
 
     def _check_fit(self, shapes: list[tuple[int, int]]) -> None:
@@ -132,16 +135,52 @@ class VisionBackbone(nn.Module):
         """The towers, in channel order."""
         return [getattr(self, name) for name in _NAMES[: len(self.towers)]]
 
-    def tower_features(self, pixel_values: Tensor) -> list[Tensor]:
-        """Each tower's patch features [B, P, D_tower] from pixels [B, 3 * towers, H, W]."""
+    def add_film(self, language_dim: int) -> None:
+        """Let language embeddings of this width scale and shift the features in every block, from now on.
+
+        Raises:
+            ValueError: for a tower that is no row of plain ViT blocks.
+        """
+        for tower in self.featurizers:
+            add_film(tower, language_dim)
+        self.has_film = True
+
+    def tower_features(self, pixel_values: Tensor, language: Tensor | None = None) -> list[Tensor]:
+        """Each tower's patch features [B, P, D_tower] from pixels [B, 3 * towers, H, W].
+
+        Args:
+            pixel_values: normalised, each tower's own three channels one after the other.
+            language: mean language embeddings [B, dim], which a backbone with FiLM needs.
+        """
         expected = (3 * len(self.towers), self.image_size, self.image_size)
         if tuple(pixel_values.shape[1:]) != expected:
             raise ValueError(f"pixel_values must be [B, {', '.join(map(str, expected))}], got {pixel_values.shape}")
         pixels = pixel_values.to(next(self.parameters()).dtype).split(3, dim=1)
+        if self.has_film:
+            if language is None:
+                raise ValueError("this vision backbone has FiLM: it needs the instruction's mean embedding")
+            mean = language.to(next(self.parameters()).dtype)
+            return [
+                film_features(tower, image, self.feature_layer, mean)
+                for tower, image in zip(self.featurizers, pixels, strict=True)
+            ]
         return [
             _features(tower, image, self.feature_layer, output_format)
             for tower, image, output_format in zip(self.featurizers, pixels, self._formats, strict=True)
         ]
+
+    def views(self, pixel_values: Tensor) -> int:
+        """How many images V a row of pixels [B, 3 * towers * V, H, W] holds.
+
+        Raises:
+            ValueError: when the channels are no whole number of images.
+        """
+        views, rest = divmod(pixel_values.shape[1], 3 * len(self.towers))
+        if rest or not views:
+            raise ValueError(
+                f"pixel_values have {pixel_values.shape[1]} channels: expected {3 * len(self.towers)} for each view"
+            )
+        return views
 
     def fuse(self, features: list[Tensor]) -> Tensor:
         """Join the towers' features into [B, P, dim]."""
@@ -149,13 +188,24 @@ class VisionBackbone(nn.Module):
             return torch.cat(features, dim=2)
         return torch.cat([nn.functional.pad(f, (0, self.dim - f.shape[2])) for f in features], dim=1)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Patch features [B, num_patches, dim] from pixels [B, 3 * towers, H, W].
+    def forward(self, pixel_values: Tensor, language: Tensor | None = None) -> Tensor:
+        """Patch features [B, V * num_patches, dim] from pixels [B, 3 * towers * V, H, W] of V views.
+
+        The views' patches stand one view after the other, as released by OpenVLA-OFT.
+
+        Args:
+            pixel_values: normalised; a view's channels are those of the first tower, then those of the second.
+            language: mean language embeddings [B, dim], which a backbone with FiLM needs.
 
         Raises:
-            ValueError: when the pixels have another number of channels or another size.
+            ValueError: when the pixels have another number of channels or another size, or FiLM lacks its embedding.
         """
-        return self.fuse(self.tower_features(pixel_values))
+        views = self.views(pixel_values)
+        if views == 1:
+            return self.fuse(self.tower_features(pixel_values, language))
+        images = pixel_values.reshape(-1, 3 * len(self.towers), *pixel_values.shape[2:])
+        each = None if language is None else language.repeat_interleave(views, dim=0)
+        return self.fuse(self.tower_features(images, each)).reshape(len(pixel_values), -1, self.dim)
 
 
 def tower_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:

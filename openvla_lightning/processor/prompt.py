@@ -15,6 +15,11 @@ _SYSTEM = {
 _TURN = {"pure": "In: {message}\nOut:", "vicuna": "USER: {message} ASSISTANT:"}
 
 
+def prompt_of(llm: str) -> PromptKind:
+    """How a language model wants to be asked: as a chat if it was trained on chats, as Vicuna was."""
+    return "vicuna" if "vicuna" in llm.lower() else "pure"
+
+
 def build_prompt(instruction: str, kind: PromptKind = "pure") -> str:
     """Return the released prompt for `instruction`, which is put in lower case.
 

@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> None:
     """Serve the policy that `cfg` describes."""
     from hydra.utils import instantiate  # after Hydra: --help and --cfg stay instant
 
-    from openvla_lightning.model.source import CheckpointError
+    from openvla_lightning.checkpoint.format import CheckpointError
     from openvla_lightning.statistics import UnknownDatasetError
 
     with for_people(ConfigError, CheckpointError):

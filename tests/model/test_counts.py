@@ -12,9 +12,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from openvla_lightning import VLA
+from openvla_lightning.checkpoint.released import released_config
 from openvla_lightning.model.llm import CausalLM
 from openvla_lightning.model.projector import MLP, FusedMLP, Projector
-from openvla_lightning.model.released import released_config
 from openvla_lightning.model.vision_backbone import VisionBackbone
 from openvla_lightning.strategy import LoRA, TrainOnly
 

@@ -14,8 +14,8 @@ from written import train_a_little, write_ckpt
 
 from openvla_lightning import VLA
 from openvla_lightning.action_head import TokenHead
+from openvla_lightning.checkpoint.export import export, quantisation_gap, trained_quantisation
 from openvla_lightning.model.checkpoint import load_vla, load_weights
-from openvla_lightning.model.export import export, quantisation_gap, trained_quantisation
 from openvla_lightning.module import VLAModule
 from openvla_lightning.optim import AdamW
 from openvla_lightning.policy import Policy

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from written import same
 
 from openvla_lightning import VLA, Processor
+from openvla_lightning.checkpoint.load import start_from
 from openvla_lightning.model.checkpoint import CheckpointError, check_source
 from openvla_lightning.strategy import LoRA
 
@@ -109,13 +110,16 @@ def test_init_from_in_the_constructor(vla: VLA, folder: Path, config: dict[str, 
         )
 
     started = build()
+    assert {p.device.type for p in started.parameters()} == {"meta"}, "building loads no weights"
+    start_from(started)
     assert same(started, vla)
     assert started.norm_stats == vla.norm_stats
     started(
         pixel_values=torch.zeros(1, 6, 56, 56), input_ids=torch.ones(1, 2, dtype=torch.long)
     ).logits.sum().backward()
     with torch.device("meta"):
-        assert {p.device.type for p in build().parameters()} == {"meta"}
+        start_from(planned := build())
+        assert {p.device.type for p in planned.parameters()} == {"meta"}
 
 
 def test_saving_merges_adapters_and_leaves_the_model_alone(

@@ -7,17 +7,10 @@ from typing import Any
 import numpy as np
 import timm
 
-from openvla_lightning.model import prismatic
-from openvla_lightning.model.released import OURS, VISION_IDS
-from openvla_lightning.model.source import (
-    TOKENIZER_FILES,
-    CheckpointError,
-    Source,
-    find_source,
-    read_json,
-    tensor_shapes,
-)
+from openvla_lightning.checkpoint.architecture import OURS, VISION_IDS
+from openvla_lightning.model.hub import TOKENIZER_FILES
 from openvla_lightning.model.vision_backbone import tower_spec
+from openvla_lightning.processor.prompt import prompt_of
 
 FILE = "preprocessor_config.json"
 _HUB_CODE = "openvla/openvla-7b--processing_prismatic."
@@ -27,39 +20,24 @@ _AUTO_MAP = {
 }
 
 
-def processor_arguments(path: str | Path) -> dict[str, Any]:
-    """Arguments that rebuild the processor of a checkpoint; `action_head` as its config.
+def processor_arguments(path: Path, config: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
+    """What `Processor.from_config` wants, from `config.json` and `preprocessor_config.json` (empty where absent).
 
-    Raises:
-        CheckpointError: when the checkpoint does not say, or contradicts itself.
+    Args:
+        path: the folder, whose tokenizer files are used if it holds any.
+        config, images: the contents of the two files.
     """
-    source = find_source(path)
-    if source.kind == "lightning":
-        from openvla_lightning.model.lightning import contents
-
-        return dict(contents(source, weights=False)["openvla_lightning"]["processor"])
-    if source.kind == "prismatic":
-        config, images = prismatic.released_config(source, tensor_shapes(source)), {}
-    else:
-        config = read_json(source.path / "config.json")
-        images = read_json(source.path / FILE) if (source.path / FILE).is_file() else {}
-    if problems := preprocessing_problems(config, images):
-        raise CheckpointError(path, problems)
-    return _arguments(source, config, images)
-
-
-def _arguments(source: Source, config: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
     text = config["text_config"]
     ours = images.get(OURS) or {}
-    has_tokenizer = source.path.is_dir() and any((source.path / name).is_file() for name in TOKENIZER_FILES[:2])
+    has_tokenizer = path.is_dir() and any((path / name).is_file() for name in TOKENIZER_FILES[:2])
     arguments: dict[str, Any] = {
         "action_head": {
             "num_bins": config.get("n_action_bins", 256),
             "vocab_size": text.get("vocab_size", 32064) - config.get("pad_to_multiple_of", 64),
         },
-        "tokenizer": str(source.path) if has_tokenizer else config["hf_llm_id"],
+        "tokenizer": str(path) if has_tokenizer else config["hf_llm_id"],
         "image_size": config["image_sizes"][0],
-        "prompt": ours.get("prompt", "vicuna" if "vicuna" in config["llm_backbone_id"] else "pure"),
+        "prompt": ours.get("prompt", prompt_of(config["llm_backbone_id"])),
         "resize_strategy": config.get("image_resize_strategy", "resize-naive"),
         "crop_area": ours.get("crop_area"),
         "camera": ours.get("camera", "primary"),

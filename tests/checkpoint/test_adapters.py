@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from written import same, train_a_little, write_ckpt
 
 from openvla_lightning import VLA
+from openvla_lightning.checkpoint.export import export
+from openvla_lightning.checkpoint.format import Base
+from openvla_lightning.checkpoint.load import base_at, weights_hash
+from openvla_lightning.checkpoint.training import check_adapter
 from openvla_lightning.model.checkpoint import CheckpointError, load_checkpoint, load_vla, load_weights, main
-from openvla_lightning.model.export import export
-from openvla_lightning.model.lightning import Base, check_adapter, weights_hash
 from openvla_lightning.policy import Policy
 from openvla_lightning.strategy import LoRA, TrainOnly
 
@@ -125,14 +127,14 @@ def test_the_hash_is_of_the_numbers_not_of_the_files(base: Path, tmp_path: Path)
 
 def test_an_adapter_goes_on_only_where_it_belongs(run: Path, base: Path, tuned: VLA) -> None:
     checkpoint = torch.load(run / "checkpoints/step_000010.ckpt", weights_only=True)
-    check_adapter(checkpoint, Base.of(base), tuned)
+    check_adapter(checkpoint, base_at(base), tuned)
     with pytest.raises(CheckpointError, match="random weights"):
         check_adapter(checkpoint, None, tuned)
     with pytest.raises(CheckpointError, match="this run stands on"):
         check_adapter(checkpoint, Base(str(base), "0" * 64), tuned)
     del checkpoint["state_dict"]["vla.language_model.lm_head.lora_A.default.weight"]
     with pytest.raises(CheckpointError, match=r"lm_head\.lora_A\.default\.weight: missing"):
-        check_adapter(checkpoint, Base.of(base), tuned)
+        check_adapter(checkpoint, base_at(base), tuned)
 
 
 def test_what_rewrites_its_base_is_saved_with_it() -> None:

@@ -10,10 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openvla_lightning.model import preprocessing
-from openvla_lightning.model.released import OURS, released_config
-from openvla_lightning.model.source import INDEX, SINGLE, TOKENIZER_FILES
+from openvla_lightning.checkpoint import preprocessor
+from openvla_lightning.checkpoint.architecture import OURS, released_config
+from openvla_lightning.checkpoint.released import INDEX, SINGLE
+from openvla_lightning.model.hub import TOKENIZER_FILES
+from openvla_lightning.model.vision_backbone import pixel_statistics
 from openvla_lightning.model.vla import VLA
+from openvla_lightning.strategy.lora import merged_state, merged_weight
 
 if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -29,8 +32,6 @@ def save_vla(
     Raises:
         ValueError: when the weights hold quantised values, or several dtypes and `dtype` does not say which to write.
     """
-    from openvla_lightning.strategy.lora import merged_state
-
     state = merged_state(vla)
     dtypes = {tensor.dtype for key, (tensor, _) in state.items() if key.endswith("weight")}
     if vla.quantisation is not None or not all(kind.is_floating_point for kind in dtypes):
@@ -45,6 +46,8 @@ def save_vla(
     config = released_config(vla.config, base.get("config.json", {}), dtype)
     arguments = _processor_arguments(vla, processor, config)
     config["image_resize_strategy"] = arguments["resize_strategy"]
+    if processor is not None:
+        config["n_action_bins"] = arguments["action_head"]["num_bins"]
     config["norm_stats"] = vla.norm_stats
     _save_weights(state, folder, max_shard_size, dtype)
     text = config["text_config"]
@@ -58,7 +61,7 @@ def save_vla(
     files = {
         "config.json": dict(sorted(config.items())),
         "generation_config.json": {**generation, **base.get("generation_config.json", {})},
-        preprocessing.FILE: preprocessing.preprocessor_config(arguments, base.get(preprocessing.FILE, {})),
+        preprocessor.FILE: preprocessor.preprocessor_config(arguments, base.get(preprocessor.FILE, {})),
         "dataset_statistics.json": vla.norm_stats,
     }
     for name, content in files.items():
@@ -70,9 +73,7 @@ def save_vla(
 def _processor_arguments(vla: VLA, processor: "Processor | None", config: dict[str, Any]) -> dict[str, Any]:
     if processor is not None:
         return processor.config
-    from openvla_lightning.model.vision_backbone import pixel_statistics
-
-    images = vla.released.get(preprocessing.FILE, {})
+    images = vla.released.get(preprocessor.FILE, {})
     means, stds = pixel_statistics(vla.vision_backbone.towers)
     return {
         "image_size": vla.vision_backbone.image_size,
@@ -87,8 +88,6 @@ def _save_weights(
     state: "dict[str, tuple[Tensor, BaseTunerLayer | None]]", folder: Path, max_shard_size: int, dtype: torch.dtype
 ) -> None:
     """Write shard after shard, merging adapters on the way, then swap them in for whatever weights the folder held."""
-    from openvla_lightning.strategy.lora import merged_weight
-
     kinds = {key: dtype if tensor.is_floating_point() else tensor.dtype for key, (tensor, _) in state.items()}
     sizes = {key: tensor.numel() * kinds[key].itemsize for key, (tensor, _) in state.items()}
     shards: list[list[str]] = [[]]

@@ -33,16 +33,24 @@ def read_about(path: str | Path) -> dict[str, Any]:
     return torch.load(Path(path, ABOUT), map_location="cpu", weights_only=True)
 
 
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The model's tensors, each put together from its shards; optimiser states stay on disk."""
-    reader = Reader(path)
-    stored = reader.read_metadata().state_dict_metadata
-    weights = {
-        name.removeprefix("state_dict."): torch.empty(about.size, dtype=about.properties.dtype)
+def read_shapes(path: str | Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of each of the model's tensors, from the index of the shards alone.
+
+    Raises:
+        pickle.UnpicklingError: when the index holds anything else.
+    """
+    stored = Reader(path).read_metadata().state_dict_metadata
+    return {
+        name.removeprefix("state_dict."): (tuple(about.size), about.properties.dtype)
         for name, about in stored.items()
         if name.startswith("state_dict.") and isinstance(about, TensorStorageMetadata)
     }
-    dcp.load({"state_dict": weights}, storage_reader=reader, no_dist=True)
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """The model's tensors, each put together from its shards; optimiser states stay on disk."""
+    weights = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in read_shapes(path).items()}
+    dcp.load({"state_dict": weights}, storage_reader=Reader(path), no_dist=True)
     return weights
 
 

@@ -9,7 +9,8 @@ import torch
 import openvla_lightning
 from openvla_lightning import VLA, Processor
 from openvla_lightning.action_head import TokenHead
-from openvla_lightning.model.lightning import Base, learnt_names
+from openvla_lightning.checkpoint.load import base_at
+from openvla_lightning.checkpoint.training import learnt_names
 
 
 def same(a: VLA, b: VLA) -> bool:
@@ -43,7 +44,7 @@ def write_ckpt(path: Path, vla: VLA, strategy: Any, norm_stats: dict[str, Any], 
                 "action_head": processor.action_head.config,
                 "strategy": strategy.config if strategy else None,
                 "quantisation": vla.quantisation,
-                "base": asdict(Base.of(base)) if base else None,
+                "base": asdict(base_at(base)) if base else None,
                 "normalisation": "quantile",
                 "norm_stats": norm_stats,
             },

@@ -12,8 +12,8 @@ from torch import Tensor
 from written import same, train_a_little, write_ckpt
 
 from openvla_lightning import VLA, Processor
+from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.model.checkpoint import CheckpointError, load_checkpoint, load_weights
-from openvla_lightning.model.source import find_source
 from openvla_lightning.strategy import LoRA, TrainOnly
 
 
@@ -136,5 +136,5 @@ def test_a_run_and_a_folder_of_runs_mean_their_newest_checkpoint(tmp_path: Path)
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    assert find_source(tmp_path).path == tmp_path / "new/checkpoints/step_000100.ckpt"
-    assert find_source(tmp_path / "old").path == tmp_path / "old/checkpoints/step_000900.ckpt"
+    assert newest_checkpoint(tmp_path) == tmp_path / "new/checkpoints/step_000100.ckpt"
+    assert newest_checkpoint(tmp_path / "old") == tmp_path / "old/checkpoints/step_000900.ckpt"

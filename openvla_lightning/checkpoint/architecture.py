@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 
-from openvla_lightning.model.source import CheckpointError
 from openvla_lightning.model.vision_backbone import OURS as TOWER_KEYS
 
 VISION_IDS: dict[str, tuple[list[str], list[int]]] = {
@@ -46,15 +45,8 @@ OURS = "openvla_lightning"
 """Key of `config.json` for what the released code has no field for."""
 
 
-def vla_config(config: dict[str, Any], path: str) -> dict[str, Any]:
-    """What `VLA.from_config` wants, from a released `config.json`.
-
-    Raises:
-        CheckpointError: naming every field that is missing, malformed or at odds with another.
-    """
-    problems = _problems(config)
-    if problems:
-        raise CheckpointError(path, problems)
+def vla_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What `VLA.from_config` wants, from a released `config.json` in which `config_problems` finds nothing wrong."""
     ids, sizes = config["timm_model_ids"], config["image_sizes"]
     extras = config.get("timm_model_kwargs") or [{}] * len(ids)
     acts = config.get("timm_override_act_layers") or [None] * len(ids)
@@ -86,7 +78,8 @@ def _tower_name(timm_id: str) -> str:
     return next((name for name in known if name in timm_id), timm_id.partition(".")[0])
 
 
-def _problems(config: dict[str, Any]) -> list[str]:
+def config_problems(config: dict[str, Any]) -> list[str]:
+    """Every field of `config.json` that is missing, malformed or at odds with another."""
     problems = []
     wanted: dict[str, type] = {
         "timm_model_ids": list,

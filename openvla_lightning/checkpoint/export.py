@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openvla_lightning.model.checkpoint import load_vla
-from openvla_lightning.model.lightning import contents
-from openvla_lightning.model.source import find_source
+from openvla_lightning.action_head import TokenHead
+from openvla_lightning.checkpoint.format import CheckpointError
+from openvla_lightning.checkpoint.load import describe, load_vla
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
 from openvla_lightning.quantisation import Quantisation, dequantised, is_quantised
@@ -101,10 +101,7 @@ class Gap:
 
 def trained_quantisation(source: str | Path) -> dict[str, Any] | None:
     """How the base of an adapter was quantised in training; None when it was not, or `source` is not ours."""
-    found = find_source(source)
-    return (
-        contents(found, weights=False)["openvla_lightning"].get("quantisation") if found.kind == "lightning" else None
-    )
+    return describe(source).quantisation
 
 
 @torch.inference_mode()
@@ -120,16 +117,20 @@ def quantisation_gap(
         base: where the adapter's base is now; None: where it was during training.
     """
     processor = Processor.from_pretrained(source)
+    head = processor.action_head
+    if not isinstance(head, TokenHead):
+        raise CheckpointError(source, [f"{type(head).__name__} does not choose among ids: there is no gap to measure"])
     noise = np.random.default_rng(0).integers(0, 256, (PROBES, 64, 64, 3), dtype=np.uint8)
     inputs = processor(list(noise), [f"pick up object {number}" for number in range(PROBES)])
 
-    def act(vla: VLA) -> tuple[Tensor, Tensor]:
+    def act(vla: VLA, dim: int) -> tuple[Tensor, Tensor]:
         vla.eval()
         dtype = stored_dtype(vla)
         given: dict[str, Any] = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
-        return vla.generate(**given, max_new_tokens=7), vla(**given).next_token_logits[:, -1]
+        return vla.generate(**given, max_new_tokens=head.action_chunk * dim), vla(**given).next_token_logits[:, -1]
 
     exact = load_vla(source, guard=False, merge=False, base=base, copy=False)
+    dim = max(len(stats["action"]["q01"]) for stats in exact.norm_stats.values())
     weights = {name: module.weight for name, module in exact.named_modules() if isinstance(module, nn.Linear)}
     quantised = Quantisation(**config)(exact)
     change, size = 0.0, 0.0
@@ -137,10 +138,9 @@ def quantisation_gap(
         if is_quantised(module):
             change += float((dequantised(module) - weights[name].float()).square().sum())
             size += float(weights[name].float().square().sum())
-    ids, logits = act(quantised)
+    ids, logits = act(quantised, dim)
     del exact, quantised, weights
-    merged_ids, merged_logits = act(load_vla(merged, guard=False))
-    head = processor.action_head
+    merged_ids, merged_logits = act(load_vla(merged, guard=False), dim)
     return Gap(
         weights=(change / size) ** 0.5,
         logits=float((merged_logits - logits).abs().mean()),
