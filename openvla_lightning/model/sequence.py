@@ -1,6 +1,6 @@
 """The sequence that the language model reads: BOS, what the robot sees and feels, the text; and passes over it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, overload
 
 import torch
@@ -14,6 +14,21 @@ from openvla_lightning.types import VLAOutput
 
 if TYPE_CHECKING:
     from openvla_lightning.types import Inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a head that looks at the whole prompt gets to see. S = 1 + patches and other tokens + L - 1 positions.
+
+    Attributes:
+        states: hidden states [B, S, dim].
+        prompt: bool [B, S], False on padding and on what the head wrote.
+        logits: float32 [B, K, vocab] of the ids at `places`; None where nobody asked.
+    """
+
+    states: Tensor
+    prompt: Tensor
+    logits: Tensor | None = None
 
 
 class SequenceModel(nn.Module):
@@ -150,6 +165,33 @@ class SequenceModel(nn.Module):
         mask = None if causal else _visible(inputs.attention_mask, prefix.shape[1])
         hidden = self.language_model.decode(embeddings, mask, causal=causal)
         return hidden[rows, prefix.shape[1] + inputs.places]
+
+    def read(self, inputs: "Inputs", layer: int | None = None, logits: bool = False) -> Read:
+        """Hidden states of the whole prompt, for a head that looks at all of them.
+
+        Args:
+            inputs: as in `states`; what was written at `places` is read, but is no part of the prompt.
+            layer: after how many layers of the language model; None: after the last one and the final norm.
+            logits: also those of the ids at `places`. Without them the layers above `layer` are not run.
+        """
+        text = self.language_model.embed(inputs.input_ids)
+        prompt = inputs.attention_mask.bool()
+        if inputs.places.shape[1]:
+            prompt = prompt & (torch.arange(text.shape[1], device=text.device) <= inputs.places[:, :1])
+        language = self._language(text, prompt, None)
+        prefix = self._prefix(self.projector(self.vision_backbone(inputs.pixel_values, language)), inputs.proprio, text)
+        embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
+        if layer is None:
+            states = last = self.language_model.decode(embeddings)
+        elif logits:
+            every = self.language_model.hidden_states(embeddings)
+            states, last = every[layer], every[-1]
+        else:
+            states = last = self.language_model.lower(embeddings, layer)
+        rows = torch.arange(len(text), device=text.device)[:, None]
+        written = self.language_model.logits(last[rows, prefix.shape[1] + inputs.places]) if logits else None
+        prompt = torch.cat([prompt[:, :1].expand(-1, 1 + prefix.shape[1]), prompt[:, 1:]], dim=1)
+        return Read(states, prompt, written)
 
     def _language(self, text: Tensor, attention_mask: Tensor | None, places: Tensor | None) -> Tensor | None:
         """What FiLM is told where actions are written one after the other: the mean embedding [B, dim] of the prompt.
