@@ -50,16 +50,14 @@ class FastGrammar:
         return self
 
     def allowed(self, state: Tensor, remaining: Tensor) -> Tensor:
-        """Which ids may follow, and at last whether the end may: bool [B, ids + 1].
+        """Which ids may follow, bool [B, ids]: none where a sequence is whole.
 
         Args:
             state: int64 [B].
             remaining: int64 [B], characters still to be completed.
         """
         characters = self.characters[state]
-        needed = characters + (self.after[state] > 0)
-        may = (characters >= 0) & (needed <= remaining[:, None])
-        return torch.cat([may, ((state == 0) & (remaining == 0))[:, None]], dim=1)
+        return (characters >= 0) & (characters + (self.after[state] > 0) <= remaining[:, None])
 
     def step(self, state: Tensor, remaining: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """State and remaining characters after ids [B], all of them allowed."""
@@ -110,9 +108,9 @@ def write_fast_tokens(
         lengths: int64 [B], positions that are no padding; None when there is none.
         coefficients: T * D, how many a chunk has.
         first_id: the first of the vocabulary's last ids that stand for FAST tokens; the last one is FAST id 0.
-        end: the end token's id.
-        grammar: allows only ids that keep the chunk whole; None: whatever the model writes, until it ends or has
-            written twice as many ids as there are coefficients.
+        end: the end token's id, which ends what is written without a grammar.
+        grammar: allows only ids that keep the chunk whole, and ends when it is; None: whatever the model writes, until
+            it ends or has written twice as many ids as there are coefficients.
         temperature: 0 takes the most likely id; above, ids are drawn.
         generator: on the CPU, for drawing.
     """
@@ -127,27 +125,31 @@ def write_fast_tokens(
     remaining = torch.full_like(state, coefficients)
     going = torch.ones(batch, dtype=torch.bool, device=device)
     sequences: list[list[int]] = [[] for _ in range(batch)]
-    for step in range(2 * coefficients + 1):
+    for step in range(2 * coefficients):
         logits = llm.logits(last)
         if grammar is not None:
-            logits = torch.cat([logits[:, first_id : last_id + 1].flip(1), logits[:, end : end + 1]], dim=1)
+            logits = logits[:, first_id : last_id + 1].flip(1)
             logits = logits.masked_fill(~grammar.allowed(state, remaining), -torch.inf)
         if temperature:
             noise = torch.empty(logits.shape).exponential_(generator=generator).log_().neg_()
             logits = logits / temperature + noise.to(device)
-        chosen = logits.argmax(-1)
-        ids = chosen if grammar is None else torch.where(chosen == grammar.characters.shape[1], end, last_id - chosen)
-        going = going & (ids != end)
-        for row, (index, more) in enumerate(zip(ids.tolist(), going.tolist(), strict=True)):
+        ids = logits.argmax(-1)
+        if grammar is None:
+            going = going & (ids != end)
+            fast = last_id - ids
+        else:
+            fast, ids = ids, last_id - ids
+        for row, (index, more) in enumerate(zip(fast.tolist(), going.tolist(), strict=True)):
             if more:
-                sequences[row].append(last_id - index)
-        if not bool(going.any()):
-            break
+                sequences[row].append(index)
         if grammar is not None:
-            moved = grammar.step(state, remaining, torch.where(going, last_id - ids, 0))
+            moved = grammar.step(state, remaining, fast)
             state, remaining = (
                 torch.where(going, new, old) for new, old in zip(moved, (state, remaining), strict=True)
             )
+            going = going & (remaining > 0)
+        if not bool(going.any()):
+            break
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(batch, 1)], dim=1)
         positions = (ends + step)[:, None]

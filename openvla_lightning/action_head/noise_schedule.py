@@ -3,7 +3,7 @@
 Tables are float64 and are read as float32, as in the released code of CogACT. Predictions are of the noise (epsilon).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,15 @@ from torch import Tensor
 ScheduleName = Literal["squaredcos_cap_v2", "linear"]
 Predict = Callable[[Tensor, Tensor], Tensor]
 """Noisy actions [B, T, D] and their timesteps, int64 [B] -> predicted noise [B, T, D]."""
+
+
+def sources(numbers: Sequence[int], seed: int) -> list[np.random.Generator]:
+    """A source of randomness for each sample, from its place in the order of training.
+
+    So what is drawn depends neither on how samples are spread over processes nor on what was drawn before, and a run
+    that goes on draws what it would have drawn.
+    """
+    return [np.random.Generator(np.random.Philox(key=[seed, number])) for number in numbers]
 
 
 class NoiseSchedule:
