@@ -156,7 +156,9 @@ def released_way(policy: Policy) -> Callable[[np.ndarray, str], np.ndarray]:
 
 
 def bound(policy: Policy, hardware: Card, tokens: int, count: int) -> float:
-    """Seconds that a chunk takes at least where its ids are written one after the other, at batch 1: the larger of reading weights and multiplying, stage by stage.
+    """Seconds that a chunk takes at least, at batch 1, where its ids are written one after the other.
+
+    That is the larger of reading weights and multiplying, stage by stage.
 
     Args:
         policy: whose weights.

@@ -157,7 +157,7 @@ class VLAModule(L.LightningModule):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Prediction]:
         """The loss of a batch of training or validation, and what was predicted, for whoever watches."""
-        return self.action_head.loss(self.vla, self.processor.normalise(batch, self.dtype))
+        return self.action_head.loss(self.vla, self.processor.normalise(batch, self.dtype))  # type: ignore[arg-type]
 
     def _step(self, batch: Batch, metrics: Metric) -> Tensor:
         loss, prediction = self(batch)

@@ -52,7 +52,8 @@ def fit(cfg: DictConfig) -> float | None:
     recipe = validate(cfg)
     if cfg.estimate:
         names = ("model", "strategy", "action_head", "quantisation")
-        show(*(instantiate(cfg[name], _convert_="all") for name in names), recipe, Console())
+        model, strategy, head, quantisation = (instantiate(cfg[name], _convert_="all") for name in names)
+        show(model, strategy, head, quantisation, recipe, Console())
         return None
     if (done := job.finished(cfg)) is not None:
         log.info(f"Done before: {cfg.paths.output_dir}")

@@ -81,8 +81,9 @@ class Inputs:
 
     def rows(self, start: int, stop: int) -> Self:
         """The samples `start` to `stop` by themselves, padded as these."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: None if value is None else value[start:stop] for name, value in values.items()})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        cut: dict[str, Any] = {name: None if value is None else value[start:stop] for name, value in values.items()}
+        return replace(self, **cut)
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]

@@ -4,6 +4,7 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace as Batch
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from openvla_lightning.action_head.diffusion import DiffusionHead
 from openvla_lightning.action_head.regression import BLANK, L1Head
 from openvla_lightning.model import VLA
 from openvla_lightning.types import IGNORE_INDEX
-from types import SimpleNamespace as Batch
 
 
 def cases() -> list[Any]:
@@ -69,8 +69,11 @@ class Case:
 
     def load(self, merge: bool = True) -> VLA:
         """A model of one's own."""
-        import sys; sys.path.insert(0, "/tmp")
+        import sys
+
+        sys.path.insert(0, "/tmp")
         import oft_load
+
         return oft_load.load(self, merge)
 
     @property
@@ -101,7 +104,8 @@ class Case:
         if self.meta["proprio"]:
             proprio = self[f"predict/{sample}/proprio_normalized"][None].float()
         return Batch(
-            dataset_names=[self.meta["unnorm_key"]], numbers=[sample],
+            dataset_names=[self.meta["unnorm_key"]],
+            numbers=[sample],
             pixel_values=self["pixel_values"][sample : sample + 1],
             input_ids=ids,
             attention_mask=torch.ones_like(ids, dtype=torch.bool),

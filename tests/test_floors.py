@@ -29,7 +29,12 @@ FORBIDDEN = {
     | MODELS
     | ABOVE,
     "model": CONFIGURATION | TRAINING | DATA | ABOVE | CHECKPOINTS | {"openvla_lightning.action_head", PROCESSOR},
-    "action_head strategy quantisation.py optim.py": CONFIGURATION | TRAINING | DATA | ABOVE | CHECKPOINTS | {PROCESSOR},
+    "action_head strategy quantisation.py optim.py": CONFIGURATION
+    | TRAINING
+    | DATA
+    | ABOVE
+    | CHECKPOINTS
+    | {PROCESSOR},
     "processor": CONFIGURATION | TRAINING | DATA | ABOVE | CHECKPOINTS,
     "checkpoint": CONFIGURATION | TRAINING | DATA | ABOVE,
     "data": CONFIGURATION | MODELS | ABOVE,

@@ -17,7 +17,7 @@ Decoder = Callable[[Inputs, int, torch.Generator | None], Tensor]
 """Inputs as the processor makes them (uint8 pixels, on the CPU), D and a source of randomness on the CPU -> normalised
 actions [B, T, D]."""
 
-I = TypeVar("I", bound=Inputs)  # noqa: E741
+Given = TypeVar("Given", bound=Inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ class ActionHead(Protocol):
         """
 
 
-def on_device(inputs: I, vla: "VLA", acting: Acting) -> I:
+def on_device(inputs: Given, vla: "VLA", acting: Acting) -> Given:
     """Inputs on the model's device, with normalised pixels: what `VLA.states` reads."""
     inputs = inputs.to(next(vla.parameters()).device)
     return replace(inputs, pixel_values=acting.normalise(inputs.pixel_values))

@@ -66,9 +66,7 @@ class DiffusionHead(L1Head):
         device = batch.actions.device
         return torch.from_numpy(noise).to(device), torch.from_numpy(levels).to(device)
 
-    def denoising_loss(
-        self, vla: "VLA", batch: Batch, noise: Tensor, timesteps: Tensor
-    ) -> tuple[Tensor, Prediction]:
+    def denoising_loss(self, vla: "VLA", batch: Batch, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Prediction]:
         """As `loss`, with this noise [B, T, D] at these levels [B]."""
         noisy = self.schedule.add_noise(batch.actions, noise, timesteps)
         predicted = self.noise(vla, batch, noisy, timesteps)

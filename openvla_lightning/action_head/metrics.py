@@ -48,7 +48,10 @@ class ActionMetrics(Metric):
         """Return `action_accuracy` (where choices were made) and `l1`, and each again as `<metric>/<dataset>`."""
         values: dict[str, Tensor] = {}
         total = self.totals.sum(0)
-        for suffix, (correct, choices, error, numbers) in [("", total), *zip(self._suffixes(), self.totals, strict=True)]:
+        for suffix, (correct, choices, error, numbers) in [
+            ("", total),
+            *zip(self._suffixes(), self.totals, strict=True),
+        ]:
             if choices > 0:
                 values[f"action_accuracy{suffix}"] = correct / choices
             if numbers > 0:

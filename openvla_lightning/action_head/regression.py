@@ -45,7 +45,7 @@ class L1Head:
         return self.action_chunk * self.action_dim
 
     def write(self, actions: Tensor | None, rows: int, dim: int, end: int) -> list[list[int]]:
-        """Blank ids, as many as numbers in a chunk, and the end token, for each of `rows`; also when acting, as released.
+        """Blank ids, as many as numbers in a chunk, and the end token; also when acting, as released.
 
         Raises:
             ValueError: for actions of another shape than [B, T, D].
@@ -84,7 +84,7 @@ class L1Head:
 
 
 def parallel_states(vla: "VLA", inputs: Inputs, count: int, visual: Tensor | None = None) -> Tensor:
-    """Hidden states [B, count, dim] at the first `count` places, whose embeddings are zeros, every position seeing all."""
+    """Hidden states [B, count, dim] at the first `count` places: their embeddings are zeros, all positions see all."""
     zeros = torch.zeros(len(inputs.input_ids), count, vla.llm.dim, device=inputs.input_ids.device)
     return vla.states(inputs, slots=zeros, causal=False, visual=visual)[:, :count]
 

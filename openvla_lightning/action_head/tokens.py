@@ -43,7 +43,7 @@ class TokenHead:
         }
 
     def write(self, actions: Tensor | None, rows: int, dim: int, end: int) -> list[list[int]]:
-        """The chunk's ids, timestep after timestep, and the end token; nothing when acting, which writes them itself."""
+        """The chunk's ids, timestep after timestep, and the end token; nothing when acting: the decoder writes them."""
         if actions is None:
             return [[] for _ in range(rows)]
         return [[*ids, end] for ids in self.encode(actions).tolist()]

@@ -108,7 +108,7 @@ class Throughput(Callback):
 
 
 def model_flops(vla: VLA, strategy: Any, head: ActionHead, batch: Batch) -> float:
-    """Operations that `batch`, one sample with normalised pixels, needs forward and backward, counted on a twin without memory."""
+    """Operations forward and backward of one sample with normalised pixels, counted on a twin without memory."""
     with torch.device("meta"):
         twin = VLA.from_config(vla.config)
         strategy.apply(twin)

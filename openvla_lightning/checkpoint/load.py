@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, Format
+from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, Format, Shapes
 from openvla_lightning.checkpoint.prismatic import Prismatic
 from openvla_lightning.checkpoint.released import Released
 from openvla_lightning.checkpoint.tensors import check_fits, fill
@@ -149,7 +149,8 @@ def load_weights(
     Without a `device`, parameters on the meta device become real, on the CPU, in torch's default dtype.
 
     Args:
-        vla: to be filled.
+        vla: to be filled. Parts that a released VLA lacks (`VLA.added`) keep their own weights where the files lack
+            them.
         path: as in `VLA.from_pretrained`; what it says of its architecture does not matter.
         frozen_vision: builds the vision backbone with its own weights, for a checkpoint that lacks it because it was
             frozen.
@@ -172,7 +173,7 @@ def load_weights(
         vla.vision_backbone = frozen_vision()
         own = vla.vision_backbone.state_dict()
         shapes |= {f"vision_backbone.{k}": (tuple(v.shape), v.dtype) for k, v in own.items()}
-    check_fits(description, vla, shapes)
+    check_fits(description, vla, _with_added(vla, shapes))
     for tensors in batches:
         fill(description.path, vla, tensors, dtype, device, copy)
     _tell(vla, description)
@@ -190,6 +191,26 @@ def start_from(vla: VLA) -> None:
     if vla.init_from is not None and torch.get_default_device().type != "meta":
         device = None if vla.init_dtype is None else "cpu"
         load_weights(vla, vla.init_from, vla.fresh_vision, dtype=vla.init_dtype, device=device)
+        _begin_added(vla)
+
+
+def _with_added(vla: VLA, shapes: Shapes) -> Shapes:
+    """`shapes`, and those of added parts that are missing there as a whole."""
+    names = {parameter: name for name, parameter in vla.named_parameters()}
+    for part in vla.added():
+        own = {names[parameter]: (tuple(parameter.shape), parameter.dtype) for parameter in part.parameters()}
+        if not own.keys() & shapes.keys():
+            shapes = {**shapes, **own}
+    return shapes
+
+
+def _begin_added(vla: VLA) -> None:
+    """Give added parts that are on the meta device still, FiLM's for example, random weights to start from."""
+    for part in vla.added():
+        for module in part.modules():
+            if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+                module.to_empty(device="cpu", recurse=False)
+                module.reset_parameters()  # type: ignore[operator]
 
 
 def _tell(vla: VLA, description: Description) -> None:

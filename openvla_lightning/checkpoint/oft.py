@@ -1,15 +1,15 @@
 """Released OpenVLA-OFT folders: a released VLA, and beside it the parts that OFT added, each in a file of its own.
 
 A folder does not say how long a chunk is, which cameras it was trained with, or how states and actions were scaled: the
-released code chooses these by a word in its command line. What it does say, in names and shapes of tensors, is read here
-and checked; for the rest the released constants of its action dimension are taken, unless our export wrote it down.
+released code chooses these by a word in its command line. What it does say, in names and shapes of tensors, is read
+here and checked. For the rest the released constants of its action dimension are taken, unless our export said more.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -220,7 +220,9 @@ def _head(
         return head, None
     action_dim, hidden = last[0]
     if first[0] != (hidden, hidden * action_dim):
-        problems.append(f"{file}: fc1.weight is {list(first[0])}, {action_dim} actions mean {[hidden, hidden * action_dim]}")
+        problems.append(
+            f"{file}: fc1.weight is {list(first[0])}, {action_dim} actions mean {[hidden, hidden * action_dim]}"
+        )
     return head, action_dim
 
 

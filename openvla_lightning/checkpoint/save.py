@@ -15,7 +15,7 @@ from openvla_lightning.checkpoint.architecture import OURS, released_config
 from openvla_lightning.checkpoint.released import INDEX, SINGLE
 from openvla_lightning.model.hub import TOKENIZER_FILES
 from openvla_lightning.model.vision_backbone import pixel_statistics
-from openvla_lightning.model.vla import VLA
+from openvla_lightning.model.vla import ADDED, VLA
 from openvla_lightning.strategy.lora import merged_state, merged_weight
 
 if TYPE_CHECKING:
@@ -30,8 +30,10 @@ def save_vla(
     """Write `vla` into `folder`; see `VLA.save_pretrained`.
 
     Raises:
-        ValueError: when the weights hold quantised values, or several dtypes and `dtype` does not say which to write.
+        ValueError: when the weights hold quantised values, or several dtypes and `dtype` does not say which to write;
+            when the model has parts or a head for which the released layout has no place.
     """
+    _check_room(vla, processor)
     state = merged_state(vla)
     dtypes = {tensor.dtype for key, (tensor, _) in state.items() if key.endswith("weight")}
     if vla.quantisation is not None or not all(kind.is_floating_point for kind in dtypes):
@@ -68,6 +70,19 @@ def save_vla(
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     _save_tokenizer(vla, processor, folder)
     (folder / "README.md").write_text(model_card(vla, config), encoding="utf-8")
+
+
+def _check_room(vla: VLA, processor: "Processor | None") -> None:
+    """Refuse what the released code could not read."""
+    own = sorted({name.partition(".")[0] for name in ADDED if hasattr(vla, name)})
+    own += ["film"] if vla.film is not None else []
+    if processor is not None and "num_bins" not in processor.config["action_head"]:
+        own.append(type(processor.action_head).__name__)
+    if own:
+        raise ValueError(
+            f"the released layout has no place for {', '.join(own)}: keep the checkpoint of training, which "
+            "Policy.from_pretrained reads as well"
+        )
 
 
 def _processor_arguments(vla: VLA, processor: "Processor | None", config: dict[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _give_fake_values(vla: nn.Module) -> None:
 
 def _loss(vla: VLA, head: ActionHead, batch: Batch, autocast: bool) -> Tensor:
     tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    made = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in tensors.items() if isinstance(v, Tensor)}
+    made: dict[str, Any] = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in tensors.items() if isinstance(v, Tensor)}
     context: Any = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
     with context:
         return head.loss(vla, replace(batch, **made))[0]

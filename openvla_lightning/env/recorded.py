@@ -181,7 +181,13 @@ class Replay:
     ) -> None:
         if num_episodes < 1:
             raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
-        self.world, self.dataset, self.split, self.num_episodes, self.num_bins = world, dataset, split, num_episodes, num_bins
+        self.world, self.dataset, self.split, self.num_episodes, self.num_bins = (
+            world,
+            dataset,
+            split,
+            num_episodes,
+            num_bins,
+        )
         self.source = source(name=dataset)
 
     def check(self) -> None:

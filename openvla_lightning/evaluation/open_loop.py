@@ -18,7 +18,7 @@ from openvla_lightning.processor import Processor
 from openvla_lightning.report.page import write_page
 from openvla_lightning.report.tables import Rows, markdown, table
 from openvla_lightning.statistics import DatasetStatistics
-from openvla_lightning.types import Inputs, Prediction, Step
+from openvla_lightning.types import IGNORE_INDEX, Inputs, Prediction, Step
 
 log = logging.getLogger(__name__)
 SAME_PIXELS = 0.05
@@ -55,8 +55,8 @@ def check_open_loop(
         folder: of the report.
 
     Returns:
-        `token_accuracy` (of a head that chooses) and `l1` (normalised units) as training measures them, and `l1_acting`, of the policy's own
-        actions.
+        `token_accuracy` (of a head that chooses) and `l1` (normalised units) as training measures them, and
+        `l1_acting`, of the policy's own actions.
 
     Raises:
         StageError: naming the first stage that differs.
@@ -73,7 +73,8 @@ def check_open_loop(
     if not parts:
         raise ValueError("there are no training steps to look at")
     found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    values = {name: float(found[name].mean()) for name in ("token_accuracy", "l1", "l1_acting") if name in found}
+    measured: list[str] = ["token_accuracy", "l1", "l1_acting"]
+    values = {name: float(found[name].mean()) for name in measured if name in found}
     stages = _stages(found, policy, values.get("token_accuracy"), sorted(set(names)))
     rows = [["stage", "agrees", "seen"], *([stage.name, "yes" if stage.ok else "NO", stage.seen] for stage in stages)]
     _write(rows, values, len(names), Path(folder), console or Console())
@@ -90,12 +91,11 @@ def _compare(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistic
     batch = whole.collate(list(steps))
     images = [step.images[processor.camera] for step in steps]
     words = [step.instruction for step in steps]
-    shown = whole(images, words)
-    lengths = shown["attention_mask"].sum(1).tolist()
-    rows = zip(shown["input_ids"], batch.input_ids, lengths, strict=True)
-    prompts = [torch.equal(ids[:length], trained[:length]) for ids, trained, length in rows]
-
     prediction, dim = policy.predict(steps), statistics.action_dim
+    shown = whole.inputs(images, words, dim)
+    lengths = [int((labels == IGNORE_INDEX).int().argmin()) or len(labels) for labels in batch.labels]
+    rows = zip(shown.input_ids, batch.input_ids, lengths, strict=True)
+    prompts = [torch.equal(ids[:length], trained[:length]) for ids, trained, length in rows]
     inputs = processor.inputs(images, words, dim)
     plain = replace(policy.acting, static=False, options=None, clock=lambda stage: None)
     decoded = head.decoder(policy.vla, plain)(inputs, dim, torch.Generator().manual_seed(0)).cpu()
@@ -103,7 +103,11 @@ def _compare(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistic
     expected = statistics.unnormalise(decoded[:, 0].double().numpy(), method=policy.normalisation)
     back = statistics.normalise(acted, method=policy.normalisation)
     found = {
-        "pixels": (shown["pixel_values"] - _floats(whole, batch.pixel_values)).abs().flatten(1).amax(1).numpy(),
+        "pixels": (_floats(whole, shown.pixel_values) - _floats(whole, batch.pixel_values))
+        .abs()
+        .flatten(1)
+        .amax(1)
+        .numpy(),
         "prompts": np.array(prompts),
         "decoding": _agreement(policy, inputs, decoded, prediction).mean(axis=1),
         "units": np.abs(expected - acted).max(axis=1) / np.abs(expected).max(axis=1).clip(1e-12),
@@ -136,7 +140,9 @@ def _floats(processor: Processor, pixels: Tensor) -> Tensor:
     return pixels if pixels.is_floating_point() else transform.normalise(pixels)
 
 
-def _stages(found: dict[str, np.ndarray], policy: Policy, accuracy: float | None, datasets: Sequence[str]) -> list[Stage]:
+def _stages(
+    found: dict[str, np.ndarray], policy: Policy, accuracy: float | None, datasets: Sequence[str]
+) -> list[Stage]:
     pixels, units = float(found["pixels"].max()), float(found["units"].max())
     prompts, decoding = float(found["prompts"].mean()), float(found["decoding"].mean())
     stages = [

@@ -34,7 +34,8 @@ class FiLMBlock(nn.Module):
         super().__init__()
         for name, module in block.named_children():
             self.add_module(name, module)
-        width, like = block.norm1.normalized_shape[0], next(block.parameters())
+        norm: Any = block.norm1
+        width, like = norm.normalized_shape[0], next(block.parameters())
         # A start with torch's own random weights is as released; zeros would leave the tower unchanged at first.
         self.scale = nn.Linear(language_dim, width, device=like.device, dtype=like.dtype)
         self.shift = nn.Linear(language_dim, width, device=like.device, dtype=like.dtype)

@@ -152,6 +152,7 @@ class CausalLM(nn.Module):
         """
         config, width = self.model.config, embeddings.shape[1]
         hidden: Tensor | None = None if mask is None else mask.bool()
+        given: Tensor | None
         if self.attention == "eager":  # adds the mask to the scores
             hidden = torch.ones(1, width, dtype=torch.bool, device=embeddings.device) if hidden is None else hidden
             scores = torch.zeros(hidden.shape, dtype=embeddings.dtype, device=embeddings.device)

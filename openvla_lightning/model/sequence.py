@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from openvla_lightning.types import Inputs
 
 
+PASSES = ("states", "read", "see", "prompt", "generate")
+"""Ways to run the model beside `forward`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Read:
     """What a head that looks at the whole prompt gets to see. S = 1 + patches and other tokens + L - 1 positions.
@@ -34,7 +38,8 @@ class Read:
 class SequenceModel(nn.Module):
     """Passes over BOS, the patches of V views, the proprioception's token and the other text.
 
-    `VLA` is made of these parts; here is how they work together.
+    `VLA` is made of these parts; here is how they work together. Under FSDP only what is named in `PASSES` gathers the
+    weights it computes with, and none of these may call another, which would give them back too early.
     """
 
     vision_backbone: VisionBackbone
@@ -118,6 +123,9 @@ class SequenceModel(nn.Module):
             written: how many of the first tokens at `inputs.places` were written by the head: FiLM, which is told the
                 mean embedding of the text, leaves them out.
         """
+        return self._see(inputs, written)
+
+    def _see(self, inputs: "Inputs", written: int) -> Tensor:
         language = None
         if self.film is not None:
             text = self.language_model.embed(inputs.input_ids)
@@ -159,7 +167,7 @@ class SequenceModel(nn.Module):
             at = inputs.places[:, : slots.shape[1]] + 1
             text = text.index_put((rows.expand_as(at), at), slots.to(text.dtype))
         if visual is None:
-            visual = self.see(inputs, 0 if slots is None else slots.shape[1])
+            visual = self._see(inputs, 0 if slots is None else slots.shape[1])
         prefix = self._prefix(visual, inputs.proprio, text, extra)
         embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
         mask = None if causal else _visible(inputs.attention_mask, prefix.shape[1])
@@ -227,6 +235,11 @@ class SequenceModel(nn.Module):
 
         Arguments as in `forward`, with padding on the right.
         """
+        return self._prompt(pixel_values, input_ids, attention_mask, proprio)
+
+    def _prompt(
+        self, pixel_values: Tensor | None, input_ids: Tensor, attention_mask: Tensor | None, proprio: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         text = self.language_model.embed(input_ids)
         visual = None
         if pixel_values is not None:
@@ -253,7 +266,7 @@ class SequenceModel(nn.Module):
         of different length, padded on either side, give what each gives alone.
         """
         shift = _left_padding(attention_mask)
-        embeddings, prefix = self.prompt(pixel_values, _roll(input_ids, shift), _roll(attention_mask, shift), proprio)
+        embeddings, prefix = self._prompt(pixel_values, _roll(input_ids, shift), _roll(attention_mask, shift), proprio)
         lengths = None
         if attention_mask is not None and not bool(attention_mask.all()):
             lengths = attention_mask.long().sum(1) + prefix.shape[1]

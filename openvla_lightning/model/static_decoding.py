@@ -208,9 +208,7 @@ class StaticDecoder:
         """The graphs for these shapes, captured when they are new, with `given` copied to where they read."""
         key = (*given.pixels.shape, *given.input_ids.shape, given.count)
         if key not in self._captured:
-            action = _Action(
-                given.pixels, given.input_ids, given.text_lengths, given.noise, given.proprio, given.count
-            )
+            action = _Action(given.pixels, given.input_ids, given.text_lengths, given.noise, given.proprio, given.count)
             _move(action, self.device)
             self._captured[key] = action, self._capture(action)
         action, stages = self._captured[key]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -18,10 +18,21 @@ from openvla_lightning.plugins import USUAL_HEAD, describe, rebuild
 from openvla_lightning.types import VLAOutput
 
 if TYPE_CHECKING:
-    from openvla_lightning.action_head import ActionHead
     from openvla_lightning.processor import Processor
 
 __all__ = ["VLA", "VLAOutput"]
+
+
+class HasNetwork(Protocol):
+    """What the model asks of an action head."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain constructor arguments."""
+
+    def network(self, dim: int) -> nn.Module | None:
+        """The head's own module, beside a language model that is `dim` wide."""
+
 
 ADDED = ("proprio_projector", "action_head")
 
@@ -62,7 +73,7 @@ class VLA(SequenceModel):
         llm: Callable[[], CausalLM],
         init_from: str | Path | None = None,
         dtype: str | None = None,
-        action_head: "ActionHead | None" = None,
+        action_head: "HasNetwork | None" = None,
         proprio_dim: int | None = None,
         film: str | bool | None = None,
     ) -> None:

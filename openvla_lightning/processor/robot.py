@@ -23,7 +23,7 @@ from openvla_lightning.types import IGNORE_INDEX, Batch, Inputs, Step, learnt_pl
 
 ImageLike = Image.Image | NDArray[np.uint8]
 _SPACE = "▁"
-I = TypeVar("I", bound=Inputs)
+Given = TypeVar("Given", bound=Inputs)
 
 
 class Processor:
@@ -189,7 +189,7 @@ class Processor:
             numbers=[step.number for step in steps],
         )
 
-    def normalise(self, inputs: I, dtype: torch.dtype | None = None) -> I:
+    def normalise(self, inputs: Given, dtype: torch.dtype | None = None) -> Given:
         """The same with pixels of `dtype`, normalised for each vision tower; None: float32. On their device."""
         if not len(inputs.pixel_values):
             return inputs

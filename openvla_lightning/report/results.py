@@ -142,7 +142,7 @@ class Results:
 
     @property
     def score(self) -> float:
-        """One number for a sweep: the success rate, or on held-out steps the token accuracy; of a head without tokens -L1."""
+        """One number for a sweep: the success rate, or on held-out steps the token accuracy, without tokens -L1."""
         if not self.offline:
             return self.overall.rate
         return self.offline.get("token_accuracy", -self.offline["l1"])

@@ -11,6 +11,7 @@ from oft_world import Case, cases, close
 from torch import Tensor, nn
 
 from openvla_lightning import ActionTokenizer
+from openvla_lightning.action_head import Acting
 from openvla_lightning.action_head.diffusion import DDIM, DiffusionHead, time_embedding
 from openvla_lightning.action_head.regression import parallel_states
 from openvla_lightning.model.llm import next_token_loss
@@ -175,7 +176,9 @@ def test_actions(case: Case) -> None:
             hidden = parallel_states(case.vla, request, case.places)
             close(hidden[0], case[f"predict/{sample}/action_hidden"], 2e-4)
             if case.kind == "l1":
-                actions = case.head().decoder(case.vla, Acting(normalise=lambda pixels: pixels))(request, case.meta["action_dim"], None)
+                actions = case.head().decoder(case.vla, Acting(normalise=lambda pixels: pixels))(
+                    request, case.meta["action_dim"], None
+                )
                 close(actions[0], case[f"predict/{sample}/normalized_actions"], 1e-4)
             else:
                 ids = case.vla.llm.logits(hidden).argmax(-1)[0]
@@ -224,7 +227,11 @@ def test_noise_schedule(case: Case) -> None:
     schedule = DDIM(case.meta["num_diffusion_steps_train"])
     close(schedule.betas, case["ddim/betas"], 1e-7)
     close(schedule.alphas_cumprod, case["ddim/alphas_cumprod"], 1e-7)
-    close(schedule.add_noise(case.batch.actions, case["fwd/noise"], case["fwd/timesteps"]), case["fwd/noisy_actions"], 1e-6)
+    close(
+        schedule.add_noise(case.batch.actions, case["fwd/noise"], case["fwd/timesteps"]),
+        case["fwd/noisy_actions"],
+        1e-6,
+    )
     table = case["ddim/time_embedding_table"]
     close(time_embedding(torch.arange(len(table)), table.shape[1]), table, 1e-6)
 

@@ -275,7 +275,7 @@ def test_a_format_for_acting_alone_is_not_trained_on(config: dict[str, Any]) -> 
     processor = Processor(TokenHead(), tokenizer="tiny", image_size=56, means=[[0.5] * 3] * 2, stds=[[0.5] * 3] * 2)
     with pytest.raises(ValueError, match="acting alone"):
         VLAModule(
-            model=lambda: VLA.from_config(config),
+            model=lambda **parts: VLA.from_config(config),
             strategy=LoRA(rank=2),
             optim=AdamW(lr=1e-3),
             processor=processor,
