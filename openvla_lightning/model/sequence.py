@@ -189,17 +189,14 @@ class SequenceModel(nn.Module):
         language = self._language(text, prompt, None)
         prefix = self._prefix(self.projector(self.vision_backbone(inputs.pixel_values, language)), inputs.proprio, text)
         embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
-        if layer is None:
-            states = last = self.language_model.decode(embeddings)
-        elif logits:
-            every = self.language_model.hidden_states(embeddings)
-            states, last = every[layer], every[-1]
-        else:
-            states = last = self.language_model.lower(embeddings, layer)
-        rows = torch.arange(len(text), device=text.device)[:, None]
-        written = self.language_model.logits(last[rows, prefix.shape[1] + inputs.places]) if logits else None
         prompt = torch.cat([prompt[:, :1].expand(-1, 1 + prefix.shape[1]), prompt[:, 1:]], dim=1)
-        return Read(states, prompt, written)
+        if layer is not None and not logits:
+            return Read(self.language_model.lower(embeddings, layer), prompt)
+        every = None if layer is None else self.language_model.hidden_states(embeddings)
+        last = self.language_model.decode(embeddings) if every is None else every[-1]
+        states = last if layer is None or every is None else every[layer]
+        written = last.gather(1, (prefix.shape[1] + inputs.places)[..., None].expand(-1, -1, last.shape[2]))
+        return Read(states, prompt, self.language_model.logits(written) if logits else None)
 
     def _language(self, text: Tensor, attention_mask: Tensor | None, places: Tensor | None) -> Tensor | None:
         """What FiLM is told where actions are written one after the other: the mean embedding [B, dim] of the prompt.
