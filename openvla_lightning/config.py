@@ -1,24 +1,19 @@
 """Configuration: the resolvers that conf/ uses, and the check of a composed config before anything heavy is built."""
 
-import functools
 import inspect
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from openvla_lightning import command_line
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.processor.prompt import prompt_of
 
@@ -50,52 +45,6 @@ def for_people(*kinds: type[Exception]) -> Iterator[None]:
         ):
             raise
         raise SystemExit(f"error: {shown}") from None
-
-
-def command(config_name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
-    """Decorates a script, above `hydra.main`: a help page of its own, and after a wrong name the one that was meant."""
-
-    def decorate(script: Callable[[], Any]) -> Callable[[], Any]:
-        @functools.wraps(script)
-        def run() -> Any:
-            if {"--help", "-h"} & set(sys.argv):  # Hydra's own way takes twice as long
-                return print(command_line.help_page(CONF, config_name), end="")
-            overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-            if problem := command_line.misspelt_addition(command_line.groups(CONF, config_name), overrides):
-                raise SystemExit(f"error: {problem}")
-            try:
-                return script()
-            except SystemExit as end:
-                if end.code == 1:  # how Hydra ends after any error
-                    for hint in hints(config_name, overrides):
-                        print(hint, file=sys.stderr)
-                raise
-
-        return run
-
-    return decorate
-
-
-def hints(config_name: str, overrides: Sequence[str]) -> list[str]:
-    """Which group, option or key was meant, for each override that names none; empty when all names are right."""
-    groups = command_line.groups(CONF, config_name)
-    options = command_line.wrong_options(groups, overrides)
-    chosen = [text for text in overrides if command_line.key_and_value(text)[0] in groups and "," not in text]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(CONF, version_base="1.3"):
-        try:
-            cfg = compose(config_name, [text for text in chosen if text not in options])
-        except HydraException:
-            cfg = compose(config_name)
-    known = [*groups, *dotted(OmegaConf.to_container(cfg, resolve=False))]
-    return [*options.values(), *command_line.wrong_keys(known, overrides, CONF)]
-
-
-def dotted(tree: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all values in a tree of dictionaries, inner ones included."""
-    for key, child in tree.items() if isinstance(tree, dict) else ():
-        yield f"{prefix}{key}"
-        yield from dotted(child, f"{prefix}{key}.")
 
 
 def run_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | None) -> str:

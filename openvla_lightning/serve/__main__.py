@@ -10,7 +10,9 @@ import logging
 import hydra
 from omegaconf import DictConfig
 
-from openvla_lightning.config import CONF, ConfigError, command, for_people, newest_checkpoint, validate
+from openvla_lightning.checkpoint.newest import newest_checkpoint
+from openvla_lightning.cli.command import command
+from openvla_lightning.config import CONF, ConfigError, for_people, validate
 
 
 @command("serve")

@@ -73,12 +73,13 @@ USED_MOST = {
 """The ten overrides of each script that are used most."""
 
 
-def help_page(conf: str | Path, script: str) -> str:
+def help_page(conf: str | Path, script: str, installed: bool = False) -> str:
     """What `--help` prints: commands, the overrides used most, all groups with their options.
 
     Args:
         conf: the folder of configs.
         script: name of its config, such as `train`.
+        installed: whether it was called as `openvla train`, and not as `python train.py`.
     """
     header = _header(Path(conf) / f"{script}.yaml")
     lines = [header[0], "", *header[1:]]
@@ -92,7 +93,8 @@ def help_page(conf: str | Path, script: str) -> str:
         "Any value can be set: a.b=1; a new one with +a.b=1. --cfg job prints what would run, -m runs every",
         "combination of a=1,2 b=3,4, and --hydra-help lists the rest. docs/configuration.md explains.",
     ]
-    return "\n".join(lines) + "\n"
+    page = "\n".join(lines) + "\n"
+    return re.sub(r"python (\w+)\.py", r"openvla \1", page) if installed else page
 
 
 def groups(conf: str | Path, script: str) -> dict[str, list[str]]:
