@@ -16,9 +16,8 @@ from openvla_lightning.action_head.fast_decoding import ArrivalCounter, FastGram
 from openvla_lightning.action_head.fast_tokenizer import FastTokenizer
 from openvla_lightning.action_head.metrics import ActionMetrics
 from openvla_lightning.action_head.tokens import next_token_logits
-from openvla_lightning.model.llm import next_token_loss
 from openvla_lightning.model.vla import VLA
-from openvla_lightning.types import Batch, Inputs, Prediction
+from openvla_lightning.types import IGNORE_INDEX, Batch, Inputs, Prediction
 
 
 class FastHead:
@@ -95,15 +94,23 @@ class FastHead:
         return None
 
     def loss(self, vla: VLA, batch: Batch) -> tuple[Tensor, Prediction]:
-        """Mean cross-entropy over FAST ids and the end token, and the chunks behind the most likely ids."""
+        """Cross-entropy of FAST ids and the end token, and the chunks behind the most likely ids."""
         logits = next_token_logits(vla, batch)
         with torch.no_grad():
             prediction = self.prediction(logits, batch)
         return self.criterion(logits, batch), prediction
 
     def criterion(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy of logits [B, K, vocab] at `batch.places`."""
-        return next_token_loss(logits, batch.labels[:, 1:].gather(1, batch.places))
+        """Cross-entropy of logits [B, K, vocab] at `batch.places`: the mean over samples of each one's mean.
+
+        As in openpi. So long sequences do not outweigh short ones, and a batch that is shared over processes, each with
+        ids of its own number, is learnt like one that is not.
+        """
+        targets = batch.labels[:, 1:].gather(1, batch.places)
+        losses = nn.functional.cross_entropy(
+            logits.transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none"
+        )
+        return (losses.sum(1) / (targets != IGNORE_INDEX).sum(1).clamp(min=1)).mean()
 
     def prediction(self, logits: Tensor, batch: Batch) -> Prediction:
         """The chunks that the most likely ids spell, each under the true ids before it; the end token is not counted.

@@ -64,6 +64,10 @@ class FlowNetwork(nn.Module):
 
     def read(self, context: Tensor) -> Seen:
         """What all blocks see of hidden states [B, S, context_dim]."""
+        return self._read(context)
+
+    def _read(self, context: Tensor) -> Seen:
+        # `forward` may not call `read`: where weights are sharded, it would put them away on its return.
         context = self.context_in(self.context_norm(context))
         return [block.read(context) for block in self.blocks]  # type: ignore[operator]
 
@@ -92,7 +96,7 @@ class FlowNetwork(nn.Module):
         tokens = tokens + self.positions
         condition = self.time_in(time_embedding(time, tokens.shape[-1]).to(tokens.dtype))
         where = None if mask is None else mask[:, None, None]
-        seen = self.read(context) if isinstance(context, Tensor) else context
+        seen = self._read(context) if isinstance(context, Tensor) else context
         for block, kept in zip(self.blocks, seen, strict=True):
             tokens = block(tokens, condition, kept, where)
         scale, shift = self.modulate(condition)[:, None].chunk(2, dim=-1)
