@@ -1,6 +1,6 @@
 """The sequence that the language model reads: BOS, what the robot sees and feels, the text; and passes over it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, overload
 
 import torch
@@ -16,8 +16,23 @@ if TYPE_CHECKING:
     from openvla_lightning.types import Inputs
 
 
-PASSES = ("states", "see", "prompt", "generate")
+PASSES = ("states", "read", "see", "prompt", "generate")
 """Ways to run the model beside `forward`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a head that looks at the whole prompt gets to see. S = 1 + patches and other tokens + L - 1 positions.
+
+    Attributes:
+        states: hidden states [B, S, dim].
+        prompt: bool [B, S], False on padding and on what the head wrote.
+        logits: float32 [B, K, vocab] of the ids at `places`; None where nobody asked.
+    """
+
+    states: Tensor
+    prompt: Tensor
+    logits: Tensor | None = None
 
 
 class SequenceModel(nn.Module):
@@ -166,6 +181,30 @@ class SequenceModel(nn.Module):
         prefix = self._prefix(visual, inputs.proprio, text, extra)
         embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
         return embeddings, _visible(inputs.attention_mask, prefix.shape[1]), prefix.shape[1] + inputs.places
+
+    def read(self, inputs: "Inputs", layer: int | None = None, logits: bool = False) -> Read:
+        """Hidden states of the whole prompt, for a head that looks at all of them.
+
+        Args:
+            inputs: as in `states`; what was written at `places` is read, but is no part of the prompt.
+            layer: after how many layers of the language model; None: after the last one and the final norm.
+            logits: also those of the ids at `places`. Without them the layers above `layer` are not run.
+        """
+        text = self.language_model.embed(inputs.input_ids)
+        prompt = inputs.attention_mask.bool()
+        if inputs.places.shape[1]:
+            prompt = prompt & (torch.arange(text.shape[1], device=text.device) <= inputs.places[:, :1])
+        language = self._language(text, prompt, None)
+        prefix = self._prefix(self.projector(self.vision_backbone(inputs.pixel_values, language)), inputs.proprio, text)
+        embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
+        prompt = torch.cat([prompt[:, :1].expand(-1, 1 + prefix.shape[1]), prompt[:, 1:]], dim=1)
+        if layer is not None and not logits:
+            return Read(self.language_model.lower(embeddings, layer), prompt)
+        every = None if layer is None else self.language_model.hidden_states(embeddings)
+        last = self.language_model.decode(embeddings) if every is None else every[-1]
+        states = last if layer is None or every is None else every[layer]
+        written = last.gather(1, (prefix.shape[1] + inputs.places)[..., None].expand(-1, -1, last.shape[2]))
+        return Read(states, prompt, self.language_model.logits(written) if logits else None)
 
     def _language(self, text: Tensor, attention_mask: Tensor | None, places: Tensor | None) -> Tensor | None:
         """What FiLM is told where actions are written one after the other: the mean embedding [B, dim] of the prompt.

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from golden_sets import one
 import pytest
+from golden_sets import one
 
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.synthetic import Synthetic
