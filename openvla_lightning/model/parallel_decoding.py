@@ -106,7 +106,8 @@ class ParallelReader:
     def _capture(
         self, function: "Callable[[Inputs], Tensor]", given: "Inputs"
     ) -> "tuple[Inputs, Tensor, torch.cuda.CUDAGraph]":
-        static = replace(given, **{n: None if t is None else t.clone() for n, t in _tensors(given).items()})
+        copies: dict[str, Any] = {n: None if t is None else t.clone() for n, t in _tensors(given).items()}
+        static = replace(given, **copies)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles, and makes what libraries make on first use
@@ -124,14 +125,16 @@ def bucketed(inputs: "Inputs") -> "Inputs":
     """The same with padding to a shape that others share; rows beyond the first ones repeat the last."""
     count = len(inputs.input_ids)
     rows = torch.arange(1 << (count - 1).bit_length(), device=inputs.input_ids.device).clamp(max=count - 1)
-    values = {name: None if tensor is None else tensor[rows] for name, tensor in _tensors(inputs).items()}
+    values: dict[str, Any] = {
+        name: None if tensor is None else tensor[rows] for name, tensor in _tensors(inputs).items()
+    }
     more = -inputs.input_ids.shape[1] % BUCKET
     for name in ("input_ids", "attention_mask"):
-        values[name] = nn.functional.pad(values[name], (0, more))  # type: ignore[arg-type]
+        values[name] = nn.functional.pad(values[name], (0, more))
     return replace(inputs, **values)
 
 
-def _tensors(inputs: "Inputs") -> dict[str, Tensor | None]:
+def _tensors(inputs: "Inputs") -> dict[str, Any]:
     found = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
     return {name: value for name, value in found.items() if value is None or isinstance(value, Tensor)}
 
@@ -158,7 +161,7 @@ def _last_layer(layer: Any, hidden: Tensor, mask: Tensor | None, rotary: Any, pl
     normed = layer.input_layernorm(hidden)
     shape = (*normed.shape[:-1], -1, attention.head_dim)
     keys, values = (project(normed).view(shape).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))
-    turn = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
+    turn = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     _, keys = turn(keys, keys, *rotary)
     own = tuple(wave.expand(len(hidden), -1, -1)[torch.arange(len(hidden))[:, None], places] for wave in rotary)
     few = at(hidden, places)
