@@ -17,7 +17,7 @@ from openvla_lightning.data.loader import ResumableDataModule
 from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, check_weights
 from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
 from openvla_lightning.data.source import Source, SourceFactory
-from openvla_lightning.data.steps import DatasetSteps, StepBatches, windowed_walks
+from openvla_lightning.data.steps import ChunkEnd, DatasetSteps, StepBatches, windowed_walks
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 from openvla_lightning.types import Step
 
@@ -47,6 +47,7 @@ class VLADataModule(ResumableDataModule):
         noop_filter: which steps are left out as no-ops: see `filters.select`.
         filter_noops: False is short for `noop_filter="none"`.
         action_chunk: actions per step.
+        chunk_end: what becomes of chunks that reach past the end of their trajectory: see `DatasetSteps`.
         val_fraction: share of the trajectories to hold out in datasets without a split `val`.
         augment: operations of `Augmentation` for training images; None: no augmentation.
         cameras: roles to load; the first is what the policy looks through.
@@ -82,6 +83,7 @@ class VLADataModule(ResumableDataModule):
         noop_filter: NoopFilter = "near_zero",
         filter_noops: bool = True,
         action_chunk: int = 1,
+        chunk_end: ChunkEnd = "neutral",
         val_fraction: float = 0.05,
         augment: Mapping[str, Any] | None = None,
         cameras: Sequence[str] = ("primary",),
@@ -102,6 +104,7 @@ class VLADataModule(ResumableDataModule):
             ("normalisation", normalisation, get_args(Normalisation)),
             ("statistics", statistics, ("released", "train")),
             ("images", images, get_args(ImageMode)),
+            ("chunk_end", chunk_end, get_args(ChunkEnd)),
         ):
             if choice not in choices:
                 raise ValueError(f"data.{name}={choice}: choose {', '.join(choices)}")
@@ -116,6 +119,7 @@ class VLADataModule(ResumableDataModule):
         self.mix = {name: float(weight) for name, weight in mix.items() if weight > 0}
         self.image_size = image_size
         self.balance_weights, self.normalisation, self.action_chunk = balance_weights, normalisation, action_chunk
+        self.chunk_end: ChunkEnd = chunk_end
         self.noop_filter: NoopFilter = noop_filter if filter_noops else "none"
         self.of_training, self.images, self.window_gb = statistics == "train", images, window_gb
         self.val_fraction, self.cameras, self.seed = val_fraction, tuple(cameras), seed
@@ -199,7 +203,8 @@ class VLADataModule(ResumableDataModule):
             if split == "train":
                 self.filter_report[name] = report
                 self.statistics[name] = source.measure(steps) if self.of_training else source.statistics
-            found[name] = DatasetSteps(source, steps, self.statistics[name], self.normalisation, self.action_chunk)
+            scale = (self.statistics[name], self.normalisation)
+            found[name] = DatasetSteps(source, steps, *scale, self.action_chunk, self.chunk_end)
         return found
 
     @property
@@ -260,5 +265,6 @@ class VLADataModule(ResumableDataModule):
             log.warning(f"data.{' and data.'.join(changed)} changed since the checkpoint: the order is another one now")
 
     def _meaning(self) -> dict[str, Any]:
-        same = ("seed", "mix", "balance_weights", "noop_filter", "val_fraction", "window_gb")
+        same = ["seed", "mix", "balance_weights", "noop_filter", "val_fraction", "window_gb"]
+        same += ["chunk_end", "action_chunk"] if self.chunk_end == "drop" else []
         return {name: getattr(self, name) for name in same} | {"curriculum": [stage.start for stage in self.stages]}
