@@ -58,7 +58,19 @@ FACE = "model/checkpoint.py"
 """The documented door to checkpoints; nothing of the model imports it."""
 
 DOORS = {
-    *("types", "actions", "statistics", "optim", "quantisation", "policy", "client", "module", "parallel", "config", "plugins"),
+    *(
+        "types",
+        "actions",
+        "statistics",
+        "optim",
+        "quantisation",
+        "policy",
+        "client",
+        "module",
+        "parallel",
+        "config",
+        "plugins",
+    ),
     *("demo", "demonstrations", "libero_demonstrations", "bench_latency", "dashboards", "run", "cli"),
     *("model", "action_head", "strategy", "processor", "checkpoint", "cost", "data", "callbacks", "logger", "serve"),
     *("env", "evaluation", "report"),

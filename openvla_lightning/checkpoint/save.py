@@ -78,6 +78,8 @@ def _check_room(vla: VLA, processor: "Processor | None") -> None:
     own += ["film"] if vla.film is not None else []
     if processor is not None and "num_bins" not in processor.config["action_head"]:
         own.append(type(processor.action_head).__name__)
+    if processor is not None and len(processor.views) > 1:
+        own.append(f"the views {', '.join(processor.views)}")
     if own:
         raise ValueError(
             f"the released layout has no place for {', '.join(own)}: keep the checkpoint of training, which "
