@@ -93,8 +93,7 @@ def test_proprioception_that_is_not_there_or_of_another_width_is_named(two_root:
     mute = {"toy": toy_rlds.SPEC | {"state": []}}
     with pytest.raises(ValueError, match=r"no proprioception is read from toy"):
         opened(toy(two_root, datasets=mute, proprio=True))
-    if not (toy_root / "other").exists():
-        own = {"toy": toy_rlds.SPEC, "other": OTHER}
+    own = {"toy": toy_rlds.SPEC, "other": OTHER}
     with pytest.raises(ValueError, match=r"different dimensions: {'toy': 4, 'other': 3}"):
         opened(toy(two_root, mix={"toy": 1.0, "other": 1.0}, datasets=own, proprio=True))
 
