@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import ImageMode
+from openvla_lightning.data.loader import SampleError
 from openvla_lightning.data.mixture import Walk, WindowedWalk
 from openvla_lightning.data.permutation import key, uniform
 from openvla_lightning.data.source import Source
@@ -98,6 +99,10 @@ class DatasetSteps:
         """Proprioception [P] in the model's units: scaled as actions are, in all dimensions."""
         return self.statistics.normalise(proprio, self.normalisation, "proprio")
 
+    def spread(self, most: int) -> NDArray[np.float32]:
+        """Actions of at most about `most` steps, evenly spread, in the dataset's units: float32 [n, D]."""
+        return self.source.index.action[self.steps[:: max(1, len(self.steps) // most)]]
+
     def other(self, role: str) -> str:
         """The role that changes places with `role`; itself where none does."""
         swap = self.source.spec.swap
@@ -108,15 +113,25 @@ class DatasetSteps:
         index = self.source.index
         return index.instructions[index.instruction[self.steps[position]]]
 
+    def where(self, position: int) -> str:
+        """Where a step lies, in words: dataset, trajectory, step and file."""
+        return f"{self.source.name}, {self.source.index.where(int(self.steps[position]))}"
+
     def image(
         self, role: str, position: int, size: int, mode: ImageMode = "released", back: int = 0
     ) -> NDArray[np.uint8]:
         """A camera's image `back` steps earlier, uint8 [size, size, 3]; black where the dataset has none.
 
         Before the first step of a trajectory it is the first step's.
+
+        Raises:
+            SampleError: it cannot be read or decoded, with where it lies.
         """
         black = role not in self.source.spec.cameras
-        image = None if black else self.source.image(role, self._earlier(position, back), size, mode)
+        try:
+            image = None if black else self.source.image(role, self._earlier(position, back), size, mode)
+        except (ValueError, OSError) as error:
+            raise SampleError(f"{self.where(position)}, {role} image: {error}") from error
         return np.zeros((size, size, 3), np.uint8) if image is None else image
 
     def _earlier(self, position: int, back: int) -> int:
@@ -191,6 +206,11 @@ class StepBatches:
                 )
             )
         return steps
+
+    def where(self, number: int) -> str:
+        """Where a sample lies, in words."""
+        (dataset,), (position,) = self.order(np.array([number]))
+        return self.datasets[dataset].where(int(position))
 
     def _images(
         self, view: str, places: Sequence[tuple[DatasetSteps, int]], numbers: NDArray[np.int64]

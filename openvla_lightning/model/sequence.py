@@ -1,6 +1,6 @@
 """The sequence that the language model reads: BOS, what the robot sees and feels, the text; and passes over it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, overload
 
 import torch
@@ -16,8 +16,23 @@ if TYPE_CHECKING:
     from openvla_lightning.types import Inputs
 
 
-PASSES = ("states", "see", "prompt", "generate")
+PASSES = ("states", "read", "see", "prompt", "generate")
 """Ways to run the model beside `forward`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a head that looks at the whole prompt gets to see. S = 1 + patches and other tokens + L - 1 positions.
+
+    Attributes:
+        states: hidden states [B, S, dim].
+        prompt: bool [B, S], False on padding and on what the head wrote.
+        logits: float32 [B, K, vocab] of the ids at `places`; None where nobody asked.
+    """
+
+    states: Tensor
+    prompt: Tensor
+    logits: Tensor | None = None
 
 
 class SequenceModel(nn.Module):
@@ -79,8 +94,7 @@ class SequenceModel(nn.Module):
         states = self.language_model.hidden_states(embeddings) if output_hidden_states else None
         hidden = self.language_model.decode(embeddings) if states is None else states[-1]
         if places is not None:
-            rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-            hidden = hidden[rows, prefix.shape[1] + places]
+            hidden = at(hidden, prefix.shape[1] + places)
         output = VLAOutput(
             logits=self.language_model.logits(hidden),
             num_patches=prefix.shape[1],
@@ -146,18 +160,51 @@ class SequenceModel(nn.Module):
         Raises:
             ValueError: when the model reads proprioception and there is none, or of another width.
         """
+        embeddings, mask, places = self._sequence(inputs, slots, extra, visual)
+        hidden = self.language_model.decode(embeddings, None if causal else mask, causal=causal)
+        return at(hidden, places)
+
+    def _sequence(
+        self, inputs: "Inputs", slots: Tensor | None, extra: Tensor | None, visual: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What `states` gives to the language model: embeddings [B, S, dim], what is no padding, and where to read.
+
+        The mask is bool [B, S], or None where all of it is known to be seen; the positions are int64 [B, K].
+        """
         text = self.language_model.embed(inputs.input_ids)
-        rows = torch.arange(len(text), device=text.device)[:, None]
         if slots is not None:
-            at = inputs.places[:, : slots.shape[1]] + 1
-            text = text.index_put((rows.expand_as(at), at), slots.to(text.dtype))
+            written = inputs.places[:, : slots.shape[1]] + 1
+            rows = torch.arange(len(text), device=text.device)[:, None].expand_as(written)
+            text = text.index_put((rows, written), slots.to(text.dtype))
         if visual is None:
             visual = self._see(inputs, 0 if slots is None else slots.shape[1])
         prefix = self._prefix(visual, inputs.proprio, text, extra)
         embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
-        mask = None if causal else _visible(inputs.attention_mask, prefix.shape[1])
-        hidden = self.language_model.decode(embeddings, mask, causal=causal)
-        return hidden[rows, prefix.shape[1] + inputs.places]
+        return embeddings, _visible(inputs.attention_mask, prefix.shape[1]), prefix.shape[1] + inputs.places
+
+    def read(self, inputs: "Inputs", layer: int | None = None, logits: bool = False) -> Read:
+        """Hidden states of the whole prompt, for a head that looks at all of them.
+
+        Args:
+            inputs: as in `states`; what was written at `places` is read, but is no part of the prompt.
+            layer: after how many layers of the language model; None: after the last one and the final norm.
+            logits: also those of the ids at `places`. Without them the layers above `layer` are not run.
+        """
+        text = self.language_model.embed(inputs.input_ids)
+        prompt = inputs.attention_mask.bool()
+        if inputs.places.shape[1]:
+            prompt = prompt & (torch.arange(text.shape[1], device=text.device) <= inputs.places[:, :1])
+        language = self._language(text, prompt, None)
+        prefix = self._prefix(self.projector(self.vision_backbone(inputs.pixel_values, language)), inputs.proprio, text)
+        embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
+        prompt = torch.cat([prompt[:, :1].expand(-1, 1 + prefix.shape[1]), prompt[:, 1:]], dim=1)
+        if layer is not None and not logits:
+            return Read(self.language_model.lower(embeddings, layer), prompt)
+        every = None if layer is None else self.language_model.hidden_states(embeddings)
+        last = self.language_model.decode(embeddings) if every is None else every[-1]
+        states = last if layer is None or every is None else every[layer]
+        written = last.gather(1, (prefix.shape[1] + inputs.places)[..., None].expand(-1, -1, last.shape[2]))
+        return Read(states, prompt, self.language_model.logits(written) if logits else None)
 
     def _language(self, text: Tensor, attention_mask: Tensor | None, places: Tensor | None) -> Tensor | None:
         """What FiLM is told where actions are written one after the other: the mean embedding [B, dim] of the prompt.
@@ -230,6 +277,11 @@ class SequenceModel(nn.Module):
             lengths = attention_mask.long().sum(1) + prefix.shape[1]
         noise = choice.noise(self.language_model, len(input_ids), max_new_tokens, generator)
         return decode(self.language_model, embeddings, lengths, max_new_tokens, choice, noise)
+
+
+def at(hidden: Tensor, places: Tensor) -> Tensor:
+    """The hidden states [B, K, dim] at `places` [B, K] of [B, S, dim]."""
+    return hidden[torch.arange(len(hidden), device=hidden.device)[:, None], places]
 
 
 def _visible(attention_mask: Tensor | None, prefix: int) -> Tensor | None:
