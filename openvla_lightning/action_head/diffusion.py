@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from openvla_lightning.action_head.base import Acting, Decoder, on_device, options_of
-from openvla_lightning.action_head.regression import L1Head, MLPResNet, mean_where
+from openvla_lightning.action_head.regression import L1Head, MLPResNet, mean_where, normalised
+from openvla_lightning.model.parallel_decoding import ParallelReader
 from openvla_lightning.model.projector import MLP
 from openvla_lightning.types import Batch, Inputs, Prediction
 
@@ -60,7 +62,8 @@ class DiffusionHead(L1Head):
     def draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Noise [B, T, D] and noise levels, int64 [B], of these samples."""
         shape = tuple(batch.actions.shape[1:])
-        draws = [np.random.Generator(np.random.Philox(key=[self.seed, number])) for number in batch.numbers]
+        numbers = batch.numbers or range(len(batch))
+        draws = [np.random.Generator(np.random.Philox(key=[self.seed, number])) for number in numbers]
         noise = np.stack([draw.standard_normal(shape, np.float32) for draw in draws])
         levels = np.array([draw.integers(self.schedule.train_steps) for draw in draws], np.int64)
         device = batch.actions.device
@@ -75,14 +78,24 @@ class DiffusionHead(L1Head):
         return loss, Prediction(actions=clean, targets=batch.actions)
 
     def noise(
-        self, vla: "VLA", inputs: Inputs, noisy: Tensor, timesteps: Tensor, visual: Tensor | None = None
+        self,
+        vla: "VLA",
+        inputs: Inputs,
+        noisy: Tensor,
+        timesteps: Tensor,
+        visual: Tensor | None = None,
+        reader: ParallelReader | None = None,
     ) -> Tensor:
-        """The noise float32 [B, T, D] in `noisy` at noise levels `timesteps`, int64 [B]."""
+        """The noise float32 [B, T, D] in `noisy` at noise levels `timesteps`, int64 [B]; of a `reader` sooner."""
         network: Any = vla.action_head
         extra = time_embedding(timesteps, vla.llm.dim)[:, None]
         slots = network.slots(noisy)
-        hidden = vla.states(inputs, slots=slots, extra=extra, causal=False, visual=visual)
-        return network(hidden[:, : slots.shape[1]]).float()
+        inputs = replace(inputs, places=inputs.places[:, : slots.shape[1]])
+        if reader is None:
+            hidden = vla.states(inputs, slots=slots, extra=extra, causal=False, visual=visual)
+        else:
+            hidden = reader.states(inputs, slots=slots, extra=extra, visual=visual)
+        return network(hidden).float()
 
     def denoise(self, vla: "VLA", inputs: Inputs, noise: Tensor, steps: int | None = None) -> Iterator[Tensor]:
         """The chunk [B, T, D] after each denoising step, from pure noise of that shape."""
@@ -98,14 +111,48 @@ class DiffusionHead(L1Head):
         """From noise that the generator draws on the CPU. Its option: `steps`, of denoising."""
         steps = options_of(self, acting, {"steps": self.steps})["steps"]
         self.schedule.timesteps(steps)
+        chunk = (self.action_chunk, self.action_dim)
+        if not acting.static:
 
+            def plain(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
+                noise = _start(len(inputs), chunk, generator)
+                given = on_device(inputs, vla, acting)
+                *_, actions = self.denoise(vla, given, noise.to(given.input_ids.device), steps)
+                return actions
+
+            return plain
+        reader = ParallelReader(vla, acting.compile)
+        see = reader.captured(lambda inputs: vla.see(normalised(inputs, acting), self.places))
+
+        def noise_in(inputs: Inputs, visual: Tensor, sample: Tensor, levels: Tensor) -> Tensor:
+            return self.noise(vla, inputs, sample, levels, visual, reader)
+
+        predict = reader.captured(noise_in)
+
+        @torch.inference_mode()
         def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
-            noise = torch.randn(len(inputs.input_ids), self.action_chunk, self.action_dim, generator=generator)
-            given = on_device(inputs, vla, acting)
-            *_, actions = self.denoise(vla, given, noise.to(given.input_ids.device), steps)
-            return actions
+            noise = _start(len(inputs), chunk, generator)
+            given = reader.arranged(inputs)
+            rows = torch.arange(len(given)).clamp(max=len(inputs) - 1)  # as those of `given`
+            acting.clock("copy")
+            visual = see(given)
+            acting.clock("vision")
+            few = replace(given, pixel_values=given.pixel_values[:, :0])  # seen already: nothing to copy at each step
+
+            def noise_at(sample: Tensor, timestep: int) -> Tensor:
+                levels = torch.full((len(sample),), timestep, device=sample.device)
+                return predict(few, visual, sample, levels)
+
+            *_, actions = self.schedule.denoise(noise[rows].to(reader.device), noise_at, steps)
+            acting.clock("decode")
+            return actions[: len(inputs)]
 
         return decode
+
+
+def _start(rows: int, chunk: tuple[int, int], generator: torch.Generator | None) -> Tensor:
+    """Noise [rows, T, D] to start from, row by row: drawn together, a row's would depend on how many there are."""
+    return torch.stack([torch.randn(chunk, generator=generator) for _ in range(rows)])
 
 
 class DDIM:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from openvla_lightning.types import Inputs
 
 
-PASSES = ("states", "see", "prompt", "generate")
+PASSES = ("states", "logits", "see", "prompt", "generate")
 """Ways to run the model beside `forward`."""
 
 
@@ -148,6 +148,14 @@ class SequenceModel(nn.Module):
         embeddings, mask, places = self._sequence(inputs, slots, extra, visual)
         hidden = self.language_model.decode(embeddings, None if causal else mask, causal=causal)
         return at(hidden, places)
+
+    def logits(self, inputs: "Inputs", *, slots: Tensor) -> Tensor:
+        """float32 logits [B, K, vocab] at `inputs.places` where every position sees every other: parallel decoding.
+
+        Arguments as in `states`.
+        """
+        embeddings, mask, places = self._sequence(inputs, slots, None, None)
+        return self.language_model.logits(at(self.language_model.decode(embeddings, mask, causal=False), places))
 
     def _sequence(
         self, inputs: "Inputs", slots: Tensor | None, extra: Tensor | None, visual: Tensor | None

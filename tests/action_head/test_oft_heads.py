@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from openvla_lightning import ActionTokenizer
 from openvla_lightning.action_head import Acting
 from openvla_lightning.action_head.diffusion import DDIM, DiffusionHead, time_embedding
-from openvla_lightning.action_head.regression import parallel_states
 from openvla_lightning.model.llm import next_token_loss
+from openvla_lightning.model.parallel_decoding import parallel_states
 from openvla_lightning.strategy import LoRA
 
 pytestmark = pytest.mark.golden
