@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import ImageMode
+from openvla_lightning.data.loader import SampleError
 from openvla_lightning.data.mixture import Walk, WindowedWalk
 from openvla_lightning.data.permutation import key, uniform
 from openvla_lightning.data.source import Source
@@ -94,6 +95,10 @@ class DatasetSteps:
         absolute = np.array(self.source.spec.absolute_mask(actions.shape[-1]))
         return np.where(beyond[..., None] & ~absolute, np.float32(0), actions)
 
+    def spread(self, most: int) -> NDArray[np.float32]:
+        """Actions of at most about `most` steps, evenly spread, in the dataset's units: float32 [n, D]."""
+        return self.source.index.action[self.steps[:: max(1, len(self.steps) // most)]]
+
     def other(self, role: str) -> str:
         """The role that changes places with `role`; itself where none does."""
         swap = self.source.spec.swap
@@ -104,9 +109,20 @@ class DatasetSteps:
         index = self.source.index
         return index.instructions[index.instruction[self.steps[position]]]
 
+    def where(self, position: int) -> str:
+        """Where a step lies, in words: dataset, trajectory, step and file."""
+        return f"{self.source.name}, {self.source.index.where(int(self.steps[position]))}"
+
     def image(self, role: str, position: int, size: int, mode: ImageMode = "released") -> NDArray[np.uint8]:
-        """A camera's image, uint8 [size, size, 3]; black where the dataset has none."""
-        image = self.source.image(role, int(self.steps[position]), size, mode)
+        """A camera's image, uint8 [size, size, 3]; black where the dataset has none.
+
+        Raises:
+            SampleError: it cannot be read or decoded, with where it lies.
+        """
+        try:
+            image = self.source.image(role, int(self.steps[position]), size, mode)
+        except (ValueError, OSError) as error:
+            raise SampleError(f"{self.where(position)}, {role} image: {error}") from error
         return np.zeros((size, size, 3), np.uint8) if image is None else image
 
 
@@ -155,6 +171,11 @@ class StepBatches:
             )
             for row, (dataset, position) in enumerate(places)
         ]
+
+    def where(self, number: int) -> str:
+        """Where a sample lies, in words."""
+        (dataset,), (position,) = self.order(np.array([number]))
+        return self.datasets[dataset].where(int(position))
 
     def _images(
         self, role: str, places: Sequence[tuple[DatasetSteps, int]], numbers: NDArray[np.int64]

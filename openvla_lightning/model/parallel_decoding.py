@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from openvla_lightning.model.sequence import at
+from openvla_lightning.model.positions import at
 from openvla_lightning.model.static_decoding import BUCKET, FAMILIES
 from openvla_lightning.types import Inputs
 
