@@ -146,7 +146,9 @@ def _processor(
         head = {"class": names[parts.head], "action_chunk": chunk, "action_dim": parts.action_dim}
     result = dict(plain)
     if head is not None:
-        result["action_head"] = head
+        usual = robot.cameras if robot else plain.get("cameras", ("primary",))
+        result |= {"action_head": head, "cameras": list(ours.get("cameras") or usual)}
+    result["proprio"] = parts.proprio_dim is not None
     return result
 
 

@@ -126,8 +126,8 @@ def check_adapter(checkpoint: Mapping[str, Any], base: Base | None, vla: VLA) ->
     recorded = checkpoint["openvla_lightning"].get("base")
     if recorded is None:
         return
-    if base is None or base.sha256 is None or base.sha256 != recorded["sha256"]:
-        on = "random weights" if base is None else f"{base.path} (sha256 {base.sha256[:12]})"
+    if base is None or base.sha256 != recorded["sha256"]:
+        on = "random weights" if base is None else f"{base.path} (sha256 {str(base.sha256)[:12]})"
         problem = f"this run stands on {on}, the adapter on {recorded['path']} (sha256 {recorded['sha256'][:12]})"
         raise CheckpointError("the adapter", [problem])
     if lacking := {f"vla.{name}" for name in learnt_names(vla)} - set(checkpoint["state_dict"]):
