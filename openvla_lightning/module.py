@@ -21,7 +21,7 @@ from openvla_lightning.parallel import FSDP
 from openvla_lightning.plugins import USUAL_HEAD, describe
 from openvla_lightning.processor import Processor
 from openvla_lightning.quantisation import Format, plain_state
-from openvla_lightning.strategy import Strategy
+from openvla_lightning.strategy import Strategy, to_config
 from openvla_lightning.types import Batch, Prediction
 
 
@@ -188,7 +188,7 @@ class VLAModule(L.LightningModule):
             # trained on random crops, it acts on the crop in the middle, as the released evaluation does
             "processor": {**self.processor.config, "crop_area": data.crop_area},
             "action_head": describe(self.action_head, USUAL_HEAD),
-            "strategy": self.strategy.config,
+            "strategy": to_config(self.strategy),
             "quantisation": self.vla.quantisation,
             "base": None if self.base is None else asdict(self.base),
             "normalisation": data.normalisation,

@@ -23,6 +23,7 @@ PROCESSOR = "openvla_lightning.processor"
 ABOVE = {"openvla_lightning.module", "openvla_lightning.run", "openvla_lightning.callbacks", "openvla_lightning.config"}
 
 FORBIDDEN = {
+    "runtime": CONFIGURATION | TRAINING | DATA | MODELS | ABOVE | {"torch"},
     "types.py actions.py statistics.py processor/prompt.py report/tables.py report/page.py cost/cards.py": CONFIGURATION
     | TRAINING
     | DATA
@@ -58,10 +59,22 @@ FACE = "model/checkpoint.py"
 """The documented door to checkpoints; nothing of the model imports it."""
 
 DOORS = {
-    *("types", "actions", "statistics", "optim", "quantisation", "policy", "client", "module", "parallel", "config", "plugins"),
+    *(
+        "types",
+        "actions",
+        "statistics",
+        "optim",
+        "quantisation",
+        "policy",
+        "client",
+        "module",
+        "parallel",
+        "config",
+        "plugins",
+    ),
     *("demo", "demonstrations", "libero_demonstrations", "bench_latency", "dashboards", "run", "cli"),
     *("model", "action_head", "strategy", "processor", "checkpoint", "cost", "data", "callbacks", "logger", "serve"),
-    *("env", "evaluation", "report"),
+    *("env", "evaluation", "report", "runtime"),
 }
 """What stands at the root: words that someone types in Python, in YAML or on a command line."""
 

@@ -11,8 +11,8 @@ from openvla_lightning.action_head.base import Acting, Decoder, on_device, optio
 from openvla_lightning.action_head.metrics import ActionMetrics
 from openvla_lightning.actions import ActionTokenizer
 from openvla_lightning.model.decoding import Choice
+from openvla_lightning.model.jacobi_decoding import JacobiDecoder
 from openvla_lightning.model.llm import next_token_loss
-from openvla_lightning.model.parallel_decoding import ParallelDecoder
 from openvla_lightning.model.static_decoding import StaticDecoder
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.types import IGNORE_INDEX, Batch, Inputs, Prediction
@@ -111,10 +111,10 @@ class TokenHead:
             raise ValueError(f"decoding={own['decoding']} is not known; choose stepwise or parallel_exact")
         within = (self.tokenizer.first_id, self.tokenizer.vocab_size) if own["action_ids_only"] else None
         choice = Choice(own["temperature"], own["top_k"], within)
-        fast: StaticDecoder | ParallelDecoder | None = None
+        fast: StaticDecoder | JacobiDecoder | None = None
         if own["decoding"] == "parallel_exact":
             middle = self.tokenizer.first_id + self.tokenizer.num_bins // 2
-            fast = ParallelDecoder(vla, acting.normalise, choice, middle)
+            fast = JacobiDecoder(vla, acting.normalise, choice, middle)
         elif acting.static:
             fast = StaticDecoder(vla, acting.normalise, choice, acting.compile)
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from openvla_lightning.checkpoint import preprocessor
 from openvla_lightning.checkpoint.architecture import OURS, released_config
+from openvla_lightning.checkpoint.oft_parts import FILM_NAME, keeps_apart, part_of, read_parts, write_parts
 from openvla_lightning.checkpoint.released import INDEX, SINGLE
 from openvla_lightning.model.hub import TOKENIZER_FILES
 from openvla_lightning.model.vision_backbone import pixel_statistics
-from openvla_lightning.model.vla import ADDED, VLA
+from openvla_lightning.model.vla import VLA
 from openvla_lightning.strategy.lora import merged_state, merged_weight
 
 if TYPE_CHECKING:
@@ -30,11 +31,9 @@ def save_vla(
     """Write `vla` into `folder`; see `VLA.save_pretrained`.
 
     Raises:
-        ValueError: when the weights hold quantised values, or several dtypes and `dtype` does not say which to write;
-            when the model has parts or a head for which the released layout has no place.
+        ValueError: when the weights hold quantised values, or several dtypes and `dtype` does not say which to write.
     """
-    _check_room(vla, processor)
-    state = merged_state(vla)
+    state = _released_state(vla)
     dtypes = {tensor.dtype for key, (tensor, _) in state.items() if key.endswith("weight")}
     if vla.quantisation is not None or not all(kind.is_floating_point for kind in dtypes):
         raise ValueError("quantised weights do not fit the released layout: save the model without quantisation")
@@ -49,9 +48,13 @@ def save_vla(
     arguments = _processor_arguments(vla, processor, config)
     config["image_resize_strategy"] = arguments["resize_strategy"]
     if processor is not None:
-        config["n_action_bins"] = arguments["action_head"]["num_bins"]
+        config["n_action_bins"] = arguments["action_head"].get("num_bins", config["n_action_bins"])
+        if ours := _unsaid(vla, arguments):
+            config[OURS] = {**(config.get(OURS) or {}), **ours}
     config["norm_stats"] = vla.norm_stats
     _save_weights(state, folder, max_shard_size, dtype)
+    if vla.added():
+        write_parts(vla, folder, _step(vla), dtype)
     text = config["text_config"]
     generation = {
         "_from_model_config": True,
@@ -72,17 +75,38 @@ def save_vla(
     (folder / "README.md").write_text(model_card(vla, config), encoding="utf-8")
 
 
-def _check_room(vla: VLA, processor: "Processor | None") -> None:
-    """Refuse what the released code could not read."""
-    own = sorted({name.partition(".")[0] for name in ADDED if hasattr(vla, name)})
-    own += ["film"] if vla.film is not None else []
-    if processor is not None and "num_bins" not in processor.config["action_head"]:
-        own.append(type(processor.action_head).__name__)
-    if own:
-        raise ValueError(
-            f"the released layout has no place for {', '.join(own)}: keep the checkpoint of training, which "
-            "Policy.from_pretrained reads as well"
-        )
+def _released_state(vla: VLA) -> "dict[str, tuple[Tensor, BaseTunerLayer | None]]":
+    """What a released VLA has of `vla`, under its names: each tensor, and the adapter to be merged into it.
+
+    Towers with FiLM are written apart; here they stand without their adapters, as in released OpenVLA-OFT folders.
+    """
+    film = vla.film is not None
+    apart = film and keeps_apart(vla)
+    state = {}
+    for name, (tensor, adapter) in merged_state(vla).items():
+        part = part_of(name, film)
+        if part is None or (part == "vision_backbone" and FILM_NAME.search(name) is None):
+            state[name] = (tensor, None if apart and part is not None else adapter)
+    return state
+
+
+def _unsaid(vla: VLA, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What neither names nor shapes of an OpenVLA-OFT folder say, for its `config.json`."""
+    head = arguments["action_head"]
+    said: dict[str, Any] = {}
+    if head.get("class", "TokenHead") != "TokenHead" or head.get("parallel"):
+        said["action_head"] = head
+        said["cameras"] = list(arguments.get("cameras") or [arguments.get("camera", "primary")])
+    if vla.film not in (None, "released"):
+        said["film"] = vla.film
+    return said
+
+
+def _step(vla: VLA) -> str:
+    """The step in the names of the parts that `vla` was loaded from, where these are still there."""
+    if vla.origin is None or not vla.origin.is_dir():
+        return "latest"
+    return read_parts(vla.origin).step or "latest"
 
 
 def _processor_arguments(vla: VLA, processor: "Processor | None", config: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, C
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from openvla_lightning.model.hub import check_source
-from openvla_lightning.model.vision_backbone import parameters_follow_default_device
+from openvla_lightning.model.tower import parameters_follow_default_device
 from openvla_lightning.types import IGNORE_INDEX
 
 _NOT_ARCHITECTURE = {"model_type", "torch_dtype", "dtype", "auto_map", "quantization_config", "_name_or_path"}
@@ -141,6 +141,10 @@ class CausalLM(nn.Module):
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
+
+    def attend_without_mask(self) -> None:
+        """Let the decoder's layers use `sdpa` with the mask they are given and no other, when they are called apart."""
+        self.model.config._attn_implementation = _CAUSAL
 
     def _attend_to_all(
         self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor | None, output_hidden_states: bool = False

@@ -1,147 +1,177 @@
-"""The ids that writing one after the other gives, in fewer passes: all are guessed at once and verified in one pass.
+"""`VLA.states(causal=False)` with less work and static shapes: the same hidden states, sooner."""
 
-One pass over a guess tells what follows each of its ids. As far as the guess was right these are the right ids, and the
-first one after that is right, too, since it follows right ones alone; what comes behind is the next guess (Jacobi
-iteration, Santilli et al. 2023). A bad guess costs passes, never the answer.
-"""
-
+import logging
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
-from openvla_lightning.model.decoding import MOST_LIKELY, Choice
-from openvla_lightning.model.llm import CausalLM
-from openvla_lightning.types import Inputs
+from openvla_lightning.model.sequence import at
+from openvla_lightning.model.static_decoding import BUCKET, FAMILIES
 
 if TYPE_CHECKING:
     from openvla_lightning.model.vla import VLA
+    from openvla_lightning.types import Inputs
+
+log = logging.getLogger(__name__)
+
+_READS_ALONE = ("llama", "mistral", "qwen2")
+"""`model_type`s whose last layer is computed at the places that are read, and nowhere else."""
 
 
-class ParallelDecoder:
-    """Inputs in, ids out, as `StaticDecoder`; each action is guessed from the one before.
+class ParallelReader:
+    """Reads places of whole sequences in one pass in which every position sees every other.
 
-    Which robot stands in which row of a batch does not matter to the answer, only to how good the guess is.
+    There is no cache and no head over the vocabulary, the towers stop at the layer that is read, and of the last
+    decoder layer only keys and values are made of all positions. On a GPU, `captured` makes one CUDA graph of a
+    function of inputs.
 
     Args:
         vla: in its place, in `eval`.
-        normalise: uint8 [B, 3V, H, W] -> float [B, 3 * towers * V, H, W] on any device (`ImageTransform.normalise`).
-        choice: how ids are chosen.
-        first: the id that the first guess consists of.
-
-    Attributes:
-        actions, passes: how often it was called, and how many passes of the language model that took in all.
+        compile: compile the decoder's layer, once for all layers. None: on a GPU; not with bitsandbytes' layers.
+        graph: capture CUDA graphs. None: on a GPU, but not for bitsandbytes' 8 bits, which look at values on the way.
     """
 
-    def __init__(
-        self, vla: "VLA", normalise: Callable[[Tensor], Tensor], choice: Choice = MOST_LIKELY, first: int = 0
-    ) -> None:
-        _check(choice)
-        self.vla, self.normalise, self.choice, self.first = vla, normalise, choice, first
-        self.actions = self.passes = 0
-        self._last: Tensor | None = None
+    def __init__(self, vla: "VLA", compile: bool | None = None, graph: bool | None = None) -> None:
+        self.vla = vla
+        self.device = next(vla.parameters()).device
+        gpu, bits = self.device.type == "cuda", (vla.quantisation or {}).get("bits")
+        self._family = vla.llm.architecture["model_type"]
+        static = self._family in FAMILIES
+        self.graph = static and (gpu and bits != 8 if graph is None else graph)
+        self.compile = static and (gpu and bits is None if compile is None else compile)
+        self._layer = torch.compile(_layer) if self.compile else _layer
+        self._pool: Any = None
 
-    @torch.inference_mode()
-    def __call__(
-        self,
-        inputs: Inputs,
-        count: int = 7,
-        generator: torch.Generator | None = None,
-        clock: Callable[[str], None] = lambda stage: None,
+    def states(
+        self, inputs: "Inputs", *, slots: Tensor, extra: Tensor | None = None, visual: Tensor | None = None
     ) -> Tensor:
-        """Ids [B, count] on the device; arguments as those of `StaticDecoder`, with padding on the right."""
-        alike = bool(inputs.attention_mask.all())
-        given = inputs.to(next(self.vla.parameters()).device)
-        clock("copy")
-        pixels = self.normalise(given.pixel_values)
-        embeddings, prefix = self.vla.prompt(pixels, given.input_ids, given.attention_mask, given.proprio)
-        clock("vision")
-        lengths = None if alike else given.attention_mask.long().sum(1) + prefix.shape[1]
-        draft = self._last
-        if draft is None or draft.shape != (len(inputs), count):
-            draft = torch.full((len(inputs), count), self.first)
-        ids, passes = decode_in_parallel(self.vla.llm, embeddings, lengths, count, self.choice, draft)
-        clock("decode")
-        self._last, self.actions, self.passes = ids, self.actions + 1, self.passes + passes
-        return ids.clone()
+        """As `VLA.states` with `causal=False`."""
+        vla, llm = self.vla, self.vla.llm
+        if self._family not in FAMILIES or llm.attention != "sdpa":
+            return vla.states(inputs, slots=slots, extra=extra, causal=False, visual=visual)
+        hidden, mask, places = vla._sequence(inputs, slots, extra, visual)
+        seen = None if mask is None else mask[:, None, None].expand(-1, 1, hidden.shape[1], -1)
+        decoder = llm.model
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        llm.attend_without_mask()
+        rotary = decoder.rotary_emb(hidden, positions)
+        *most, last = decoder.layers
+        for layer in most:
+            hidden = self._layer(layer, hidden, seen, rotary)
+        if self._family in _READS_ALONE:
+            hidden = _last_layer(last, hidden, seen, rotary, places)
+        else:
+            hidden = at(self._layer(last, hidden, seen, rotary), places)
+        norm = decoder.final_layernorm if hasattr(decoder, "final_layernorm") else decoder.norm
+        return norm(hidden)
+
+    def captured(self, function: "Callable[[Inputs], Tensor]") -> "Callable[[Inputs], Tensor]":
+        """`function` of inputs, as one CUDA graph for each of their shapes; as it is where there are no graphs.
+
+        On a GPU prompts are padded to a multiple of `BUCKET` tokens and batches, by repeating the last row, to a power
+        of two, so that there are few shapes.
+
+        Args:
+            function: of inputs on the device; it looks at no value on the host.
+        """
+        graphs: dict[tuple[Any, ...], tuple[Inputs, Tensor, torch.cuda.CUDAGraph]] = {}
+
+        @torch.inference_mode()
+        def call(inputs: "Inputs") -> Tensor:
+            rows = len(inputs.input_ids)
+            if not self.graph:
+                return function(inputs)
+            given = bucketed(inputs)
+            key = tuple(None if t is None else (t.shape, t.dtype) for t in _tensors(given).values())
+            if key not in graphs:
+                try:
+                    graphs[key] = self._capture(function, given)
+                except RuntimeError as error:  # an operation that cannot be captured, or no memory left to do it
+                    log.warning(f"No CUDA graphs, so actions take longer: {str(error).splitlines()[0]}")
+                    self.graph = False
+                    return function(inputs)
+            static, out, graph = graphs[key]
+            for name, tensor in _tensors(given).items():
+                if tensor is not None:
+                    getattr(static, name).copy_(tensor, non_blocking=True)
+            graph.replay()
+            return out[:rows].clone()
+
+        return call
+
+    def _capture(
+        self, function: "Callable[[Inputs], Tensor]", given: "Inputs"
+    ) -> "tuple[Inputs, Tensor, torch.cuda.CUDAGraph]":
+        copies: dict[str, Any] = {n: None if t is None else t.clone() for n, t in _tensors(given).items()}
+        static = replace(given, **copies)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compiles, and makes what libraries make on first use
+            for _ in range(2):
+                function(static)
+        torch.cuda.current_stream().wait_stream(side)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            out = function(static)
+        return static, out, graph
 
 
-def decode_in_parallel(
-    llm: CausalLM,
-    embeddings: Tensor,
-    lengths: Tensor | None,
-    count: int,
-    choice: Choice = MOST_LIKELY,
-    draft: Tensor | None = None,
-) -> tuple[Tensor, int]:
-    """What `decode` gives, ids [B, count], and how many passes it took; at most one more than `count`, but for ties.
-
-    A pass over many positions rounds differently from one over a single position. Where the two most likely ids are
-    closer than this could matter, the id is decided by a pass of its own, as `decode` would.
-
-    Args:
-        embeddings: prompt embeddings [B, S, dim], visual tokens included, padding on the right.
-        lengths: int64 [B], positions of each row that are not padding; None when there is no padding.
-        count: how many ids to write.
-        choice: how an id is chosen: the most likely one, of all or within a range.
-        draft: the first guess, int64 [B, count]: the ids of the action before, for example. None: none, and the first
-            pass reads the prompt alone.
-
-    Raises:
-        ValueError: for a temperature above 0, whose draws cannot be guessed.
-    """
-    _check(choice)
-    batch, width, _ = embeddings.shape
-    device = embeddings.device
-    rows = torch.arange(batch, device=device)
-    padded = lengths is not None
-    ends = torch.full((batch,), width, device=device) if lengths is None else lengths
-    prompt = torch.arange(width, device=device) < ends[:, None]
-    cache = DynamicCache(config=llm.model.config)
-    guess = torch.zeros(batch, count, dtype=torch.int64, device=device) if draft is None else draft.to(device).clone()
-    right = torch.zeros(batch, dtype=torch.int64, device=device)  # how many ids of each row are known to be right
-    known, passes, alone = 0, 0, draft is None
-    while known < count:
-        first = max(known - 1, 0)  # where the ids begin that this pass reads
-        last = known if alone else count - 1
-        fed = llm.embed(guess[:, first:last])
-        positions = ends[:, None] + torch.arange(first, last, device=device)
-        if known == 0:
-            fed = torch.cat([embeddings, fed.to(embeddings.dtype)], dim=1)
-            positions = torch.cat([torch.arange(width, device=device).expand(batch, -1), positions], dim=1)
-        elif (stale := width + first - cache.get_seq_length()) < 0:
-            cache.crop(stale)
-        mask = torch.cat([prompt, prompt.new_ones(batch, last)], dim=1) if padded else None
-        hidden = llm.decode(fed, attention_mask=mask, position_ids=positions, cache=cache)
-        if known == 0:
-            hidden = torch.cat([hidden[rows, ends - 1][:, None], hidden[:, width:]], dim=1)
-        passes += 1
-        ids, sure = choose(llm, hidden, choice)
-        ours = guess[:, known : known + ids.shape[1]]
-        kept = torch.arange(known, known + ids.shape[1], device=device) < right[:, None]
-        sure = sure | kept | alone
-        # an id is right when it is sure and everything before it was guessed right
-        follows = ((ours == ids) | kept) & sure
-        accepted = sure & nn.functional.pad(follows[:, :-1], (1, 0), value=True).cummin(dim=1).values
-        guess[:, known : known + ids.shape[1]] = torch.where(kept, ours, ids)
-        before, right = known, known + accepted.sum(dim=1)
-        known = int(right.min())
-        alone = known == before
-    return guess, passes
+def bucketed(inputs: "Inputs") -> "Inputs":
+    """The same with padding to a shape that others share; rows beyond the first ones repeat the last."""
+    count = len(inputs.input_ids)
+    rows = torch.arange(1 << (count - 1).bit_length(), device=inputs.input_ids.device).clamp(max=count - 1)
+    values: dict[str, Any] = {
+        name: None if tensor is None else tensor[rows] for name, tensor in _tensors(inputs).items()
+    }
+    more = -inputs.input_ids.shape[1] % BUCKET
+    for name in ("input_ids", "attention_mask"):
+        values[name] = nn.functional.pad(values[name], (0, more))
+    return replace(inputs, **values)
 
 
-def _check(choice: Choice) -> None:
-    if choice.temperature:
-        raise ValueError("parallel_exact writes the most likely ids: set temperature=0, or decoding=stepwise")
+def _tensors(inputs: "Inputs") -> dict[str, Any]:
+    found = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+    return {name: value for name, value in found.items() if value is None or isinstance(value, Tensor)}
 
 
-def choose(llm: CausalLM, hidden: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-    """The most likely ids [B, N] after hidden states [B, N, dim], and where no rounding could make it another one."""
-    logits = choice._logits(llm, hidden.flatten(0, 1))
-    largest, second = logits.topk(2, dim=-1).values.unbind(-1)
-    rounding = 1e-3 if llm.lm_head.weight.dtype == torch.float32 else 0.125
-    ids = logits.argmax(-1).reshape(hidden.shape[:2])
-    sure = (largest - second > rounding).reshape(hidden.shape[:2])
-    return (ids if choice.within is None else ids + choice.within[0]), sure
+def _layer(layer: nn.Module, hidden: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
+    """One decoder layer; a function of its own, for compilation to see every layer as the same code."""
+    return layer(hidden, attention_mask=mask, position_embeddings=rotary, is_causal=False)
+
+
+class _KeysValues:
+    """Keys and values of all positions for the queries of a few; what attention calls its cache."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    def update(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """The keys and values [B, heads, S, head_dim] to attend to, whatever those of the few are."""
+        return self.keys, self.values
+
+
+def _last_layer(layer: Any, hidden: Tensor, mask: Tensor | None, rotary: Any, places: Tensor) -> Tensor:
+    """The layer's output [B, K, dim] at `places` [B, K] alone."""
+    attention = layer.self_attn
+    normed = layer.input_layernorm(hidden)
+    shape = (*normed.shape[:-1], -1, attention.head_dim)
+    keys, values = (project(normed).view(shape).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))
+    turn = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    _, keys = turn(keys, keys, *rotary)
+    own = tuple(wave.expand(len(hidden), -1, -1)[torch.arange(len(hidden))[:, None], places] for wave in rotary)
+    few = at(hidden, places)
+    seen = None if mask is None else mask[:, :, :1].expand(-1, 1, places.shape[1], -1)
+    attended, _ = attention(
+        hidden_states=layer.input_layernorm(few),
+        position_embeddings=own,
+        attention_mask=seen,
+        past_key_values=_KeysValues(keys, values),
+        is_causal=False,
+    )
+    few = few + attended
+    return few + layer.mlp(layer.post_attention_layernorm(few))

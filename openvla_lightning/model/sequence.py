@@ -94,8 +94,7 @@ class SequenceModel(nn.Module):
         states = self.language_model.hidden_states(embeddings) if output_hidden_states else None
         hidden = self.language_model.decode(embeddings) if states is None else states[-1]
         if places is not None:
-            rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-            hidden = hidden[rows, prefix.shape[1] + places]
+            hidden = at(hidden, prefix.shape[1] + places)
         output = VLAOutput(
             logits=self.language_model.logits(hidden),
             num_patches=prefix.shape[1],
@@ -161,18 +160,27 @@ class SequenceModel(nn.Module):
         Raises:
             ValueError: when the model reads proprioception and there is none, or of another width.
         """
+        embeddings, mask, places = self._sequence(inputs, slots, extra, visual)
+        hidden = self.language_model.decode(embeddings, None if causal else mask, causal=causal)
+        return at(hidden, places)
+
+    def _sequence(
+        self, inputs: "Inputs", slots: Tensor | None, extra: Tensor | None, visual: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What `states` gives to the language model: embeddings [B, S, dim], what is no padding, and where to read.
+
+        The mask is bool [B, S], or None where all of it is known to be seen; the positions are int64 [B, K].
+        """
         text = self.language_model.embed(inputs.input_ids)
-        rows = torch.arange(len(text), device=text.device)[:, None]
         if slots is not None:
-            at = inputs.places[:, : slots.shape[1]] + 1
-            text = text.index_put((rows.expand_as(at), at), slots.to(text.dtype))
+            written = inputs.places[:, : slots.shape[1]] + 1
+            rows = torch.arange(len(text), device=text.device)[:, None].expand_as(written)
+            text = text.index_put((rows, written), slots.to(text.dtype))
         if visual is None:
             visual = self._see(inputs, 0 if slots is None else slots.shape[1])
         prefix = self._prefix(visual, inputs.proprio, text, extra)
         embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
-        mask = None if causal else _visible(inputs.attention_mask, prefix.shape[1])
-        hidden = self.language_model.decode(embeddings, mask, causal=causal)
-        return hidden[rows, prefix.shape[1] + inputs.places]
+        return embeddings, _visible(inputs.attention_mask, prefix.shape[1]), prefix.shape[1] + inputs.places
 
     def read(self, inputs: "Inputs", layer: int | None = None, logits: bool = False) -> Read:
         """Hidden states of the whole prompt, for a head that looks at all of them.
@@ -269,6 +277,11 @@ class SequenceModel(nn.Module):
             lengths = attention_mask.long().sum(1) + prefix.shape[1]
         noise = choice.noise(self.language_model, len(input_ids), max_new_tokens, generator)
         return decode(self.language_model, embeddings, lengths, max_new_tokens, choice, noise)
+
+
+def at(hidden: Tensor, places: Tensor) -> Tensor:
+    """The hidden states [B, K, dim] at `places` [B, K] of [B, S, dim]."""
+    return hidden[torch.arange(len(hidden), device=hidden.device)[:, None], places]
 
 
 def _visible(attention_mask: Tensor | None, prefix: int) -> Tensor | None:

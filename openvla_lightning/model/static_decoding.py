@@ -194,6 +194,7 @@ class StaticDecoder:
 
     def _decode(self, action: _Action, hidden: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         decoder = self.vla.llm.model
+        self.vla.llm.attend_without_mask()
         rotary = decoder.rotary_emb(hidden, positions)
         for layer, kept in zip(decoder.layers, action.layers, strict=True):
             hidden = self._layer(layer, hidden, mask, positions, rotary, kept)

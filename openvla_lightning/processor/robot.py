@@ -16,6 +16,7 @@ from torch import Tensor
 from openvla_lightning.action_head.base import ActionHead
 from openvla_lightning.model.vision_backbone import pixel_statistics
 from openvla_lightning.plugins import USUAL_HEAD, describe, rebuild
+from openvla_lightning.processor.gate import accepted
 from openvla_lightning.processor.images import ImageTransform, ResizeStrategy
 from openvla_lightning.processor.prompt import PromptKind, build_prompt
 from openvla_lightning.processor.tokenizer import load_tokenizer
@@ -23,6 +24,8 @@ from openvla_lightning.types import IGNORE_INDEX, Batch, Inputs, Step, learnt_pl
 
 ImageLike = Image.Image | NDArray[np.uint8]
 _SPACE = "▁"
+MOST_TOKENS_A_BYTE, ROOM = 12, 128
+"""Most tokens that a byte of an instruction becomes (some ligatures are written out), and those of the prompt."""
 Given = TypeVar("Given", bound=Inputs)
 
 
@@ -158,6 +161,18 @@ class Processor:
             self._prompt_ids[instruction] = ids
         return ids
 
+    def refuses(self, instruction: str, dim: int) -> str | None:
+        """Why no step with this instruction and `dim` action dimensions can be collated; None when it can be."""
+        blank = torch.zeros(1, self.action_head.action_chunk, dim)
+        answer = len(self.action_head.write(blank, 1, dim, self.eos_token_id)[0])
+        try:
+            if len(accepted(instruction).encode()) * MOST_TOKENS_A_BYTE + ROOM + answer < self.max_length:
+                return None  # most texts need no tokenizer
+            tokens = len(self.prompt_ids(instruction)) + answer
+        except ValueError as error:
+            return str(error)
+        return None if tokens <= self.max_length else f"it takes {tokens} tokens of {self.max_length}"
+
     def _bos(self) -> int:
         # Tokenizers without BOS start with their end-of-text id, so that visual tokens always follow one such id.
         known = self.tokenizer.bos_token_id
@@ -231,8 +246,11 @@ class Processor:
             images: PIL, or uint8 [H, W, 3].
             instructions: as many.
             dim: D, numbers of an action.
+
+        Raises:
+            ValueError: for an image that is none, or an instruction that `gate.accepted` refuses.
         """
-        text = self._written(instructions, None, dim)
+        text = self._written([accepted(told) for told in instructions], None, dim)
         del text["labels"]
         return Inputs(pixel_values=self.transform.pixels(images), **text)
 

@@ -30,6 +30,10 @@ class UnknownDatasetError(ValueError):
     """A mixture names a dataset that nobody has described."""
 
 
+class DescriptionError(ValueError):
+    """A dataset's description names something that its files do not hold, or is of another width than its actions."""
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
     """What the reader has to know of a dataset.
@@ -82,17 +86,21 @@ class DatasetSpec:
         return self._checked(self.absolute, dim, "absolute") or tuple(i in self._grippers(dim) for i in range(dim))
 
     def check_width(self, dim: int) -> None:
-        """Raise ValueError if actions of `dim` dimensions are not what `encoding` says."""
+        """Raise DescriptionError if actions of `dim` dimensions are not what `encoding`, `mask` and `absolute` say."""
+        self.action_mask(dim)
+        self.absolute_mask(dim)
         expected = ENCODINGS[self.encoding][0] if self.encoding is not None else dim
         if dim != expected:
-            raise ValueError(f"{self.name}: encoding {self.encoding} means {expected} action dimensions, got {dim}")
+            raise DescriptionError(
+                f"{self.name}: encoding {self.encoding} means {expected} action dimensions, got {dim}"
+            )
 
     def _grippers(self, dim: int) -> tuple[int, ...]:
         return ENCODINGS[self.encoding][1] if self.encoding is not None else (dim - 1,)
 
     def _checked(self, mask: tuple[bool, ...] | None, dim: int, what: str) -> tuple[bool, ...] | None:
         if mask is not None and len(mask) != dim:
-            raise ValueError(f"{self.name}: `{what}` has {len(mask)} entries, its actions have {dim} dimensions")
+            raise DescriptionError(f"{self.name}: `{what}` has {len(mask)} entries, its actions have {dim} dimensions")
         return mask
 
     @property

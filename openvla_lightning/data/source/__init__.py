@@ -32,6 +32,9 @@ class Source(Protocol):
     def missing(self) -> str | None:
         """What is missing and where to get it; None when all is there. Takes milliseconds."""
 
+    def check(self) -> None:
+        """Raise ValueError if the description names what the files do not hold. Takes milliseconds."""
+
     def prepare(self) -> None:
         """Do once, on one process, what takes time."""
 

@@ -43,6 +43,9 @@ class Synthetic:
         """Nothing ever is."""
         return None
 
+    def check(self) -> None:
+        """Everything fits."""
+
     def prepare(self) -> None:
         """Nothing to do."""
 

@@ -9,7 +9,7 @@ from test_decoding import ACTIONS, floats, plainly, prompts
 
 from openvla_lightning.model import VLA
 from openvla_lightning.model.decoding import Choice
-from openvla_lightning.model.parallel_decoding import ParallelDecoder, decode_in_parallel
+from openvla_lightning.model.jacobi_decoding import JacobiDecoder, decode_in_parallel
 from openvla_lightning.types import Inputs
 
 
@@ -71,7 +71,7 @@ def test_few_ids(config: dict[str, Any], build: Callable[..., VLA], count: int) 
 
 def test_the_action_before_is_the_first_guess(config: dict[str, Any], build: Callable[..., VLA]) -> None:
     vla = build(config)
-    decoder = ParallelDecoder(vla, floats)
+    decoder = JacobiDecoder(vla, floats)
     for rows in (3, 3, 2, 3):
         given = prompts(rows)
         inputs = Inputs(
