@@ -17,6 +17,7 @@ from openvla_lightning.data.loader import ResumableDataModule
 from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, check_weights
 from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
 from openvla_lightning.data.source import Source, SourceFactory
+from openvla_lightning.data.source.transcoded import cached
 from openvla_lightning.data.steps import DatasetSteps, StepBatches, windowed_walks
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 from openvla_lightning.types import Step
@@ -51,6 +52,7 @@ class VLADataModule(ResumableDataModule):
         augment: operations of `Augmentation` for training images; None: no augmentation.
         cameras: roles to load; the first is what the policy looks through.
         images: `released` (decoded and resized as the released pipeline does) or `fast`.
+        cache: `jpeg`: frames of videos, and PNGs, become JPEG records once, which are read many times faster.
         window_gb: for storage that is slow to read at random: shuffle within so many gigabytes of shards at a time;
             None: over the whole dataset.
         datasets: the user's own datasets, name -> options of `oxe.describe`.
@@ -86,6 +88,7 @@ class VLADataModule(ResumableDataModule):
         augment: Mapping[str, Any] | None = None,
         cameras: Sequence[str] = ("primary",),
         images: ImageMode = "released",
+        cache: Literal["none", "jpeg"] = "none",
         window_gb: float | None = None,
         datasets: Mapping[str, Mapping[str, Any]] | None = None,
         seed: int = 7,
@@ -102,6 +105,7 @@ class VLADataModule(ResumableDataModule):
             ("normalisation", normalisation, get_args(Normalisation)),
             ("statistics", statistics, ("released", "train")),
             ("images", images, get_args(ImageMode)),
+            ("cache", cache, ("none", "jpeg")),
         ):
             if choice not in choices:
                 raise ValueError(f"data.{name}={choice}: choose {', '.join(choices)}")
@@ -129,6 +133,8 @@ class VLADataModule(ResumableDataModule):
         drawn = dict.fromkeys(name for part in weights for name, weight in part.items() if weight > 0)
         check_encodings(own.get(name) or dataset_spec(name) for name in drawn)
         self.sources: dict[str, Source] = {name: source(name=name, spec=own.get(name)) for name in drawn}
+        if cache == "jpeg":
+            self.sources = {name: cached(source, self.cameras) for name, source in self.sources.items()}
         self.filter_report: dict[str, FilterReport] = {}
         self.statistics: dict[str, DatasetStatistics] = {}
         self.stages: list[Stage] = []
@@ -238,11 +244,7 @@ class VLADataModule(ResumableDataModule):
         """Where a sample of training lies, in words: its trajectory, step and file."""
         (dataset,), (position,) = self.order(np.array([number]))
         steps = list(self.train.values())[dataset]
-        index, step = steps.source.index, int(steps.steps[position])
-        trajectory = int(index.trajectory[step])
-        shard = int(np.searchsorted(index.shards, step, side="right")) - 1
-        file = f" of {index.files[shard]}" if index.files else ""
-        return f"trajectory {trajectory}, step {step - index.bounds[trajectory]}{file}"
+        return steps.source.where(int(steps.steps[position]))
 
     def served(self) -> dict[str, tuple[int, float]]:
         """Of each dataset, how many steps training was given so far, and how many the weights call for."""

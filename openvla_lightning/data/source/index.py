@@ -67,12 +67,14 @@ class Index:
         """int32 [N]: which trajectory each step belongs to."""
         return np.repeat(np.arange(self.num_trajectories, dtype=np.int32), np.diff(self.bounds))
 
-    def save(self, folder: Path, **files: str) -> None:
-        """Write everything to `folder` at once: nobody ever sees half an index."""
+    def save(self, folder: Path, arrays: Mapping[str, NDArray[Any]] | None = None, /, **files: str) -> None:
+        """Write everything to `folder` at once, with more arrays and texts: nobody ever sees half an index."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         for name in (*ARRAYS, "trajectory"):
             np.save(partial / f"{name}.npy", getattr(self, name))
+        for name, array in (arrays or {}).items():
+            np.save(partial / f"{name}.npy", array)
         for role, places in self.images.items():
             np.save(partial / f"image_{role}.npy", places)
         words: dict[str, Any] = {name: getattr(self, name) for name in WORDS}

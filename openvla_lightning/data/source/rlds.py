@@ -21,6 +21,7 @@ from rich.progress import track
 
 from openvla_lightning.data.images import ImageMode, Pixels, load
 from openvla_lightning.data.oxe.registry import DatasetSpec, dataset_spec
+from openvla_lightning.data.source import Source
 from openvla_lightning.data.source import index as index_module
 from openvla_lightning.data.source.array_records import ArrayRecords, is_array_record
 from openvla_lightning.data.source.episodes import read_episodes
@@ -38,7 +39,7 @@ READABLE = ("tfrecord", "array_record")
 PARALLEL_FROM = 256 * 2**20
 
 
-class RLDS:
+class RLDS(Source):
     """One RLDS dataset below `root`: `<root>/<name>/<version>/{dataset_info.json,features.json,*record-*}`.
 
     Args:
