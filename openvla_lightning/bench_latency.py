@@ -79,10 +79,14 @@ class Row:
     bound: float | None = None
     baseline: list[float] = field(default_factory=list)
 
+    def median(self, stage: str) -> float:
+        """Of a stage; 0 for one that this head does not have."""
+        return float(np.median(self.stages[stage])) if self.stages.get(stage) else 0.0
+
     def cells(self) -> list[str]:
         """As a line of the table, in milliseconds."""
         low, high, worst = (1e3 * float(np.percentile(self.actions, share)) for share in (50, 95, 99))
-        stages = [f"{1e3 * float(np.median(self.stages[stage])):.1f}" for stage in STAGES]
+        stages = [f"{1e3 * self.median(stage):.1f}" for stage in STAGES]
         bound = "" if self.bound is None else f"{1e3 * self.bound:.1f}"
         theirs = float(np.median(self.baseline)) * 1e3 if self.baseline else 0.0
         released = [f"{theirs:.1f}", f"{theirs / low:.2f}"] if self.baseline else ["", ""]
@@ -121,6 +125,9 @@ def random_policy(config: dict[str, Any], device: torch.device, dtype: torch.dty
 def released_way(policy: Policy) -> Callable[[np.ndarray, str], np.ndarray]:
     """Act as the released code does, with the same weights: every ViT block, then transformers' `generate`."""
     vla, processor = policy.vla, policy.processor
+    head, count = processor.action_head, policy.statistics.action_dim
+    if not isinstance(head, TokenHead):
+        raise ValueError(f"the released code writes actions as tokens; {type(head).__name__} does not: --no-baseline")
     with torch.device("meta"):
         llm = LlamaForCausalLM(vla.llm.model.config).eval()
     llm.model, llm.lm_head = vla.llm.model, vla.llm.lm_head
@@ -136,19 +143,22 @@ def released_way(policy: Policy) -> Callable[[np.ndarray, str], np.ndarray]:
     def act(image: np.ndarray, instruction: str) -> np.ndarray:
         given = processor([image], [instruction])
         pixels = given["pixel_values"].to(policy.device, policy.dtype)
-        embeddings = vla._embed(given["input_ids"].to(policy.device), vla.projector(features(pixels)))
+        text, visual = vla.llm.embed(given["input_ids"].to(policy.device)), vla.projector(features(pixels))
+        embeddings = torch.cat([text[:, :1], visual.to(text.dtype), text[:, 1:]], dim=1)
         mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=policy.device)
         ids = llm.generate(
-            inputs_embeds=embeddings, attention_mask=mask, max_new_tokens=7, min_new_tokens=7, do_sample=False
+            inputs_embeds=embeddings, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, do_sample=False
         )
-        normalised = processor.action_head.decode(ids).numpy()
+        normalised = head.decode(ids).numpy()
         return policy.statistics.unnormalise(normalised, method=policy.normalisation)[0]
 
     return act
 
 
-def bound(policy: Policy, hardware: Card, tokens: int, count: int = 7) -> float:
-    """Seconds that an action takes at least, at batch 1: the larger of reading weights and multiplying, stage by stage.
+def bound(policy: Policy, hardware: Card, tokens: int, count: int) -> float:
+    """Seconds that a chunk takes at least, at batch 1, where its ids are written one after the other.
+
+    That is the larger of reading weights and multiplying, stage by stage.
 
     Args:
         policy: whose weights.
@@ -211,7 +221,7 @@ def measure(
         if cuda:
             torch.cuda.synchronize()
         over = now()
-        row.stages[stage].append(over - last[0])
+        row.stages.setdefault(stage, []).append(over - last[0])
         last[0] = over
 
     policy.clock = clock
@@ -220,7 +230,9 @@ def measure(
         policy.act(picture, INSTRUCTION)
     if hardware is not None:
         tokens = len(policy.processor.prompt_ids(INSTRUCTION)) + policy.vla.vision_backbone.num_patches
-        row.bound = bound(policy, hardware, tokens, policy.statistics.action_dim)
+        head = policy.processor.action_head
+        if isinstance(head, TokenHead):
+            row.bound = bound(policy, hardware, tokens, head.action_chunk * policy.statistics.action_dim)
     return row
 
 
@@ -240,7 +252,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.5 * len(rows)), layout="constrained")
     left = np.zeros(len(rows))
     for stage in STAGES:
-        widths = np.array([1e3 * float(np.median(row.stages[stage])) for row in rows])
+        widths = np.array([1e3 * row.median(stage) for row in rows])
         axes.barh([row.name for row in rows], widths, left=left, label=stage)
         left += widths
     axes.invert_yaxis()

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from openvla_lightning.model.decoding import Choice
+from openvla_lightning.action_head import Acting
+from openvla_lightning.checkpoint.load import describe, load_checkpoint
 from openvla_lightning.model.parameters import floating
-from openvla_lightning.model.static_decoding import StaticDecoder
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
 from openvla_lightning.quantisation import Format
 from openvla_lightning.statistics import DatasetStatistics, Normalisation, choose_key
+from openvla_lightning.types import Prediction, Step
 
 ImageLike = np.ndarray | Image.Image
 RELEASED_CROP = 0.9
@@ -47,15 +48,17 @@ class Policy:
         action_ids_only: choose among the ids that stand for actions, instead of, as released, among all words. The
             answer is the same while the model says actions; any other word would become an outermost action.
         temperature, top_k: see `Choice`; 0 is the most likely id, as released.
-        seed: of what is drawn at a temperature above 0.
-        compile: see `StaticDecoder`.
+        seed: of what is drawn.
+        compile: what runs often; None: where it pays.
+        options: further ones of the action head's decoder, such as a number of denoising steps.
 
     Attributes:
-        clock: called with each stage's name when it is over, for measuring: `preprocess`, those of `StaticDecoder`,
+        clock: called with each stage's name when it is over, for measuring: `preprocess`, those of the decoder,
             `unnormalise`.
 
     Raises:
         UnknownDatasetError: for an unknown or a missing unnorm_key, naming the known ones.
+        ValueError: for an option that the action head does not have.
     """
 
     def __init__(
@@ -72,10 +75,8 @@ class Policy:
         top_k: int | None = None,
         seed: int = 0,
         compile: bool | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        head = processor.action_head.config
-        ids = (head["vocab_size"] - head["num_bins"], head["vocab_size"]) if action_ids_only else None
-        choice = Choice(temperature, top_k, ids)
         self.unnorm_key = choose_key(norm_stats, unnorm_key)
         self.norm_stats, self._normalisation = norm_stats, normalisation
         self._scales: dict[str, tuple[DatasetStatistics, Normalisation]] = {}
@@ -84,7 +85,15 @@ class Policy:
         self.dtype = choose_dtype(dtype, self.device)
         self.vla = (vla if vla.quantisation else vla.to(self.device, self.dtype)).eval()
         self.processor = processor
-        self._decoder = StaticDecoder(self.vla, processor.transform.normalise, choice, compile)
+        given = {"action_ids_only": action_ids_only, "temperature": temperature, "top_k": top_k}
+        usual = {"action_ids_only": False, "temperature": 0.0, "top_k": None}
+        self.acting = Acting(
+            normalise=processor.transform.normalise,
+            compile=compile,
+            clock=lambda stage: self.clock(stage),
+            options={**{k: v for k, v in given.items() if v != usual[k]}, **(options or {})},
+        )
+        self._decoder = processor.action_head.decoder(self.vla, self.acting)
         self._generator = torch.Generator().manual_seed(seed)
         self._lock = threading.Lock()
         self.clock: Callable[[str], None] = lambda stage: None
@@ -142,22 +151,18 @@ class Policy:
             ValueError: for a checkpoint that does not fit, or a quantisation that cannot be had here.
             UnknownDatasetError: for an unknown or a missing unnorm_key.
         """
-        from openvla_lightning.model.checkpoint import load_checkpoint
-        from openvla_lightning.model.norm_stats import read_norm_stats
-        from openvla_lightning.model.source import find_source
-
         started = time.monotonic()
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)
         if quantisation is not None:
             quantisation.check(device, dtype)
-        if (source := find_source(path)).kind != "lightning":
-            choose_key(read_norm_stats(source), unnorm_key)  # reading the weights takes a minute
+        description = describe(path).check()
+        choose_key(description.norm_stats, unnorm_key)  # before the weights, which take a minute
         changes: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
         if center_crop is not None:
             changes["crop_area"] = RELEASED_CROP if center_crop is True else center_crop or None
         vla, processor, norm_stats = load_checkpoint(
-            path, dtype=dtype, device=device if quantisation is None else "cpu", base=base, **changes
+            description, dtype=dtype, device=device if quantisation is None else "cpu", base=base, **changes
         )
         if quantisation is not None:
             vla = quantisation(vla, device)
@@ -214,7 +219,7 @@ class Policy:
         scales = [self._scale(key) for key in keys]
         if len(dims := {statistics.action_dim for statistics, _ in scales}) > 1:
             raise ValueError(f"actions {sorted(dims)} numbers wide do not fit one array: ask for them one by one")
-        normalised = self._predict(images, instructions, dims.pop())
+        normalised = self._decode(images, instructions, dims.pop())[:, 0]
         actions = np.stack(
             [
                 statistics.unnormalise(row, method=method)
@@ -240,20 +245,23 @@ class Policy:
                 self.act([np.zeros((side, side, 3), np.uint8)] * size, [instruction] * size)
         return time.monotonic() - started
 
-    def _predict(
-        self,
-        images: list[ImageLike],
-        instructions: list[str],
-        count: int,
-    ) -> np.ndarray:
-        """Normalised actions [B, count]."""
+    @torch.inference_mode()
+    def predict(self, steps: Sequence[Step]) -> Prediction:
+        """What is predicted on recorded steps, under their true past: one forward pass, as in training.
+
+        Args:
+            steps: normalised, of datasets that the policy knows.
+        """
+        batch = self.processor.collate(list(steps)).to(self.device)
         with self._lock:
-            given = self.processor(images, instructions, normalise=False)
+            return self.processor.action_head.loss(self.vla, self.processor.normalise(batch, self.dtype))[1]
+
+    def _decode(self, images: list[ImageLike], instructions: list[str], dim: int) -> np.ndarray:
+        """Normalised actions [B, T, dim]."""
+        with self._lock:
+            inputs = self.processor.inputs(images, instructions, dim)
             self.clock("preprocess")
-            ids = self._decoder(
-                given["pixel_values"], given["input_ids"], given["attention_mask"], count, self._generator, self.clock
-            )
-            return self.processor.action_head.decode(ids).numpy()
+            return self._decoder(inputs, dim, self._generator).double().cpu().numpy()
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -209,10 +209,11 @@ class FastQuantisation:
 
 
 def quantised_names(vla: VLA, keep: Sequence[str], divisor: int = 1) -> list[str]:
-    """Names of the linear layers to quantise: outside the parts to keep, adapters left out."""
+    """Names of the linear layers to quantise: of released models' parts but those to keep, adapters left out."""
     if vla.quantisation is not None:
         raise ValueError(f"the model is quantised already: {vla.quantisation}")
     kept = {module for part in keep for top in vla.part(part) for module in top.modules()}
+    kept |= {module for top in vla.added() for module in top.modules()}
     names = [
         name
         for name, module in vla.named_modules()

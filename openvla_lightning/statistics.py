@@ -204,7 +204,7 @@ class DatasetStatistics:
         if x.ndim < 1 or x.shape[-1] != width:
             raise ValueError(f"expected {width} {part} dimensions in the last axis, got shape {list(x.shape)}")
         numbers = self.action if part == "action" else self.proprio
-        return x, numbers, self.mask if part == "action" else np.ones(width, bool)
+        return x, numbers, numbers.get("mask", np.ones(width, bool))
 
 
 class UnknownDatasetError(KeyError):

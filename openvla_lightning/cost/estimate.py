@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from openvla_lightning.action_head import ActionHead
 from openvla_lightning.cost.cards import CARDS, Card, card
-from openvla_lightning.cost.operations import step_cost
+from openvla_lightning.cost.operations import example, step_cost
 from openvla_lightning.model import VLA
 from openvla_lightning.model.blocks import Recompute, blocks, recompute_activations
 from openvla_lightning.model.parameters import count, floating
@@ -18,8 +19,10 @@ from openvla_lightning.quantisation import Quantisation, quantised_names
 from openvla_lightning.report.tables import Rows, table
 from openvla_lightning.strategy import Strategy
 
-TEXT_TOKENS = 34
-"""Ids in a row: a prompt of usual length, 7 action ids, the end."""
+PROMPT_TOKENS = 26
+"""Ids of BOS and a prompt of usual length."""
+ACTION_DIM = 7
+"""Numbers of an action: an arm's with a gripper. Other robots' change little."""
 UTILISATION = 0.4
 """Share of a card's peak that a step is expected to reach, operations done twice counted in."""
 RESERVE = 1.05
@@ -47,7 +50,6 @@ class Plan:
         global_batch: samples of an optimiser step.
         max_steps: of the run; -1: until it is stopped.
         mixed: compute in bfloat16 over weights of another dtype.
-        action_tokens: ids of an action chunk.
     """
 
     devices: int
@@ -56,7 +58,6 @@ class Plan:
     global_batch: int
     max_steps: int
     mixed: bool
-    action_tokens: int = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,9 @@ class Estimate:
 
 
 def estimate(
-    model: Callable[[], VLA],
+    model: Callable[..., VLA],
     strategy: Strategy,
+    head: ActionHead,
     plan: Plan,
     kind: str = "adamw",
     dtype: str | None = None,
@@ -104,8 +106,9 @@ def estimate(
     """Build a model without memory and account for it.
 
     Args:
-        model: builds the VLA; called twice, or three times, on the meta device.
+        model: builds the VLA, given `action_head`; called twice, or three times, on the meta device.
         strategy: which weights learn.
+        head: what actions are to the model.
         plan: over which devices.
         kind: of AdamW.
         dtype: of the loaded weights.
@@ -115,7 +118,7 @@ def estimate(
 
     def learner(dtype: str | None, recompute: Recompute) -> tuple[VLA, set[nn.Parameter]]:
         with torch.device("meta"):
-            vla = model()
+            vla = model(action_head=head)
             if dtype is not None:
                 vla.to(floating(dtype))
             names = quantised_names(vla, quantisation.keep) if quantisation is not None else []
@@ -136,10 +139,11 @@ def estimate(
     sharded = plan.shards > 1
     if sharded:  # computes in bfloat16 copies that FSDP gathers, block by block
         vla, _ = learner("bfloat16" if plan.mixed else dtype, recompute)
-    cost = step_cost(vla, TEXT_TOKENS, plan.action_tokens + 1, autocast=plan.mixed)
+    batch = example(vla, head, PROMPT_TOKENS, ACTION_DIM)
+    cost = step_cost(vla, head, batch, autocast=plan.mixed)
     once = 0.0
     if recompute != "none":  # while a block is computed again, all of its activations are there
-        whole = step_cost(learner("bfloat16", "none")[0], TEXT_TOKENS, plan.action_tokens + 1, autocast=plan.mixed)
+        whole = step_cost(learner("bfloat16", "none")[0], head, batch, autocast=plan.mixed)
         once = whole.activations / len(blocks(vla))
     memory = {
         "weights": weights / plan.shards,
@@ -201,13 +205,13 @@ def plan(recipe: Mapping[str, Any]) -> Plan:
         global_batch=whole,
         max_steps=trainer["max_steps"],
         mixed=engine["param_dtype"] == "bfloat16" if sharded else "mixed" in str(trainer.get("precision")),
-        action_tokens=7 * data.get("action_chunk", 1),
     )
 
 
 def show(
-    model: Callable[[], VLA],
+    model: Callable[..., VLA],
     strategy: Strategy,
+    head: ActionHead,
     quantisation: Quantisation | None,
     recipe: Mapping[str, Any],
     console: Console,
@@ -216,6 +220,7 @@ def show(
     found = estimate(
         model,
         strategy,
+        head,
         plan(recipe),
         kind=recipe["optim"].get("kind", "adamw"),
         dtype=recipe["model"].get("dtype"),

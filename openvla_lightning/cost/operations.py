@@ -1,7 +1,8 @@
 """What a training step computes and keeps, found by running it on tensors without memory."""
 
+import copy
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from openvla_lightning.action_head import ActionHead
 from openvla_lightning.model.vla import VLA
+from openvla_lightning.types import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +32,49 @@ class Cost:
     casts: float
 
 
-def step_cost(vla: VLA, text_tokens: int, supervised: int, autocast: bool) -> Cost:
+def example(vla: VLA, head: ActionHead, prompt_tokens: int, action_dim: int, views: int = 1) -> Batch:
+    """A batch of one sample as training would make it; its values mean nothing.
+
+    Args:
+        vla: whose images and proprioception.
+        head: what is written after the prompt.
+        prompt_tokens: ids of BOS and prompt.
+        action_dim: D.
+        views: V.
+    """
+    actions = torch.zeros(1, head.action_chunk, action_dim, device="cpu")
+    (written,) = head.write(actions, 1, action_dim, 0)
+    length, size = prompt_tokens + len(written), vla.vision_backbone.image_size
+    return Batch(
+        pixel_values=torch.zeros(1, 3 * views * len(vla.vision_backbone.towers), size, size, device="cpu"),
+        input_ids=torch.zeros(1, length, dtype=torch.long, device="cpu"),
+        attention_mask=torch.ones(1, length, dtype=torch.bool, device="cpu"),
+        places=torch.arange(prompt_tokens - 1, length - 1, device="cpu")[None],
+        proprio=None if vla.proprio_dim is None else torch.zeros(1, vla.proprio_dim, device="cpu"),
+        labels=torch.zeros(1, length, dtype=torch.long, device="cpu"),
+        actions=actions,
+    )
+
+
+def step_cost(vla: VLA, head: ActionHead, batch: Batch, autocast: bool) -> Cost:
     """Count a training step of `vla`, which must be on the meta device; it is not usable afterwards.
 
     Takes seconds for a model of 7B, and no memory: operations run on shapes alone.
 
     Args:
         vla: what learns is chosen, what is to be recomputed too (`recompute_activations`).
-        text_tokens: L, ids in a row.
-        supervised: K, positions with logits.
+        head: whose loss.
+        batch: one sample, with normalised pixels; only its shapes count (see `example`).
         autocast: compute in bfloat16 over weights of any dtype; otherwise in the weights' own.
     """
     forward, backward = FlopCounterMode(display=False), FlopCounterMode(display=False)
-    with FakeTensorMode(), torch.device("cpu"):
+    head = copy.deepcopy(head)  # what it keeps on a device would be replaced by tensors without values
+    # Heads hold constants, such as the centres of bins, that are no part of the model: they may be real.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         _give_fake_values(vla)
         with _Kept(vla) as kept:
             with forward:
-                loss = _loss(vla.train(), text_tokens, supervised, autocast)
+                loss = _loss(vla.train(), head, batch, autocast)
             with backward:
                 loss.backward()
     return Cost(forward.get_total_flops(), backward.get_total_flops(), kept.activations, kept.casts)
@@ -63,17 +92,12 @@ def _give_fake_values(vla: nn.Module) -> None:
                 tensors[name] = None if old is None else made[old]  # type: ignore[assignment]
 
 
-def _loss(vla: VLA, text_tokens: int, supervised: int, autocast: bool) -> Tensor:
-    size, towers = vla.vision_backbone.image_size, len(vla.vision_backbone.towers)
-    places = torch.zeros(1, supervised, dtype=torch.long)
+def _loss(vla: VLA, head: ActionHead, batch: Batch, autocast: bool) -> Tensor:
+    tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    made: dict[str, Any] = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in tensors.items() if isinstance(v, Tensor)}
     context: Any = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
     with context:
-        logits = vla(
-            pixel_values=torch.empty(1, 3 * towers, size, size),
-            input_ids=torch.zeros(1, text_tokens, dtype=torch.long),
-            places=places,
-        ).logits
-        return nn.functional.cross_entropy(logits.flatten(0, 1), places.flatten())
+        return head.loss(vla, replace(batch, **made))[0]
 
 
 class _Kept(TorchDispatchMode):

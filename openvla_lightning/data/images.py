@@ -9,6 +9,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from openvla_lightning.processor.gate import as_rgb
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -43,7 +45,7 @@ def fit(pixels: Pixels, size: int, mode: ImageMode = "released") -> Pixels:
 
 
 def decode(encoded: bytes, at_least: int = 0) -> Pixels:
-    """Decode JPEG, PNG, GIF or BMP to uint8 [H, W, 3].
+    """Decode JPEG, PNG, GIF, BMP or PPM to uint8 [H, W, 3].
 
     JPEGs with the fast integer DCT and plain chroma upsampling: bit-equal to the released pipeline; the usual
     defaults differ by up to 15 levels. With `at_least` they may come out smaller than stored, but not than that.
@@ -52,14 +54,11 @@ def decode(encoded: bytes, at_least: int = 0) -> Pixels:
         ValueError: these bytes are no image.
     """
     try:
-        if simplejpeg.is_jpeg(encoded):
+        if encoded.startswith(b"\xff\xd8"):  # `is_jpeg` also wants its end to be the last thing
             return simplejpeg.decode_jpeg(
                 encoded, fastdct=True, fastupsample=False, min_height=at_least, min_width=at_least
             )
-        image: Image.Image = Image.open(io.BytesIO(encoded))
-        if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip; TensorFlow keeps the upper 8
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return np.array(image.convert("RGB"))
+        return np.array(as_rgb(Image.open(io.BytesIO(encoded))))
     except (ValueError, OSError, UnidentifiedImageError) as error:
         raise ValueError(f"an image of {len(encoded)} bytes cannot be decoded: {error}") from None
 

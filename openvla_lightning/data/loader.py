@@ -12,6 +12,37 @@ from openvla_lightning.data.source.array_records import start_method
 from openvla_lightning.data.source.processes import end_with_parent
 
 
+class SampleError(ValueError):
+    """A sample cannot be served; the message says which: dataset, trajectory, step, file."""
+
+    def __init__(self, message: str) -> None:
+        # from a worker process, torch sends the traceback along in the message
+        super().__init__(message.rpartition("SampleError: ")[2].strip())
+
+
+class Collate:
+    """Collates samples and, where that fails, says which one it fails for.
+
+    Args:
+        collate: what a list of samples becomes a batch by.
+        where: number of a sample -> where it lies, in words.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any], where: Callable[[int], str]) -> None:
+        self.collate, self.where = collate, where
+
+    def __call__(self, samples: list[Any]) -> Any:
+        try:
+            return self.collate(samples)
+        except (ValueError, KeyError, TypeError):
+            for sample in samples:
+                try:
+                    self.collate([sample])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise SampleError(f"{self.where(sample.number)}: {error}") from error
+            raise  # each by itself can be collated
+
+
 class Loader(DataLoader[Any]):
     """Tells Lightning that it may resume inside an epoch; the place itself is in the DataModule's state."""
 
@@ -126,7 +157,9 @@ class ResumableDataModule(L.LightningDataModule):
         if self.num_workers:
             parallel = {"num_workers": self.num_workers, "persistent_workers": True, "prefetch_factor": 4}
             parallel["worker_init_fn"] = end_with_parent
-        return Loader(batches, batch_size=None, sampler=numbers, collate_fn=self.collate, **parallel)
+        return Loader(
+            batches, batch_size=None, sampler=numbers, collate_fn=Collate(self.collate, batches.where), **parallel
+        )
 
     def _world(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import ImageMode
+from openvla_lightning.data.loader import SampleError
 from openvla_lightning.data.mixture import Walk, WindowedWalk
 from openvla_lightning.data.permutation import key, uniform
 from openvla_lightning.data.source import Source
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 from openvla_lightning.types import Step
 
+ChunkEnd = Literal["neutral", "mask", "drop"]
 Order = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
@@ -26,6 +28,10 @@ class DatasetSteps:
         statistics: what actions are scaled by.
         normalisation: how actions are scaled.
         action_chunk: T, actions per step.
+        chunk_end: what becomes of chunks that reach past the end of their trajectory. `neutral`: absolute dimensions
+            repeat the last value and changes are 0, as OpenVLA released it. `mask`: so, and `padded` says which these
+            are, for heads to leave them out of the loss. `drop`: no chunk begins at a trajectory's last T - 1 steps,
+            and shorter trajectories are left out, as OpenVLA-OFT released it.
     """
 
     def __init__(
@@ -35,39 +41,63 @@ class DatasetSteps:
         statistics: DatasetStatistics,
         normalisation: Normalisation,
         action_chunk: int,
+        chunk_end: ChunkEnd = "neutral",
     ) -> None:
         self.source, self.steps, self.statistics = source, steps, statistics
-        self.normalisation, self.action_chunk = normalisation, action_chunk
+        self.normalisation, self.action_chunk, self.chunk_end = normalisation, action_chunk, chunk_end
+        self.whole = steps
+        """Steps that chunks are made of; `steps` are those that one begins at."""
+        if chunk_end == "drop" and action_chunk > 1:
+            self.steps = steps[self._ends(steps) - np.arange(len(steps)) >= action_chunk]
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getstate__(self) -> dict[str, Any]:
         # Tens of millions of steps: a worker that is not forked maps the file they come from.
-        mapped = self.steps.base
-        return vars(self) | ({"steps": Path(str(mapped.filename))} if isinstance(mapped, np.memmap) else {})
+        state = dict(vars(self))
+        for name in ("steps", "whole"):
+            mapped = state[name].base
+            if isinstance(mapped, np.memmap):
+                state[name] = Path(str(mapped.filename))
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(path := state["steps"], Path):
-            state |= {"steps": np.load(path, mmap_mode="r").view(np.ndarray)}
+        for name in ("steps", "whole"):
+            if isinstance(path := state[name], Path):
+                state = state | {name: np.load(path, mmap_mode="r").view(np.ndarray)}
         vars(self).update(state)
 
-    def actions(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Normalised actions [n, T, D].
-
-        Past the end of a trajectory absolute dimensions repeat the last value and changes are 0, as released.
-        """
+    def _ends(self, steps: NDArray[np.int32]) -> NDArray[np.int64]:
+        """For each of `steps`, how many of `whole` come before the end of its trajectory."""
         index = self.source.index
-        wanted = positions[:, None] + np.arange(self.action_chunk)
-        places = np.minimum(wanted, len(self.steps) - 1)
-        trajectory = index.trajectory
-        own = trajectory[self.steps[positions]][:, None]
-        if self.action_chunk > 1:
-            ends = np.searchsorted(self.steps, index.bounds[own + 1]) - 1
-            places = np.minimum(places, ends)
-        actions = self.statistics.normalise(index.action[self.steps[places]], self.normalisation)
+        return np.searchsorted(self.whole, index.bounds[index.trajectory[steps] + 1])
+
+    def _chunks(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The steps of chunks [n, T], as places in `whole`, and which of them lie past the end of the trajectory."""
+        first = self.steps[positions]
+        start = positions if self.steps is self.whole else np.searchsorted(self.whole, first)
+        wanted = start[:, None] + np.arange(self.action_chunk)
+        if self.action_chunk == 1:
+            return wanted, np.zeros(wanted.shape, bool)
+        places = np.minimum(wanted, self._ends(first)[:, None] - 1)
+        return places, wanted > places
+
+    def padded(self, positions: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Which actions of chunks [n, T] are to be left out of the loss; None where `chunk_end` says that none are."""
+        return self._chunks(positions)[1] if self.chunk_end == "mask" else None
+
+    def actions(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Normalised actions [n, T, D]; see `chunk_end` for those past the end of a trajectory."""
+        index = self.source.index
+        places, beyond = self._chunks(positions)
+        actions = self.statistics.normalise(index.action[self.whole[places]], self.normalisation)
         absolute = np.array(self.source.spec.absolute_mask(actions.shape[-1]))
-        return np.where((wanted > places)[..., None] & ~absolute, np.float32(0), actions)
+        return np.where(beyond[..., None] & ~absolute, np.float32(0), actions)
+
+    def spread(self, most: int) -> NDArray[np.float32]:
+        """Actions of at most about `most` steps, evenly spread, in the dataset's units: float32 [n, D]."""
+        return self.source.index.action[self.steps[:: max(1, len(self.steps) // most)]]
 
     def other(self, role: str) -> str:
         """The role that changes places with `role`; itself where none does."""
@@ -79,9 +109,20 @@ class DatasetSteps:
         index = self.source.index
         return index.instructions[index.instruction[self.steps[position]]]
 
+    def where(self, position: int) -> str:
+        """Where a step lies, in words: dataset, trajectory, step and file."""
+        return f"{self.source.name}, {self.source.where(int(self.steps[position]))}"
+
     def image(self, role: str, position: int, size: int, mode: ImageMode = "released") -> NDArray[np.uint8]:
-        """A camera's image, uint8 [size, size, 3]; black where the dataset has none."""
-        image = self.source.image(role, int(self.steps[position]), size, mode)
+        """A camera's image, uint8 [size, size, 3]; black where the dataset has none.
+
+        Raises:
+            SampleError: it cannot be read or decoded, with where it lies.
+        """
+        try:
+            image = self.source.image(role, int(self.steps[position]), size, mode)
+        except (ValueError, OSError) as error:
+            raise SampleError(f"{self.where(position)}, {role} image: {error}") from error
         return np.zeros((size, size, 3), np.uint8) if image is None else image
 
 
@@ -130,6 +171,11 @@ class StepBatches:
             )
             for row, (dataset, position) in enumerate(places)
         ]
+
+    def where(self, number: int) -> str:
+        """Where a sample lies, in words."""
+        (dataset,), (position,) = self.order(np.array([number]))
+        return self.datasets[dataset].where(int(position))
 
     def _images(
         self, role: str, places: Sequence[tuple[DatasetSteps, int]], numbers: NDArray[np.int64]

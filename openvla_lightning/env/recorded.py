@@ -167,6 +167,7 @@ class Replay:
         dataset: its name.
         split: which of its splits.
         num_episodes: how many of them, from the first on.
+        num_bins: of the token head that is to learn them.
     """
 
     def __init__(
@@ -176,10 +177,17 @@ class Replay:
         dataset: str,
         split: str = "val",
         num_episodes: int = 20,
+        num_bins: int = 256,
     ) -> None:
         if num_episodes < 1:
             raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
-        self.world, self.dataset, self.split, self.num_episodes = world, dataset, split, num_episodes
+        self.world, self.dataset, self.split, self.num_episodes, self.num_bins = (
+            world,
+            dataset,
+            split,
+            num_episodes,
+            num_bins,
+        )
         self.source = source(name=dataset)
 
     def check(self) -> None:

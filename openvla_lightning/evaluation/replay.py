@@ -46,7 +46,7 @@ def check_replay(env: Replay, folder: str | Path, console: Console | None = None
     through_tokens = []
     for episode in track(env.episodes(), "replaying", total=env.num_episodes, console=console, transient=True):
         pairs.append((episode, drive(world, episode, episode.executed)))
-        through_tokens.append(drive(world, episode, as_tokens(episode.executed, statistics)).success)
+        through_tokens.append(drive(world, episode, as_tokens(episode.executed, statistics, env.num_bins)).success)
     world.close()
     stages = _stages(pairs, through_tokens)
     _write(stages, pairs, env, Path(folder), console)
@@ -56,9 +56,9 @@ def check_replay(env: Replay, folder: str | Path, console: Console | None = None
     return {"success": success, "success_through_tokens": float(np.mean(through_tokens))}
 
 
-def as_tokens(actions: NDArray[np.float64], statistics: DatasetStatistics) -> NDArray[np.float64]:
-    """Actions [T, D] as a policy could say them: normalised, in one of 256 bins, and back."""
-    tokenizer = ActionTokenizer()
+def as_tokens(actions: NDArray[np.float64], statistics: DatasetStatistics, num_bins: int = 256) -> NDArray[np.float64]:
+    """Actions [T, D] as a policy could say them: normalised, in one of `num_bins` bins, and back."""
+    tokenizer = ActionTokenizer(bins=num_bins)
     ids = tokenizer.encode(statistics.normalise(actions.astype(np.float32)))
     return statistics.unnormalise(tokenizer.decode(ids))
 

@@ -93,6 +93,7 @@ def evaluate(
         config=dict(config or {}),
     )
     results.notes = mismatches(getattr(world, "reference_versions", {}), results.versions)
+    results.notes += getattr(world, "version_notes", lambda found: [])(results.versions)
 
     def load() -> Actor:
         actor = loaded(policy)

@@ -6,7 +6,7 @@ import torch
 
 from openvla_lightning.processor.prompt import build_turn
 from openvla_lightning.processor.robot import Processor
-from openvla_lightning.types import IGNORE_INDEX, Batch, Conversation
+from openvla_lightning.types import IGNORE_INDEX, Batch, Conversation, learnt_places
 
 
 class ChatProcessor(Processor):
@@ -37,6 +37,7 @@ class ChatProcessor(Processor):
             input_ids=input_ids,
             attention_mask=torch.arange(width) < torch.tensor([len(ids) for ids, _ in rows])[:, None],
             labels=labels,
+            places=learnt_places(labels),
             actions=torch.zeros(len(rows), 0, 0),
             dataset_names=[conversation.dataset_name for conversation in conversations],
             numbers=[conversation.number for conversation in conversations],

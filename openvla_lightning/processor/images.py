@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from openvla_lightning.processor.gate import as_rgb
+
 CPU = torch.device("cpu")
 ResizeStrategy = Literal["resize-naive", "letterbox", "resize-crop"]
 
@@ -70,15 +72,17 @@ class ImageTransform:
         """Return `image` as uint8 [image_size, image_size, 3].
 
         Raises:
-            ValueError: for anything but an RGB image or a uint8 array [H, W, 3].
+            ValueError: for anything but an image or a uint8 array [H, W, 3] with pixels.
         """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise ValueError(f"an image must be a uint8 array [H, W, 3], got {image.dtype} {list(image.shape)}")
+            if not image.size:
+                raise ValueError(f"an image without pixels: uint8 {list(image.shape)}")
             if image.shape[:2] == (self.image_size, self.image_size):
                 return image
             image = Image.fromarray(image)
-        return np.asarray(self._resize(image.convert("RGB")))
+        return np.asarray(self._resize(as_rgb(image)))
 
     def _resize(self, image: Image.Image) -> Image.Image:
         side = self.image_size

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from openvla_lightning.processor.gate import CONTROL
+
 PromptKind = Literal["pure", "vicuna"]
 
 _QUESTION = "What action should the robot take to {instruction}?"
@@ -15,6 +17,11 @@ _SYSTEM = {
 _TURN = {"pure": "In: {message}\nOut:", "vicuna": "USER: {message} ASSISTANT:"}
 
 
+def prompt_of(llm: str) -> PromptKind:
+    """How a language model wants to be asked: as a chat if it was trained on chats, as Vicuna was."""
+    return "vicuna" if "vicuna" in llm.lower() else "pure"
+
+
 def build_prompt(instruction: str, kind: PromptKind = "pure") -> str:
     """Return the released prompt for `instruction`, which is put in lower case.
 
@@ -23,11 +30,13 @@ def build_prompt(instruction: str, kind: PromptKind = "pure") -> str:
         kind: `pure` as in openvla-7b, `vicuna` (a chat) as in openvla-7b-v01.
 
     Raises:
-        ValueError: for an unknown kind or an empty instruction.
+        ValueError: for an unknown kind or an empty instruction. `gate.accepted` is stricter: what comes from outside
+            goes through it first.
     """
     if not instruction.strip():
         raise ValueError("the instruction is empty: say what the robot should do, for example 'lift the red cube'")
-    return build_turn(_QUESTION.format(instruction=instruction.lower()), kind)
+    words = instruction.strip(CONTROL) or instruction
+    return build_turn(_QUESTION.format(instruction=words.lower()), kind)
 
 
 def build_turn(message: str, kind: PromptKind = "pure", first: bool = True) -> str:

@@ -3,8 +3,9 @@
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -12,15 +13,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from openvla_lightning.action_head import ActionHead, TokenHead
+from openvla_lightning.action_head.base import ActionHead
 from openvla_lightning.model.vision_backbone import pixel_statistics
+from openvla_lightning.plugins import USUAL_HEAD, describe, rebuild
+from openvla_lightning.processor.gate import accepted
 from openvla_lightning.processor.images import ImageTransform, ResizeStrategy
 from openvla_lightning.processor.prompt import PromptKind, build_prompt
 from openvla_lightning.processor.tokenizer import load_tokenizer
-from openvla_lightning.types import IGNORE_INDEX, Batch, Step
+from openvla_lightning.types import IGNORE_INDEX, Batch, Inputs, Step, learnt_places
 
 ImageLike = Image.Image | NDArray[np.uint8]
 _SPACE = "▁"
+MOST_TOKENS_A_BYTE, ROOM = 12, 128
+"""Most tokens that a byte of an instruction becomes (some ligatures are written out), and those of the prompt."""
+Given = TypeVar("Given", bound=Inputs)
 
 
 class Processor:
@@ -74,7 +80,7 @@ class Processor:
     def config(self) -> dict[str, Any]:
         """Plain constructor arguments, the head's among them."""
         return {
-            "action_head": self.action_head.config,
+            "action_head": describe(self.action_head, USUAL_HEAD),
             "tokenizer": self._tokenizer_name,
             "image_size": self.transform.image_size,
             "means": self.transform.means,
@@ -92,7 +98,7 @@ class Processor:
         """Rebuild from `config`; `changes` replace some arguments, for example `tokenizer="/path/to/folder"`."""
         arguments = {**copy.deepcopy(dict(config)), **changes}
         if isinstance(arguments["action_head"], Mapping):
-            arguments["action_head"] = TokenHead.from_config(dict(arguments["action_head"]))
+            arguments["action_head"] = rebuild(arguments["action_head"], USUAL_HEAD)
         return cls(**arguments)
 
     @classmethod
@@ -106,13 +112,13 @@ class Processor:
         Raises:
             CheckpointError: when the checkpoint does not say how to preprocess, or contradicts itself.
         """
-        from openvla_lightning.model.preprocessing import processor_arguments
+        from openvla_lightning.checkpoint.load import describe
 
-        return cls.from_config(processor_arguments(path), **changes)
+        return cls.from_config(describe(path).check().processor, **changes)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write image settings and tokenizer files in the released layout; `VLA.save_pretrained` does so too."""
-        from openvla_lightning.model.preprocessing import FILE, preprocessor_config
+        from openvla_lightning.checkpoint.preprocessor import FILE, preprocessor_config
 
         Path(folder).mkdir(parents=True, exist_ok=True)
         text = json.dumps(preprocessor_config(self.config, {}), indent=2)
@@ -155,6 +161,18 @@ class Processor:
             self._prompt_ids[instruction] = ids
         return ids
 
+    def refuses(self, instruction: str, dim: int) -> str | None:
+        """Why no step with this instruction and `dim` action dimensions can be collated; None when it can be."""
+        blank = torch.zeros(1, self.action_head.action_chunk, dim)
+        answer = len(self.action_head.write(blank, 1, dim, self.eos_token_id)[0])
+        try:
+            if len(accepted(instruction).encode()) * MOST_TOKENS_A_BYTE + ROOM + answer < self.max_length:
+                return None  # most texts need no tokenizer
+            tokens = len(self.prompt_ids(instruction)) + answer
+        except ValueError as error:
+            return str(error)
+        return None if tokens <= self.max_length else f"it takes {tokens} tokens of {self.max_length}"
+
     def _bos(self) -> int:
         # Tokenizers without BOS start with their end-of-text id, so that visual tokens always follow one such id.
         known = self.tokenizer.bos_token_id
@@ -177,35 +195,64 @@ class Processor:
             ValueError: when a text is longer than `max_length`.
         """
         actions = torch.from_numpy(np.stack([step.action for step in steps])).float()
-        prompts = [self.prompt_ids(step.instruction) for step in steps]
-        targets = self.action_head.encode(actions)
-        targets = torch.cat([targets, torch.full((len(steps), 1), self.eos_token_id)], dim=1)
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        width = int(lengths.max()) + targets.shape[1]
-        if width > self.max_length:
-            raise ValueError(f"prompt and action take {width} tokens, more than max_length={self.max_length}")
-        input_ids = torch.full((len(steps), width), self.pad_token_id)
-        labels = torch.full_like(input_ids, IGNORE_INDEX)
-        for row, prompt in enumerate(prompts):
-            input_ids[row, : len(prompt)] = torch.tensor(prompt)
-        where = lengths[:, None] + torch.arange(targets.shape[1])
-        input_ids.scatter_(1, where, targets)
-        labels.scatter_(1, where, targets)
+        text = self._written([step.instruction for step in steps], actions, actions.shape[-1])
         return Batch(
             pixel_values=self.transform.pixels([self._image(step) for step in steps]),
-            input_ids=input_ids,
-            attention_mask=torch.arange(width) < (lengths + targets.shape[1])[:, None],
-            labels=labels,
+            **text,
             actions=actions,
             dataset_names=[step.dataset_name for step in steps],
             numbers=[step.number for step in steps],
         )
+
+    def normalise(self, inputs: Given, dtype: torch.dtype | None = None) -> Given:
+        """The same with pixels of `dtype`, normalised for each vision tower; None: float32. On their device."""
+        if not len(inputs.pixel_values):
+            return inputs
+        pixels = self.transform.normalise(inputs.pixel_values)
+        return replace(inputs, pixel_values=pixels if dtype is None else pixels.to(dtype))
+
+    def _written(self, instructions: Sequence[str], actions: Tensor | None, dim: int) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask`, `labels` and `places` of prompts and of what the head writes after them.
+
+        Raises:
+            ValueError: when a text is longer than `max_length`.
+        """
+        prompts = [self.prompt_ids(text) for text in instructions]
+        written = self.action_head.write(actions, len(prompts), dim, self.eos_token_id)
+        lengths = [len(prompt) + len(ids) for prompt, ids in zip(prompts, written, strict=True)]
+        width = max(lengths)
+        if width > self.max_length:
+            raise ValueError(f"prompt and action take {width} tokens, more than max_length={self.max_length}")
+        pad, hidden = self.pad_token_id, IGNORE_INDEX
+        rows = list(zip(prompts, written, lengths, strict=True))
+        labels = torch.tensor([[hidden] * len(prompt) + ids + [hidden] * (width - n) for prompt, ids, n in rows])
+        return {
+            "input_ids": torch.tensor([prompt + ids + [pad] * (width - n) for prompt, ids, n in rows]),
+            "attention_mask": torch.arange(width) < torch.tensor(lengths)[:, None],
+            "labels": labels,
+            "places": learnt_places(labels),
+        }
 
     def _image(self, step: Step) -> NDArray[np.uint8]:
         try:
             return step.images[self.camera]
         except KeyError:
             raise KeyError(f"{step.dataset_name} has no camera {self.camera!r}; it has {list(step.images)}") from None
+
+    def inputs(self, images: Sequence[ImageLike], instructions: Sequence[str], dim: int) -> Inputs:
+        """What a policy reads before it acts: pixels still uint8, and after the prompt what the head writes there.
+
+        Args:
+            images: PIL, or uint8 [H, W, 3].
+            instructions: as many.
+            dim: D, numbers of an action.
+
+        Raises:
+            ValueError: for an image that is none, or an instruction that `gate.accepted` refuses.
+        """
+        text = self._written([accepted(told) for told in instructions], None, dim)
+        del text["labels"]
+        return Inputs(pixel_values=self.transform.pixels(images), **text)
 
     def __call__(
         self,

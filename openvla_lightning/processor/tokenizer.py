@@ -7,7 +7,7 @@ from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from openvla_lightning.model.source import TOKENIZER_FILES, check_source
+from openvla_lightning.model.hub import TOKENIZER_FILES, check_source
 
 TINY_VOCAB_SIZE = 768
 """Ids of the tiny vocabulary: text below 512, then 256 for actions."""

@@ -30,16 +30,7 @@ def offline_lines(offline: Mapping[str, Any]) -> list[str]:
     """Markdown: calibration and the hardest tasks of each dataset."""
     lines = []
     for dataset, scores in offline["datasets"].items():
-        auroc = scores["calibration"]["auroc"]
-        rows = [["entropy of the prediction (nats)", "token accuracy", "L1 (normalised)"]]
-        rows += [[f"{part['entropy']:.2f}", *_scores(part)] for part in scores["calibration"]["bins"]]
-        lines += [f"## {escape(dataset)}: does it know when it is wrong?", "", markdown(rows), ""]
-        if auroc is not None:
-            lines += [
-                f"A wrong token was predicted with more entropy than a right one in {100 * auroc:.0f} % of pairs "
-                "(50 %: entropy tells nothing).",
-                "",
-            ]
+        lines += _calibration_lines(dataset, scores.get("calibration"))
         tasks = list(scores["tasks"].items())
         rows = [["instruction", "steps", "token accuracy", "L1 (normalised)"]]
         rows += [[escape(task), str(values["steps"]), *_scores(values)] for task, values in tasks[:MOST_TASKS]]
@@ -48,6 +39,19 @@ def offline_lines(offline: Mapping[str, Any]) -> list[str]:
             lines += [f"and {len(tasks) - MOST_TASKS} more in results.json.", ""]
         lines += _confusion_lines(dataset, scores.get("confusion"))
     return lines
+
+
+def _calibration_lines(dataset: str, calibration: Mapping[str, Any] | None) -> list[str]:
+    """Nothing for a head that does not say how sure it is."""
+    if calibration is None:
+        return []
+    rows = [["entropy of the prediction (nats)", "token accuracy", "L1 (normalised)"]]
+    rows += [[f"{part['entropy']:.2f}", *_scores(part)] for part in calibration["bins"]]
+    lines = [f"## {escape(dataset)}: does it know when it is wrong?", "", markdown(rows), ""]
+    if (auroc := calibration["auroc"]) is None:
+        return lines
+    text = f"A wrong token was predicted with more entropy than a right one in {100 * auroc:.0f} % of pairs "
+    return [*lines, text + "(50 %: entropy tells nothing).", ""]
 
 
 def _confusion_lines(dataset: str, confusion: Mapping[str, Any] | None) -> list[str]:
@@ -67,4 +71,5 @@ def _confusion_lines(dataset: str, confusion: Mapping[str, Any] | None) -> list[
 
 
 def _scores(values: Mapping[str, float]) -> list[str]:
-    return [f"{100 * values['token_accuracy']:.1f} %", f"{values['l1']:.4f}"]
+    accuracy = values.get("token_accuracy")
+    return ["" if accuracy is None else f"{100 * accuracy:.1f} %", f"{values['l1']:.4f}"]

@@ -142,8 +142,10 @@ class Results:
 
     @property
     def score(self) -> float:
-        """One number for a sweep: the success rate, or the token accuracy on held-out steps."""
-        return self.offline["token_accuracy"] if self.offline else self.overall.rate
+        """One number for a sweep: the success rate, or on held-out steps the token accuracy, without tokens -L1."""
+        if not self.offline:
+            return self.overall.rate
+        return self.offline.get("token_accuracy", -self.offline["l1"])
 
     @property
     def families(self) -> dict[str, SuccessRate]:

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from openvla_lightning.data.images import decode
+from openvla_lightning.processor.gate import accepted
 from openvla_lightning.serve.errors import Refused
 from openvla_lightning.statistics import UnknownDatasetError, choose_key
 
@@ -132,7 +134,7 @@ class Reader:
             raise _wrong_image(f"its data do not fill the shape {shape}")
         return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
-    def _decoded(self, data: bytes) -> Image.Image:
+    def _decoded(self, data: bytes) -> NDArray[np.uint8]:
         try:
             picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         except Image.DecompressionBombError:
@@ -141,9 +143,12 @@ class Reader:
             raise _wrong_image("its bytes are neither") from None
         self._check_size(*picture.size)  # from the header: nothing is unpacked yet
         try:
-            return picture.convert("RGB")
+            pixels = decode(data)  # as training decodes it
         except Exception:
             raise _wrong_image(f"the {picture.format} is damaged") from None
+        if pixels.shape[1::-1] != picture.size:
+            raise _wrong_image(f"the {picture.format} says two sizes of itself")
+        return pixels
 
     def _check_size(self, width: int, height: int) -> None:
         if min(width, height) < 1:
@@ -171,8 +176,14 @@ def _json(text: bytes | str) -> Any:
 
 
 def _base64(text: Any) -> bytes:
+    """Decode base64, also in lines (RFC 2045) and as a browser's data URL."""
+    if not isinstance(text, str):
+        return b""
+    head, comma, rest = text.partition(",")
+    if comma and head.startswith("data:") and head.endswith(";base64"):
+        text = rest
     try:
-        return base64.b64decode(text, validate=True) if isinstance(text, str) else b""
+        return base64.b64decode("".join(text.split()), validate=True)
     except ValueError:
         raise _wrong_image("its text is not base64") from None
 
@@ -182,9 +193,10 @@ def _text(value: Any, name: str) -> str:
         raise Refused(422, f"wrong_{name}", f"{name} is a text, not {_shown(value)}")
     if len(value) > MAX_WORDS:
         raise Refused(422, f"wrong_{name}", f"{name} may have {MAX_WORDS} characters, not {len(value)}")
-    if not value.isprintable():  # control characters, halves of surrogate pairs
-        raise Refused(422, f"wrong_{name}", f"{name} holds characters that cannot be printed: {_shown(value)}")
-    return value
+    try:
+        return accepted(value)
+    except ValueError as error:
+        raise Refused(422, f"wrong_{name}", f"{name}: {error}") from None
 
 
 def _wrong_image(detail: str) -> Refused:

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from rich.console import Console
 from tiny_parts import LLAMA, TOWERS
 
+from openvla_lightning.action_head import TokenHead
 from openvla_lightning.config import CONF, validate
 from openvla_lightning.cost.cards import CARDS, card
 from openvla_lightning.cost.estimate import Estimate, Plan, durations, estimate, plan, show
@@ -25,7 +26,8 @@ TINY = {
 
 
 def tiny(plan: Plan = ONE, **options: Any) -> Estimate:
-    return estimate(lambda: VLA.from_config(TINY), options.pop("strategy", FULL), plan, **options)
+    head = TokenHead(vocab_size=768)
+    return estimate(lambda **parts: VLA.from_config(TINY), options.pop("strategy", FULL), head, plan, **options)
 
 
 def states(found: Estimate) -> float:
@@ -81,7 +83,7 @@ def test_time_follows_the_plan() -> None:
         ("finetune", ["+experiment=lora_24gb"], Plan(1, 1, 8, 16, 50_000, True)),
         ("finetune", ["+experiment=lora_80gb", "batch_size_per_device=4"], Plan(1, 1, 4, 16, 50_000, True)),
         ("train", ["trainer=fsdp", "trainer.devices=4", "trainer.strategy.replicas=2"], Plan(4, 2, 16, 64, 1500, True)),
-        ("train", ["trainer=cpu", "data.action_chunk=2"], Plan(1, 1, 64, 64, 1500, False, 14)),
+        ("train", ["trainer=cpu", "data.action_chunk=2"], Plan(1, 1, 64, 64, 1500, False)),
     ],
 )
 def test_plans_are_read_from_recipes(script: str, overrides: list[str], expected: Plan) -> None:
@@ -91,7 +93,7 @@ def test_plans_are_read_from_recipes(script: str, overrides: list[str], expected
 def shown(script: str, *overrides: str) -> tuple[Estimate, str]:
     cfg, resolved = recipe(script, *overrides)
     console = Console(record=True, width=120, file=io.StringIO())
-    parts = (instantiate(cfg[name], _convert_="all") for name in ("model", "strategy", "quantisation"))
+    parts = (instantiate(cfg[name], _convert_="all") for name in ("model", "strategy", "action_head", "quantisation"))
     return show(*parts, resolved, console), console.export_text()
 
 

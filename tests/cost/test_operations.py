@@ -9,11 +9,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from openvla_lightning.cost.operations import Cost, step_cost
+from openvla_lightning.action_head import TokenHead
+from openvla_lightning.cost.operations import Cost, example, step_cost
 from openvla_lightning.model import VLA
 from openvla_lightning.model.blocks import recompute_activations
 from openvla_lightning.strategy import LoRA, TrainOnly
+from openvla_lightning.types import Batch
 
+HEAD = TokenHead(vocab_size=768)
 ALL = ["vision_backbone", "projector", "llm"]
 
 
@@ -24,8 +27,17 @@ def on_meta(config: dict[str, Any], change: Callable[[VLA], Any] = lambda vla: N
     return vla
 
 
+def sample(vla: VLA) -> Batch:
+    """Twelve ids, the last eight of them learnt."""
+    return example(vla, HEAD, prompt_tokens=4, action_dim=7)
+
+
+def counted(vla: VLA, autocast: bool) -> Cost:
+    return step_cost(vla, HEAD, sample(vla), autocast)
+
+
 def test_a_real_step_computes_what_was_counted(vla: VLA) -> None:
-    counted = step_cost(on_meta(vla.config), text_tokens=12, supervised=8, autocast=False)
+    found = step_cost(on_meta(vla.config), HEAD, sample(vla), autocast=False)
     places = torch.zeros(3, 8, dtype=torch.long)
     real = copy.deepcopy(vla).train()
     with FlopCounterMode(display=False) as forward:
@@ -34,13 +46,13 @@ def test_a_real_step_computes_what_was_counted(vla: VLA) -> None:
         ).logits
     with FlopCounterMode(display=False) as backward:
         nn.functional.cross_entropy(logits.flatten(0, 1), places.flatten()).backward()
-    assert forward.get_total_flops() == 3 * counted.forward
-    assert backward.get_total_flops() == 3 * counted.backward
+    assert forward.get_total_flops() == 3 * found.forward
+    assert backward.get_total_flops() == 3 * found.backward
 
 
 def test_operations_follow_from_what_learns(config: dict[str, Any]) -> None:
     def cost(change: Callable[[VLA], Any]) -> Cost:
-        return step_cost(on_meta(config, change), text_tokens=12, supervised=8, autocast=True)
+        return counted(on_meta(config, change), autocast=True)
 
     everything, adapters = cost(TrainOnly(ALL).apply), cost(LoRA(1).apply)
     last = cost(TrainOnly(["llm.last_layer"]).apply)
@@ -55,6 +67,6 @@ def test_operations_follow_from_what_learns(config: dict[str, Any]) -> None:
 
 def test_weights_cast_for_computing_are_apart_from_activations(config: dict[str, Any]) -> None:
     matrices = [p for name, p in on_meta(config).named_parameters() if p.ndim > 1 and "embed" not in name]
-    cast = step_cost(on_meta(config), text_tokens=12, supervised=8, autocast=True).casts
+    cast = counted(on_meta(config), autocast=True).casts
     assert cast == pytest.approx(2 * sum(p.numel() for p in matrices), rel=0.2)
-    assert step_cost(on_meta(config), text_tokens=12, supervised=8, autocast=False).casts == 0
+    assert counted(on_meta(config), autocast=False).casts == 0

@@ -28,7 +28,16 @@ def collate(steps: list[Step]) -> Batch:
     actions = torch.from_numpy(np.stack([step.action for step in steps]))
     ids = torch.zeros(len(steps), 1, dtype=torch.long)
     names, numbers = [step.dataset_name for step in steps], [step.number for step in steps]
-    return Batch(pixels, ids, ids.bool(), ids, actions, names, numbers)
+    return Batch(
+        pixel_values=pixels,
+        input_ids=ids,
+        attention_mask=ids.bool(),
+        places=ids[:, :0],
+        labels=ids,
+        actions=actions,
+        dataset_names=names,
+        numbers=numbers,
+    )
 
 
 class Diary(L.LightningModule):

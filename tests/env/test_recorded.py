@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from openvla_lightning.env.recorded import Offline
 from openvla_lightning.env.tabletop import Tabletop
 from openvla_lightning.evaluation.held_out import calibration, score_offline
 from openvla_lightning.evaluation.scoring import evaluate
-from openvla_lightning.model import VLA, VLAOutput
+from openvla_lightning.model import VLA
 from openvla_lightning.model.llm import CausalLM
 from openvla_lightning.model.projector import MLP
 from openvla_lightning.model.vision_backbone import VisionBackbone
@@ -183,19 +182,6 @@ def test_an_empty_split_is_named(policy, steps):
 
     with pytest.raises(ValueError, match="no held-out steps"):
         score_offline(policy, offline(steps, Empty), Console(quiet=True))
-
-
-def test_entropy_is_that_of_the_prediction():
-    head = TokenHead(vocab_size=768)
-    labels = torch.full((2, 10), -100)
-    labels[:, 2:9] = 600
-    logits = torch.zeros(2, 10, 768)
-    logits[1, :, 600] = 1e4
-    output = VLAOutput(logits=logits, num_patches=0)
-    entropy = head.entropy(output, SimpleNamespace(labels=labels, actions=torch.zeros(2, 1, 7)))
-    assert entropy.shape == (2, 7)
-    assert entropy[0].tolist() == pytest.approx([np.log(768)] * 7)
-    assert entropy[1].tolist() == pytest.approx([0.0] * 7)
 
 
 def test_calibration_tells_a_policy_that_knows_from_one_that_does_not():

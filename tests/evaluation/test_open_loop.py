@@ -16,6 +16,7 @@ from openvla_lightning.model import VLA
 from openvla_lightning.policy import Policy
 from openvla_lightning.processor import Processor
 from openvla_lightning.statistics import DatasetStatistics
+from openvla_lightning.types import Inputs
 
 TOWERS = {"tiny": {"id": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [8, 16, 16, 8]}}
 CONFIG: dict[str, Any] = {
@@ -102,12 +103,12 @@ def test_other_units_are_named(policy: Policy, env: TrainingSteps, tmp_path: Pat
 def test_other_words_are_named(
     policy: Policy, env: TrainingSteps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = Processor.__call__
+    inputs = Processor.inputs
 
-    def shouting(self: Processor, images: Any, words: list[str], **given: Any) -> dict[str, torch.Tensor]:
-        return call(self, images, [f"{w}!" for w in words], **given)
+    def shouting(self: Processor, images: Any, words: list[str], dim: int) -> Inputs:
+        return inputs(self, images, [f"{w}!" for w in words], dim)
 
-    monkeypatch.setattr(Processor, "__call__", shouting)
+    monkeypatch.setattr(Processor, "inputs", shouting)
     with pytest.raises(StageError, match="words"):
         check_open_loop(policy, env, tmp_path)
 

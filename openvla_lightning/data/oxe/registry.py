@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 
 from openvla_lightning.data.oxe.gripper import meaning, open_is_one
+from openvla_lightning.data.oxe.leaves import leaf_at, put_at
+
+__all__ = ["leaf_at", "put_at"]
 
 Trajectory = dict[str, Any]
 """One whole trajectory as nested dicts of NumPy arrays [T, ...]; strings are bytes."""
@@ -33,6 +36,10 @@ FORMATS = ("rlds", "lerobot")
 
 class UnknownDatasetError(ValueError):
     """A mixture names a dataset that nobody has described."""
+
+
+class DescriptionError(ValueError):
+    """A dataset's description names something that its files do not hold, or is of another width than its actions."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +104,21 @@ class DatasetSpec:
         return self._checked(self.absolute, dim, "absolute") or tuple(i in self._grippers(dim) for i in range(dim))
 
     def check_width(self, dim: int) -> None:
-        """Raise ValueError if actions of `dim` dimensions are not what `encoding` says."""
+        """Raise DescriptionError if actions of `dim` dimensions are not what `encoding`, `mask` and `absolute` say."""
+        self.action_mask(dim)
+        self.absolute_mask(dim)
         expected = ENCODINGS[self.encoding][0] if self.encoding is not None else dim
         if dim != expected:
-            raise ValueError(f"{self.name}: encoding {self.encoding} means {expected} action dimensions, got {dim}")
+            raise DescriptionError(
+                f"{self.name}: encoding {self.encoding} means {expected} action dimensions, got {dim}"
+            )
 
     def _grippers(self, dim: int) -> tuple[int, ...]:
         return ENCODINGS[self.encoding][1] if self.encoding is not None else (dim - 1,)
 
     def _checked(self, mask: tuple[bool, ...] | None, dim: int, what: str) -> tuple[bool, ...] | None:
         if mask is not None and len(mask) != dim:
-            raise ValueError(f"{self.name}: `{what}` has {len(mask)} entries, its actions have {dim} dimensions")
+            raise DescriptionError(f"{self.name}: `{what}` has {len(mask)} entries, its actions have {dim} dimensions")
         return mask
 
     @property
@@ -262,30 +273,14 @@ def join_action(trajectory: Trajectory, paths: Sequence[str], first: Transform |
     return trajectory | {"action": np.concatenate(columns, axis=1).astype(np.float32)}
 
 
-def leaf_at(trajectory: Mapping[str, Any], path: str) -> Any:
-    """Return the leaf at a path like `observation/state`; some datasets have a slash in a key itself.
-
-    Raises:
-        KeyError: naming what is there instead.
-    """
-    if path in trajectory:
-        return trajectory[path]
-    part, _, rest = path.partition("/")
-    if rest and isinstance(trajectory.get(part), Mapping):
-        try:
-            return leaf_at(trajectory[part], rest)
-        except KeyError as error:
-            raise KeyError(error.args[0].replace(repr(rest), repr(path), 1).replace("the trajectory", part)) from None
-    there = ", ".join(trajectory) if part not in trajectory else f"an array under {part!r}"
-    raise KeyError(f"no {path!r}: the trajectory holds {there}")
-
-
-def put_at(trajectory: Mapping[str, Any], path: str, leaf: Any) -> Trajectory:
-    """A copy with another leaf at `path`, which names one that is there."""
-    if path in trajectory:
-        return {**trajectory, path: leaf}
-    part, _, rest = path.partition("/")
-    return {**trajectory, part: put_at(trajectory[part], rest, leaf)}
+def action_paths(spec: DatasetSpec) -> tuple[str, ...] | None:
+    """Paths of the action in what the files hold; None behind a transform, which may put it together from anything."""
+    transform = spec.transform
+    if isinstance(transform, partial) and transform.func is open_is_one:
+        transform = transform.keywords["first"]
+    if not isinstance(transform, partial) or transform.func is not join_action or transform.keywords.get("first"):
+        return None
+    return tuple(transform.keywords["paths"])
 
 
 def _function(name: str, path: str) -> Transform:

@@ -36,13 +36,14 @@ class Source(Protocol):
 
     def where(self, step: int) -> str:
         """Where a step of the index lies, in words: trajectory, place in it, file."""
-        index = self.index
-        trajectory = int(index.trajectory[step])
-        file = f" of {index.files[int((index.shards[1:] <= step).sum())]}" if index.files else ""
-        return f"trajectory {trajectory}, step {step - index.bounds[trajectory]}{file}"
+        return self.index.where(step)
 
     def missing(self) -> str | None:
         """What is missing and where to get it; None when all is there. Takes milliseconds."""
+
+    def check(self) -> None:
+        """Raise ValueError if the description names what the files do not hold. Takes milliseconds."""
+        return
 
     def prepare(self) -> None:
         """Do once, on one process, what takes time."""

@@ -50,6 +50,9 @@ class Synthetic(Source):
         """Nothing ever is."""
         return None
 
+    def check(self) -> None:
+        """Everything fits."""
+
     def prepare(self) -> None:
         """Nothing to do."""
 

@@ -3,14 +3,13 @@
 import hashlib
 import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +17,19 @@ from numpy.typing import NDArray
 from openvla_lightning.data.images import ImageMode, Pixels, decode, encode, load
 from openvla_lightning.data.oxe.registry import DatasetSpec
 from openvla_lightning.data.source import Source
-from openvla_lightning.data.source.index import Index, cache_folder
+from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.indexed import IndexedSource
-from openvla_lightning.data.source.open_files import descriptor
+from openvla_lightning.data.source.open_files import read_at
 from openvla_lightning.data.source.processes import CONTEXT, count, worker_pool
-from openvla_lightning.data.source.progress import progress_bar
 from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.runtime.files import written_whole
+from openvla_lightning.runtime.progress import Bar
 from openvla_lightning.statistics import DatasetStatistics
+
+Cache = Literal["none", "jpeg"]
 
 STEPS_PER_FILE = 2048
 PARALLEL_FROM = 4 * STEPS_PER_FILE
-ABANDONED = 3600.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ class Transcoded(Source):
         """What is missing and where to get it; None when all is there."""
         return self.source.missing()
 
+    def check(self) -> None:
+        """Raise ValueError if the description names what the files do not hold."""
+        self.source.check()
+
     def measure(self, steps: NDArray[np.int32]) -> DatasetStatistics:
         """Statistics of the given steps alone."""
         return self.source.measure(steps)
@@ -100,17 +105,14 @@ class Transcoded(Source):
         if not missing:
             return
         self._home.mkdir(parents=True, exist_ok=True)
-        for leftover in self._home.glob(".*.partial"):  # a piece takes seconds: nobody writes to it any more
-            if time.time() - leftover.stat().st_mtime > ABANDONED:
-                leftover.unlink(missing_ok=True)
         self._check_space(missing)
         total, left = (sum(piece.last - piece.first for piece in some) for some in (pieces, missing))
         workers = 0 if left < PARALLEL_FROM else self.source.workers
         workers = min(len(missing), (os.cpu_count() or 1) if workers is None else workers)
-        with progress_bar(f"{self.name} into JPEG", "frames/s", total, total - left) as (bar, task):
+        with Bar(f"{self.name} into JPEG", total, "frames", done=total - left) as bar:
             if workers < 2:
                 for piece in missing:
-                    self._transcode(piece, lambda: bar.advance(task))
+                    self._transcode(piece, bar.advance)
                 return
             counter = CONTEXT.Value("q", total - left)
             with worker_pool(workers, counter) as pool:
@@ -118,7 +120,7 @@ class Transcoded(Source):
                 try:
                     while pending:
                         finished, pending = wait(pending, timeout=0.5)
-                        bar.update(task, completed=counter.value)
+                        bar.update(counter.value)
                         for future in finished:
                             future.result()
                 except BaseException:
@@ -136,7 +138,7 @@ class Transcoded(Source):
         piece, (offset, length) = self._place(role, step)
         if not length:
             return None
-        found = os.pread(descriptor(piece.path), length, offset)
+        found = read_at(piece.path, offset, length, _same)
         if len(found) != length:
             raise BadShardError(f"{piece.path} was cut short: remove {self._home}, so that it is made anew")
         return found
@@ -168,8 +170,9 @@ class Transcoded(Source):
         key = hashlib.sha256(self.source.files_key.encode())
         for text in (index.files, index.bounds.tobytes()):
             key.update(repr(text).encode())
-        folder = index.folder.parent if index.folder else cache_folder(Path(self.name), self.name)
-        return folder / f"jpeg_{key.hexdigest()[:16]}"
+        if index.folder is None:
+            raise ValueError(f"{self.name} has no folder to keep JPEG records in")
+        return index.folder.parent / f"jpeg_{key.hexdigest()[:16]}"
 
     @cached_property
     def _pieces_of(self) -> dict[str, list[Piece]]:
@@ -202,17 +205,12 @@ class Transcoded(Source):
 
     def _transcode(self, piece: Piece, advance: Any) -> None:
         places = np.zeros((piece.last - piece.first, 2), np.int64)
-        partial = piece.path.with_name(f".{piece.path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                for step, encoded in self._encoded(piece):
-                    places[step - piece.first] = file.tell(), len(encoded)
-                    file.write(encoded)
-                    advance()
-                file.write(places.tobytes())  # at the end, so that a file and its table are one
-            partial.replace(piece.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with written_whole(piece.path) as beside, beside.open("wb") as file:
+            for step, encoded in self._encoded(piece):
+                places[step - piece.first] = file.tell(), len(encoded)
+                file.write(encoded)
+                advance()
+            file.write(places.tobytes())  # at the end, so that a file and its table are one
 
     def _encoded(self, piece: Piece) -> Iterator[tuple[int, bytes]]:
         for step, pixels in self.source.run(piece.role, range(piece.first, piece.last)):
@@ -230,6 +228,10 @@ class Transcoded(Source):
             )
 
 
+def _same(now: os.stat_result) -> None:
+    """Records are ours, and never written to again."""
+
+
 def _places(piece: Piece) -> NDArray[np.int64]:
     steps = piece.last - piece.first
     with piece.path.open("rb") as file:
@@ -237,6 +239,6 @@ def _places(piece: Piece) -> NDArray[np.int64]:
         return np.frombuffer(file.read(), np.int64).reshape(steps, 2)
 
 
-def cached(source: Any, roles: Sequence[str]) -> Any:
-    """`source` with pictures read from JPEG records; itself where they are stored as files of records already."""
-    return Transcoded(source, roles) if isinstance(source, IndexedSource) else source
+def cached(source: Source, cache: Cache, roles: Sequence[str]) -> Source:
+    """`source`, with `cache="jpeg"` read from JPEG records where its pictures are not records already."""
+    return Transcoded(source, roles) if cache == "jpeg" and isinstance(source, IndexedSource) else source

@@ -1,7 +1,8 @@
 """The pass over all files of a LeRobot dataset, those of a store fetched one by one."""
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.source.building import PARALLEL_FROM
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.indexing import BadTrajectories
+from openvla_lightning.data.source.lerobot.description import camera_features
 from openvla_lightning.data.source.lerobot.indexing import (
     PACKED,
     Assembly,
-    camera_features,
     picture_files,
     records_of,
 )
@@ -25,13 +27,14 @@ from openvla_lightning.data.source.lerobot.packets import Video, read_packets
 from openvla_lightning.data.source.lerobot.remote import RemoteFiles, local
 from openvla_lightning.data.source.lerobot.rows import DataJob, Rows, check_space, read_rows
 from openvla_lightning.data.source.lerobot.stored import compare
+from openvla_lightning.data.source.processes import worker_pool
 from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.runtime.progress import track
 
 WIDEST = 4096
 """Columns with more numbers a step than this (point clouds, depth) are not read."""
 
 Each = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterable[Any]]
-"""Calls a function for every job and yields what it returns, in order."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Files:
 
 
 def build(
-    files: Files, spec: DatasetSpec, each: Each, *, bad_trajectories: BadTrajectories, check_images: bool
+    files: Files, spec: DatasetSpec, workers: int | None, *, bad_trajectories: BadTrajectories, check_images: bool
 ) -> tuple[Index, Mapping[str, NDArray[Any]], Mapping[str, Any]]:
     """Read everything but pixels.
 
@@ -69,6 +72,7 @@ def build(
         metadata = read_metadata(files.folder)
     except BadShardError as error:
         raise BadShardError(f"{files.name}: {error}") from None
+    each = partial(_each, workers, sum(files.sizes.values()) > PARALLEL_FROM)
     cameras = camera_features(metadata, spec)
     data_files = metadata.data_files(files.sizes)
     numbers = picture_files(metadata, cameras, data_files)
@@ -83,6 +87,18 @@ def build(
     described = [asdict(one) | {"extradata": base64.b64encode(one.extradata).decode()} for one, _ in videos.values()]
     facts = {"videos": described, "episodes": sorted(assembly.parts), "remarks": compare(metadata, assembly.raw)}
     return index, {"packets": packets}, facts
+
+
+def _each(
+    workers: int | None, large: bool, read: Callable[[Any], Any], jobs: Sequence[Any], label: str
+) -> Iterator[Any]:
+    """What `read` makes of every job, in order: by several processes, and with a bar, where it takes long."""
+    workers = min(workers if workers is not None else (os.cpu_count() or 1) * large, len(jobs))
+    if workers < 2:
+        yield from track(map(read, jobs), label, len(jobs), "files", visible=large)
+        return
+    with worker_pool(workers) as pool:
+        yield from track(pool.map(read, jobs), label, len(jobs), "files", visible=large)
 
 
 def _jobs(files: Files, metadata: Metadata, cameras: Mapping[str, str], data_files: list[str]) -> list[DataJob]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from openvla_lightning.data.oxe.registry import DatasetSpec, leaf_at
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.indexing import WAY_OUT, BadTrajectories
+from openvla_lightning.data.source.lerobot.description import camera_features, slices, words
 from openvla_lightning.data.source.lerobot.metadata import INFO, Episode, Metadata
 from openvla_lightning.data.source.lerobot.packets import Video, match
 from openvla_lightning.data.source.lerobot.rows import Rows, check_finite, check_rows
@@ -24,51 +25,6 @@ PACKED = ".records"
 def records_of(data_file: str) -> str:
     """Name of the file that the pictures of a parquet file are copied to."""
     return data_file.replace("/", "_").removesuffix(".parquet") + PACKED
-
-
-def camera_features(metadata: Metadata, spec: DatasetSpec) -> dict[str, str]:
-    """Role -> picture feature, of the roles that have one; GR00T's names (`video.ego`) are resolved.
-
-    Raises:
-        ValueError: there is no such feature, or it holds no pictures; the message lists those that do.
-    """
-    pictures = [name for name, feature in metadata.features.items() if feature.is_picture]
-    named = {
-        f"video.{name}": entry.get("original_key", name) for name, entry in metadata.modality.get("video", {}).items()
-    }
-    found = {}
-    for role, key in spec.cameras.items():
-        if key is None:
-            continue
-        feature = key if key in pictures else named.get(key, key)
-        if feature not in pictures:
-            raise ValueError(
-                f"{spec.name}: camera {role} names {key!r}, which is no picture of {metadata.folder}; it has "
-                f"{', '.join([*pictures, *named])}"
-            )
-        found[role] = feature
-    return found
-
-
-def slices(metadata: Metadata, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What `meta/modality.json` names: `state.arm`, `action.gripper`, ... -> values [T, d]."""
-    found: dict[str, NDArray[Any]] = {}
-    for part, whole in (("state", "observation.state"), ("action", "action")):
-        for name, entry in metadata.modality.get(part, {}).items():
-            key = entry.get("original_key", whole)
-            if key in columns:
-                found[f"{part}.{name}"] = columns[key][:, int(entry["start"]) : int(entry["end"])]
-    for name, entry in metadata.modality.get("annotation", {}).items():
-        key = entry.get("original_key", f"annotation.{name}")
-        if key in columns:
-            found[f"annotation.{name}"] = words(metadata, columns[key])
-    return found
-
-
-def words(metadata: Metadata, numbers: NDArray[Any]) -> NDArray[Any]:
-    """Instructions, as UTF-8 bytes [T], of task numbers; texts are taken as they are."""
-    texts = [one if isinstance(one, str) else metadata.tasks[int(one)] for one in numbers.ravel().tolist()]
-    return np.array([text.encode() for text in texts], object)
 
 
 class NoPictureError(ValueError):

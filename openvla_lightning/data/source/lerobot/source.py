@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,23 +15,21 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.images import ImageMode, Pixels, decode, fit
 from openvla_lightning.data.oxe.registry import DatasetSpec, dataset_spec
-from openvla_lightning.data.source import index as index_module
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.indexed import IndexedSource
 from openvla_lightning.data.source.indexing import BadTrajectories
 from openvla_lightning.data.source.lerobot.building import Files, build
+from openvla_lightning.data.source.lerobot.description import camera_features, check_description
 from openvla_lightning.data.source.lerobot.film import Film
-from openvla_lightning.data.source.lerobot.indexing import PACKED, camera_features, place
-from openvla_lightning.data.source.lerobot.metadata import INFO, read_info
+from openvla_lightning.data.source.lerobot.indexing import PACKED, place
+from openvla_lightning.data.source.lerobot.metadata import INFO, Metadata, read_info
 from openvla_lightning.data.source.lerobot.packets import Video
 from openvla_lightning.data.source.lerobot.remote import RemoteFiles, download, downloaded
-from openvla_lightning.data.source.open_files import descriptor
+from openvla_lightning.data.source.open_files import read_at
 from openvla_lightning.data.source.records import BadShardError
 from openvla_lightning.data.source.shards import is_url
 
 log = logging.getLogger(__name__)
-
-PARALLEL_FROM = 256 * 2**20
 
 
 class LeRobot(IndexedSource):
@@ -64,13 +61,12 @@ class LeRobot(IndexedSource):
         cache_dir: str | Path | None = None,
         cache_gb: float = 50.0,
     ) -> None:
-        super().__init__(name, spec, workers, bad_trajectories)
-        self.root, self.check_images = root, check_images
+        super().__init__(name, spec, workers, bad_trajectories, check_images, cache_dir)
+        self.root = root
         self.place = self._described.path or name
         if is_url(root) and not is_url(self.place):
             self.place = f"{str(root).rstrip('/')}/{self.place}"
         self.remote = RemoteFiles(self.place, cache_dir, cache_gb) if is_url(self.place) else None
-        self._known: dict[str, Any] = {}
         self._downloaded = False
 
     @cached_property
@@ -79,17 +75,21 @@ class LeRobot(IndexedSource):
 
         Raises:
             BadShardError: the folder is no LeRobot dataset of a version that is read.
-            ValueError: a camera is not there; the message lists those that are.
         """
-        spec = self._described
-        if (folder := self.folder) is None:
+        spec, folder = self._described, self.folder
+        if folder is None or spec.control_hz is not None:
             return spec
-        try:
-            metadata = read_info(folder)
-        except BadShardError as error:
-            raise BadShardError(f"{self.name}: {error}") from None
-        camera_features(metadata, spec)
-        return spec if spec.control_hz is not None else replace(spec, control_hz=metadata.fps)
+        return replace(spec, control_hz=self._info(folder).fps)
+
+    def check(self) -> None:
+        """Compare the description with what the files say of themselves, in milliseconds.
+
+        Raises:
+            DescriptionError: it names cameras, actions, states or words that are not there; naming what is.
+            BadShardError: the dataset is of a version that is not read, or `info.json` is damaged.
+        """
+        if (folder := self.folder) is not None:
+            check_description(self._info(folder), self._described)
 
     def missing(self) -> str | None:
         """Say where the dataset was looked for and how to get it; None when it is there or can be downloaded.
@@ -136,7 +136,7 @@ class LeRobot(IndexedSource):
     @property
     def remarks(self) -> tuple[str, ...]:
         """Where the dataset's stored statistics are not those of its data."""
-        return tuple(self._facts("remarks"))
+        return tuple(self._fact("remarks"))
 
     def encoded(self, role: str, step: int) -> bytes | None:
         """The stored bytes of the picture of `role` at `step`; None where there is none, or it is a video's frame.
@@ -190,14 +190,14 @@ class LeRobot(IndexedSource):
         """Where a step lies, in words."""
         index = self.index
         trajectory = int(index.trajectory[step])
-        episode, frame = self._facts("episodes")[trajectory], step - int(index.bounds[trajectory])
+        episode, frame = self._fact("episodes")[trajectory], step - int(index.bounds[trajectory])
         files = dict.fromkeys(index.files[places[step, 0]] for places in index.images.values() if places[step, 2])
         return f"episode {episode}, frame {frame}" + (f" of {', '.join(files)}" if files else "")
 
     @cached_property
     def film(self) -> Film:
         """The dataset's videos."""
-        index, videos = self.index, self._facts("videos")
+        index, videos = self.index, self._fact("videos")
         packets = np.load(self._home / "packets.npy", mmap_mode="r").view(np.ndarray)
         known = {one["path"]: Video(**one | {"extradata": base64.b64decode(one["extradata"])}) for one in videos}
         return Film(
@@ -207,15 +207,15 @@ class LeRobot(IndexedSource):
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in super().__getstate__().items() if key != "film"}
 
+    def _info(self, folder: Path) -> Metadata:
+        try:
+            return read_info(folder)
+        except BadShardError as error:
+            raise BadShardError(f"{self.name}: {error}") from None
+
     @property
     def _described(self) -> DatasetSpec:
         return self.given or dataset_spec(self.name)
-
-    def _facts(self, name: str) -> Any:
-        if name not in self._known:
-            self.prepare()
-            self._known[name] = json.loads((self._home / f"{name}.json").read_text())
-        return self._known[name]
 
     @cached_property
     def _folder(self) -> Path:
@@ -224,22 +224,11 @@ class LeRobot(IndexedSource):
         return folder
 
     @cached_property
-    def _home(self) -> Path:
-        known = (index_module.VERSION, self.spec.fingerprint, self.bad_trajectories, self.check_images)
-        key = hashlib.sha256(repr((*known, sorted(self._stamps.items()))).encode()).hexdigest()
-        return index_module.cache_folder(self._folder, self.name) / key[:16]
-
-    @cached_property
     def _pictures(self) -> Path:
         """Where pictures out of parquet files are copied to: whatever is made of the rows, they are the same."""
         data = sorted((name, stamp) for name, stamp in self._stamps.items() if name.startswith("data/"))
         key = hashlib.sha256(repr(data).encode()).hexdigest()
-        return index_module.cache_folder(self._folder, self.name) / f"pictures_{key[:16]}"
-
-    @property
-    def files_key(self) -> str:
-        """Changes when a file of the dataset does."""
-        return repr(sorted(self._stamps.items()))
+        return self._home.parent / f"pictures_{key[:16]}"
 
     @cached_property
     def _stamps(self) -> dict[str, tuple[int, int]]:
@@ -262,20 +251,16 @@ class LeRobot(IndexedSource):
         if self.remote is not None and not name.endswith(PACKED):
             return self.remote.read(name, offset, length)
         try:
-            opened = descriptor(path)
-            found = os.pread(opened, length, offset)
+            found = read_at(path, offset, length, partial(self._check_unchanged, name), self._stamps.get(name))
         except OSError as error:
             raise BadShardError(f"{self.name}: {path} cannot be read: {error.strerror}") from None
-        now, known = os.fstat(opened), self._stamps.get(self.index.files[file])
-        if known is not None and known != (now.st_size, now.st_mtime_ns):
-            raise BadShardError(f"{path} was written to after it was indexed: start again, so that it is indexed anew")
         if len(found) != length:
             raise BadShardError(f"{path} was cut short after it was indexed: start again, so that it is indexed anew")
         return found
 
     def _build(self) -> tuple[Index, Mapping[str, NDArray[Any]], Mapping[str, Any]]:
-        large = sum(size for size, _ in self._stamps.values()) > PARALLEL_FROM
         sizes = {name: size for name, (size, _) in self._stamps.items()}
         files = Files(self.name, self._folder, sizes, self._pictures, self.remote)
-        each = partial(self._each, large=large)
-        return build(files, self.spec, each, bad_trajectories=self.bad_trajectories, check_images=self.check_images)
+        return build(
+            files, self.spec, self.workers, bad_trajectories=self.bad_trajectories, check_images=self.check_images
+        )
