@@ -9,19 +9,32 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
 from hydra.errors import InstantiationException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from openvla_lightning import plugins
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.processor.prompt import prompt_of
 
-ALLOWED_ROOTS = ("openvla_lightning.", "lightning.")
-"""Where a `_target_` may live: a config file is data from someone, not a way to call anything."""
-
 CONF = str(next(p for p in (Path(__file__).parents[1] / "conf", Path(__file__).parent / "conf") if p.is_dir()))
 """The folder of configs: beside the package in a checkout, inside it once installed."""
+
+
+class PluginConfigs(SearchPathPlugin):
+    """Makes Hydra search the `conf/` of plug-ins, after our own."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add a place for each plug-in that brings configs."""
+        for package, folder in plugins.config_folders():
+            search_path.append(provider=package, path=f"file://{folder}")
+
+
+Plugins.instance().register(PluginConfigs)
 
 
 class ConfigError(ValueError):
@@ -102,9 +115,22 @@ def validate(cfg: DictConfig) -> dict[str, Any]:
         tree = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from None
-    if problems := [p for path, node in targets(tree) for p in unbound(path, node)]:
+    problems = [p for path, node in targets(tree) for p in unbound(path, node)]
+    if problems := [*problems, *foreign_functions(tree)]:
         raise ConfigError("\n  ".join(["these do not fit what they configure:", *problems]))
     return tree  # type: ignore[return-value]
+
+
+def foreign_functions(tree: Any) -> Iterator[str]:
+    """Which datasets name a function that a config may not name; its package has to be known, as a `_target_`'s."""
+    for path, node in nodes(tree):
+        datasets = node.get("datasets")
+        for name, options in datasets.items() if isinstance(datasets, dict) else ():
+            function = options.get("transform") if isinstance(options, dict) else None
+            try:
+                plugins.check(function or "openvla_lightning")
+            except ValueError as error:
+                yield f"{path}.datasets.{name}.transform: {error}"
 
 
 def missing_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -118,18 +144,24 @@ def missing_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Every dictionary with a `_target_`, outermost first, with its dotted path."""
+    return ((place, found) for place, found in nodes(node, path) if "_target_" in found)
+
+
+def nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every dictionary in a tree, outermost first, with its dotted path."""
     if isinstance(node, dict):
-        if "_target_" in node:
-            yield path, node
+        yield path, node
         for key, child in node.items():
-            yield from targets(child, f"{path}.{key}".lstrip("."))
+            yield from nodes(child, f"{path}.{key}".lstrip("."))
 
 
 def unbound(path: str, node: dict[str, Any]) -> Iterator[str]:
     """Why `node` cannot be passed to its `_target_`, if it cannot."""
     name = node["_target_"]
-    if not name.startswith(ALLOWED_ROOTS):
-        yield f"{path}: {name} is not under {' or '.join(ALLOWED_ROOTS)}"
+    try:
+        plugins.check(name)
+    except ValueError as error:
+        yield f"{path}: {error}"
         return
     kwargs = {k: v for k, v in node.items() if not k.startswith("_")}
     known: Sequence[str] = ()

@@ -21,7 +21,7 @@ from openvla_lightning.parallel import FSDP
 from openvla_lightning.plugins import USUAL_HEAD, describe
 from openvla_lightning.processor import Processor
 from openvla_lightning.quantisation import Format, plain_state
-from openvla_lightning.strategy import Strategy
+from openvla_lightning.strategy import Strategy, to_config
 from openvla_lightning.types import Batch, Prediction
 
 
@@ -108,7 +108,9 @@ class VLAModule(L.LightningModule):
 
     def _learner(self) -> VLA:
         """The model, with what learns chosen."""
-        vla = self.build(action_head=self.action_head)
+        proprio_dim = self.trainer.datamodule.proprio_dim if self.processor.proprio else None  # type: ignore[attr-defined]
+        asked = {} if proprio_dim is None else {"proprio_dim": proprio_dim}
+        vla = self.build(action_head=self.action_head, **asked)
         start_from(vla)
         if self.quantisation is not None:
             self.quantisation(vla, torch.get_default_device())
@@ -188,7 +190,7 @@ class VLAModule(L.LightningModule):
             # trained on random crops, it acts on the crop in the middle, as the released evaluation does
             "processor": {**self.processor.config, "crop_area": data.crop_area},
             "action_head": describe(self.action_head, USUAL_HEAD),
-            "strategy": self.strategy.config,
+            "strategy": to_config(self.strategy),
             "quantisation": self.vla.quantisation,
             "base": None if self.base is None else asdict(self.base),
             "normalisation": data.normalisation,

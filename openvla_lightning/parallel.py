@@ -106,10 +106,10 @@ class FSDP(ModelParallelStrategy):
                 exact = MixedPrecisionPolicy(param_dtype=torch.float32, output_dtype=self.policy.param_dtype)
                 self._fully_shard(module, exact)
         if (head := getattr(model, "action_head", None)) is not None:  # which is called by itself
+            public = {name for name in vars(type(head)) if not name.startswith("_")}  # sharding changes the class
             self._fully_shard(head, self.policy)
-            for name in vars(type(head)):
-                if not name.startswith("_"):
-                    register_fsdp_forward_method(head, name)
+            for name in public - {"forward"}:
+                register_fsdp_forward_method(head, name)
         self._fully_shard(model, self.policy)
         for name in PASSES:
             if hasattr(model, name):

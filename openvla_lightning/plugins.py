@@ -1,23 +1,113 @@
-"""Which packages a config or a checkpoint may name, and objects as plain data: a class and its arguments."""
+"""Which packages a config or a checkpoint may name, and objects as plain data: a class and its arguments.
+
+A lab's own package is known when it is installed and declares itself,
+
+    [project.entry-points."openvla_lightning"]
+    my_lab = "my_lab"
+
+or when `plugins=[my_lab]` or the variable OPENVLA_LIGHTNING_PLUGINS names it: a package, or the path of its folder.
+Its classes can then be named in configs, its functions as a dataset's `transform`, and its `conf/` is searched, too.
+"""
 
 import inspect
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 GROUP = "openvla_lightning"
-"""Entry point group in which an installed package declares that configs and checkpoints may name its classes."""
+"""Entry point group in which an installed package declares itself."""
+VARIABLE = "OPENVLA_LIGHTNING_PLUGINS"
+"""Environment variable with further packages or folders, separated by commas; processes that are started inherit it."""
 USUAL_HEAD = "openvla_lightning.action_head.TokenHead"
 """The action head of a checkpoint that names none."""
+_OWN = ("openvla_lightning", "lightning")
+
+
+def roots() -> tuple[str, ...]:
+    """Top-level packages that may be named: this one, Lightning, and those that were declared."""
+    return (*_OWN, *packages())
+
+
+def packages() -> tuple[str, ...]:
+    """The plug-ins: packages that are installed and declare themselves, then those that the environment names."""
+    named = [_importable(name) for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
+    return tuple(dict.fromkeys(name for name in (*_declared(), *named) if name not in _OWN))
 
 
 @cache
-def roots() -> tuple[str, ...]:
-    """Top-level packages whose classes may be named: this one, and installed ones that declare themselves."""
-    declared = {entry.value.partition(":")[0].partition(".")[0] for entry in entry_points(group=GROUP)}
-    return ("openvla_lightning", *sorted(declared - {"openvla_lightning"}))
+def _declared() -> tuple[str, ...]:
+    return tuple(sorted({entry.value.partition(":")[0].partition(".")[0] for entry in entry_points(group=GROUP)}))
+
+
+def _importable(name: str) -> str:
+    """The package that `name` means; the folder that holds it becomes importable when `name` is a path."""
+    name = name.strip()
+    if os.sep not in name:
+        return name.partition(".")[0]
+    folder = Path(name).expanduser().resolve()
+    if str(folder.parent) not in sys.path:
+        sys.path.append(str(folder.parent))
+    return folder.name
+
+
+def add(names: Sequence[str]) -> None:
+    """Let packages or folders be named from now on, also in processes that this one starts.
+
+    Raises:
+        ValueError: when there is no such package.
+    """
+    for name in names:
+        if find_spec(_importable(name)) is None:
+            raise ValueError(
+                f"plugins: there is no package {name!r}; install it, or give the path of its folder: "
+                "plugins=[/path/to/it]"
+            )
+    known = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
+    os.environ[VARIABLE] = ",".join(dict.fromkeys([*known, *names]))
+
+
+def config_folders() -> Iterator[tuple[str, Path]]:
+    """Each plug-in that brings configs, and the folder of them: `conf/` inside the package."""
+    for package in packages():
+        spec = find_spec(package)
+        for place in (spec.submodule_search_locations or ()) if spec else ():
+            if (folder := Path(place) / "conf").is_dir():
+                yield package, folder
+
+
+def check(path: str) -> None:
+    """Make sure that what is at a dotted path may be named: a config is data from someone, no way to call anything.
+
+    Raises:
+        ValueError: when its package is not known here, saying how to make it so.
+    """
+    top = path.partition(".")[0]
+    if top not in roots():
+        raise ValueError(
+            f"{path}: the package {top} is not known here; known: {', '.join(roots())}. A lab's own package declares "
+            f'itself with an entry point, [project.entry-points."{GROUP}"], once it is installed; or name it: '
+            f"plugins=[{top}], or {VARIABLE}={top}"
+        )
+
+
+def find(path: str) -> Any:
+    """The class or function at a dotted path that `check` lets pass.
+
+    Raises:
+        ValueError: when it may not be named, or cannot be imported.
+    """
+    check(path)
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be imported: {error}") from error
 
 
 def describe(thing: Any, default: str) -> dict[str, Any]:
@@ -50,25 +140,10 @@ def rebuild(config: Mapping[str, Any], default: str) -> Any:
     if named is None and "name" not in inspect.signature(getattr(import_module(home), usual)).parameters:
         named = arguments.pop("name", None)
     path = default if named is None else str(named) if "." in str(named) else f"{home}.{named}"
-    kind = _found(path)
+    kind = find(path)
+    if not inspect.isclass(kind):
+        raise ValueError(f"{path} is no class")
     try:
         return kind(**arguments)
     except TypeError as error:
         raise ValueError(f"{path} does not take these arguments: {error}") from error
-
-
-def _found(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    top = path.partition(".")[0]
-    if top not in roots():
-        raise ValueError(
-            f"{path}: the package {top} is not known here. Install it (pip install ...): it declares itself with an "
-            f'entry point, [project.entry-points."{GROUP}"]; known: {", ".join(roots())}'
-        )
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be imported: {error}") from error
-    if not inspect.isclass(found):
-        raise ValueError(f"{path} is no class")
-    return found

@@ -4,7 +4,6 @@ import json
 import os
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace as Batch
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,11 @@ import torch
 from torch import Tensor
 
 from openvla_lightning.action_head.diffusion import DiffusionHead
-from openvla_lightning.action_head.regression import BLANK, L1Head
+from openvla_lightning.action_head.regression import L1Head
+from openvla_lightning.checkpoint.load import load_vla
 from openvla_lightning.model import VLA
-from openvla_lightning.types import IGNORE_INDEX
+from openvla_lightning.model.parallel_decoding import BLANK
+from openvla_lightning.types import IGNORE_INDEX, Batch
 
 
 def cases() -> list[Any]:
@@ -69,12 +70,7 @@ class Case:
 
     def load(self, merge: bool = True) -> VLA:
         """A model of one's own."""
-        import sys
-
-        sys.path.insert(0, "/tmp")
-        import oft_load
-
-        return oft_load.load(self, merge)
+        return load_vla(self.folder, dtype=torch.float32, merge=merge)
 
     @property
     def batch(self) -> Batch:

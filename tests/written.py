@@ -11,6 +11,7 @@ from openvla_lightning import VLA, Processor
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.checkpoint.load import base_at
 from openvla_lightning.checkpoint.training import learnt_names
+from openvla_lightning.strategy import to_config
 
 
 def same(a: VLA, b: VLA) -> bool:
@@ -42,7 +43,7 @@ def write_ckpt(path: Path, vla: VLA, strategy: Any, norm_stats: dict[str, Any], 
                 "vla": vla.config,
                 "processor": processor.config,
                 "action_head": processor.action_head.config,
-                "strategy": strategy.config if strategy else None,
+                "strategy": to_config(strategy) if strategy else None,
                 "quantisation": vla.quantisation,
                 "base": asdict(base_at(base)) if base else None,
                 "normalisation": "quantile",

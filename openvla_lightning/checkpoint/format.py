@@ -31,11 +31,12 @@ class Base:
 
     Attributes:
         path: folder, file or hub id it was loaded from.
-        sha256: of its weights; the same for every layout of the same numbers (see `load.weights_hash`).
+        sha256: of its weights; the same for every layout of the same numbers (see `load.weights_hash`). None where it
+            was not written down: then any base of the right shapes is taken.
     """
 
     path: str
-    sha256: str
+    sha256: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Description:
         folder: where tokenizer files lie; None when they lie elsewhere.
         absent: parts of the model that the files lack because training had frozen them.
         one_dtype: whether all weights have to be of one dtype, and of which if that is stated.
+        keeps_adapters: whether the layout keeps adapters of a whole model apart, as it does for towers with FiLM.
     """
 
     path: Path
@@ -78,6 +80,7 @@ class Description:
     folder: Path | None = None
     absent: tuple[str, ...] = ()
     one_dtype: tuple[bool, torch.dtype | None] = (False, None)
+    keeps_adapters: bool = False
 
     def check(self) -> "Description":
         """Return this, or raise CheckpointError with `problems`."""

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, Format, Shapes
+from openvla_lightning.checkpoint.oft import OFT
 from openvla_lightning.checkpoint.prismatic import Prismatic
 from openvla_lightning.checkpoint.released import Released
 from openvla_lightning.checkpoint.tensors import check_fits, fill
@@ -23,10 +25,10 @@ from openvla_lightning.processor import Processor
 from openvla_lightning.strategy import LoRA, from_config
 from openvla_lightning.strategy.lora import merge as merge_adapters
 
-FORMATS: tuple[Format, ...] = (Prismatic(), Released(), Training())
+FORMATS: tuple[Format, ...] = (Prismatic(), OFT(), Released(), Training())
 """Every format that is read; the first that recognises a path reads it."""
 
-_DOWNLOAD = ("*.json", "*.safetensors", "*.model", "*.txt")
+_DOWNLOAD = ("*.json", "*.safetensors", "*.model", "*.txt", "*--*_checkpoint.pt")
 
 
 def describe(path: str | Path | Description) -> Description:
@@ -56,7 +58,7 @@ def load_vla(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     guard: bool = True,
-    merge: bool = True,
+    merge: bool | None = None,
     base: str | Path | None = None,
     copy: bool = True,
 ) -> VLA:
@@ -67,14 +69,15 @@ def load_vla(
         dtype: of the parameters; None keeps the checkpoint's. Unmerged adapters keep their own.
         device: where they go.
         guard: check that the image reaches the logits.
-        merge: fold LoRA adapters of our checkpoints into the layers they adapt.
+        merge: fold LoRA adapters into the layers they adapt. None: unless the checkpoint is a whole model whose layout
+            keeps them apart, as released OpenVLA-OFT folders with FiLM do.
         base: where an adapter's base is now; None: where it was when the adapter was trained.
         copy: False leaves on disk what needs no cast, until it is used.
 
     Raises:
         CheckpointError: for anything that does not fit, the wrong base included.
     """
-    description = describe(path).check()
+    description = _with_base(describe(path).check(), base)
     if description.base is not None:
         base = description.base.path if base is None else base
         _check_base(description.base, base, description.path)
@@ -104,7 +107,7 @@ def load_vla(
         fill(description.path, vla, adapters, None, device, copy)
     vla.language_model.tie_weights()
     vla.to(device)
-    if isinstance(strategy, LoRA) and merge:
+    if isinstance(strategy, LoRA) and (not description.keeps_adapters if merge is None else merge):
         merge_adapters(vla)
         vla.requires_grad_(True)
     _tell(vla, description)
@@ -112,6 +115,21 @@ def load_vla(
     if guard:
         check_image_matters(vla, description.path)
     return vla
+
+
+def _with_base(description: Description, base: str | Path | None) -> Description:
+    """`description`; of an adapter that says nothing of its base's architecture, with what the base says."""
+    if description.base is None or description.vla.get("llm"):
+        return description
+    place = description.base.path if base is None else base
+    _check_base(description.base, place, description.path)
+    under = describe(place).check()
+    return replace(
+        description,
+        vla={**under.vla, **description.vla},
+        processor={**under.processor, **description.processor},
+        released=under.released,
+    )
 
 
 def load_checkpoint(
@@ -130,7 +148,7 @@ def load_checkpoint(
         merge, base: as in `load_vla`.
         processor_changes: arguments of `Processor` to replace, such as `tokenizer` or `crop_area`.
     """
-    description = describe(path).check()
+    description = _with_base(describe(path).check(), base)
     processor = Processor.from_config(description.processor, **processor_changes)
     vla = load_vla(description, dtype, device, guard, merge, base)
     return vla, processor, vla.norm_stats
@@ -171,6 +189,8 @@ def load_weights(
     complete = "vision_backbone" not in description.absent or frozen_vision is None
     if not complete and frozen_vision is not None:
         vla.vision_backbone = frozen_vision()
+        if vla.film is not None:
+            vla.vision_backbone.add_film(vla.llm.dim)
         own = vla.vision_backbone.state_dict()
         shapes |= {f"vision_backbone.{k}": (tuple(v.shape), v.dtype) for k, v in own.items()}
     check_fits(description, vla, _with_added(vla, shapes))
@@ -234,9 +254,9 @@ def check_image_matters(vla: VLA, path: str | Path = "the model") -> None:
     device = next(vla.parameters()).device
     shape = (1, 3 * towers, backbone.image_size, backbone.image_size)
     pixels = torch.cat([torch.full(shape, value, device=device) for value in (-1.0, 1.0)])
-    visual = vla.projector(backbone(pixels))
-    visual = visual[:, :: max(1, visual.shape[1] // 16)]
     bos = llm.embed(torch.full((2, 1), llm.architecture.get("bos_token_id", 1), device=device))
+    visual = vla.projector(backbone(pixels, bos[:, 0] if vla.film else None))
+    visual = visual[:, :: max(1, visual.shape[1] // 16)]
     black, white = llm.logits(llm.decode(torch.cat([bos, visual.to(bos.dtype)], dim=1))[:, -1])
     if torch.equal(black, white):
         raise CheckpointError(path, ["a black and a white image give the same logits: the image does not reach them"])
@@ -259,7 +279,7 @@ def _check_base(base: Base, path: str | Path, needed_by: Path) -> None:
         check_source(path)
     except FileNotFoundError as error:
         raise CheckpointError(needed_by, [f"it is an adapter and its base is gone: {error}", hint]) from error
-    if (found := weights_hash(path)) != base.sha256:
+    if base.sha256 is not None and (found := weights_hash(path)) != base.sha256:
         problem = f"it is an adapter for other weights than those of {path}"
         raise CheckpointError(needed_by, [f"{problem}: sha256 {found[:12]}, needed {base.sha256[:12]}", hint])
 

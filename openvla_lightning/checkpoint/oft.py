@@ -1,31 +1,28 @@
 """Released OpenVLA-OFT folders: a released VLA, and beside it the parts that OFT added, each in a file of its own.
 
-A folder does not say how long a chunk is, which cameras it was trained with, or how states and actions were scaled: the
-released code chooses these by a word in its command line. What it does say, in names and shapes of tensors, is read
-here and checked. For the rest the released constants of its action dimension are taken, unless our export said more.
+A folder does not say how long a chunk is, which cameras it was trained with, or how states and actions were scaled:
+the released code chooses these by a word in its command line. What it does say, in names and shapes of tensors, is read
+here and checked; the rest are the released constants of its action dimension, unless our export wrote it down.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from openvla_lightning.checkpoint.format import CheckpointError, read_json
-from openvla_lightning.checkpoint.tensors import read_pickle
+from openvla_lightning.checkpoint.architecture import OURS
+from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, read_json, read_norm_stats
+from openvla_lightning.checkpoint.oft_parts import ADAPTER_NAME, ALPHA, PART_FILE, Parts, part_of, read_parts
+from openvla_lightning.checkpoint.released import Released
+from openvla_lightning.checkpoint.tensors import dtype_problems
+from openvla_lightning.strategy import LoRA, to_config
 
-PARTS = ("action_head", "proprio_projector", "noisy_action_projector", "vision_backbone")
-"""Files of a folder, `PART--STEP_checkpoint.pt`, with STEP a number or `latest`."""
-
-_NAME = re.compile(rf"({'|'.join(PARTS)})--(\d+|latest)_checkpoint\.pt")
-_ADAPTER = "default"
-ALPHA = 16
-"""LoRA's alpha as released is the rank, but no more than this."""
-
-Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+ADAPTER, _WEIGHTS = "lora_adapter", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,191 +51,105 @@ def platform(action_dim: int, proprio_dim: int | None) -> Platform | None:
     return known.get((action_dim, proprio_dim))
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the files beside a released VLA hold.
+class OFT:
+    """Folders of OpenVLA-OFT: the released layout and parts, or a `lora_adapter/` and parts for a base elsewhere."""
 
-    Attributes:
-        files: part -> file.
-        head: `l1`, `diffusion`, or None where actions are tokens.
-        action_dim: D, read off the head; None for tokens.
-        proprio_dim: P, read off the proprioception's projector; None when there is none.
-        film: whether the towers have FiLM; then the vision backbone's weights come from its own file.
-        adapters: names of layers of the vision backbone whose LoRA adapter was kept apart.
-        rank: of these adapters.
-        shapes: of all tensors, under our names.
-    """
+    def recognises(self, path: Path) -> bool:
+        """Whether there is anything of OpenVLA-OFT's in the folder `path`."""
+        if not path.is_dir():
+            return False
+        return any(PART_FILE.fullmatch(file.name) for file in path.iterdir()) or _is_adapter(path)
 
-    files: Mapping[str, Path]
-    head: Literal["l1", "diffusion"] | None = None
-    action_dim: int | None = None
-    proprio_dim: int | None = None
-    film: bool = False
-    adapters: tuple[str, ...] = ()
-    rank: int | None = None
-    shapes: Shapes = field(default_factory=dict)
+    def describe(self, path: Path) -> Description:
+        """What the released layout says, and what names and shapes of the parts say.
 
-    @property
-    def step(self) -> str | None:
-        """The STEP in the files' names; None without files."""
-        steps = [match.group(2) for path in self.files.values() if (match := _NAME.fullmatch(path.name))]
-        return steps[0] if steps else None
-
-    def tensors(self) -> Iterator[dict[str, Tensor]]:
-        """Tensors under our names, a file at a time; they live on the mapped file until copied."""
-        for part, path in self.files.items():
-            yield {our_name(part, key): tensor for key, tensor in read_pickle(path).items()}
-
-
-def has_parts(folder: Path) -> bool:
-    """Whether there is anything of OpenVLA-OFT's beside the weights."""
-    return folder.is_dir() and any(_NAME.fullmatch(path.name) for path in folder.iterdir())
-
-
-def our_name(part: str, key: str) -> str:
-    """The name in `VLA.state_dict()` of `key` in the file of `part`.
-
-    DDP left `module.` in front of all but the vision backbone, whose blocks FiLM wrapped.
-    """
-    if part == "vision_backbone":
-        return re.sub(r"(\.blocks\.\d+)\.block\.", r"\1.", key)
-    name = key.removeprefix("module.")
-    owner = "action_head.noisy_action_projector" if part == "noisy_action_projector" else part
-    return f"{owner}.{name}"
-
-
-def released_name(part: str, name: str) -> str:
-    """The inverse of `our_name`."""
-    if part == "vision_backbone":
-        return re.sub(r"(\.blocks\.\d+)\.(?!scale\.|shift\.)", r"\1.block.", name)
-    owner = "action_head.noisy_action_projector" if part == "noisy_action_projector" else part
-    return f"module.{name.removeprefix(f'{owner}.')}"
-
-
-def part_of(name: str, film: bool) -> str | None:
-    """The file that the tensor `name` of a VLA belongs to; None: the released VLA's own."""
-    if name.startswith("action_head.noisy_action_projector."):
-        return "noisy_action_projector"
-    for part in ("action_head", "proprio_projector"):
-        if name.startswith(f"{part}."):
-            return part
-    return "vision_backbone" if film and name.startswith("vision_backbone.") else None
-
-
-def read_parts(folder: Path) -> Parts:
-    """Find the parts of a folder and what they mean; no tensor is read, only names and shapes.
-
-    Raises:
-        CheckpointError: naming every problem: files twice or of different steps, damaged, or at odds with each other.
-    """
-    files, problems = _files(folder)
-    shapes: Shapes = {}
-    own: dict[str, Shapes] = {}
-    for part, path in files.items():
-        try:
-            content = read_pickle(path)
-        except CheckpointError as error:
-            problems += error.problems
-            continue
-        strange = [key for key, value in content.items() if not isinstance(value, Tensor)]
-        problems += [f"{path.name}: {key} is no tensor" for key in strange]
-        own[part] = {
-            our_name(part, key): (tuple(value.shape), value.dtype)
-            for key, value in content.items()
-            if isinstance(value, Tensor)
-        }
-        shapes |= own[part]
-    if problems:
-        raise CheckpointError(folder, problems)
-    head, action_dim = _head(files, own, problems)
-    proprio = shapes.get("proprio_projector.fc1.weight")
-    if "proprio_projector" in files and (proprio is None or len(proprio[0]) != 2):
-        problems.append(f"{files['proprio_projector'].name}: there is no module.fc1.weight [dim, proprio_dim]")
-    adapters, rank = _adapters(own.get("vision_backbone", {}), files, problems)
-    if "vision_backbone" in own and not any(".scale." in name for name in own["vision_backbone"]):
-        problems.append(f"{files['vision_backbone'].name}: holds no FiLM layers (scale, shift)")
-    if problems:
-        raise CheckpointError(folder, problems)
-    return Parts(
-        files=files,
-        head=head,
-        action_dim=action_dim,
-        proprio_dim=None if proprio is None else proprio[0][1],
-        film="vision_backbone" in files,
-        adapters=adapters,
-        rank=rank,
-        shapes=shapes,
-    )
-
-
-def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    found: dict[str, list[Path]] = {}
-    steps = set()
-    for path in sorted(folder.iterdir()):
-        if match := _NAME.fullmatch(path.name):
-            found.setdefault(match.group(1), []).append(path)
-            steps.add(match.group(2))
-    problems = [
-        f"several files for {part}: {', '.join(path.name for path in paths)}; keep one"
-        for part, paths in found.items()
-        if len(paths) > 1
-    ]
-    if not problems and len(steps) > 1:
-        problems.append(f"the parts are of different steps: {', '.join(sorted(steps))}")
-    return {part: found[part][0] for part in PARTS if part in found}, problems
-
-
-def _head(
-    files: Mapping[str, Path], own: Mapping[str, Shapes], problems: list[str]
-) -> tuple[Literal["l1", "diffusion"] | None, int | None]:
-    if "action_head" not in files:
-        if "noisy_action_projector" in files:
-            problems.append(f"{files['noisy_action_projector'].name}: there is no action_head--N_checkpoint.pt with it")
-        return None, None
-    names, file = own["action_head"], files["action_head"].name
-    kinds: dict[str, Literal["l1", "diffusion"]] = {
-        "action_head.model.": "l1",
-        "action_head.noise_predictor.mlp_resnet.": "diffusion",
-    }
-    found = {kind for name in names for start, kind in kinds.items() if name.startswith(start)}
-    strange = [name for name in names if not name.startswith(tuple(kinds))]
-    problems += [f"{file}: {name.removeprefix('action_head.')} belongs to no known head" for name in strange]
-    if len(found) != 1:
-        problems.append(f"{file}: holds {' and '.join(sorted(found)) or 'no'} head; expected l1 or diffusion")
-        return None, None
-    head = found.pop()
-    start = next(start for start, kind in kinds.items() if kind == head)
-    last, first = names.get(f"{start}fc2.weight"), names.get(f"{start}fc1.weight")
-    if (head == "diffusion") != ("noisy_action_projector" in files):
-        problems.append(
-            f"{file}: a diffusion head needs noisy_action_projector--N_checkpoint.pt"
-            if head == "diffusion"
-            else f"{files['noisy_action_projector'].name}: {file} holds an l1 head, which takes no noisy actions"
+        Raises:
+            CheckpointError: as for the released layout, and naming whatever is wrong with the parts.
+        """
+        parts = read_parts(path)
+        plain = self._adapter(path) if _is_adapter(path) else Released().describe(path)
+        ours = plain.released.get("config.json", {}).get(OURS) or {}
+        problems = list(plain.problems)
+        shapes = {name: shape for name, shape in plain.shapes.items() if part_of(name, parts.film) is None}
+        one_dtype, stated = plain.one_dtype
+        if one_dtype and not problems:  # the parts may be of others
+            problems += dtype_problems({name: dtype for name, (_, dtype) in shapes.items()}, stated)
+        vla = {**plain.vla, "proprio_dim": parts.proprio_dim}
+        if parts.film:
+            vla["film"] = ours.get("film", "released")
+        robot = platform(parts.action_dim, parts.proprio_dim) if parts.action_dim else None
+        processor = _processor(plain.processor, parts, robot, ours)
+        if parts.head is not None:
+            vla["action_head"] = processor["action_head"]
+        vla = {key: value for key, value in vla.items() if value is not None}
+        strategy = plain.strategy
+        if parts.adapters and strategy is None:
+            rank = parts.rank or 1
+            strategy = to_config(LoRA(rank, min(rank, ALPHA), targets=list(parts.adapters)))
+        return replace(
+            plain,
+            format=self,
+            shapes={**shapes, **parts.shapes},
+            norm_stats=_scaled(plain.norm_stats, robot),
+            vla=vla,
+            processor=processor,
+            problems=problems,
+            strategy=strategy,
+            one_dtype=(False, None),
+            keeps_adapters=bool(parts.adapters),
         )
-    if last is None or first is None or len(last[0]) != 2 or len(first[0]) != 2:
-        problems.append(f"{file}: there is no fc1.weight and fc2.weight of two dimensions")
-        return head, None
-    action_dim, hidden = last[0]
-    if first[0] != (hidden, hidden * action_dim):
-        problems.append(
-            f"{file}: fc1.weight is {list(first[0])}, {action_dim} actions mean {[hidden, hidden * action_dim]}"
+
+    def tensors(self, description: Description) -> Iterator[dict[str, Tensor]]:
+        """The released VLA's tensors that no part replaces, a shard at a time, then each part's."""
+        parts = read_parts(description.path)
+        if _is_adapter(description.path):
+            yield read_adapter(description.path / ADAPTER).tensors()
+        else:
+            for tensors in Released().tensors(description):
+                yield {name: tensor for name, tensor in tensors.items() if part_of(name, parts.film) is None}
+        yield from parts.tensors()
+
+    def _adapter(self, path: Path) -> Description:
+        """What an adapter's folder says; the architecture is its base's, and is looked up there."""
+        adapter = read_adapter(path / ADAPTER)
+        return Description(
+            path=path,
+            format=self,
+            files=(path / ADAPTER / _WEIGHTS,),
+            shapes={name: (tuple(tensor.shape), tensor.dtype) for name, tensor in adapter.tensors().items()},
+            norm_stats=read_norm_stats(path, {}),
+            strategy=to_config(LoRA(adapter.rank, adapter.alpha, targets=list(adapter.layers))),
+            base=Base(adapter.base, None),
+            folder=path,
         )
-    return head, action_dim
 
 
-def _adapters(names: Shapes, files: Mapping[str, Path], problems: list[str]) -> tuple[tuple[str, ...], int | None]:
-    """Layers with an adapter, and its rank."""
-    ends = {kind: f".lora_{kind}.{_ADAPTER}.weight" for kind in "AB"}
-    layers = {kind: {name.removesuffix(end) for name in names if name.endswith(end)} for kind, end in ends.items()}
-    bases = {name.removesuffix(".base_layer.weight") for name in names if name.endswith(".base_layer.weight")}
-    every = layers["A"] | layers["B"] | bases
-    file = files["vision_backbone"].name if "vision_backbone" in files else ""
-    for what, has in (("lora_A", layers["A"]), ("lora_B", layers["B"]), ("base_layer", bases)):
-        problems += [f"{file}: {layer} lacks its {what}" for layer in sorted(every - has)]
-    ranks = {names[f"{layer}{ends['A']}"][0][0] for layer in layers["A"]}
-    if len(ranks) > 1:
-        problems.append(f"{file}: adapters of several ranks {sorted(ranks)}")
-    return tuple(sorted(every)), min(ranks, default=None)
+def _is_adapter(folder: Path) -> bool:
+    """Whether `folder` holds an adapter and no merged model; a merged one is complete without it."""
+    return (folder / ADAPTER / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def _scaled(norm_stats: Mapping[str, Any], robot: Platform | None) -> dict[str, Any]:
+    """Statistics that say how the released code scaled by them, where that is not the usual way."""
+    if robot is None or robot.normalisation == "quantile":
+        return dict(norm_stats)
+    return {name: {"normalisation": robot.normalisation, **stats} for name, stats in norm_stats.items()}
+
+
+def _processor(
+    plain: Mapping[str, Any], parts: Parts, robot: Platform | None, ours: Mapping[str, Any]
+) -> dict[str, Any]:
+    head: dict[str, Any] | None = ours.get("action_head")
+    if head is None and parts.head is not None:
+        names = {"l1": "L1Head", "diffusion": "DiffusionHead"}
+        chunk = robot.action_chunk if robot else None
+        head = {"class": names[parts.head], "action_chunk": chunk, "action_dim": parts.action_dim}
+    result = dict(plain)
+    if head is not None:
+        usual = robot.cameras if robot else plain.get("cameras", ("primary",))
+        result |= {"action_head": head, "cameras": list(ours.get("cameras") or usual)}
+    result["proprio"] = parts.proprio_dim is not None
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +171,9 @@ class Adapter:
 
     def tensors(self) -> dict[str, Tensor]:
         """The adapters' tensors under the names they have in an adapted VLA."""
-        return {f"{layer}.lora_{kind}.{_ADAPTER}.weight": t for (layer, kind), t in _adapter_tensors(self.path).items()}
+        return {
+            f"{layer}.lora_{kind}.{ADAPTER_NAME}.weight": t for (layer, kind), t in _adapter_tensors(self.path).items()
+        }
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -300,10 +213,7 @@ _ADAPTER_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
 def _adapter_tensors(folder: Path) -> dict[tuple[str, str], Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = folder / "adapter_model.safetensors"
+    path = folder / _WEIGHTS
     try:
         content = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -316,49 +226,3 @@ def _adapter_tensors(folder: Path) -> dict[tuple[str, str], Tensor]:
         elif not key.endswith((".base_layer.weight", ".lm_head.weight")):  # peft copies an adapted head's own weights
             raise CheckpointError(folder, [f"{path.name}: {key} is no part of a LoRA adapter"])
     return found
-
-
-def write_parts(state: Mapping[str, Tensor], folder: Path, step: int | str, rank: int = 32) -> None:
-    """Write the parts of `state`, tensors under our names, each into its file as released.
-
-    The released loader of a vision backbone with FiLM expects an adapter on every linear layer of the towers, of the
-    rank it is told (32). Where `state` holds none, adapters that change nothing are written.
-
-    Args:
-        state: see `part_of`; tensors of the released VLA itself are passed over.
-        folder: exists; files of the same parts from before are replaced.
-        step: of training, in the files' names.
-        rank: of adapters that change nothing.
-    """
-    film = any(".scale.weight" in name and name.startswith("vision_backbone.") for name in state)
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in state.items():
-        if (part := part_of(name, film)) is not None:
-            parts.setdefault(part, {})[released_name(part, name)] = tensor.detach().cpu().contiguous()
-    if film and not any(".lora_A." in name for name in parts["vision_backbone"]):
-        parts["vision_backbone"] = _with_idle_adapters(parts["vision_backbone"], rank)
-    for part, tensors in parts.items():
-        path = folder / f"{part}--{step}_checkpoint.pt"
-        partial = path.with_name(f"{path.name}.partial")
-        torch.save(dict(tensors), partial)
-        for old in folder.glob(f"{part}--*_checkpoint.pt"):
-            old.unlink()
-        partial.rename(path)
-
-
-def _with_idle_adapters(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """A tower's tensors with an adapter of zeros on each layer that the released LoRA adapts."""
-    from openvla_lightning.strategy.lora import RELEASED_TARGETS
-
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        layer, _, end = name.rpartition(".")
-        if layer.rpartition(".")[2] not in RELEASED_TARGETS:
-            result[name] = tensor
-            continue
-        result[f"{layer}.base_layer.{end}"] = tensor
-        if end == "weight":
-            inner, ones = tensor.shape[1:], [1] * (tensor.ndim - 2)
-            result[f"{layer}.lora_A.{_ADAPTER}.weight"] = tensor.new_zeros(rank, *inner)
-            result[f"{layer}.lora_B.{_ADAPTER}.weight"] = tensor.new_zeros(len(tensor), rank, *ones)
-    return result

@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from openvla_lightning.action_head import TokenHead
 from openvla_lightning.checkpoint import preprocessor
 from openvla_lightning.checkpoint.architecture import OURS, released_config
+from openvla_lightning.checkpoint.oft_parts import FILM_NAME, keeps_apart, part_of, read_parts, write_parts
 from openvla_lightning.checkpoint.released import INDEX, SINGLE
 from openvla_lightning.model.hub import TOKENIZER_FILES
 from openvla_lightning.model.vision_backbone import pixel_statistics
-from openvla_lightning.model.vla import ADDED, VLA
+from openvla_lightning.model.vla import VLA
 from openvla_lightning.strategy.lora import merged_state, merged_weight
 
 if TYPE_CHECKING:
@@ -31,10 +33,10 @@ def save_vla(
 
     Raises:
         ValueError: when the weights hold quantised values, or several dtypes and `dtype` does not say which to write;
-            when the model has parts or a head for which the released layout has no place.
+            when the released code would read the model and act wrongly.
     """
     _check_room(vla, processor)
-    state = merged_state(vla)
+    state = _released_state(vla)
     dtypes = {tensor.dtype for key, (tensor, _) in state.items() if key.endswith("weight")}
     if vla.quantisation is not None or not all(kind.is_floating_point for kind in dtypes):
         raise ValueError("quantised weights do not fit the released layout: save the model without quantisation")
@@ -49,9 +51,13 @@ def save_vla(
     arguments = _processor_arguments(vla, processor, config)
     config["image_resize_strategy"] = arguments["resize_strategy"]
     if processor is not None:
-        config["n_action_bins"] = arguments["action_head"]["num_bins"]
+        config["n_action_bins"] = arguments["action_head"].get("num_bins", config["n_action_bins"])
+        if ours := _unsaid(vla, arguments):
+            config[OURS] = {**(config.get(OURS) or {}), **ours}
     config["norm_stats"] = vla.norm_stats
     _save_weights(state, folder, max_shard_size, dtype)
+    if vla.added():
+        write_parts(vla, folder, _step(vla), dtype)
     text = config["text_config"]
     generation = {
         "_from_model_config": True,
@@ -73,16 +79,51 @@ def save_vla(
 
 
 def _check_room(vla: VLA, processor: "Processor | None") -> None:
-    """Refuse what the released code could not read."""
-    own = sorted({name.partition(".")[0] for name in ADDED if hasattr(vla, name)})
-    own += ["film"] if vla.film is not None else []
-    if processor is not None and "num_bins" not in processor.config["action_head"]:
-        own.append(type(processor.action_head).__name__)
+    """Refuse what the released code would read and act wrongly with: tokens one after the other beside what is new."""
+    head = None if processor is None else processor.action_head
+    if processor is None or type(head) is not TokenHead or getattr(head, "parallel", False):
+        return
+    own = [name for name in ("proprio_projector",) if hasattr(vla, name)] + (["film"] if vla.film else [])
+    own += [f"the views {', '.join(processor.views)}"] if len(processor.views) > 1 else []
     if own:
         raise ValueError(
-            f"the released layout has no place for {', '.join(own)}: keep the checkpoint of training, which "
-            "Policy.from_pretrained reads as well"
+            f"the released layout has no place for {', '.join(own)} beside tokens written one after the other: "
+            "keep the checkpoint of training, which Policy.from_pretrained reads as well"
         )
+
+
+def _released_state(vla: VLA) -> "dict[str, tuple[Tensor, BaseTunerLayer | None]]":
+    """What a released VLA has of `vla`, under its names: each tensor, and the adapter to be merged into it.
+
+    Towers with FiLM are written apart; here they stand without their adapters, as in released OpenVLA-OFT folders.
+    """
+    film = vla.film is not None
+    apart = film and keeps_apart(vla)
+    state = {}
+    for name, (tensor, adapter) in merged_state(vla).items():
+        part = part_of(name, film)
+        if part is None or (part == "vision_backbone" and FILM_NAME.search(name) is None):
+            state[name] = (tensor, None if apart and part is not None else adapter)
+    return state
+
+
+def _unsaid(vla: VLA, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What neither names nor shapes of an OpenVLA-OFT folder say, for its `config.json`."""
+    head = arguments["action_head"]
+    said: dict[str, Any] = {}
+    if head.get("class", "TokenHead") != "TokenHead" or head.get("parallel"):
+        said["action_head"] = head
+        said["cameras"] = list(arguments.get("cameras") or ["primary"])
+    if vla.film not in (None, "released"):
+        said["film"] = vla.film
+    return said
+
+
+def _step(vla: VLA) -> str:
+    """The step in the names of the parts that `vla` was loaded from, where these are still there."""
+    if vla.origin is None or not vla.origin.is_dir():
+        return "latest"
+    return read_parts(vla.origin).step or "latest"
 
 
 def _processor_arguments(vla: VLA, processor: "Processor | None", config: dict[str, Any]) -> dict[str, Any]:

@@ -88,12 +88,13 @@ def check_fits(description: Description, vla: VLA, found: Shapes | None = None) 
             problems.append(f"{key}: is {list(shape)}, should be {list(wanted[key])}")
     if one_dtype:
         floats = {k for k, v in vla.state_dict().items() if v.is_floating_point()}
-        problems += _dtype_problems({k: dtype for k, (_, dtype) in found.items() if k in floats}, stated)
+        problems += dtype_problems({k: dtype for k, (_, dtype) in found.items() if k in floats}, stated)
     if problems:
         raise CheckpointError(description.path, problems)
 
 
-def _dtype_problems(found: Mapping[str, torch.dtype], stated: torch.dtype | None) -> list[str]:
+def dtype_problems(found: Mapping[str, torch.dtype], stated: torch.dtype | None) -> list[str]:
+    """Which of these weights are of another dtype than most, or than `stated`."""
     usual = Counter(found.values()).most_common(1)[0][0] if found else torch.float32
     if usual not in _FLOATS:
         return [f"the weights are {usual}; expected float32, bfloat16 or float16"]

@@ -11,8 +11,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from openvla_lightning import plugins
 from openvla_lightning.cli import help
-from openvla_lightning.cli.overrides import OverrideError, readable
+from openvla_lightning.cli.overrides import readable
 from openvla_lightning.config import CONF
 
 
@@ -28,7 +29,8 @@ def command(config_name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]
                 )
             try:
                 sys.argv[1:] = readable(sys.argv[1:])
-            except OverrideError as error:
+                plugins.add([name for word in sys.argv[1:] if word.startswith("plugins=") for name in named(word)])
+            except ValueError as error:
                 raise SystemExit(f"error: {error}") from None
             overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
             if problem := help.misspelt_addition(help.groups(CONF, config_name), overrides):
@@ -44,6 +46,11 @@ def command(config_name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]
         return run
 
     return decorate
+
+
+def named(override: str) -> list[str]:
+    """The plug-ins of `plugins=[my_lab,/path/to/another]`, which have to be known before anything is composed."""
+    return [name.strip(" '\"") for name in override.partition("=")[2].strip("[]").split(",") if name.strip(" '\"")]
 
 
 def hints(config_name: str, overrides: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, C
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from openvla_lightning.model.hub import check_source
-from openvla_lightning.model.vision_backbone import parameters_follow_default_device
+from openvla_lightning.model.tower import parameters_follow_default_device
 from openvla_lightning.types import IGNORE_INDEX
 
 _NOT_ARCHITECTURE = {"model_type", "torch_dtype", "dtype", "auto_map", "quantization_config", "_name_or_path"}
@@ -20,6 +20,8 @@ _NOT_ARCHITECTURE |= {"attn_implementation", "_attn_implementation"}
 # transformers looks at the positions to find out whether `sdpa` needs a mask, which waits for the device in every
 # forward pass. For an attention of another name it makes none, and without a mask this one is causal.
 _CAUSAL = "sdpa_without_mask"
+FAMILIES = ("llama", "mistral", "qwen2", "phi")
+"""`model_type`s whose decoder is nothing but embedding, layers and norm."""
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
 
@@ -140,6 +142,10 @@ class CausalLM(nn.Module):
             use_cache=cache is not None,
         ).last_hidden_state
 
+    def attend_without_mask(self) -> None:
+        """Let the decoder's layers use `sdpa` with the mask they are given and no other, when they are called apart."""
+        self.model.config._attn_implementation = _CAUSAL
+
     def _attend_to_all(
         self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor | None, output_hidden_states: bool = False
     ) -> Any:
@@ -182,6 +188,24 @@ class CausalLM(nn.Module):
             return self._attend_to_all(embeddings, attention_mask, None, output_hidden_states=True).hidden_states
         self.model.config._attn_implementation = _CAUSAL
         return self.model(inputs_embeds=embeddings, use_cache=False, output_hidden_states=True).hidden_states
+
+    def lower(self, embeddings: Tensor, layers: int) -> Tensor:
+        """Hidden states [B, S, dim] after the first `layers` layers alone, causal; those above are not run.
+
+        Raises:
+            ValueError: for more layers than there are, or an architecture that is more than a stack of layers.
+        """
+        decoder: Any = self.model
+        if self.architecture["model_type"] not in FAMILIES:
+            raise ValueError(f"{self.architecture['model_type']} cannot be read half way; {', '.join(FAMILIES)} can")
+        if not 1 <= layers <= len(decoder.layers):
+            raise ValueError(f"layer {layers} cannot be read: the language model has {len(decoder.layers)}")
+        decoder.config._attn_implementation = _CAUSAL
+        positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
+        rotary, hidden = decoder.rotary_emb(embeddings, positions), embeddings
+        for layer in decoder.layers[:layers]:
+            hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits [..., vocab] of hidden states [..., dim]; the released code widens them too."""

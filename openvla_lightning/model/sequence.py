@@ -1,13 +1,14 @@
 """The sequence that the language model reads: BOS, what the robot sees and feels, the text; and passes over it."""
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, overload
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
 from openvla_lightning.model.llm import CausalLM, next_token_loss
+from openvla_lightning.model.positions import at, left_padding, roll, visible
 from openvla_lightning.model.projector import MLP, Projector
 from openvla_lightning.model.vision_backbone import VisionBackbone
 from openvla_lightning.types import VLAOutput
@@ -16,8 +17,23 @@ if TYPE_CHECKING:
     from openvla_lightning.types import Inputs
 
 
-PASSES = ("states", "see", "prompt", "generate")
+PASSES = ("states", "logits", "read", "see", "prompt", "generate")
 """Ways to run the model beside `forward`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a head that looks at the whole prompt gets to see. S = 1 + patches and other tokens + L - 1 positions.
+
+    Attributes:
+        states: hidden states [B, S, dim].
+        prompt: bool [B, S], False on padding and on what the head wrote.
+        logits: float32 [B, K, vocab] of the ids at `places`; None where nobody asked.
+    """
+
+    states: Tensor
+    prompt: Tensor
+    logits: Tensor | None = None
 
 
 class SequenceModel(nn.Module):
@@ -63,11 +79,11 @@ class SequenceModel(nn.Module):
         Raises:
             ValueError: when the model reads proprioception and there is none, or of another width.
         """
-        shift = _left_padding(attention_mask)
-        text = self.language_model.embed(_roll(input_ids, shift))
+        shift = left_padding(attention_mask)
+        text = self.language_model.embed(roll(input_ids, shift))
         features, visual = None, None
         if pixel_values is not None:
-            language = self._language(text, _roll(attention_mask, shift), places)
+            language = self._language(text, roll(attention_mask, shift), places)
             if output_hidden_states:
                 features = self.vision_backbone.tower_features(pixel_values, language)
                 visual = self.projector(self.vision_backbone.fuse(features))
@@ -79,8 +95,7 @@ class SequenceModel(nn.Module):
         states = self.language_model.hidden_states(embeddings) if output_hidden_states else None
         hidden = self.language_model.decode(embeddings) if states is None else states[-1]
         if places is not None:
-            rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-            hidden = hidden[rows, prefix.shape[1] + places]
+            hidden = at(hidden, prefix.shape[1] + places)
         output = VLAOutput(
             logits=self.language_model.logits(hidden),
             num_patches=prefix.shape[1],
@@ -90,14 +105,14 @@ class SequenceModel(nn.Module):
             hidden_states=states,
         )
         if labels is not None:
-            targets = output.targets(_roll(labels, shift))
+            targets = output.targets(roll(labels, shift))
             output = replace(output, loss=next_token_loss(output.next_token_logits, targets))
         if shift is None:
             return output
         return replace(
             output,
-            logits=_roll(output.logits, -shift),
-            hidden_states=None if states is None else tuple(_roll(state, -shift) for state in states),
+            logits=roll(output.logits, -shift),
+            hidden_states=None if states is None else tuple(roll(state, -shift) for state in states),
         )
 
     def see(self, inputs: "Inputs", written: int = 0) -> Tensor:
@@ -146,18 +161,59 @@ class SequenceModel(nn.Module):
         Raises:
             ValueError: when the model reads proprioception and there is none, or of another width.
         """
+        embeddings, mask, places = self._sequence(inputs, slots, extra, visual)
+        hidden = self.language_model.decode(embeddings, None if causal else mask, causal=causal)
+        return at(hidden, places)
+
+    def logits(self, inputs: "Inputs", *, slots: Tensor) -> Tensor:
+        """float32 logits [B, K, vocab] at `inputs.places` where every position sees every other: parallel decoding.
+
+        Arguments as in `states`.
+        """
+        embeddings, mask, places = self._sequence(inputs, slots, None, None)
+        return self.language_model.logits(at(self.language_model.decode(embeddings, mask, causal=False), places))
+
+    def _sequence(
+        self, inputs: "Inputs", slots: Tensor | None, extra: Tensor | None, visual: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What `states` gives to the language model: embeddings [B, S, dim], what is no padding, and where to read.
+
+        The mask is bool [B, S], or None where all of it is known to be seen; the positions are int64 [B, K].
+        """
         text = self.language_model.embed(inputs.input_ids)
-        rows = torch.arange(len(text), device=text.device)[:, None]
         if slots is not None:
-            at = inputs.places[:, : slots.shape[1]] + 1
-            text = text.index_put((rows.expand_as(at), at), slots.to(text.dtype))
+            written = inputs.places[:, : slots.shape[1]] + 1
+            rows = torch.arange(len(text), device=text.device)[:, None].expand_as(written)
+            text = text.index_put((rows, written), slots.to(text.dtype))
         if visual is None:
             visual = self._see(inputs, 0 if slots is None else slots.shape[1])
         prefix = self._prefix(visual, inputs.proprio, text, extra)
         embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
-        mask = None if causal else _visible(inputs.attention_mask, prefix.shape[1])
-        hidden = self.language_model.decode(embeddings, mask, causal=causal)
-        return hidden[rows, prefix.shape[1] + inputs.places]
+        return embeddings, visible(inputs.attention_mask, prefix.shape[1]), prefix.shape[1] + inputs.places
+
+    def read(self, inputs: "Inputs", layer: int | None = None, logits: bool = False) -> Read:
+        """Hidden states of the whole prompt, for a head that looks at all of them.
+
+        Args:
+            inputs: as in `states`; what was written at `places` is read, but is no part of the prompt.
+            layer: after how many layers of the language model; None: after the last one and the final norm.
+            logits: also those of the ids at `places`. Without them the layers above `layer` are not run.
+        """
+        text = self.language_model.embed(inputs.input_ids)
+        prompt = inputs.attention_mask.bool()
+        if inputs.places.shape[1]:
+            prompt = prompt & (torch.arange(text.shape[1], device=text.device) <= inputs.places[:, :1])
+        language = self._language(text, prompt, None)
+        prefix = self._prefix(self.projector(self.vision_backbone(inputs.pixel_values, language)), inputs.proprio, text)
+        embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
+        prompt = torch.cat([prompt[:, :1].expand(-1, 1 + prefix.shape[1]), prompt[:, 1:]], dim=1)
+        if layer is not None and not logits:
+            return Read(self.language_model.lower(embeddings, layer), prompt)
+        every = None if layer is None else self.language_model.hidden_states(embeddings)
+        last = self.language_model.decode(embeddings) if every is None else every[-1]
+        states = last if layer is None or every is None else every[layer]
+        written = last.gather(1, (prefix.shape[1] + inputs.places)[..., None].expand(-1, -1, last.shape[2]))
+        return Read(states, prompt, self.language_model.logits(written) if logits else None)
 
     def _language(self, text: Tensor, attention_mask: Tensor | None, places: Tensor | None) -> Tensor | None:
         """What FiLM is told where actions are written one after the other: the mean embedding [B, dim] of the prompt.
@@ -223,40 +279,10 @@ class SequenceModel(nn.Module):
         Arguments as in `forward`; `choice` says how ids are chosen, and draws come from `generator`, on the CPU. Rows
         of different length, padded on either side, give what each gives alone.
         """
-        shift = _left_padding(attention_mask)
-        embeddings, prefix = self._prompt(pixel_values, _roll(input_ids, shift), _roll(attention_mask, shift), proprio)
+        shift = left_padding(attention_mask)
+        embeddings, prefix = self._prompt(pixel_values, roll(input_ids, shift), roll(attention_mask, shift), proprio)
         lengths = None
         if attention_mask is not None and not bool(attention_mask.all()):
             lengths = attention_mask.long().sum(1) + prefix.shape[1]
         noise = choice.noise(self.language_model, len(input_ids), max_new_tokens, generator)
         return decode(self.language_model, embeddings, lengths, max_new_tokens, choice, noise)
-
-
-def _visible(attention_mask: Tensor | None, prefix: int) -> Tensor | None:
-    """Which of BOS, `prefix` tokens and the other text [B, L + prefix] are no padding; None where all are, if known.
-
-    A mask on an accelerator is taken to hide something: to look would be to wait for it.
-    """
-    if attention_mask is None or (attention_mask.device.type == "cpu" and bool(attention_mask.all())):
-        return None
-    mask = attention_mask.bool()
-    return torch.cat([mask[:, :1].expand(-1, 1 + prefix), mask[:, 1:]], dim=1)
-
-
-def _left_padding(attention_mask: Tensor | None) -> Tensor | None:
-    """How many padding positions open each row [B], or None when no row opens with padding."""
-    if attention_mask is None or bool(attention_mask[:, 0].all()):
-        return None
-    return attention_mask.int().argmax(dim=1)
-
-
-@overload
-def _roll(rows: Tensor, shift: Tensor | None) -> Tensor: ...
-@overload
-def _roll(rows: None, shift: Tensor | None) -> None: ...
-def _roll(rows: Tensor | None, shift: Tensor | None) -> Tensor | None:
-    """Rotate each row [B, N, ...] to the left by its own `shift` [B]: left padding becomes right padding."""
-    if shift is None or rows is None:
-        return rows
-    index = (torch.arange(rows.shape[1], device=rows.device) + shift[:, None]) % rows.shape[1]
-    return rows[torch.arange(len(rows), device=rows.device)[:, None], index]

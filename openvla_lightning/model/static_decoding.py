@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
+from openvla_lightning.model.llm import FAMILIES
 from openvla_lightning.types import Inputs
 
 if TYPE_CHECKING:
     from openvla_lightning.model.vla import VLA
 
 log = logging.getLogger(__name__)
-
-FAMILIES = ("llama", "mistral", "qwen2", "phi")
-"""`model_type`s whose decoder is nothing but embedding, layers and norm. Others go the reference's way."""
 
 BUCKET = 16
 """Where shapes are captured or compiled, prompts are padded to a multiple of so many tokens, and batches by repeating
@@ -196,6 +194,7 @@ class StaticDecoder:
 
     def _decode(self, action: _Action, hidden: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         decoder = self.vla.llm.model
+        self.vla.llm.attend_without_mask()
         rotary = decoder.rotary_emb(hidden, positions)
         for layer, kept in zip(decoder.layers, action.layers, strict=True):
             hidden = self._layer(layer, hidden, mask, positions, rotary, kept)

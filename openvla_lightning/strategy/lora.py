@@ -93,7 +93,6 @@ class LoRA:
     def config(self) -> dict[str, Any]:
         """As the protocol says."""
         return {
-            "name": "LoRA",
             "rank": self.rank,
             "alpha": self.alpha,
             "dropout": self.dropout,

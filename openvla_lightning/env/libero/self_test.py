@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from openvla_lightning.env.base import Check
-from openvla_lightning.env.libero.protocol import CAMERA, CAMERAS
+from openvla_lightning.env.libero.engine import judge_assets
+from openvla_lightning.env.libero.protocol import CAMERA, CAMERAS, RAMEKIN, RAMEKIN_BOWL, RAMEKIN_TASK, SEATED, STILL
 from openvla_lightning.env.orientation import check_orientation, pixel
 
 if TYPE_CHECKING:
@@ -18,10 +19,17 @@ TRAVEL = (0.03, 0.12)
 
 
 def self_test(env: "Libero") -> list[Check]:
-    """Camera, settling, picture, what an action does, and which way up the picture is."""
+    """Meshes, camera, settling, picture, what an action does, and which way up the picture is.
+
+    In LIBERO-Spatial also the task whose initial states are the first to break under another physics.
+    """
+    checks = [_whole(env)]
+    if RAMEKIN_TASK in env.tasks and env.perturbation is None:
+        env.reset(seed=0, options={"task": RAMEKIN_TASK})
+        checks.append(_seated(env))
     task = next(iter(env.tasks))
     observation, _ = env.reset(seed=0, options={"task": task})
-    checks = [_camera(env), _settled(env), _drawn(observation["image"])]
+    checks += [_camera(env), _settled(env), _drawn(observation["image"])]
     for axis, name in enumerate("xyz"):
         env.reset(seed=0, options={"task": task})
         checks.append(_moves(env, axis, name))
@@ -39,12 +47,21 @@ def _camera(env: "Libero") -> Check:
     return Check("camera", bool(off < 1e-4), f"off the training data's by {off:.1e}")
 
 
+def _whole(env: "Libero") -> Check:
+    whose, seen = judge_assets(env.assets)
+    return Check("meshes", whose == "LIBERO-PRO" or (whose == "LIBERO" and env.perturbation is None), seen)
+
+
+def _seated(env: "Libero") -> Check:
+    bodies = env.simulator.env.obj_body_id
+    bowl, ramekin = (env.simulator.sim.data.body_xpos[bodies[name]] for name in (RAMEKIN_BOWL, RAMEKIN))
+    off = float(np.linalg.norm((bowl - ramekin)[:2]))
+    return Check("bowl on ramekin", off < SEATED, f"{1000 * off:.1f} mm off its centre; 14.5 is right, 37 wrong")
+
+
 def _settled(env: "Libero") -> Check:
-    model, data = env.simulator.sim.model, env.simulator.sim.data
-    moving = [abs(data.qvel[model.jnt_dofadr[j] : model.jnt_dofadr[j] + 3]).max() for j in range(model.njnt)
-              if model.jnt_type[j] == 0]  # fmt: skip
-    fastest = max(moving, default=0.0)
-    return Check("settles", bool(fastest < 0.1), f"objects move at up to {fastest:.3f} m/s")
+    fastest = env.fastest
+    return Check("settles", fastest < STILL, f"objects move at up to {fastest:.3f} m/s, {STILL} is allowed")
 
 
 def _drawn(image: np.ndarray) -> Check:

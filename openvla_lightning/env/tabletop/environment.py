@@ -5,14 +5,13 @@ from functools import partial
 from typing import Any, ClassVar
 
 import gymnasium
-import mujoco
 import numpy as np
 
 from openvla_lightning.env.base import EVALUATION_SEEDS, checked_action
 from openvla_lightning.env.orientation import pixel
 from openvla_lightning.env.tabletop.embodiment import EMBODIMENTS
 from openvla_lightning.env.tabletop.layout import choose, spots, strip
-from openvla_lightning.env.tabletop.renderer import Renderer
+from openvla_lightning.env.tabletop.renderer import Renderer, mujoco
 from openvla_lightning.env.tabletop.scene import FINGER_OPEN, OBJECTS, PLATES, REACH, Thing, mjcf
 from openvla_lightning.env.tabletop.self_test import self_test
 from openvla_lightning.env.tabletop.tasks import TabletopTask, all_tasks, judge, select_tasks

@@ -6,8 +6,21 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-import mujoco
 import numpy as np
+
+
+def _import_mujoco() -> ModuleType:
+    # MuJoCo 3.3 loads the renderer that MUJOCO_GL names while it is imported, and where that is missing dies of an
+    # AttributeError in PyOpenGL. `make_context` loads it instead, and says what to install.
+    chosen = os.environ.pop("MUJOCO_GL", None)
+    try:
+        return import_module("mujoco")
+    finally:
+        if chosen is not None:
+            os.environ["MUJOCO_GL"] = chosen
+
+
+mujoco = _import_mujoco()
 
 _BACKENDS = {"egl": "mujoco.egl", "osmesa": "mujoco.osmesa", "glfw": "mujoco.glfw", "cgl": "mujoco.cgl"}
 
@@ -61,9 +74,13 @@ class Renderer:
 
     Costly extras (shadows, reflections, sky, haze, multisampling) are off. Edges are smoothed by drawing at twice the
     size and averaging, which is what lets a small picture show where things are to a fraction of a pixel.
+
+    Args:
+        model: `mujoco.MjModel`.
+        size: side of the pictures in pixels.
     """
 
-    def __init__(self, model: mujoco.MjModel, size: int) -> None:
+    def __init__(self, model: Any, size: int) -> None:
         drawn = size * _OVERSAMPLING
         self._size = size
         self._context = make_context(drawn, drawn)
@@ -78,8 +95,8 @@ class Renderer:
         self._area = mujoco.MjrRect(0, 0, drawn, drawn)
         self._pixels = np.empty((drawn, drawn, 3), np.uint8)
 
-    def render(self, data: mujoco.MjData, camera: str) -> np.ndarray:
-        """Return what a camera sees: uint8 [size, size, 3], RGB."""
+    def render(self, data: Any, camera: str) -> np.ndarray:
+        """Return what a camera sees of a `mujoco.MjData`: uint8 [size, size, 3], RGB."""
         view = mujoco.MjvCamera()
         view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         view.fixedcamid = self._model.camera(camera).id
