@@ -40,8 +40,8 @@ class Policy:
         vla: the model; moved to `device` and `dtype`, unless it is quantised and hence in its place.
         processor: the one it was trained with.
         norm_stats: unnorm_key -> statistics of that dataset, as `DatasetStatistics` or in the released layout.
-        unnorm_key: whose statistics turn predictions into actions, or a name that is as usual for that dataset
-            (`libero_spatial` for `libero_spatial_no_noops`); None when there is one, or one was trained on last.
+        unnorm_key: whose statistics turn predictions into actions, or an alias of that dataset (`libero_spatial` for
+            `libero_spatial_no_noops`). None takes the only dataset, or the one of the last training.
         normalisation: how training normalised actions: `quantile`, `minmax` or `meanstd`; None what the statistics
             say of themselves, and `quantile`, as released, where they say nothing.
         device: `auto` takes the first GPU, else the CPU.

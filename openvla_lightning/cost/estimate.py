@@ -24,9 +24,9 @@ PROMPT_TOKENS = 26
 ACTION_DIM = 7
 """Numbers of an action: an arm's with a gripper. Other robots' change little."""
 UTILISATION = 0.4
-"""Share of a card's peak that a step is expected to reach, operations done twice counted in."""
+"""Expected share of a card's peak speed, recomputed operations included."""
 RESERVE = 1.05
-"""What fragments of the allocator add to a peak; beside it the CUDA context takes `CONTEXT` bytes."""
+"""Factor for allocator fragmentation; the CUDA context takes `CONTEXT` bytes besides."""
 CONTEXT = 1e9
 USUAL_NODE = 8
 """GPUs of a machine, where all of them are asked for and this one has none."""

@@ -21,7 +21,8 @@ class Choice:
         temperature: 0 takes the most likely id; above, ids are drawn from softmax(logits / temperature).
         top_k: draws are among this many most likely ids; None: among all.
         within: the first id that may be chosen and the one after the last, for example the action ids; None: the whole
-            vocabulary, as released. The answer is the same whenever the most likely id of all lies within.
+            vocabulary, as released. This changes the result
+            only when the most likely id is outside the range.
 
     Raises:
         ValueError: for a negative temperature, fewer than one id, or an empty range.

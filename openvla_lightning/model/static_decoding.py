@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BUCKET = 16
-"""Where shapes are captured or compiled, prompts are padded to a multiple of so many tokens, and batches by repeating
-their last row to a power of two, so that there are few."""
+"""To keep the number of captured or compiled shapes small, prompts are padded to a multiple of this many tokens, and
+batches to a power of two by repeating their last row."""
 
 
 @dataclass(slots=True)
@@ -83,8 +83,9 @@ class StaticDecoder:
         vla: in its place, in `eval`.
         normalise: uint8 [B, 3V, H, W] -> float [B, 3 * towers * V, H, W] on any device (`ImageTransform.normalise`).
         choice: how ids are chosen.
-        compile: compile the language model's layer, once for all layers; the third shape of inputs is the last to be
-            compiled for. None: on a GPU; on a CPU it costs more than it gives back. Not with bitsandbytes' layers.
+        compile: compile the language model's layer, once for all layers. At most three versions are compiled; the third
+            serves all further shapes. None: on a GPU; on a CPU it costs more than it gives back. bitsandbytes' layers
+            are never compiled.
         graph: capture each stage as a CUDA graph. None: on a GPU, but not for bitsandbytes' 8 bits, which look at
             values on the way.
     """
