@@ -18,7 +18,7 @@ from openvla_lightning.checkpoint.load import describe, load_checkpoint
 from openvla_lightning.model.parameters import floating
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
-from openvla_lightning.quantisation import Format
+from openvla_lightning.quantisation import Quantiser
 from openvla_lightning.statistics import DatasetStatistics, Normalisation, choose_key
 from openvla_lightning.types import Observation, Prediction, Step
 
@@ -48,7 +48,7 @@ class Policy:
         dtype: `auto` takes bfloat16 on a GPU and float32 on a CPU.
         action_ids_only: choose among the ids that stand for actions, instead of, as released, among all words. The
             answer is the same while the model says actions; any other word would become an outermost action.
-        temperature, top_k: see `Choice`; 0 is the most likely id, as released.
+        temperature, top_k: see `Sampling`; 0 is the most likely id, as released.
         decoding: `stepwise`, or `parallel_exact`: ids are guessed and verified, the same ones in fewer passes.
         seed: of what is drawn.
         compile: what runs often; None: where it pays.
@@ -131,7 +131,7 @@ class Policy:
         unnorm_key: str | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        quantisation: Format | None = None,
+        quantisation: Quantiser | None = None,
         center_crop: bool | float | None = None,
         tokenizer: str | Path | None = None,
         base: str | Path | None = None,

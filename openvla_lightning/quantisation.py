@@ -15,7 +15,7 @@ KEEP = ("vision_backbone", "llm.lm_head")
 """Parts that stay as they are unless told otherwise: few of the weights, and much of the accuracy."""
 
 
-class Format(Protocol):
+class Quantiser(Protocol):
     """A way to quantise a model."""
 
     trains: bool
@@ -135,7 +135,7 @@ _NEEDS: dict[str, tuple[tuple[int, int], str] | None] = {
     "int4_weight": ((8, 0), "A100, RTX 30 or newer"),
     "fp8": ((8, 9), "L40S, RTX 40, H100 or newer"),
 }
-"""Format -> the GPU it needs; None: any device will do."""
+"""Quantiser -> the GPU it needs; None: any device will do."""
 
 
 class FastQuantisation:

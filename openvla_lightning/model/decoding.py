@@ -14,7 +14,7 @@ from openvla_lightning.model.llm import CausalLM
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Sampling:
     """How an id is chosen from logits.
 
     Args:
@@ -71,7 +71,7 @@ class Choice:
         return llm.logits(hidden)[:, rows]
 
 
-MOST_LIKELY = Choice()
+MOST_LIKELY = Sampling()
 """As released: the most likely id of the whole vocabulary."""
 
 
@@ -80,7 +80,7 @@ def decode(
     embeddings: Tensor,
     lengths: Tensor | None,
     max_new_tokens: int,
-    choice: Choice = MOST_LIKELY,
+    choice: Sampling = MOST_LIKELY,
     noise: Tensor | None = None,
 ) -> Tensor:
     """Return a continuation, ids [B, max_new_tokens]; no end token stops it early.
