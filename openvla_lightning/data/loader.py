@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
@@ -100,6 +101,8 @@ class BatchNumbers(DistributedSampler[Any], SequentialSampler):
 class ResumableDataModule(L.LightningDataModule):
     """Serves numbered samples: each process its part of every batch, from the sample where the last checkpoint stopped.
 
+    What training asks of a DataModule, whichever it is, are the attributes below and `where` and `served`.
+
     Args:
         collate: what a list of samples becomes a batch by.
         global_batch_size: samples in one optimiser step, over all devices and accumulated batches.
@@ -107,7 +110,14 @@ class ResumableDataModule(L.LightningDataModule):
 
     Attributes:
         samples_served: how many training was given, over all devices.
+        statistics: dataset name -> `DatasetStatistics`, which every checkpoint carries; empty where nothing acts.
+        normalisation: how actions were normalised by them.
+        crop_area: share of the picture that training crops to; acting looks at as much in the middle. None: all of it.
     """
+
+    statistics: Mapping[str, Any] = MappingProxyType({})
+    normalisation: str = "quantile"
+    crop_area: float | None = None
 
     def __init__(self, collate: Callable[[list[Any]], Any], global_batch_size: int, num_workers: int | None) -> None:
         super().__init__()
@@ -116,6 +126,19 @@ class ResumableDataModule(L.LightningDataModule):
         self.collate, self.global_batch_size = collate, global_batch_size
         self.num_workers = default_workers() if num_workers is None else num_workers
         self.samples_served = 0
+
+    def where(self, number: int) -> str:
+        """Which sample of which dataset has this number, for error messages."""
+        raise NotImplementedError
+
+    def served(self) -> dict[str, tuple[int, float]]:
+        """How many samples of each dataset training was given, and how often it saw each of its steps."""
+        raise NotImplementedError
+
+    @property
+    def proprio_dim(self) -> int | None:
+        """Width of the proprioception that is served; None: none is."""
+        return None
 
     @property
     def batch_size(self) -> int:
