@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from openvla_lightning.data.source.array_records import start_method
 from openvla_lightning.data.source.processes import end_with_parent
+from openvla_lightning.statistics import Normalisation
 
 
 class SampleError(ValueError):
@@ -116,7 +117,7 @@ class ResumableDataModule(L.LightningDataModule):
     """
 
     statistics: Mapping[str, Any] = MappingProxyType({})
-    normalisation: str = "quantile"
+    normalisation: Normalisation = "quantile"
     crop_area: float | None = None
 
     def __init__(self, collate: Callable[[list[Any]], Any], global_batch_size: int, num_workers: int | None) -> None:
@@ -132,7 +133,7 @@ class ResumableDataModule(L.LightningDataModule):
         raise NotImplementedError
 
     def served(self) -> dict[str, tuple[int, float]]:
-        """How many samples of each dataset training was given, and how often it saw each of its steps."""
+        """Of each dataset, how many samples training was given so far, and how many the weights call for."""
         raise NotImplementedError
 
     @property
