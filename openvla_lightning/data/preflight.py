@@ -52,6 +52,20 @@ def say_black(sources: Mapping[str, Source], cameras: Sequence[str]) -> None:
             log.warning(f"{name} has no camera {', '.join(absent)}: its pictures are black")
 
 
+def proprio_width(sources: Mapping[str, Source]) -> int:
+    """P, numbers of proprioception of every dataset.
+
+    Raises:
+        ValueError: when a dataset has none, or they are of different width.
+    """
+    dims = {name: source.index.proprio.shape[1] for name, source in sources.items()}
+    if absent := [name for name, dim in dims.items() if not dim]:
+        raise ValueError(f"data.proprio=true: no proprioception is read from {', '.join(absent)} (its `state`)")
+    if len(set(dims.values())) > 1:
+        raise ValueError(f"one model cannot be told proprioception of different dimensions: {dims}")
+    return next(iter(dims.values()))
+
+
 def refused_instructions(
     source: Source, refuses: Callable[[str, int], str | None], dim: int, bad_instructions: BadInstructions
 ) -> list[int]:
