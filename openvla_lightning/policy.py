@@ -49,6 +49,7 @@ class Policy:
         action_ids_only: choose among the ids that stand for actions, instead of, as released, among all words. The
             answer is the same while the model says actions; any other word would become an outermost action.
         temperature, top_k: see `Choice`; 0 is the most likely id, as released.
+        decoding: `stepwise`, or `parallel_exact`: ids are guessed and verified, the same ones in fewer passes.
         seed: of what is drawn.
         compile: what runs often; None: where it pays.
         options: further ones of the action head's decoder, such as a number of denoising steps.
@@ -77,6 +78,7 @@ class Policy:
         seed: int = 0,
         compile: bool | None = None,
         options: Mapping[str, Any] | None = None,
+        decoding: str = "stepwise",
     ) -> None:
         self.unnorm_key = choose_key(norm_stats, unnorm_key)
         self.norm_stats, self._normalisation = norm_stats, normalisation
@@ -86,12 +88,13 @@ class Policy:
         self.dtype = choose_dtype(dtype, self.device)
         self.vla = (vla if vla.quantisation else vla.to(self.device, self.dtype)).eval()
         self.processor = processor
-        given = {"action_ids_only": action_ids_only, "temperature": temperature, "top_k": top_k}
+        given = {"action_ids_only": action_ids_only, "temperature": temperature, "top_k": top_k, "decoding": decoding}
+        usual = {"action_ids_only": False, "temperature": 0.0, "top_k": None, "decoding": "stepwise"}
         self.acting = Acting(
             normalise=processor.transform.normalise,
             compile=compile,
             clock=lambda stage: self.clock(stage),
-            options={**{k: v for k, v in given.items() if v}, **(options or {})},
+            options={**{k: v for k, v in given.items() if v != usual[k]}, **(options or {})},
         )
         self._decoder = processor.action_head.decoder(self.vla, self.acting)
         self._generator = torch.Generator().manual_seed(seed)
@@ -261,14 +264,7 @@ class Policy:
     @property
     def reads(self) -> dict[str, Any]:
         """What a DataModule has to serve for this policy: arguments of `VLADataModule`."""
-        return {
-            "image_size": self.processor.transform.image_size,
-            "normalisation": self.normalisation,
-            "cameras": self.processor.cameras,
-            "history": self.processor.history,
-            "proprio": self.processor.proprio,
-            "action_chunk": self.processor.action_head.action_chunk,
-        }
+        return {**self.processor.reads, "normalisation": self.normalisation}
 
     def warm_up(
         self, batch_sizes: Sequence[int] = (1,), instructions: Sequence[str] = ("pick up the object",)

@@ -84,7 +84,8 @@ class OFT:
         vla = {key: value for key, value in vla.items() if value is not None}
         strategy = plain.strategy
         if parts.adapters and strategy is None:
-            strategy = to_config(LoRA(parts.rank or 1, min(parts.rank or 1, ALPHA), targets=list(parts.adapters)))
+            rank = parts.rank or 1
+            strategy = to_config(LoRA(rank, min(rank, ALPHA), targets=list(parts.adapters)))
         return replace(
             plain,
             format=self,

@@ -17,6 +17,7 @@ from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, che
 from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
 from openvla_lightning.data.preflight import (
     BadInstructions,
+    check_choices,
     check_sources,
     proprio_width,
     refuse_actions,
@@ -26,6 +27,7 @@ from openvla_lightning.data.preflight import (
 )
 from openvla_lightning.data.round_trip import LOOKED_AT, RoundTrip, round_trip
 from openvla_lightning.data.source import Source, SourceFactory
+from openvla_lightning.data.source.transcoded import Cache, cached
 from openvla_lightning.data.steps import ChunkEnd, DatasetSteps, StepBatches, windowed_walks
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 from openvla_lightning.types import Step, views_of
@@ -60,6 +62,7 @@ class VLADataModule(ResumableDataModule):
         history: pictures of how many steps to load, the step's own and those before it.
         proprio: load what the robot feels of itself, normalised as actions are.
         images: `released` (decoded and resized as the released pipeline does) or `fast`.
+        cache: `jpeg`: frames of videos, and PNGs, become JPEG records once, which are read many times faster.
         window_gb: for storage that is slow to read at random: shuffle within so many gigabytes of shards at a time;
             None: over the whole dataset.
         datasets: the user's own datasets, name -> options of `oxe.describe`.
@@ -100,6 +103,7 @@ class VLADataModule(ResumableDataModule):
         history: int = 1,
         proprio: bool = False,
         images: ImageMode = "released",
+        cache: Cache = "none",
         window_gb: float | None = None,
         datasets: Mapping[str, Mapping[str, Any]] | None = None,
         seed: int = 7,
@@ -113,15 +117,14 @@ class VLADataModule(ResumableDataModule):
         weights = [mix, *(change.mix for change in self.curriculum)]
         check_names([name for part in weights for name in part], datasets or {})
         check_filter(noop_filter)
-        for name, choice, choices in (
-            ("normalisation", normalisation, get_args(Normalisation)),
-            ("statistics", statistics, ("released", "train")),
-            ("images", images, get_args(ImageMode)),
-            ("bad_instructions", bad_instructions, get_args(BadInstructions)),
-            ("chunk_end", chunk_end, get_args(ChunkEnd)),
-        ):
-            if choice not in choices:
-                raise ValueError(f"data.{name}={choice}: choose {', '.join(choices)}")
+        check_choices(
+            normalisation=(normalisation, get_args(Normalisation)),
+            statistics=(statistics, ("released", "train")),
+            images=(images, get_args(ImageMode)),
+            cache=(cache, get_args(Cache)),
+            bad_instructions=(bad_instructions, get_args(BadInstructions)),
+            chunk_end=(chunk_end, get_args(ChunkEnd)),
+        )
         if window_gb is not None and window_gb <= 0:
             raise ValueError(f"data.window_gb={window_gb}: gigabytes above 0, or null to shuffle the whole dataset")
         if not 0 <= val_fraction < 1:
@@ -131,20 +134,18 @@ class VLADataModule(ResumableDataModule):
         if action_chunk < 1:
             raise ValueError(f"data.action_chunk={action_chunk}: at least the action of the step itself, 1")
         self.mix = {name: float(weight) for name, weight in mix.items() if weight > 0}
-        self.image_size = image_size
-        self.balance_weights, self.normalisation, self.action_chunk = balance_weights, normalisation, action_chunk
-        self.chunk_end: ChunkEnd = chunk_end
+        self.image_size, self.balance_weights, self.normalisation = image_size, balance_weights, normalisation
+        self.action_chunk, self.chunk_end = action_chunk, chunk_end
         self.noop_filter: NoopFilter = noop_filter if filter_noops else "none"
         self.of_training, self.images, self.window_gb = statistics == "train", images, window_gb
         self.val_fraction, self.cameras, self.seed = val_fraction, tuple(cameras), seed
-        self.history, self.proprio, self.views = history, proprio, views_of(cameras, history)
-        self._pictures: dict[str, Any] = {"image_size": image_size, "cameras": cameras, "images": images}
-        self._pictures |= {"history": history, "proprio": proprio}
-        self.limit_val_samples = limit_val_samples
-        self.bad_instructions: BadInstructions = bad_instructions
-        self.refuses: Callable[[str, int], str | None] = getattr(
-            getattr(collate, "__self__", None), "refuses", lambda words, dim: None
-        )
+        self.history, self.proprio = history, proprio
+        served = {"image_size": image_size, "cameras": cameras, "images": images}
+        self._pictures: dict[str, Any] = {**served, "history": history, "proprio": proprio}
+        views_of(cameras, history)
+        self.limit_val_samples, self.bad_instructions = limit_val_samples, bad_instructions
+        processor = getattr(collate, "__self__", None)
+        self.refuses: Callable[[str, int], str | None] = getattr(processor, "refuses", lambda words, dim: None)
         options = dict(augment or {})
         shared_draw = bool(options.pop("shared_draw", False))
         self.augmentation = Augmentation(options, shared_draw) if options else None
@@ -153,7 +154,9 @@ class VLADataModule(ResumableDataModule):
         own = {name: describe(name, options) for name, options in (datasets or {}).items()}
         drawn = dict.fromkeys(name for part in weights for name, weight in part.items() if weight > 0)
         check_encodings(own.get(name) or dataset_spec(name) for name in drawn)
-        self.sources: dict[str, Source] = {name: source(name=name, spec=own.get(name)) for name in drawn}
+        self.sources: dict[str, Source] = {
+            name: cached(source(name=name, spec=own.get(name)), cache, self.cameras) for name in drawn
+        }
         self.filter_report: dict[str, FilterReport] = {}
         self.statistics: dict[str, DatasetStatistics] = {}
         self.stages: list[Stage] = []
@@ -164,13 +167,7 @@ class VLADataModule(ResumableDataModule):
         return [name for name, source in self.sources.items() if source.missing()]
 
     def check(self) -> None:
-        """Find out in milliseconds whether training could start.
-
-        Raises:
-            MissingDataError: naming every dataset that is not there and where to get it.
-            ValueError: a dataset lacks the first camera, all lack another, or a description names what its files do not
-                hold.
-        """
+        """Find out in milliseconds whether training could start; raise as `check_sources` does."""
         check_sources(self.sources, self.cameras)
 
     def prepare_data(self) -> None:
@@ -277,7 +274,7 @@ class VLADataModule(ResumableDataModule):
         """Where a sample of training lies, in words: its trajectory, step and file."""
         (dataset,), (position,) = self.order(np.array([number]))
         steps = list(self.train.values())[dataset]
-        return steps.source.index.where(int(steps.steps[position]))
+        return steps.source.where(int(steps.steps[position]))
 
     def served(self) -> dict[str, tuple[int, float]]:
         """Of each dataset, how many steps training was given so far, and how many the weights call for."""

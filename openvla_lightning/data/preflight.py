@@ -18,6 +18,13 @@ class MissingDataError(FileNotFoundError):
     """Datasets of the mixture are not on disk."""
 
 
+def check_choices(**choices: tuple[str, Sequence[str]]) -> None:
+    """Raise ValueError for an option of the DataModule that is none of its choices."""
+    for name, (chosen, known) in choices.items():
+        if chosen not in known:
+            raise ValueError(f"data.{name}={chosen}: choose {', '.join(known)}")
+
+
 def check_sources(sources: Mapping[str, Source], cameras: Sequence[str]) -> None:
     """Find out in milliseconds whether the datasets are there and what their descriptions name.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
 from openvla_lightning.model.llm import CausalLM, next_token_loss
-from openvla_lightning.model.padding import at, left_padding, rolled, visible
+from openvla_lightning.model.positions import at, left_padding, roll, visible
 from openvla_lightning.model.projector import MLP, Projector
 from openvla_lightning.model.vision_backbone import VisionBackbone
 from openvla_lightning.types import VLAOutput
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from openvla_lightning.types import Inputs
 
 
-PASSES = ("states", "read", "see", "prompt", "generate")
+PASSES = ("states", "logits", "read", "see", "prompt", "generate")
 """Ways to run the model beside `forward`."""
 
 
@@ -80,10 +80,10 @@ class SequenceModel(nn.Module):
             ValueError: when the model reads proprioception and there is none, or of another width.
         """
         shift = left_padding(attention_mask)
-        text = self.language_model.embed(rolled(input_ids, shift))
+        text = self.language_model.embed(roll(input_ids, shift))
         features, visual = None, None
         if pixel_values is not None:
-            language = self._language(text, rolled(attention_mask, shift), places)
+            language = self._language(text, roll(attention_mask, shift), places)
             if output_hidden_states:
                 features = self.vision_backbone.tower_features(pixel_values, language)
                 visual = self.projector(self.vision_backbone.fuse(features))
@@ -105,14 +105,14 @@ class SequenceModel(nn.Module):
             hidden_states=states,
         )
         if labels is not None:
-            targets = output.targets(rolled(labels, shift))
+            targets = output.targets(roll(labels, shift))
             output = replace(output, loss=next_token_loss(output.next_token_logits, targets))
         if shift is None:
             return output
         return replace(
             output,
-            logits=rolled(output.logits, -shift),
-            hidden_states=None if states is None else tuple(rolled(state, -shift) for state in states),
+            logits=roll(output.logits, -shift),
+            hidden_states=None if states is None else tuple(roll(state, -shift) for state in states),
         )
 
     def see(self, inputs: "Inputs", written: int = 0) -> Tensor:
@@ -164,6 +164,14 @@ class SequenceModel(nn.Module):
         embeddings, mask, places = self._sequence(inputs, slots, extra, visual)
         hidden = self.language_model.decode(embeddings, None if causal else mask, causal=causal)
         return at(hidden, places)
+
+    def logits(self, inputs: "Inputs", *, slots: Tensor) -> Tensor:
+        """float32 logits [B, K, vocab] at `inputs.places` where every position sees every other: parallel decoding.
+
+        Arguments as in `states`.
+        """
+        embeddings, mask, places = self._sequence(inputs, slots, None, None)
+        return self.language_model.logits(at(self.language_model.decode(embeddings, mask, causal=False), places))
 
     def _sequence(
         self, inputs: "Inputs", slots: Tensor | None, extra: Tensor | None, visual: Tensor | None
@@ -272,9 +280,7 @@ class SequenceModel(nn.Module):
         of different length, padded on either side, give what each gives alone.
         """
         shift = left_padding(attention_mask)
-        embeddings, prefix = self._prompt(
-            pixel_values, rolled(input_ids, shift), rolled(attention_mask, shift), proprio
-        )
+        embeddings, prefix = self._prompt(pixel_values, roll(input_ids, shift), roll(attention_mask, shift), proprio)
         lengths = None
         if attention_mask is not None and not bool(attention_mask.all()):
             lengths = attention_mask.long().sum(1) + prefix.shape[1]

@@ -155,6 +155,12 @@ class Processor(TextProcessor):
         return replace(inputs, pixel_values=pixels if dtype is None else pixels.to(dtype))
 
     @property
+    def reads(self) -> dict[str, Any]:
+        """What a DataModule has to serve: arguments of `VLADataModule`."""
+        served = {"image_size": self.transform.image_size, "cameras": self.cameras, "history": self.history}
+        return {**served, "proprio": self.proprio, "action_chunk": self.action_head.action_chunk}
+
+    @property
     def needs(self) -> str:
         """What the model sees and is told, in words."""
         told = " and is told its robot's proprioception" if self.proprio else ""

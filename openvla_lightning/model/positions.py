@@ -1,4 +1,4 @@
-"""Rows of different length: which way they are padded, and places within them."""
+"""Where things stand in rows of tokens: padding on either side, and places to read."""
 
 from typing import overload
 
@@ -30,10 +30,10 @@ def left_padding(attention_mask: Tensor | None) -> Tensor | None:
 
 
 @overload
-def rolled(rows: Tensor, shift: Tensor | None) -> Tensor: ...
+def roll(rows: Tensor, shift: Tensor | None) -> Tensor: ...
 @overload
-def rolled(rows: None, shift: Tensor | None) -> None: ...
-def rolled(rows: Tensor | None, shift: Tensor | None) -> Tensor | None:
+def roll(rows: None, shift: Tensor | None) -> None: ...
+def roll(rows: Tensor | None, shift: Tensor | None) -> Tensor | None:
     """Rotate each row [B, N, ...] to the left by its own `shift` [B]: left padding becomes right padding."""
     if shift is None or rows is None:
         return rows
