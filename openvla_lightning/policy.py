@@ -55,8 +55,8 @@ class Policy:
         options: further ones of the action head's decoder, such as a number of denoising steps.
 
     Attributes:
-        clock: called with each stage's name when it is over, for measuring: `preprocess`, those of the decoder,
-            `unnormalise`.
+        history: pictures of how many steps it looks at, this one and those before it.
+        clock: called with each stage's name when it is over: `preprocess`, those of the decoder, `unnormalise`.
 
     Raises:
         UnknownDatasetError: for an unknown or a missing unnorm_key, naming the known ones.
@@ -87,7 +87,7 @@ class Policy:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.vla = (vla if vla.quantisation else vla.to(self.device, self.dtype)).eval()
-        self.processor = processor
+        self.processor, self.history = processor, processor.history
         given = {"action_ids_only": action_ids_only, "temperature": temperature, "top_k": top_k, "decoding": decoding}
         usual = {"action_ids_only": False, "temperature": 0.0, "top_k": None, "decoding": "stepwise"}
         self.acting = Acting(
