@@ -26,12 +26,12 @@ from openvla_lightning.model.vision_backbone import pixel_statistics
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.policy import Policy, choose_device, choose_dtype
 from openvla_lightning.processor import Processor
-from openvla_lightning.quantisation import FastQuantisation, Format, Quantisation
+from openvla_lightning.quantisation import FastQuantisation, Quantisation, Quantiser
 from openvla_lightning.report.tables import markdown
 
 STAGES = ("preprocess", "copy", "vision", "prefill", "decode", "unnormalise")
 INSTRUCTION = "pick up the red cube and put it on the white plate"
-FORMATS: dict[str, Callable[[], Format]] = {
+FORMATS: dict[str, Callable[[], Quantiser]] = {
     "int8": lambda: Quantisation(8),
     "int4": lambda: Quantisation(4),
     **{kind: lambda kind=kind: FastQuantisation(kind) for kind in ("int8_weight", "int4_weight", "fp8")},  # type: ignore[misc]
@@ -95,7 +95,9 @@ class Row:
 HEADER = ["ms", *STAGES, "p50", "p95", "p99", "Hz", "GB", "bound", "released way", "times ours"]
 
 
-def random_policy(config: dict[str, Any], device: torch.device, dtype: torch.dtype, format_: Format | None) -> Policy:
+def random_policy(
+    config: dict[str, Any], device: torch.device, dtype: torch.dtype, format_: Quantiser | None
+) -> Policy:
     """A policy of random weights, made on the device; without torch's slow initialisation on the way."""
     with torch.device("meta"):
         vla = VLA.from_config(config)

@@ -18,7 +18,7 @@ from openvla_lightning.checkpoint.load import describe, load_checkpoint
 from openvla_lightning.model.parameters import choose_device, choose_dtype
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
-from openvla_lightning.quantisation import Format
+from openvla_lightning.quantisation import Quantiser
 from openvla_lightning.statistics import DatasetStatistics, Normalisation, choose_key, scale_of
 from openvla_lightning.types import Observation, Prediction, Step
 
@@ -40,15 +40,15 @@ class Policy:
         vla: the model; moved to `device` and `dtype`, unless it is quantised and hence in its place.
         processor: the one it was trained with.
         norm_stats: unnorm_key -> statistics of that dataset, as `DatasetStatistics` or in the released layout.
-        unnorm_key: whose statistics turn predictions into actions, or a name that is as usual for that dataset
-            (`libero_spatial` for `libero_spatial_no_noops`); None when there is one, or one was trained on last.
+        unnorm_key: whose statistics turn predictions into actions, or an alias of that dataset (`libero_spatial` for
+            `libero_spatial_no_noops`). None takes the only dataset, or the one of the last training.
         normalisation: how training normalised actions: `quantile`, `minmax` or `meanstd`; None what the statistics
             say of themselves, and `quantile`, as released, where they say nothing.
         device: `auto` takes the first GPU, else the CPU.
         dtype: `auto` takes bfloat16 on a GPU and float32 on a CPU.
         action_ids_only: choose among the ids that stand for actions, instead of, as released, among all words. The
             answer is the same while the model says actions; any other word would become an outermost action.
-        temperature, top_k: see `Choice`; 0 is the most likely id, as released.
+        temperature, top_k: see `Sampling`; 0 is the most likely id, as released.
         decoding: `stepwise`, or `parallel_exact`: ids are guessed and verified, the same ones in fewer passes.
         seed: of what is drawn.
         compile: what runs often; None: where it pays.
@@ -128,7 +128,7 @@ class Policy:
         unnorm_key: str | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        quantisation: Format | None = None,
+        quantisation: Quantiser | None = None,
         center_crop: bool | float | None = None,
         tokenizer: str | Path | None = None,
         base: str | Path | None = None,

@@ -231,7 +231,7 @@ def choose(norm_stats: Mapping[str, Any], key: str | None) -> Any:
 def choose_key(norm_stats: Mapping[str, Any], key: str | None) -> str:
     """Which of `norm_stats` is meant by `key`: itself, an alias, or when it is None the only one.
 
-    Of several, the only one is that which the last training was on; its entry says `latest`.
+    Without a key, several entries are resolved to the one marked `latest`, the dataset of the last training.
 
     Raises:
         UnknownDatasetError: naming the known keys and the nearest one.

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openvla_lightning.data.permutation import Uint, key, mix, uniform
+from openvla_lightning.data.permutation import Uint, key, scramble, uniform
 
 CHUNK = 2**18
 """Values worked on at a time on a CPU: what fits the cache of one core."""
@@ -45,7 +45,7 @@ class Augmentation:
 
     def draws(self, seed: int, numbers: Sequence[int], camera: int = 0) -> NDArray[np.float32]:
         """Uniform numbers in [0, 1), float32 [B, num_draws]: a function of seed, samples' numbers and camera."""
-        streams = mix(np.asarray(numbers, np.uint64) + (key(seed, 4, camera) if camera else key(seed, 4)))
+        streams = scramble(np.asarray(numbers, np.uint64) + (key(seed, 4, camera) if camera else key(seed, 4)))
         columns: Uint = np.arange(self.num_draws, dtype=np.uint64)
         drawn = uniform(np.add.outer(streams, columns)).astype(np.float32)
         return np.minimum(drawn, np.float32(1 - 2**-24))  # rounding may reach 1

@@ -63,8 +63,8 @@ class Loader(DataLoader[Any]):
 class BatchNumbers(DistributedSampler[Any], SequentialSampler):
     """Yields the sample numbers of this process' part of every batch.
 
-    It is both of its bases by name only, so that Lightning replaces it neither on several devices, as it shares out the
-    samples itself, nor for `overfit_batches`, as it then starts at the same place every time.
+    The base classes only satisfy Lightning's isinstance checks, so that it does not replace this sampler on several
+    devices or under `overfit_batches`. Nothing is inherited.
 
     Args:
         start: the first sample of the next pass, asked when it begins.

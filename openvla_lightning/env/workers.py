@@ -56,7 +56,7 @@ class Outcome:
         done: the episode is over; the next command must be a `Start`.
         success: as judged so far.
         progress: share of the task that is done, 0 to 1.
-        steps: actions' time that passed.
+        steps: control steps that passed, waits included.
         instruction: the episode's own words, in the answer to a `Start`.
         error: traceback of the environment, or how its process died; the episode is lost.
     """

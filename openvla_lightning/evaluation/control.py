@@ -30,9 +30,9 @@ class Control:
     """How time passes while the policy thinks.
 
     `blocking`: not at all, as in a simulator, or on a robot that finishes each action before it looks again.
-    `realtime`: the world has time for `rate_hz` actions a second, come what may. `delay` of those pass from a picture
-    to the action that it leads to; in them the robot finishes its last action and then stays where it was told to go.
-    So a slow policy acts on old pictures, and gets fewer actions into an episode, whose limit is in the world's time.
+    `realtime`: the world executes `rate_hz` actions a second, whatever the policy does. An action arrives `delay`
+    control steps after its picture. Meanwhile the robot finishes its last action and then holds its position. So a slow
+    policy acts on old pictures, and gets fewer actions into an episode, whose limit is in the world's time.
 
     Attributes:
         mode: `blocking` or `realtime`.

@@ -82,7 +82,8 @@ def shuffle_instructions(instructions: Sequence[str], seed: int = 0) -> list[str
             f"instructions=shuffled needs other instructions to give: {largest} of {len(instructions)} episodes are "
             f"{most!r}; evaluate at least two tasks with different instructions"
         )
-    # Equal instructions side by side, all moved on by the size of the largest block: no block meets itself.
+    # Sort equal instructions into blocks and rotate by the largest block's size, so that nobody receives an instruction
+    # equal to their own.
     grouped = [place for block in places.values() for place in block]
     shuffled = [""] * len(instructions)
     for position, place in enumerate(grouped):

@@ -80,7 +80,7 @@ def evaluate(
         num_workers: processes that simulate; as many as CPU cores by default. Does not change results.
         save_videos: at most so many successes and so many failures of each task family are kept as MP4.
         label: the policy's name in tables.
-        task_set: the tasks' name in tables, when all are played; otherwise what `tasks` says comes with it.
+        task_set: name of the task set in tables; a selection of tasks is added to it.
         config: resolved config of the run, kept in results.json.
 
     Raises:

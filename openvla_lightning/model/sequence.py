@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
+from openvla_lightning.model.decoding import MOST_LIKELY, Sampling, decode
 from openvla_lightning.model.llm import CausalLM, next_token_loss
 from openvla_lightning.model.positions import at, left_padding, roll, visible
 from openvla_lightning.model.projector import MLP, Projector
@@ -271,7 +271,7 @@ class SequenceModel(nn.Module):
         attention_mask: Tensor | None = None,
         proprio: Tensor | None = None,
         max_new_tokens: int = 7,
-        choice: Choice = MOST_LIKELY,
+        choice: Sampling = MOST_LIKELY,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Ids [B, max_new_tokens] after prompts, plainly; `StaticDecoder` gives the same sooner.
