@@ -49,6 +49,7 @@ class Policy:
         action_ids_only: choose among the ids that stand for actions, instead of, as released, among all words. The
             answer is the same while the model says actions; any other word would become an outermost action.
         temperature, top_k: see `Choice`; 0 is the most likely id, as released.
+        decoding: `stepwise`, or `parallel_exact`: ids are guessed and verified, the same ones in fewer passes.
         seed: of what is drawn.
         compile: what runs often; None: where it pays.
         options: further ones of the action head's decoder, such as a number of denoising steps.
@@ -77,6 +78,7 @@ class Policy:
         seed: int = 0,
         compile: bool | None = None,
         options: Mapping[str, Any] | None = None,
+        decoding: str = "stepwise",
     ) -> None:
         self.unnorm_key = choose_key(norm_stats, unnorm_key)
         self.norm_stats, self._normalisation = norm_stats, normalisation
@@ -86,8 +88,8 @@ class Policy:
         self.dtype = choose_dtype(dtype, self.device)
         self.vla = (vla if vla.quantisation else vla.to(self.device, self.dtype)).eval()
         self.processor = processor
-        given = {"action_ids_only": action_ids_only, "temperature": temperature, "top_k": top_k}
-        usual = {"action_ids_only": False, "temperature": 0.0, "top_k": None}
+        given = {"action_ids_only": action_ids_only, "temperature": temperature, "top_k": top_k, "decoding": decoding}
+        usual = {"action_ids_only": False, "temperature": 0.0, "top_k": None, "decoding": "stepwise"}
         self.acting = Acting(
             normalise=processor.transform.normalise,
             compile=compile,
