@@ -26,7 +26,7 @@ from openvla_lightning.data.preflight import (
 )
 from openvla_lightning.data.round_trip import LOOKED_AT, RoundTrip, round_trip
 from openvla_lightning.data.source import Source, SourceFactory
-from openvla_lightning.data.steps import ChunkEnd, DatasetSteps, Order, StepBatches, windowed_walks
+from openvla_lightning.data.steps import ChunkEnd, DatasetSteps, Order, StepBatches, felt_columns, windowed_walks
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 from openvla_lightning.types import Step, views_of
 
@@ -225,9 +225,11 @@ class VLADataModule(ResumableDataModule):
             )
             if split == "train":
                 self.filter_report[name] = report
-                self.statistics[name] = source.measure(steps) if self.of_training else source.statistics
+                measured = source.measure(steps) if self.of_training else source.statistics
+                self.statistics[name] = measured.felt(felt_columns(source)) if self.proprio else measured
             scale = (self.statistics[name], self.normalisation)
-            found[name] = DatasetSteps(source, steps, *scale, self.action_chunk, self.chunk_end)
+            felt = felt_columns(source) if self.proprio else None
+            found[name] = DatasetSteps(source, steps, *scale, self.action_chunk, self.chunk_end, felt)
         return found
 
     @property
@@ -239,7 +241,7 @@ class VLADataModule(ResumableDataModule):
         """
         if not self.proprio:
             return None
-        dims = {name: source.index.proprio.shape[1] for name, source in self.sources.items()}
+        dims = {name: len(felt_columns(source)) for name, source in self.sources.items()}
         if absent := [name for name, dim in dims.items() if not dim]:
             raise ValueError(f"data.proprio=true: no proprioception is read from {', '.join(absent)} (its `state`)")
         if len(set(dims.values())) > 1:
