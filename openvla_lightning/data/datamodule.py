@@ -26,6 +26,7 @@ from openvla_lightning.data.preflight import (
 )
 from openvla_lightning.data.round_trip import LOOKED_AT, RoundTrip, round_trip
 from openvla_lightning.data.source import Source, SourceFactory
+from openvla_lightning.data.source.transcoded import Cache, cached
 from openvla_lightning.data.steps import ChunkEnd, DatasetSteps, Order, StepBatches, felt_columns, windowed_walks
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 from openvla_lightning.types import Step, views_of
@@ -60,6 +61,7 @@ class VLADataModule(ResumableDataModule):
         history: pictures of how many steps to load, the step's own and those before it.
         proprio: load what the robot feels of itself, normalised as actions are.
         images: `released` (decoded and resized as the released pipeline does) or `fast`.
+        cache: `jpeg`: frames of videos, and PNGs, become JPEG records once, which are read many times faster.
         window_gb: for storage that is slow to read at random: shuffle within so many gigabytes of shards at a time;
             None: over the whole dataset.
         datasets: the user's own datasets, name -> options of `oxe.describe`.
@@ -100,6 +102,7 @@ class VLADataModule(ResumableDataModule):
         history: int = 1,
         proprio: bool = False,
         images: ImageMode = "released",
+        cache: Cache = "none",
         window_gb: float | None = None,
         datasets: Mapping[str, Mapping[str, Any]] | None = None,
         seed: int = 7,
@@ -117,6 +120,7 @@ class VLADataModule(ResumableDataModule):
             ("normalisation", normalisation, get_args(Normalisation)),
             ("statistics", statistics, ("released", "train")),
             ("images", images, get_args(ImageMode)),
+            ("cache", cache, get_args(Cache)),
             ("bad_instructions", bad_instructions, get_args(BadInstructions)),
             ("chunk_end", chunk_end, get_args(ChunkEnd)),
         ):
@@ -151,7 +155,9 @@ class VLADataModule(ResumableDataModule):
         own = {name: describe(name, options) for name, options in (datasets or {}).items()}
         drawn = dict.fromkeys(name for part in weights for name, weight in part.items() if weight > 0)
         check_encodings(own.get(name) or dataset_spec(name) for name in drawn)
-        self.sources: dict[str, Source] = {name: source(name=name, spec=own.get(name)) for name in drawn}
+        self.sources: dict[str, Source] = {
+            name: cached(source(name=name, spec=own.get(name)), cache, self.cameras) for name in drawn
+        }
         self.filter_report: dict[str, FilterReport] = {}
         self.statistics: dict[str, DatasetStatistics] = {}
         self.stages: list[Stage] = []
@@ -297,7 +303,7 @@ class VLADataModule(ResumableDataModule):
         """Where a sample of training lies, in words: its trajectory, step and file."""
         (dataset,), (position,) = self.order(np.array([number]))
         steps = list(self.train.values())[dataset]
-        return steps.source.index.where(int(steps.steps[position]))
+        return steps.source.where(int(steps.steps[position]))
 
     def served(self) -> dict[str, tuple[int, float]]:
         """Of each dataset, how many steps training was given so far, and how many the weights call for."""

@@ -117,7 +117,7 @@ class DatasetSteps:
 
     def where(self, position: int) -> str:
         """Where a step lies, in words: dataset, trajectory, step and file."""
-        return f"{self.source.name}, {self.source.index.where(int(self.steps[position]))}"
+        return f"{self.source.name}, {self.source.where(int(self.steps[position]))}"
 
     def image(
         self, role: str, position: int, size: int, mode: ImageMode = "released", back: int = 0

@@ -115,7 +115,7 @@ def test_what_is_missing_is_named(model: VLA, vla: VLA, head: TokenHead, batch: 
 
 
 def test_the_released_layout_refuses_what_it_cannot_hold(model: VLA, vla: VLA, head: TokenHead, tmp_path: Any) -> None:
-    with pytest.raises(ValueError, match="no place for proprio_projector, the views primary, wrist, .* beside tokens"):
+    with pytest.raises(ValueError, match=r"no place for proprio_projector, the views primary, wrist, .* beside tokens"):
         model.save_pretrained(tmp_path / "state", processor_of(head))
     assert not (tmp_path / "state").exists()
     processor = Processor(head, image_size=56, means=MEANS, stds=STDS, cameras=["wrist"])

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.images import ImageMode, Pixels, resize
 from openvla_lightning.data.oxe.registry import DatasetSpec, join_action
+from openvla_lightning.data.source import Source
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.statistics import DatasetStatistics
 
@@ -14,7 +15,7 @@ TRAJECTORY = 16
 INSTRUCTIONS = ("pick up the cube", "open the drawer", "push the can to the left")
 
 
-class Synthetic:
+class Synthetic(Source):
     """Random images, actions and proprioception, the same for the same name.
 
     Args:
@@ -42,8 +43,14 @@ class Synthetic:
         self.trajectory = trajectory
         self.name, self.num_steps, self.action_dim, self.image_size = name, num_steps, action_dim, image_size
         self.proprio_dim = proprio_dim
+        self.given = spec
+
+    @cached_property
+    def spec(self) -> DatasetSpec:
+        """The user's own description, or one with three cameras."""
         cameras = {"primary": "image", "secondary": "image", "wrist": "image"}
-        self.spec = spec or DatasetSpec(name=name, transform=partial(join_action, paths=("action",)), cameras=cameras)
+        action = partial(join_action, paths=("action",))
+        return self.given or DatasetSpec(name=self.name, transform=action, cameras=cameras)
 
     def missing(self) -> str | None:
         """Nothing ever is."""
@@ -94,7 +101,12 @@ class Synthetic:
 
     def image(self, role: str, step: int, size: int, mode: ImageMode = "released") -> Pixels | None:
         """Noise that depends on the step and the camera."""
+        pixels = self.pixels(role, step)
+        return None if pixels is None else resize(pixels, size)
+
+    def pixels(self, role: str, step: int) -> Pixels | None:
+        """The same, [image_size, image_size, 3]."""
         if self.spec.cameras[role] is None:
             return None
         rng = np.random.default_rng([step, *role.encode()])
-        return resize(rng.integers(0, 256, (self.image_size, self.image_size, 3), dtype=np.uint8), size)
+        return rng.integers(0, 256, (self.image_size, self.image_size, 3), dtype=np.uint8)
