@@ -46,7 +46,7 @@ class AdamW:
         if schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {schedule!r}: choose {', '.join(SCHEDULES)}")
         if (schedule == "step") != (drop_at is not None):
-            raise ValueError(f"schedule={schedule} and drop_at={drop_at}: schedule=step needs drop_at, others have none")
+            raise ValueError(f"schedule={schedule} with drop_at={drop_at}: step needs drop_at, others take none")
         if kind not in STATE_BYTES:
             raise ValueError(f"unknown optimiser {kind!r}: choose {', '.join(STATE_BYTES)}")
         if not lr > 0:

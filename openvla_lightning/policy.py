@@ -149,8 +149,8 @@ class Policy:
                 with the released augmentation; None as the checkpoint says.
             tokenizer: folder or hub id of the language model's tokenizer, where the checkpoint holds none.
             base: where the base of an adapter is now; None: where it was during training.
-            action_chunk: how many actions a call gives, for a folder of OpenVLA-OFT, which does not say it. None: as the
-                checkpoint says, or as released for actions and states of this width. See `load_checkpoint`.
+            action_chunk: how many actions a call gives, for a folder of OpenVLA-OFT, which does not say it. None: as
+                the checkpoint says, or as released for actions and states of this width. See `load_checkpoint`.
             cameras: whose pictures the policy looks at, one after the other; None: likewise.
             options: the other arguments of the class: `action_ids_only`, `temperature`, ...
 

@@ -120,7 +120,7 @@ class DiffusionHead(L1Head):
         if not acting.static:
 
             def plain(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
-                noise = _start(len(inputs), chunk, generator)
+                noise = start_noise(len(inputs), chunk, generator)
                 given = on_device(inputs, vla, acting)
                 *_, actions = self.denoise(vla, given, noise.to(given.input_ids.device), steps)
                 return actions
@@ -136,7 +136,7 @@ class DiffusionHead(L1Head):
 
         @torch.inference_mode()
         def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
-            noise = _start(len(inputs), chunk, generator)
+            noise = start_noise(len(inputs), chunk, generator)
             given = reader.arranged(inputs)
             rows = torch.arange(len(given)).clamp(max=len(inputs) - 1)  # as those of `given`
             acting.clock("copy")
@@ -154,7 +154,7 @@ class DiffusionHead(L1Head):
         return decode
 
 
-def _start(rows: int, chunk: tuple[int, int], generator: torch.Generator | None) -> Tensor:
+def start_noise(rows: int, chunk: tuple[int, int], generator: torch.Generator | None) -> Tensor:
     """Noise [rows, T, D] to start from, row by row: drawn together, a row's would depend on how many there are."""
     return torch.stack([torch.randn(chunk, generator=generator) for _ in range(rows)])
 

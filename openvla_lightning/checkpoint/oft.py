@@ -84,7 +84,7 @@ class OFT:
         processor = _processor(plain.processor, parts, robot, ours)
         if parts.head is not None:
             head = processor["action_head"]
-            vla["action_head"] = {**head, "action_chunk": head["action_chunk"] or 1}  # its network does not depend on it
+            vla["action_head"] = {**head, "action_chunk": head["action_chunk"] or 1}  # no matter to its network
         vla = {key: value for key, value in vla.items() if value is not None}
         strategy = plain.strategy
         if parts.adapters and strategy is None:

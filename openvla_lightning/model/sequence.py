@@ -129,7 +129,8 @@ class SequenceModel(nn.Module):
         language = None
         if self.film is not None:
             text = self.language_model.embed(inputs.input_ids)
-            counted = inputs.attention_mask if self.film == "masked" else torch.ones_like(inputs.input_ids)
+            padding = self.film == "released" and self.training  # released policies act on one row, without any
+            counted = torch.ones_like(inputs.input_ids) if padding else inputs.attention_mask
             counted = counted.bool().scatter(1, inputs.places[:, :written] + 1, False)
             language = (text * counted[..., None]).sum(1) / counted.sum(1, keepdim=True)
         return self.projector(self.vision_backbone(inputs.pixel_values, language))

@@ -71,14 +71,13 @@ class Synthetic(Source):
         rng, states = (np.random.default_rng([*other, *self.name.encode()]) for other in ([], [1]))
         action = rng.uniform(-1, 1, (steps, self.action_dim)).astype(np.float32)
         action[:, -1] = action[:, -1] > 0
+        told = rng.integers(len(INSTRUCTIONS), size=steps // self.trajectory)
         return Index(
             action=action,
             proprio=states.normal(size=(steps, self.proprio_dim)).astype(np.float32),
             bounds=np.arange(0, steps + 1, self.trajectory),
             split=np.array([0] * trajectories + [1] * held_out, np.int16),
-            instruction=np.repeat(rng.integers(len(INSTRUCTIONS), size=steps // self.trajectory), self.trajectory).astype(
-                np.int32
-            ),
+            instruction=np.repeat(told, self.trajectory).astype(np.int32),
             images={role: np.zeros((steps, 3), np.int64) for role in self.spec.cameras},
             splits=("train", "val"),
             instructions=INSTRUCTIONS,
