@@ -211,6 +211,15 @@ class DatasetStatistics:
         return x, numbers, numbers.get("mask", np.ones(width, bool))
 
 
+def scale_of(
+    entry: DatasetStatistics | Mapping[str, Any], method: Normalisation | None = None
+) -> tuple[DatasetStatistics, Normalisation]:
+    """Statistics, and how they were used: as `method` or the released layout's `normalisation` says, or `quantile`."""
+    if isinstance(entry, DatasetStatistics):
+        return entry, method or "quantile"
+    return DatasetStatistics.from_dict(entry), method or entry.get("normalisation") or "quantile"
+
+
 class UnknownDatasetError(KeyError):
     """Nothing is known of the actions of a dataset, or it is not clear which one is meant."""
 

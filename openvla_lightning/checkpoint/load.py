@@ -12,11 +12,11 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, Format, Shapes
+from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, Format
 from openvla_lightning.checkpoint.oft import OFT
 from openvla_lightning.checkpoint.prismatic import Prismatic
 from openvla_lightning.checkpoint.released import Released
-from openvla_lightning.checkpoint.tensors import check_fits, fill
+from openvla_lightning.checkpoint.tensors import begin_added, check_fits, fill, with_added
 from openvla_lightning.checkpoint.training import Training, learnt_names
 from openvla_lightning.model.hub import check_source
 from openvla_lightning.model.vision_backbone import VisionBackbone
@@ -212,7 +212,7 @@ def load_weights(
             vla.vision_backbone.add_film(vla.llm.dim)
         own = vla.vision_backbone.state_dict()
         shapes |= {f"vision_backbone.{k}": (tuple(v.shape), v.dtype) for k, v in own.items()}
-    check_fits(description, vla, _with_added(vla, shapes))
+    check_fits(description, vla, with_added(vla, shapes))
     for tensors in batches:
         fill(description.path, vla, tensors, dtype, device, copy)
     _tell(vla, description)
@@ -230,26 +230,7 @@ def start_from(vla: VLA) -> None:
     if vla.init_from is not None and torch.get_default_device().type != "meta":
         device = None if vla.init_dtype is None else "cpu"
         load_weights(vla, vla.init_from, vla.fresh_vision, dtype=vla.init_dtype, device=device)
-        _begin_added(vla)
-
-
-def _with_added(vla: VLA, shapes: Shapes) -> Shapes:
-    """`shapes`, and those of added parts that are missing there as a whole."""
-    names = {parameter: name for name, parameter in vla.named_parameters()}
-    for part in vla.added():
-        own = {names[parameter]: (tuple(parameter.shape), parameter.dtype) for parameter in part.parameters()}
-        if not own.keys() & shapes.keys():
-            shapes = {**shapes, **own}
-    return shapes
-
-
-def _begin_added(vla: VLA) -> None:
-    """Give added parts that are on the meta device still, FiLM's for example, random weights to start from."""
-    for part in vla.added():
-        for module in part.modules():
-            if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
-                module.to_empty(device="cpu", recurse=False)
-                module.reset_parameters()  # type: ignore[operator]
+        begin_added(vla)
 
 
 def _tell(vla: VLA, description: Description) -> None:

@@ -50,6 +50,17 @@ class Augmentation:
         drawn = uniform(np.add.outer(streams, columns)).astype(np.float32)
         return np.minimum(drawn, np.float32(1 - 2**-24))  # rounding may reach 1
 
+    def views(self, pixels: Tensor, seed: int, numbers: Sequence[int], cameras: int) -> Tensor:
+        """Augment pixels uint8 [B, 3V, H, W] of so many cameras, of which V may show earlier pictures, too.
+
+        Each camera is augmented by itself, as in OpenVLA-OFT, and all of its pictures alike: nothing seems to move.
+        """
+        images = pixels.reshape(-1, 3, *pixels.shape[2:])
+        drawn = [self.draws(seed, numbers, camera) for camera in range(cameras)]
+        draws = np.stack([drawn[view % cameras] for view in range(pixels.shape[1] // 3)], axis=1)
+        on_device = torch.from_numpy(draws).flatten(0, 1).to(pixels.device, non_blocking=True)
+        return self(images, on_device).reshape(pixels.shape)
+
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """Augment images, uint8 [B, 3, H, W], with uniform numbers `draws`, float32 [B, num_draws], where they are."""
         if self.shared_draw:

@@ -66,7 +66,8 @@ def test_a_camera_that_a_dataset_lacks_is_black_and_said_once(two_root: Path, ca
     with caplog.at_level(logging.WARNING):
         steps = served(data)
         data.check()
-    assert [r.getMessage() for r in caplog.records] == ["other has no camera wrist: its pictures are black"]
+    black_ones = [r.getMessage() for r in caplog.records if "black" in r.getMessage()]
+    assert black_ones == ["other has no camera wrist: its pictures are black"]
     black = {step.dataset_name: not step.observation.images["wrist"].any() for step in steps}
     assert black == {"toy": False, "other": True}
     for cameras in (["wrist", "primary"], ["primary", "tail"]):
