@@ -36,8 +36,8 @@ def step(instruction: str, value: float = 0.0) -> Step:
     return Step(seen, np.full((1, 7), value, np.float32), "toy")
 
 
-def test_pixels_are_bit_equal_to_the_released_processor(whole_golden: Path) -> None:
-    expected = np.load(whole_golden / "model" / "image_preprocess.npz")
+def test_pixels_are_bit_equal_to_the_released_processor(golden: Path) -> None:
+    expected = np.load(golden / "model" / "image_preprocess.npz")
     transform = ImageTransform(224, *pixel_statistics(TOWERS))
     images = [expected[f"image_{i}"] for i in range(3)]
     for image, resized in zip(images, expected["resized_uint8"], strict=True):
@@ -48,9 +48,9 @@ def test_pixels_are_bit_equal_to_the_released_processor(whole_golden: Path) -> N
     assert torch.equal(transform([Image.fromarray(image) for image in images]), pixels)
 
 
-def test_training_layout_is_the_released_collators(golden: Path) -> None:
+def test_training_layout_is_the_released_collators(each_golden: Path) -> None:
     """BOS, prompt, lone space, seven ids, end token, padding: rebuilt from the golden prompts and actions."""
-    arrays = np.load(one(golden / "model", "tiny_*") / "golden.npz")
+    arrays = np.load(one(each_golden / "model", "tiny_*") / "golden.npz")
     processor = Processor(TokenHead(), image_size=16, towers=TOWERS, pad_token_id=32000)
     prompts = {
         f"prompt {i}": arrays["input_ids"][i, : arrays["prompt_len"][i]].tolist() for i in range(len(arrays["actions"]))
