@@ -19,16 +19,18 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from openvla_lightning.action_head import TokenHead
+from openvla_lightning.action_head import ActionHead, TokenHead
 from openvla_lightning.cost.cards import Card, card
 from openvla_lightning.cost.limits import bound, stored
 from openvla_lightning.model.vision_backbone import pixel_statistics
 from openvla_lightning.model.vla import VLA
+from openvla_lightning.plugins import USUAL_HEAD, describe
 from openvla_lightning.policy import Policy, choose_device, choose_dtype
 from openvla_lightning.processor import Processor
 from openvla_lightning.quantisation import FastQuantisation, Quantisation, Quantiser
 from openvla_lightning.report.tables import markdown
 
+EXTREMES = ("q01", "q99", "min", "max")
 STAGES = ("preprocess", "copy", "vision", "prefill", "decode", "unnormalise")
 INSTRUCTION = "pick up the red cube and put it on the white plate"
 FORMATS: dict[str, Callable[[], Quantiser]] = {
@@ -96,11 +98,25 @@ HEADER = ["ms", *STAGES, "p50", "p95", "p99", "Hz", "GB", "bound", "released way
 
 
 def random_policy(
-    config: dict[str, Any], device: torch.device, dtype: torch.dtype, format_: Quantiser | None
+    config: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    format_: Quantiser | None,
+    head: ActionHead | None = None,
+    cameras: Sequence[str] = ("primary",),
 ) -> Policy:
-    """A policy of random weights, made on the device; without torch's slow initialisation on the way."""
+    """A policy of random weights, made on the device; without torch's slow initialisation on the way.
+
+    Args:
+        config: of the VLA; with a `proprio_dim` the policy is told so many numbers.
+        device, dtype: of the weights.
+        format_: how they are quantised; None: not at all.
+        head: what actions are; None: tokens, one action at a time.
+        cameras: what it looks at.
+    """
+    head = head or TokenHead(vocab_size=config["llm"]["vocab_size"])
     with torch.device("meta"):
-        vla = VLA.from_config(config)
+        vla = VLA.from_config({**config, "action_head": describe(head, USUAL_HEAD)})
     generator = torch.Generator(device).manual_seed(0)
     for module in vla.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -116,9 +132,12 @@ def random_policy(
         format_(vla, device)
     towers = vla.vision_backbone.towers
     means, stds = pixel_statistics(towers)
-    head = TokenHead(vocab_size=config["llm"]["vocab_size"])
-    processor = Processor(head, image_size=vla.vision_backbone.image_size, means=means, stds=stds)
-    stats = {"random": {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}}}
+    told = vla.proprio_dim is not None
+    size = vla.vision_backbone.image_size
+    processor = Processor(head, image_size=size, means=means, stds=stds, cameras=cameras, proprio=told)
+    action = {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}
+    felt = {name: [value] * (vla.proprio_dim or 0) for name, value in zip(EXTREMES, (-1.0, 1.0) * 2, strict=True)}
+    stats = {"random": {"action": action | {"min": action["q01"], "max": action["q99"]}, "proprio": felt}}
     return Policy(vla, processor, stats, device=device, dtype=dtype)
 
 

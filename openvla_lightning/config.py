@@ -78,6 +78,7 @@ def sweep_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | 
 
 OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)  # a sweep has one folder
+OmegaConf.register_new_resolver("max", max, replace=True)
 OmegaConf.register_new_resolver("modulo", lambda number, by: number % by, replace=True)
 
 

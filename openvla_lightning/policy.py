@@ -132,6 +132,8 @@ class Policy:
         center_crop: bool | float | None = None,
         tokenizer: str | Path | None = None,
         base: str | Path | None = None,
+        action_chunk: int | None = None,
+        cameras: Sequence[str] | None = None,
         **options: Any,
     ) -> Self:
         """Load a policy.
@@ -144,6 +146,9 @@ class Policy:
                 with the released augmentation; None as the checkpoint says.
             tokenizer: folder or hub id of the language model's tokenizer, where the checkpoint holds none.
             base: where the base of an adapter is now; None: where it was during training.
+            action_chunk: how many actions a call gives, for a folder of OpenVLA-OFT, which does not say it. None: as
+                the checkpoint says, or as released for actions and states of this width. See `load_checkpoint`.
+            cameras: whose pictures the policy looks at, one after the other; None: likewise.
             options: the other arguments of the class: `action_ids_only`, `temperature`, ...
 
         Raises:
@@ -161,8 +166,11 @@ class Policy:
         changes: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
         if center_crop is not None:
             changes["crop_area"] = RELEASED_CROP if center_crop is True else center_crop or None
+        if cameras is not None:
+            changes["cameras"] = list(cameras)
+        place = device if quantisation is None else "cpu"
         vla, processor, norm_stats = load_checkpoint(
-            description, dtype=dtype, device=device if quantisation is None else "cpu", base=base, **changes
+            description, dtype=dtype, device=place, base=base, action_chunk=action_chunk, **changes
         )
         if quantisation is not None:
             vla = quantisation(vla, device)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +118,10 @@ class DatasetStatistics:
         values = json.loads(Path(path).read_text())
         values = values.get("norm_stats") or values
         return cls.from_dict(values if "action" in values else choose(values, key))
+
+    def felt(self, columns: NDArray[np.int64]) -> "DatasetStatistics":
+        """The same with these columns of the proprioception alone."""
+        return replace(self, proprio={name: numbers[columns] for name, numbers in self.proprio.items()})
 
     def __eq__(self, other: object) -> bool:
         """Equal numbers; NaN is never equal."""

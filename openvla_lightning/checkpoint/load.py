@@ -139,6 +139,7 @@ def load_checkpoint(
     guard: bool = True,
     merge: bool = True,
     base: str | Path | None = None,
+    action_chunk: int | None = None,
     **processor_changes: Any,
 ) -> tuple[VLA, Processor, dict[str, Any]]:
     """Load all that acting needs: model, processor, action statistics per dataset.
@@ -146,12 +147,30 @@ def load_checkpoint(
     Args:
         path: as in `VLA.from_pretrained`, or its description; so are `dtype`, `device` and `guard`.
         merge, base: as in `load_vla`.
-        processor_changes: arguments of `Processor` to replace, such as `tokenizer` or `crop_area`.
+        action_chunk: T, for a folder that does not say it: one of OpenVLA-OFT. Of one whose actions are tokens it says
+            that they are predicted all at once.
+        processor_changes: arguments of `Processor` to replace, such as `tokenizer`, `crop_area` or `cameras`.
+
+    Raises:
+        CheckpointError: as in `load_vla`, or when nobody says how long a chunk is.
     """
     description = _with_base(describe(path).check(), base)
+    description = replace(description, processor=_with_chunk(description, action_chunk))
     processor = Processor.from_config(description.processor, **processor_changes)
     vla = load_vla(description, dtype, device, guard, merge, base)
     return vla, processor, vla.norm_stats
+
+
+def _with_chunk(description: Description, action_chunk: int | None) -> dict[str, Any]:
+    """What the processor is built of, where the length of a chunk is known."""
+    head = dict(description.processor["action_head"])
+    if action_chunk is not None:
+        tokens = head.get("class", "TokenHead") == "TokenHead"
+        head |= {"action_chunk": action_chunk, **({"parallel": True} if tokens else {})}
+    if head.get("action_chunk", 1) is None:
+        problem = "it does not say how many actions a chunk has: pass action_chunk=8, or as many as it was trained with"
+        raise CheckpointError(description.path, [problem])
+    return {**description.processor, "action_head": head}
 
 
 def load_weights(

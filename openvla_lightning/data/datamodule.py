@@ -28,7 +28,7 @@ from openvla_lightning.data.preflight import (
 from openvla_lightning.data.round_trip import LOOKED_AT, RoundTrip, round_trip
 from openvla_lightning.data.source import Source, SourceFactory
 from openvla_lightning.data.source.transcoded import Cache, cached
-from openvla_lightning.data.steps import ChunkEnd, DatasetSteps, StepBatches, windowed_walks
+from openvla_lightning.data.steps import ChunkEnd, DatasetSteps, StepBatches, felt_columns, windowed_walks
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 from openvla_lightning.types import Step, views_of
 
@@ -224,9 +224,11 @@ class VLADataModule(ResumableDataModule):
             )
             if split == "train":
                 self.filter_report[name] = report
-                self.statistics[name] = source.measure(steps) if self.of_training else source.statistics
+                measured = source.measure(steps) if self.of_training else source.statistics
+                self.statistics[name] = measured.felt(felt_columns(source)) if self.proprio else measured
             scale = (self.statistics[name], self.normalisation)
-            found[name] = DatasetSteps(source, steps, *scale, self.action_chunk, self.chunk_end)
+            felt = felt_columns(source) if self.proprio else None
+            found[name] = DatasetSteps(source, steps, *scale, self.action_chunk, self.chunk_end, felt)
         return found
 
     @property

@@ -7,6 +7,7 @@ from typing import Literal
 from openvla_lightning.data.filters import FilterReport, unused_splits
 from openvla_lightning.data.round_trip import RoundTrip, refusal, said_of
 from openvla_lightning.data.source import Source
+from openvla_lightning.data.steps import felt_columns
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def proprio_width(sources: Mapping[str, Source]) -> int:
     Raises:
         ValueError: when a dataset has none, or they are of different width.
     """
-    dims = {name: source.index.proprio.shape[1] for name, source in sources.items()}
+    dims = {name: len(felt_columns(source)) for name, source in sources.items()}
     if absent := [name for name, dim in dims.items() if not dim]:
         raise ValueError(f"data.proprio=true: no proprioception is read from {', '.join(absent)} (its `state`)")
     if len(set(dims.values())) > 1:
