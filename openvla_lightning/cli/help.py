@@ -15,6 +15,7 @@ RENAMED = {
     "lora.lr": "optim.lr",
     "lora.alpha": "strategy.alpha",
     "lora.use_rslora": "strategy.use_rslora",
+    "processor.camera": "data.cameras",
 }
 """Keys of earlier versions -> what they are called now."""
 
