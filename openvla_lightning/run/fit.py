@@ -22,7 +22,7 @@ from openvla_lightning.module import VLAModule
 from openvla_lightning.parallel import accumulate
 from openvla_lightning.run import job
 from openvla_lightning.run.evaluate import evaluate_run
-from openvla_lightning.run.start import adapter_base, check_folder, preflight, resume_from, start_from
+from openvla_lightning.run.start import adapter_base, check_folder, check_same_model, preflight, resume_from, start_from
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print and file its messages once
@@ -55,6 +55,8 @@ def fit(cfg: DictConfig) -> float | None:
         return done["objective"]
     resume = resume_from(cfg)
     check_folder(cfg, resume)
+    if resume:
+        check_same_model(resume, recipe)
     cfg.model.init_from = adapter_base(resume, cfg) if resume else start_from(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     processor = instantiate(cfg.processor, _convert_="all")

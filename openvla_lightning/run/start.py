@@ -1,7 +1,7 @@
 """Before a run: what it goes on from, and whether data, weights, tokenizer and hardware are there."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,34 @@ def check_folder(cfg: DictConfig, resume: str | None) -> None:
             f"{folder} holds another run ({taken[0].relative_to(folder)}): go on with it (ckpt_path=last), or leave "
             "paths.output_dir out, so that this run gets a folder of its own"
         )
+
+
+def check_same_model(checkpoint: str, recipe: Mapping[str, Any]) -> None:
+    """See that the run that goes on builds the model that it had.
+
+    Raises:
+        ConfigError: naming every setting of the model that differs, with both values.
+    """
+    before = describe(checkpoint).recipe
+    changed = []
+    for part in ("model", "action_head"):
+        old, new = (_flat(tree.get(part) or {}) for tree in (before, recipe))
+        changed += [
+            f"{part}.{key}: {old[key]!r} -> {new[key]!r}"
+            for key in old
+            if key in new and old[key] != new[key] and key.rpartition(".")[2] not in ("init_from", "init_dtype")
+        ]
+    if changed:
+        raise ConfigError(
+            "\n  ".join([f"{checkpoint} cannot go on with another model; say the same as before:", *changed])
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def adapter_base(checkpoint: str, cfg: DictConfig) -> str | None:
