@@ -22,7 +22,15 @@ from openvla_lightning.module import VLAModule
 from openvla_lightning.parallel import accumulate
 from openvla_lightning.run import job
 from openvla_lightning.run.evaluate import evaluate_run
-from openvla_lightning.run.start import adapter_base, check_folder, check_same_model, preflight, resume_from, start_from
+from openvla_lightning.run.start import (
+    adapter_base,
+    check_folder,
+    check_same_model,
+    preflight,
+    resume_from,
+    say_unread,
+    start_from,
+)
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print and file its messages once
@@ -62,6 +70,7 @@ def fit(cfg: DictConfig) -> float | None:
     processor = instantiate(cfg.processor, _convert_="all")
     datamodule = instantiate(cfg.data, collate=processor.collate, _convert_="all")
     preflight(cfg, datamodule, processor)
+    say_unread(datamodule, processor)
 
     try:
         module = VLAModule(

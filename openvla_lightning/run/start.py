@@ -142,6 +142,20 @@ def preflight(cfg: DictConfig, datamodule: Any, processor: Processor) -> None:
     )
 
 
+def say_unread(datamodule: Any, processor: Any) -> None:
+    """Warn of cameras that are loaded and not looked through, and of states that are described and not loaded."""
+    read, loaded = set(getattr(processor, "cameras", ())), list(getattr(datamodule, "cameras", ()))
+    if read and (idle := [camera for camera in loaded if camera not in read]):
+        log.warning(
+            f"data.cameras loads {', '.join(idle)}, and the model does not look through it: it reads "
+            f"{', '.join(sorted(read))} (processor.cameras)"
+        )
+    if not getattr(datamodule, "proprio", True):
+        stated = [name for name, source in datamodule.sources.items() if any(source.spec.state)]
+        if stated:
+            log.info(f"{', '.join(stated)}: states are measured, and the model does not read them (data.proprio=true)")
+
+
 def check_all(**checks: Callable[[], None]) -> None:
     """Raise ConfigError with everything that `checks`, by name, find to be missing or wrong."""
     problems = []
