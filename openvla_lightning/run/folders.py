@@ -12,6 +12,7 @@ from omegaconf import DictConfig, open_dict
 
 from openvla_lightning.config import CONF, expanded
 
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 CLAIM = "started"
 """File in a run's `.hydra/` that its first process makes; nobody else can make it again."""
 
@@ -78,7 +79,8 @@ def claim(folder: Path, processes: int = 1) -> Path:
 def _renew(config: DictConfig, node: DictConfig) -> None:
     given = Path(node.dir)
     chosen = any(text.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for text in config.hydra.overrides.hydra)
-    if chosen or rank() > 0:
+    again = any(int(os.environ.get(name, 0)) for name in RESTARTS) and processes() > 1  # the folder is this run's
+    if chosen or again or rank() > 0:
         return
     try:
         place = claim(given, processes())
