@@ -222,11 +222,7 @@ def load_weights(
 
 
 def start_from(vla: VLA) -> None:
-    """Give a model that was built with `init_from` the weights that it names; nothing on the meta device.
-
-    Raises:
-        CheckpointError: as in `load_weights`.
-    """
+    """Give a model that was built with `init_from` the weights that it names; see `load_weights`. Not on meta."""
     if vla.init_from is not None and torch.get_default_device().type != "meta":
         device = None if vla.init_dtype is None else "cpu"
         load_weights(vla, vla.init_from, vla.fresh_vision, dtype=vla.init_dtype, device=device)
