@@ -5,20 +5,7 @@ python evaluate.py ckpt_path=runs/finetune/2026-01-01_12-00-00/checkpoints/step_
 python evaluate.py env=offline                   # token accuracy and L1 on held-out steps
 """
 
-import hydra
-from omegaconf import DictConfig
-
-from openvla_lightning.config import command
-
-
-@command("evaluate")
-@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
-def main(cfg: DictConfig) -> float | None:
-    """Evaluate what `cfg` describes."""
-    from openvla_lightning.run import evaluate  # after Hydra: --help and --cfg stay instant
-
-    return evaluate(cfg)
-
+from openvla_lightning.cli.evaluate import main
 
 if __name__ == "__main__":
     main()

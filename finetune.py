@@ -5,20 +5,7 @@ python finetune.py +experiment=libero_spatial_lora
 python finetune.py -m strategy=full,last_layer,frozen_vision,sandwich,lora
 """
 
-import hydra
-from omegaconf import DictConfig
-
-from openvla_lightning.config import command
-
-
-@command("finetune")
-@hydra.main(version_base="1.3", config_path="conf", config_name="finetune")
-def main(cfg: DictConfig) -> float | None:
-    """Fine-tune what `cfg` describes."""
-    from openvla_lightning.run import fit  # after Hydra: --help and --cfg stay instant
-
-    return fit(cfg)
-
+from openvla_lightning.cli.finetune import main
 
 if __name__ == "__main__":
     main()

@@ -24,9 +24,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from openvla_lightning import VLA, Policy
-from openvla_lightning.model.preprocessing import FILE, preprocessor_config
-from openvla_lightning.model.released import released_config
-from openvla_lightning.processor import pixel_statistics
+from openvla_lightning.checkpoint.preprocessor import FILE, preprocessor_config
+from openvla_lightning.checkpoint.released import released_config
+from openvla_lightning.model.vision_backbone import pixel_statistics
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 PARTS = {"vision_backbone": "dinosiglip_224", "llm": "llama2_7b"}

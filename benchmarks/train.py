@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openvla_lightning.hardware import card
+from openvla_lightning.cost.cards import card
+from openvla_lightning.cost.operations import step_cost
 from openvla_lightning.model import VLA
 from openvla_lightning.model.blocks import compile_blocks, recompute_activations
-from openvla_lightning.model.cost import step_cost
 from openvla_lightning.optim import AdamW
 from openvla_lightning.strategy import LoRA, TrainOnly
 

@@ -1,30 +1,40 @@
 """Configuration: the resolvers that conf/ uses, and the check of a composed config before anything heavy is built."""
 
-import functools
 import inspect
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, InstantiationException
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.errors import InstantiationException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from openvla_lightning import command_line
-
-ALLOWED_ROOTS = ("openvla_lightning.", "lightning.")
-"""Where a `_target_` may live: a config file is data from someone, not a way to call anything."""
+from openvla_lightning import plugins
+from openvla_lightning.checkpoint.newest import newest_checkpoint
+from openvla_lightning.processor.prompt import prompt_of
 
 CONF = str(next(p for p in (Path(__file__).parents[1] / "conf", Path(__file__).parent / "conf") if p.is_dir()))
 """The folder of configs: beside the package in a checkout, inside it once installed."""
+
+
+class PluginConfigs(SearchPathPlugin):
+    """Makes Hydra search the `conf/` of plug-ins, after our own."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add a place for each plug-in that brings configs."""
+        for package, folder in plugins.config_folders():
+            search_path.append(provider=package, path=f"file://{folder}")
+
+
+Plugins.instance().register(PluginConfigs)
 
 
 class ConfigError(ValueError):
@@ -35,8 +45,8 @@ class ConfigError(ValueError):
 def for_people(*kinds: type[Exception]) -> Iterator[None]:
     """Decorates what a script calls: errors of these kinds end the process with their message, without a traceback.
 
-    So does a ValueError with which a class refuses the arguments that the config gives it, and a package that it
-    misses. With HYDRA_FULL_ERROR=1 the traceback comes along, as it does for Hydra's own errors.
+    The same holds for a ValueError from a constructor named in the config, and for a missing package. With
+    HYDRA_FULL_ERROR=1 the traceback comes along, as it does for Hydra's own errors.
     """
     caught: tuple[type[Exception], ...] = (*kinds, InstantiationException)
     try:
@@ -48,58 +58,6 @@ def for_people(*kinds: type[Exception]) -> Iterator[None]:
         ):
             raise
         raise SystemExit(f"error: {shown}") from None
-
-
-def command(config_name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
-    """Decorates a script, above `hydra.main`: a help page of its own, and after a wrong name the one that was meant."""
-
-    def decorate(script: Callable[[], Any]) -> Callable[[], Any]:
-        @functools.wraps(script)
-        def run() -> Any:
-            if {"--help", "-h"} & set(sys.argv):  # Hydra's own way takes twice as long
-                return print(command_line.help_page(CONF, config_name), end="")
-            overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-            if problem := command_line.misspelt_addition(command_line.groups(CONF, config_name), overrides):
-                raise SystemExit(f"error: {problem}")
-            try:
-                return script()
-            except SystemExit as end:
-                if end.code == 1:  # how Hydra ends after any error
-                    for hint in hints(config_name, overrides):
-                        print(hint, file=sys.stderr)
-                raise
-
-        return run
-
-    return decorate
-
-
-def hints(config_name: str, overrides: Sequence[str]) -> list[str]:
-    """Which group, option or key was meant, for each override that names none; empty when all names are right."""
-    groups = command_line.groups(CONF, config_name)
-    options = command_line.wrong_options(groups, overrides)
-    chosen = [text for text in overrides if command_line.key_and_value(text)[0] in groups and "," not in text]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(CONF, version_base="1.3"):
-        try:
-            cfg = compose(config_name, [text for text in chosen if text not in options])
-        except HydraException:
-            cfg = compose(config_name)
-    known = [*groups, *dotted(OmegaConf.to_container(cfg, resolve=False))]
-    return [*options.values(), *command_line.wrong_keys(known, overrides, CONF)]
-
-
-def dotted(tree: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all values in a tree of dictionaries, inner ones included."""
-    for key, child in tree.items() if isinstance(tree, dict) else ():
-        yield f"{prefix}{key}"
-        yield from dotted(child, f"{prefix}{key}.")
-
-
-def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint below `folder` that was written last, or None; links to another one do not count."""
-    files = [p for p in Path(folder).rglob("checkpoints/*.ckpt") if not p.is_symlink() and p.name != "last.ckpt"]
-    return max(files, key=lambda p: (p.stat().st_mtime_ns, p.name), default=None)
 
 
 def run_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | None) -> str:
@@ -120,12 +78,8 @@ def sweep_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | 
 
 OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)  # a sweep has one folder
+OmegaConf.register_new_resolver("max", max, replace=True)
 OmegaConf.register_new_resolver("modulo", lambda number, by: number % by, replace=True)
-
-
-def prompt_of(llm: str) -> str:
-    """How a language model wants to be asked: as a chat if it was trained on chats, as Vicuna was."""
-    return "vicuna" if "vicuna" in llm.lower() else "pure"
 
 
 OmegaConf.register_new_resolver("prompt_of", prompt_of, replace=True)
@@ -143,9 +97,22 @@ def validate(cfg: DictConfig) -> dict[str, Any]:
         tree = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from None
-    if problems := [p for path, node in targets(tree) for p in unbound(path, node)]:
+    problems = [p for path, node in targets(tree) for p in unbound(path, node)]
+    if problems := [*problems, *foreign_functions(tree)]:
         raise ConfigError("\n  ".join(["these do not fit what they configure:", *problems]))
     return tree  # type: ignore[return-value]
+
+
+def foreign_functions(tree: Any) -> Iterator[str]:
+    """Which datasets name a function that a config may not name; its package has to be known, as a `_target_`'s."""
+    for path, node in nodes(tree):
+        datasets = node.get("datasets")
+        for name, options in datasets.items() if isinstance(datasets, dict) else ():
+            function = options.get("transform") if isinstance(options, dict) else None
+            try:
+                plugins.check(function or "openvla_lightning")
+            except ValueError as error:
+                yield f"{path}.datasets.{name}.transform: {error}"
 
 
 def missing_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -159,18 +126,24 @@ def missing_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Every dictionary with a `_target_`, outermost first, with its dotted path."""
+    return ((place, found) for place, found in nodes(node, path) if "_target_" in found)
+
+
+def nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every dictionary in a tree, outermost first, with its dotted path."""
     if isinstance(node, dict):
-        if "_target_" in node:
-            yield path, node
+        yield path, node
         for key, child in node.items():
-            yield from targets(child, f"{path}.{key}".lstrip("."))
+            yield from nodes(child, f"{path}.{key}".lstrip("."))
 
 
 def unbound(path: str, node: dict[str, Any]) -> Iterator[str]:
     """Why `node` cannot be passed to its `_target_`, if it cannot."""
     name = node["_target_"]
-    if not name.startswith(ALLOWED_ROOTS):
-        yield f"{path}: {name} is not under {' or '.join(ALLOWED_ROOTS)}"
+    try:
+        plugins.check(name)
+    except ValueError as error:
+        yield f"{path}: {error}"
         return
     kwargs = {k: v for k, v in node.items() if not k.startswith("_")}
     known: Sequence[str] = ()

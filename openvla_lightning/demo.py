@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.rule import Rule
 
-from openvla_lightning.config import newest_checkpoint
+from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.report.writing import compare
 
 RUNS = Path("runs")
@@ -24,9 +24,9 @@ def main() -> None:
     """Run it all; stop at the first command that fails, with its own message on the screen."""
     console, started = Console(), time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)  # an evaluation would go on there, and refuse another demo's episodes
-    run(console, "Pretrain a small VLA", "train.py", "callbacks.checkpoint.save_initial=true")
+    run(console, "Pretrain a small VLA", "train", "callbacks.checkpoint.save_initial=true")
     pretrained = newest(RUNS / "train")
-    run(console, "Fine-tune it for new tasks on another robot", "finetune.py", "strategy=lora", "rank=32")
+    run(console, "Fine-tune it for new tasks on another robot", "finetune", "strategy=lora", "rank=32")
     finetuned = newest(RUNS / "finetune")
     untrained = pretrained.with_name("step_000000.ckpt")
     for label, checkpoint in {"untrained": untrained, "pretrained": pretrained, "fine-tuned": finetuned}.items():
@@ -47,14 +47,14 @@ def evaluate(console: Console, title: str, label: str, checkpoint: Path, *overri
     """Evaluate a checkpoint below the demo's folder."""
     folder = FOLDER / "_".join([label, *(o.partition("=")[2] for o in overrides if o.startswith("instructions"))])
     where = f"hydra.sweep.dir={folder}"
-    run(console, title, "evaluate.py", "-m", f"ckpt_path={checkpoint}", f"label={label}", *overrides, where)
+    run(console, title, "evaluate", "-m", f"ckpt_path={checkpoint}", f"label={label}", *overrides, where)
 
 
 def run(console: Console, title: str, *command: str) -> None:
-    """Run a script of this repository in its own process, command line first."""
+    """Run a command in its own process, command line first."""
     console.print(Rule(title))
-    console.print(f"$ python {' '.join(command)}", style="bold", highlight=False, soft_wrap=True)
-    code = subprocess.run([sys.executable, *command]).returncode
+    console.print(f"$ openvla {' '.join(command)}", style="bold", highlight=False, soft_wrap=True)
+    code = subprocess.run([sys.executable, "-m", "openvla_lightning.cli", *command]).returncode
     if code != 0:
         sys.exit(code)
 

@@ -7,31 +7,34 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
 import openvla_lightning
 from openvla_lightning.action_head import ActionHead
-from openvla_lightning.metrics import ActionMetrics
-from openvla_lightning.model import VLA, VLAOutput
+from openvla_lightning.checkpoint.format import Base
+from openvla_lightning.checkpoint.load import base_at, start_from
+from openvla_lightning.checkpoint.training import check_adapter, learnt_names
+from openvla_lightning.model import VLA
 from openvla_lightning.model.blocks import Recompute, compile_blocks, recompute_activations
-from openvla_lightning.model.lightning import Base, check_adapter, learnt_names
 from openvla_lightning.optim import AdamW
 from openvla_lightning.parallel import FSDP
+from openvla_lightning.plugins import USUAL_HEAD, describe
 from openvla_lightning.processor import Processor
-from openvla_lightning.quantisation import Format, plain_state
-from openvla_lightning.strategy import Strategy
-from openvla_lightning.types import Batch
+from openvla_lightning.quantisation import Quantiser, plain_state
+from openvla_lightning.strategy import Strategy, to_config
+from openvla_lightning.types import Batch, Prediction
 
 
 class VLAModule(L.LightningModule):
     """Trains a VLA on `Batch`es.
 
     Args:
-        model: builds the VLA; called once, in `configure_model`, so that creating this module loads no weights.
+        model: builds the VLA, given `action_head`; called once, in `configure_model`, so that creating this module
+            loads no weights.
         strategy: which weights learn.
         optim: optimiser and schedule.
         processor: travels inside the checkpoint, so that inference preprocesses as training did.
-        action_head: encodes actions, owns the loss.
+        action_head: writes actions, owns the loss.
         recipe: the resolved config, kept in every checkpoint under `hyper_parameters`.
         quantisation: of the frozen weights, before the strategy puts adapters on them; None: not at all.
         checkpoint_activations: which blocks compute their activations again in the backward pass, to save memory:
@@ -46,13 +49,13 @@ class VLAModule(L.LightningModule):
 
     def __init__(
         self,
-        model: Callable[[], VLA],
+        model: Callable[..., VLA],
         strategy: Strategy,
         optim: AdamW,
         processor: Processor,
         action_head: ActionHead,
         recipe: dict[str, Any] | None = None,
-        quantisation: Format | None = None,
+        quantisation: Quantiser | None = None,
         checkpoint_activations: Recompute = "none",
         compile_blocks: bool = False,
     ) -> None:
@@ -94,7 +97,7 @@ class VLAModule(L.LightningModule):
                 setattr(self.vla, name, strategy.broadcast(getattr(self.vla, name)))
         if self.strategy.adapts and self.vla.init_from is not None:
             # checkpoints name it and hold the adapter alone
-            self.base = strategy.broadcast(Base.of(self.vla.init_from) if self.trainer.is_global_zero else None)
+            self.base = strategy.broadcast(base_at(self.vla.init_from) if self.trainer.is_global_zero else None)
             self.strict_loading = False
         self.vla.train()  # Lightning does not; and batch normalisation that was just frozen keeps its statistics
         if self.compile_blocks:
@@ -105,7 +108,10 @@ class VLAModule(L.LightningModule):
 
     def _learner(self) -> VLA:
         """The model, with what learns chosen."""
-        vla = self.build()
+        proprio_dim = self.trainer.datamodule.proprio_dim if self.processor.proprio else None  # type: ignore[attr-defined]
+        asked = {} if proprio_dim is None else {"proprio_dim": proprio_dim}
+        vla = self.build(action_head=self.action_head, **asked)
+        start_from(vla)
         if self.quantisation is not None:
             self.quantisation(vla, torch.get_default_device())
             self.strict_loading = False
@@ -151,19 +157,14 @@ class VLAModule(L.LightningModule):
         self.log_dict(values, sync_dist=True)  # they are the same on all ranks: Lightning would warn without
         self.val_metrics.reset()
 
-    def forward(self, batch: Batch) -> VLAOutput:
-        """Run the model on a batch of training or validation; its logits are of supervised positions alone."""
-        pixels = None
-        if len(batch.pixel_values):
-            pixels = self.processor.transform.normalise(batch.pixel_values).to(self.dtype)
-        return self.vla(pixel_values=pixels, input_ids=batch.input_ids, places=batch.supervised)
+    def forward(self, batch: Batch) -> tuple[Tensor, Prediction]:
+        """The loss of a batch of training or validation, and what was predicted, for whoever watches."""
+        return self.action_head.loss(self.vla, self.processor.normalise(batch, self.dtype))  # type: ignore[arg-type]
 
-    def _step(self, batch: Batch, metrics: ActionMetrics) -> Tensor:
-        output = self(batch)
-        loss = self.action_head.loss(output, batch)
+    def _step(self, batch: Batch, metrics: Metric) -> Tensor:
+        loss, prediction = self(batch)
         with torch.no_grad():
-            correct, error = self.action_head.score(output, batch)
-            metrics.update(correct, error, batch.dataset_names)
+            metrics.update(prediction, batch)
         return loss
 
     def configure_gradient_clipping(
@@ -188,8 +189,8 @@ class VLAModule(L.LightningModule):
             "vla": self.vla.config,
             # trained on random crops, it acts on the crop in the middle, as the released evaluation does
             "processor": {**self.processor.config, "crop_area": data.crop_area},
-            "action_head": self.action_head.config,
-            "strategy": self.strategy.config,
+            "action_head": describe(self.action_head, USUAL_HEAD),
+            "strategy": to_config(self.strategy),
             "quantisation": self.vla.quantisation,
             "base": None if self.base is None else asdict(self.base),
             "normalisation": data.normalisation,

@@ -15,11 +15,12 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict as shards
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from openvla_lightning.checkpoint_files import CheckpointWriteError, Queue, commit, on_host, remove, unfinished, write
-from openvla_lightning.model.sharded import ABOUT, Reader, is_sharded, read_about
-from openvla_lightning.model.source import CheckpointError
+from openvla_lightning.checkpoint.disk import CheckpointWriteError, Queue, commit, on_host, remove, unfinished, write
+from openvla_lightning.checkpoint.format import CheckpointError
+from openvla_lightning.checkpoint.sharded import ABOUT, ShardReader, is_sharded, read_about
+from openvla_lightning.model.sequence import PASSES
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -104,7 +105,15 @@ class FSDP(ModelParallelStrategy):
             elif isinstance(module, nn.modules.batchnorm._BatchNorm):  # its running statistics are not sharded
                 exact = MixedPrecisionPolicy(param_dtype=torch.float32, output_dtype=self.policy.param_dtype)
                 self._fully_shard(module, exact)
+        if (head := getattr(model, "action_head", None)) is not None:  # which is called by itself
+            public = {name for name in vars(type(head)) if not name.startswith("_")}  # sharding changes the class
+            self._fully_shard(head, self.policy)
+            for name in public - {"forward"}:
+                register_fsdp_forward_method(head, name)
         self._fully_shard(model, self.policy)
+        for name in PASSES:
+            if hasattr(model, name):
+                register_fsdp_forward_method(model, name)
         options = shards.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         shards.set_model_state_dict(model, weights, options=options)
 
@@ -197,7 +206,7 @@ class FSDP(ModelParallelStrategy):
             problem = "it is one file: go on from it with the trainer that wrote it (gpu, ddp), or start from its "
             raise CheckpointError(path, [f"{problem}weights with model.init_from={path}"])
         assert self.model is not None
-        reader = Reader(path)
+        reader = ShardReader(path)
         stored = reader.read_metadata().state_dict_metadata
         weights = shards.get_model_state_dict(self.model)
         lacking = [f"{name}: missing" for name in weights if f"state_dict.{name}" not in stored]

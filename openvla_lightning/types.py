@@ -1,9 +1,10 @@
 """The dataclasses that cross the seam between data and model. Every shape is drawn here, once.
 
-Letters: B samples, L text tokens (prompt, action and end tokens, padding), H x W pixels, T actions in a chunk, D action
-dimensions.
+Letters: B samples, V views, L text tokens (prompt, what the head writes, padding), H x W pixels, T actions in a chunk,
+D action dimensions, P proprioception dimensions, K places.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -15,22 +16,66 @@ IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One timestep of a robot demonstration, normalised and ready for a `Processor`.
+class Observation:
+    """What is seen and told at one moment, whoever shows it: a world, a robot, a dataset. Raw, in the robot's units.
 
     Attributes:
-        images: camera name -> uint8 array [H, W, 3], RGB; `primary` is the camera the policy looks through.
-        instruction: what the robot was told, as written in the dataset.
+        images: view -> uint8 array [H, W, 3], RGB, or PIL image, of any size. A view is a camera's name (`primary`,
+            `wrist`), or that of an earlier picture: `primary@-1` is one step earlier.
+        instruction: what the robot is told.
+        proprio: float32 array [P], what the robot feels of itself; None where that is not known.
+    """
+
+    images: Mapping[str, Any]
+    instruction: str
+    proprio: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One timestep of a robot demonstration, ready for a `Processor`.
+
+    Attributes:
+        observation: what was seen and told, as recorded.
         action: float32 array [T, D], normalised to about [-1, 1] by the dataset's own statistics.
         dataset_name: which dataset of the mixture this came from; also its `unnorm_key`.
         number: place in the order of training, from which all its random numbers follow.
+        proprio: float32 array [P], the observation's, normalised by the dataset's own statistics; None: not loaded.
+        padded: bool array [T], True for actions past the end of the trajectory, to be left out of the loss; None: none.
     """
 
-    images: dict[str, np.ndarray]
-    instruction: str
+    observation: Observation
     action: np.ndarray
     dataset_name: str
     number: int = 0
+    proprio: np.ndarray | None = None
+    padded: np.ndarray | None = None
+
+
+def views_of(cameras: Sequence[str], history: int) -> tuple[str, ...]:
+    """The views of so many steps: each camera now, then each one step earlier, and so on.
+
+    Raises:
+        ValueError: for fewer than one step, no camera, or one twice.
+    """
+    if history < 1:
+        raise ValueError(f"data.history={history}: at least the step itself, 1")
+    if not cameras or len(set(cameras)) < len(cameras) or isinstance(cameras, str):
+        raise ValueError(f"data.cameras={cameras}: a list of different cameras, at least one")
+    return tuple(f"{camera}@-{back}" if back else camera for back in range(history) for camera in cameras)
+
+
+def key_of(view: str) -> str:
+    """How a world or a request calls a view: `image` is `primary`, `wrist_image` is `wrist`, `image@-1` is earlier."""
+    camera, back = camera_of(view)
+    name = "image" if camera == "primary" else f"{camera}_image"
+    return f"{name}@-{back}" if back else name
+
+
+def camera_of(view: str) -> tuple[str, int]:
+    """The camera of a view, and how many steps back it looks."""
+    camera, _, back = view.partition("@-")
+    return camera, int(back or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,41 +95,29 @@ class Conversation:
     number: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What the model trains on: `Processor.collate(list[Step])`, or of `Conversation`s.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What the model and a head read, for training, evaluation and acting alike.
 
     Attributes:
-        pixel_values: uint8 tensor [B, 3, H, W], RGB; normalised on the device (`ImageTransform.normalise`). Of
-            conversations without images [0, 3, H, W].
-        input_ids: int64 tensor [B, L]: BOS, prompt, action ids, end token, padding.
+        pixel_values: uint8 tensor [B, 3V, H, W], RGB, one view after the other in the channels; of conversations
+            without images [0, 3, H, W]. `Processor.normalise` makes float [B, 3 x towers x V, H, W] of it on the
+            device, before the model or a head sees it.
+        input_ids: int64 tensor [B, L]: BOS, prompt, what the head writes, padding on the right.
         attention_mask: bool tensor [B, L], False on padding.
-        labels: int64 tensor [B, L]: the ids to predict, `IGNORE_INDEX` everywhere but on actions and the end token.
-        actions: float32 tensor [B, T, D], the normalised actions behind the labels.
-        dataset_names: B names, for metrics per dataset.
-        numbers: B places in the order of training.
-        supervised: int64 tensor [B, K], which of `labels[:, 1:]` are learnt, K as many as in the row with most of them;
-            other rows end in some that are not. Found from the labels, while they are on the host.
+        places: int64 tensor [B, K], positions in `input_ids[:, 1:]`: the next-token positions that a head reads, those
+            of what it wrote. K is the longest row's count; shorter rows are filled with other positions.
+        proprio: float32 tensor [B, P], normalised; None where the model reads none.
     """
 
     pixel_values: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    labels: torch.Tensor
-    actions: torch.Tensor
-    dataset_names: list[str] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-    supervised: torch.Tensor = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        if self.supervised is None:
-            learnt = self.labels[:, 1:] != IGNORE_INDEX
-            most = int(learnt.sum(1).max()) if len(learnt) else 0
-            places = learnt.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
-            object.__setattr__(self, "supervised", places)
+    places: torch.Tensor
+    proprio: torch.Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Return the same batch with its tensors on `device`."""
+        """Return the same with its tensors on `device`."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
@@ -92,8 +125,102 @@ class Batch:
         return replace(self, **values)
 
     def rows(self, start: int, stop: int) -> Self:
-        """The samples `start` to `stop` as a batch of their own, padded as this one."""
-        return replace(self, **{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
+        """The samples `start` to `stop` by themselves, padded as these."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        cut: dict[str, Any] = {name: None if value is None else value[start:stop] for name, value in values.items()}
+        return replace(self, **cut)
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch(Inputs):
+    """What the model trains on: `Processor.collate(list[Step])`, or of `Conversation`s.
+
+    Attributes:
+        labels: int64 tensor [B, L]: the ids to predict, `IGNORE_INDEX` everywhere but on what the head wrote.
+        actions: float32 tensor [B, T, D], the normalised actions behind the labels.
+        padded: bool tensor [B, T], True for actions past the end of their trajectory, which the loss leaves out; None
+            where there are none.
+        dataset_names: B names, for metrics per dataset.
+        numbers: B places in the order of training.
+    """
+
+    labels: torch.Tensor
+    actions: torch.Tensor
+    padded: torch.Tensor | None = None
+    dataset_names: list[str] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+
+
+def learnt_places(labels: torch.Tensor) -> torch.Tensor:
+    """`Inputs.places`, int64 [B, K], of labels [B, L]: found on the host, where nobody waits for a device."""
+    learnt = labels[:, 1:] != IGNORE_INDEX
+    most = int(learnt.sum(1).max()) if len(learnt) else 0
+    return learnt.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a head predicts, for those who watch: metrics, samples, warnings, evaluations. No gradient.
+
+    N counts what a head chooses in one row, for the released head the T x D action ids.
+
+    Attributes:
+        actions: float32 tensor [B, T, D], normalised, predicted under the true past.
+        targets: float32 tensor [B, T, D], the demonstrated actions as this head can say them (bin centres for ids).
+        correct: bool tensor [B, N], was each choice the demonstrated one; None for a head that chooses nothing.
+        logits: float32 tensor [B, N, ids] behind these choices.
+        counted: bool tensor [B, N], which of the choices count; None: all.
+    """
+
+    actions: torch.Tensor
+    targets: torch.Tensor
+    correct: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    counted: torch.Tensor | None = None
+
+    @property
+    def error(self) -> torch.Tensor:
+        """Absolute error of each number, float32 [B, T * D], in normalised units."""
+        return (self.actions - self.targets).abs().flatten(1)
+
+    @property
+    def entropy(self) -> torch.Tensor | None:
+        """How undecided each choice is: nats, float32 [B, N]; None for a head that chooses nothing."""
+        if self.logits is None:
+            return None
+        return torch.distributions.Categorical(logits=self.logits.float()).entropy()
+
+
+@dataclass(frozen=True, slots=True)
+class VLAOutput:
+    """What a forward pass gives. S = L + P positions: BOS, P visual tokens, the other L - 1 text tokens.
+
+    Attributes:
+        logits: float32 [B, S, vocab]; of `places` alone [B, K, vocab].
+        num_patches: P, 0 without an image.
+        places: int64 [B, K], which next tokens the logits are of (see `VLA.forward`); None: of all positions.
+        loss: mean cross-entropy over labelled tokens; None without labels.
+        tower_features: each tower's patch features [B, P, D_tower]; these three only when asked for.
+        projector_features: visual tokens [B, P, dim].
+        hidden_states: embeddings, then each layer's output [B, S, dim]; the last one after the final norm.
+    """
+
+    logits: torch.Tensor
+    num_patches: int
+    places: torch.Tensor | None = None
+    loss: torch.Tensor | None = None
+    tower_features: list[torch.Tensor] | None = None
+    projector_features: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def next_token_logits(self) -> torch.Tensor:
+        """Logits [B, L - 1, vocab] that predict `input_ids[:, 1:]`, or [B, K, vocab] of `places` there."""
+        return self.logits if self.places is not None else self.logits[:, self.num_patches : -1]
+
+    def targets(self, labels: torch.Tensor) -> torch.Tensor:
+        """What `next_token_logits` should predict, [B, L - 1] or [B, K], from `labels` [B, L]."""
+        return labels[:, 1:] if self.places is None else labels[:, 1:].gather(1, self.places)

@@ -1,26 +1,55 @@
 """Fixtures that several test files share."""
 
 import os
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import golden_sets
 import pytest
 import torch
+
+pytest_plugins = ["small_vla"]
 
 torch.set_num_threads(1)  # tensors here are small: more threads mostly wait for each other
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite-golden", action="store_true", help="record what the recipes of test_golden_losses.py give now"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever asks for golden numbers is marked so."""
+    for item in items:
+        if {"golden", "each_golden"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.golden)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Folder of golden numbers made by the released code (environment variable OPENVLA_GOLDEN)."""
+    """Folder of all golden numbers made by released code (environment variable OPENVLA_GOLDEN); skips without it."""
     folder = os.environ.get("OPENVLA_GOLDEN")
     if not folder:
-        pytest.skip("OPENVLA_GOLDEN is not set: no golden numbers to compare with")
+        pytest.skip("OPENVLA_GOLDEN is not set, and the small set of golden numbers has none of these")
     path = Path(folder)
     if not path.is_dir():
         pytest.skip(f"OPENVLA_GOLDEN={folder} is not a folder")
     return path
+
+
+@pytest.fixture(scope="session", params=golden_sets.NAMES)
+def each_golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of golden numbers of the released code: the small set kept here, and `golden` where there is one."""
+    if request.param == "whole":
+        return request.getfixturevalue("golden")
+    folder = tmp_path_factory.mktemp("golden")
+    with tarfile.open(golden_sets.SMALL) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
 
 
 @pytest.fixture(scope="session")

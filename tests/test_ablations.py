@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from openvla_lightning.config import validate
 from openvla_lightning.report.paper import ABLATIONS, Ablation, ablation_rows, reported
-from openvla_lightning.tables import markdown
+from openvla_lightning.report.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 TRAINING = [row for row in ABLATIONS if row.script != "evaluate"]
@@ -71,7 +71,7 @@ def test_the_paper_s_number_of_a_run_is_found_by_its_overrides() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("row", TRAINING, ids=named)
 def test_its_twin_trains_on_a_laptop(row: Ablation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from openvla_lightning.run import fit
+    from openvla_lightning.run.fit import fit
 
     monkeypatch.chdir(tmp_path)
     own = [row.override] if row.twin is None else list(row.twin)

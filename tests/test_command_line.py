@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from openvla_lightning.command_line import (
+from openvla_lightning.cli.command import dotted, hints
+from openvla_lightning.cli.help import (
     APPENDED,
     GROUPS,
     OWN,
@@ -25,7 +26,7 @@ from openvla_lightning.command_line import (
     misspelt_addition,
     near,
 )
-from openvla_lightning.config import ConfigError, dotted, for_people, hints, validate
+from openvla_lightning.config import ConfigError, for_people, validate
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

@@ -15,7 +15,8 @@ from hydra.errors import ConfigCompositionException
 from hydra_plugins_needed import skip_without_plugin
 from omegaconf import DictConfig
 
-from openvla_lightning.config import ConfigError, for_people, newest_checkpoint, run_dir, validate
+from openvla_lightning.checkpoint.newest import newest_checkpoint
+from openvla_lightning.config import ConfigError, for_people, run_dir, validate
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from openvla_lightning.run import fit
+from openvla_lightning.run.fit import fit
 
 ROOT = Path(__file__).parents[1]
 

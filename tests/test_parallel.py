@@ -12,11 +12,11 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
+from openvla_lightning.checkpoint.newest import newest_checkpoint
+from openvla_lightning.checkpoint.sharded import is_sharded
+from openvla_lightning.checkpoint.training import contents
 from openvla_lightning.model import VLA
 from openvla_lightning.model.checkpoint import main as checkpoint_tool
-from openvla_lightning.model.lightning import contents
-from openvla_lightning.model.sharded import is_sharded
-from openvla_lightning.model.source import find_source
 from openvla_lightning.module import VLAModule
 from openvla_lightning.optim import AdamW
 from openvla_lightning.parallel import FSDP, accumulate
@@ -44,7 +44,7 @@ def curve(folder: Path, metric: str = "train/loss") -> dict[int, float]:
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    return contents(find_source(path))["state_dict"]
+    return contents(path)["state_dict"]
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_the_paper_s_recipe_runs_sharded_through_curriculum_validation_checkpoin
     assert list(curve(run)) == list(range(6))
     assert list(curve(run, "val/loss")) == [2, 5]
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_000006.ckpt"]
-    stages = contents(find_source(run), weights=False)["VLADataModule"]["curriculum"]
+    stages = contents(newest_checkpoint(run), weights=False)["VLADataModule"]["curriculum"]
     assert len(stages) == 2, "DROID leaves on the way"
     checkpoint_tool(["export", str(run), str(tmp_path / "exported")])
     policy = Policy.from_pretrained(tmp_path / "exported", "bridge_orig", device="cpu")

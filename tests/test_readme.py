@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from hydra_plugins_needed import skip_without_plugin
 
+from openvla_lightning import plugins
 from openvla_lightning.action_head import TokenHead
+from openvla_lightning.cli.commands import COMMANDS
 from openvla_lightning.config import validate
-from openvla_lightning.model.vla import VLAOutput
-from openvla_lightning.types import IGNORE_INDEX
+from openvla_lightning.plugins import USUAL_HEAD, describe, rebuild
 
 ROOT = Path(__file__).parents[1]
 ROBOT, EXTEND = ROOT / "docs" / "finetune-your-robot.md", ROOT / "docs" / "extending.md"
@@ -71,6 +72,17 @@ def test_a_script_command_composes(match: re.Match[str], own: Path) -> None:
     validate(composed(match[1], match[2], own))
 
 
+@pytest.mark.parametrize("match", commands(r"openvla ([\w-]+)(.*)$"))
+def test_an_installed_command_exists_and_composes(
+    match: re.Match[str], own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert match[1] in (*COMMANDS, "completion", "<command>")
+    monkeypatch.setenv(plugins.VARIABLE, str(ROOT / "tests" / "my_lab" / "my_lab"))
+    if match[1] in ("train", "finetune", "evaluate") and "--help" not in match[2]:
+        skip_without_plugin(match[2])
+        validate(composed(match[1], re.sub(r'"?plugins=\S+', "", match[2]), own))
+
+
 @pytest.mark.parametrize("match", commands(r"make (\w+)"))
 def test_a_make_target_exists(match: re.Match[str]) -> None:
     assert re.search(rf"^{match[1]}:", (ROOT / "Makefile").read_text(), re.M)
@@ -112,21 +124,21 @@ def test_recordings_become_a_dataset_as_the_page_says(own: Path, tmp_path: Path)
     np.testing.assert_allclose([steps.action["min"][5], steps.action["max"][5]], np.radians(8), rtol=1e-4)
     np.testing.assert_allclose([steps.action["min"][0], steps.action["max"][0]], [0.01, 0.12], rtol=1e-4)
     step = next(iter(datamodule.train_dataloader()))[0]
-    assert step.instruction == "Go"
+    assert step.observation.instruction == "Go"
     assert step.action.shape == (1, 7)
 
 
 def test_the_head_of_the_page_differs_from_the_released_one_in_its_loss_alone(own: Path) -> None:
     cfg = composed("train", "action_head=smooth", own).action_head
     smooth, plain = instantiate(cfg), TokenHead(cfg.num_bins, cfg.vocab_size)
-    labels = torch.cat([torch.full((2, 4), IGNORE_INDEX), plain.encode(torch.rand(2, 1, 7) * 2 - 1)], dim=1)
-    sure = torch.nn.functional.one_hot(labels.clamp(0), cfg.vocab_size) * 20.0
-    output = VLAOutput(sure.roll(-1, dims=1), num_patches=0)
-    batch: Any = SimpleNamespace(labels=labels)
-    assert plain.loss(output, batch) < 1e-4 < smooth.loss(output, batch)
+    targets = plain.encode(torch.rand(2, 1, 7) * 2 - 1)
+    sure = torch.nn.functional.one_hot(targets, cfg.vocab_size) * 20.0
+    assert plain.criterion(sure, targets) < 1e-4 < smooth.criterion(sure, targets)
+    again = rebuild(describe(smooth, USUAL_HEAD), USUAL_HEAD)  # as a checkpoint does
+    assert type(again).__name__ == "SmoothHead"
+    assert again.smoothing == smooth.smoothing == 0.1
     smooth.smoothing = 0.0
-    torch.testing.assert_close(smooth.loss(output, batch), plain.loss(output, batch))
-    assert smooth.config == plain.config  # so a checkpoint can rebuild it as what it decodes like
+    torch.testing.assert_close(smooth.criterion(sure, targets), plain.criterion(sure, targets))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-import openvla_lightning.run
-from openvla_lightning.config import newest_checkpoint
+import openvla_lightning.run.fit
+from openvla_lightning.checkpoint.newest import newest_checkpoint
 
 CONF = str(Path(__file__).parents[1] / "conf")
 # Batch normalisation makes numbers depend on how a batch is shared out: a tower without it.
@@ -45,7 +45,7 @@ def train(folder: Path, rank: int, world: int, port: str, overrides: tuple[str, 
     try:
         with initialize_config_dir(CONF, version_base="1.3"):
             own = [f"paths.output_dir={folder}", f"paths.log_dir={folder.parent.parent}"]
-            openvla_lightning.run.fit(compose("train", [*own, f"run_name={folder.parent.name}", *overrides]))
+            openvla_lightning.run.fit.fit(compose("train", [*own, f"run_name={folder.parent.name}", *overrides]))
         code = 0
     except SystemExit as error:
         print(error)

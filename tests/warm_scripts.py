@@ -8,7 +8,7 @@ import traceback
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import openvla_lightning.run  # noqa: F401  what takes long to import
+import openvla_lightning.run.fit  # noqa: F401  what takes long to import
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,12 +1,67 @@
 """Checkpoints at every so many optimiser steps, named so that a command line can say their path."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from openvla_lightning.checkpoint_files import CheckpointFiles, clear_unfinished
+from openvla_lightning.checkpoint.disk import Queue, clear_unfinished, on_host, remove, save
+from openvla_lightning.checkpoint.format import CheckpointError
+from openvla_lightning.checkpoint.sharded import is_sharded
 from openvla_lightning.parallel import FSDP
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Lightning's plugin for checkpoints that one process writes.
+
+    Args:
+        asynchronous: training goes on while a copy in host memory is written.
+    """
+
+    def __init__(self, asynchronous: bool = False) -> None:
+        self.asynchronous, self.queue = asynchronous, Queue(asynchronous)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write `checkpoint`, after the one before.
+
+        Raises:
+            CheckpointWriteError: when this one cannot be written, or in the background the one before.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        self.wait()
+        if self.asynchronous:
+            checkpoint = on_host(checkpoint)
+        self.queue.add(lambda: save(checkpoint, Path(path)))
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        """Read what was saved; tensors and plain values only, on the CPU.
+
+        Raises:
+            CheckpointError: for a sharded one.
+        """
+        if is_sharded(path):
+            problem = "it is sharded: go on from it with trainer=fsdp (trainer.devices=1 is enough), or start from its "
+            raise CheckpointError(path, [f"{problem}weights with model.init_from={path}"])
+        return super().load_checkpoint(path, lambda storage, _: storage, weights_only=True)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint, once the newer one is on the disk."""
+        if "://" in str(path):
+            super().remove_checkpoint(path)
+        else:
+            self.queue.add(lambda: remove(Path(path)))
+
+    def wait(self) -> None:
+        """Return when everything is on the disk; raise what went wrong."""
+        self.queue.wait()
+
+    def teardown(self) -> None:
+        """The training is over."""
+        self.wait()
 
 
 class Checkpoint(ModelCheckpoint):

@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from openvla_lightning.types import IGNORE_INDEX, Batch
+from openvla_lightning.types import Batch
 
 log = logging.getLogger(__name__)
 GOOD = 0.5
@@ -41,12 +41,8 @@ class CollapseWarning(Callback):
         if batch_idx or dataloader_idx or len(batch) < 2 or not batch.actions.numel():
             return
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            output = pl_module(batch)
-        targets = output.targets(batch.labels)
-        learnt = targets != IGNORE_INDEX  # as many in each row
-        predicted = output.next_token_logits[learnt].argmax(-1).reshape(len(batch), -1)
-        demonstrated = targets[learnt].reshape(len(batch), -1)
-        distinct, expected = (len(rows.unique(dim=0)) for rows in (predicted, demonstrated))
+            _, prediction = pl_module(batch)
+        distinct, expected = (len(chunks.unique(dim=0)) for chunks in (prediction.actions, prediction.targets))
         pl_module.log("val/distinct_actions", distinct / expected, batch_size=len(batch), sync_dist=True)
         if distinct == 1 < expected and trainer.is_global_zero and trainer.global_step:
             log.warning(

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from openvla_lightning.callbacks.clock import Clock
-from openvla_lightning.parameters import count
+from openvla_lightning.model.parameters import count
 from openvla_lightning.report.sweeps import FILE_NAME
 
 WARM_UP = 5

@@ -85,6 +85,6 @@ class StopOnNonFinite(Callback):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for row, (name, number) in enumerate(zip(batch.dataset_names, batch.numbers, strict=True)):
                 one = batch.rows(row, row + 1)
-                if not bool(pl_module.action_head.loss(pl_module(one), one).isfinite()):
+                if not bool(pl_module(one)[0].isfinite()):
                     found.append((name, number))
         return found

@@ -16,8 +16,8 @@ COLUMNS = ("image", "prompt", "dataset", "demonstrated", "predicted", "l1")
 class Samples(Callback):
     """Logs the table `val/samples` to Weights & Biases; without that logger it does nothing.
 
-    Actions are the first of their chunk, in the dataset's units; `l1` is in normalised ones. As in the metrics, each
-    token is predicted from the demonstrated ones before it.
+    Actions are the first of their chunk, in the dataset's units; `l1` is in normalised ones. As in the metrics, each is
+    predicted under the demonstrated past.
 
     Args:
         count: rows, of the first held-out batch.
@@ -41,12 +41,8 @@ class Samples(Callback):
             return
         batch = batch.rows(0, self.count)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            output = pl_module(batch)
-        targets = output.targets(batch.labels)
-        ids = output.next_token_logits[targets != IGNORE_INDEX].argmax(-1).reshape(len(batch), -1)
-        true = batch.actions.cpu().numpy()
-        head: Any = pl_module.action_head
-        predicted = head.decode(ids[:, : true[0].size]).numpy().reshape(true.shape)  # less the end token
+            _, prediction = pl_module(batch)
+        true, predicted = batch.actions.cpu().numpy(), prediction.actions.float().cpu().numpy()
         if trainer.is_global_zero:
             for logger in loggers:
                 rows = self._rows(trainer, pl_module, batch, true, predicted)

@@ -7,10 +7,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from openvla_lightning.action_head import ActionHead
 from openvla_lightning.callbacks.clock import Clock
-from openvla_lightning.hardware import card
+from openvla_lightning.cost.cards import card
+from openvla_lightning.cost.operations import step_cost
 from openvla_lightning.model import VLA
-from openvla_lightning.model.cost import step_cost
 from openvla_lightning.types import Batch
 
 PHASES = ("data", "forward", "backward", "optimiser")
@@ -48,7 +49,9 @@ class Throughput(Callback):
     ) -> None:
         """Count the time since the last batch ended as waiting for data."""
         if self.peak_tflops is not None and self.flops_per_sample is None:
-            self.flops_per_sample = model_flops(pl_module.vla, pl_module.strategy, batch)  # type: ignore[arg-type]
+            module: Any = pl_module
+            one = module.processor.normalise(batch.rows(0, 1))
+            self.flops_per_sample = model_flops(module.vla, module.strategy, module.action_head, one)
             self._restart(trainer.global_step)
         self._seconds["data"] += time.perf_counter() - self._ended
         self._marks.append(self.clock.mark())
@@ -104,10 +107,10 @@ class Throughput(Callback):
         self._seconds = dict.fromkeys(PHASES, 0.0)
 
 
-def model_flops(vla: VLA, strategy: Any, batch: Batch) -> float:
-    """Operations that one sample of `batch` needs forward and backward, counted on a twin without memory."""
+def model_flops(vla: VLA, strategy: Any, head: ActionHead, batch: Batch) -> float:
+    """Operations forward and backward of one sample with normalised pixels, counted on a twin without memory."""
     with torch.device("meta"):
         twin = VLA.from_config(vla.config)
         strategy.apply(twin)
-    cost = step_cost(twin, batch.input_ids.shape[1], batch.supervised.shape[1], autocast=True)
+    cost = step_cost(twin, head, batch, autocast=True)
     return cost.forward + cost.backward

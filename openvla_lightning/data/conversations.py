@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from openvla_lightning.data.datamodule import MissingDataError
-from openvla_lightning.data.loader import ResumableDataModule
+from openvla_lightning.data.loader import ResumableDataModule, SampleError
 from openvla_lightning.data.permutation import Ints, key, permute
+from openvla_lightning.data.preflight import MissingDataError
 from openvla_lightning.data.source.conversations import Captions, Conversations, ConversationSource
 from openvla_lightning.types import Conversation
 
@@ -63,7 +63,17 @@ class ConversationBatches:
 
     def __getitem__(self, numbers: Sequence[int]) -> list[Conversation]:
         places = self.order(np.asarray(numbers, np.int64)).tolist()
-        return [self.source.read(place, number) for place, number in zip(places, numbers, strict=True)]
+        return [self._read(place, number) for place, number in zip(places, numbers, strict=True)]
+
+    def where(self, number: int) -> str:
+        """Where a sample lies, in words."""
+        return f"{self.source.name}, entry {int(self.order(np.array([number]))[0])}"
+
+    def _read(self, place: int, number: int) -> Conversation:
+        try:
+            return self.source.read(place, number)
+        except (ValueError, OSError) as error:
+            raise SampleError(f"{self.source.name}, entry {place}: {error}") from error
 
 
 class ConversationDataModule(ResumableDataModule):
@@ -84,10 +94,6 @@ class ConversationDataModule(ResumableDataModule):
     Raises:
         ValueError: an argument makes no sense.
     """
-
-    statistics: dict[str, Any] = {}  # noqa: RUF012  (nothing here has actions)
-    crop_area = None
-    normalisation = "quantile"
 
     def __init__(
         self,

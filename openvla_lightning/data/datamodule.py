@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader
 
 from openvla_lightning.data.augment import Augmentation
@@ -16,16 +15,24 @@ from openvla_lightning.data.images import ImageMode
 from openvla_lightning.data.loader import ResumableDataModule
 from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, check_weights
 from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
+from openvla_lightning.data.preflight import (
+    BadInstructions,
+    check_choices,
+    check_sources,
+    proprio_width,
+    refuse_actions,
+    refused_instructions,
+    say,
+    say_black,
+)
+from openvla_lightning.data.round_trip import LOOKED_AT, RoundTrip, round_trip
 from openvla_lightning.data.source import Source, SourceFactory
-from openvla_lightning.data.steps import DatasetSteps, StepBatches, windowed_walks
+from openvla_lightning.data.source.transcoded import Cache, cached
+from openvla_lightning.data.steps import ChunkEnd, DatasetSteps, StepBatches, felt_columns, windowed_walks
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
-from openvla_lightning.types import Step
+from openvla_lightning.types import Step, views_of
 
 log = logging.getLogger(__name__)
-
-
-class MissingDataError(FileNotFoundError):
-    """Datasets of the mixture are not on disk."""
 
 
 class VLADataModule(ResumableDataModule):
@@ -37,7 +44,8 @@ class VLADataModule(ResumableDataModule):
     Args:
         source: builds the source of one dataset when called with `name` and `spec`.
         mix: dataset -> weight; a dataset's share of the samples is proportional to weight x number of steps.
-        collate: list of `Step`s -> batch; `Processor.collate`.
+        collate: list of `Step`s -> batch; `Processor.collate`. Where it is a method, its object's `refuses`, if there
+            is one, says why no step with an instruction can be collated.
         image_size: images are resized (Lanczos-3, aspect ratio not kept) to this many pixels squared, if they differ.
         global_batch_size: samples in one optimiser step, over all devices and accumulated batches.
         balance_weights: a dataset's share of the samples is weight x number of steps, as released; False: the weight.
@@ -47,15 +55,21 @@ class VLADataModule(ResumableDataModule):
         noop_filter: which steps are left out as no-ops: see `filters.select`.
         filter_noops: False is short for `noop_filter="none"`.
         action_chunk: actions per step.
+        chunk_end: what becomes of chunks that reach past the end of their trajectory: see `DatasetSteps`.
         val_fraction: share of the trajectories to hold out in datasets without a split `val`.
         augment: operations of `Augmentation` for training images; None: no augmentation.
-        cameras: roles to load; the first is what the policy looks through.
+        cameras: roles to load, as views one after the other; where a dataset lacks one but the first, it is black.
+        history: pictures of how many steps to load, the step's own and those before it.
+        proprio: load what the robot feels of itself, normalised as actions are.
         images: `released` (decoded and resized as the released pipeline does) or `fast`.
+        cache: `jpeg`: frames of videos, and PNGs, become JPEG records once, which are read many times faster.
         window_gb: for storage that is slow to read at random: shuffle within so many gigabytes of shards at a time;
             None: over the whole dataset.
         datasets: the user's own datasets, name -> options of `oxe.describe`.
         seed: of order and augmentation.
         num_workers: loader processes per device; None: one for every two cores, at most 8, none on two cores.
+        bad_instructions: what to do with steps whose instruction the model cannot be given (too long, not printable):
+            `skip` leaves them out and counts them, `error` stops before training.
         limit_val_samples: at most this many held-out steps, over all datasets; None: all.
 
     Attributes:
@@ -82,15 +96,20 @@ class VLADataModule(ResumableDataModule):
         noop_filter: NoopFilter = "near_zero",
         filter_noops: bool = True,
         action_chunk: int = 1,
+        chunk_end: ChunkEnd = "neutral",
         val_fraction: float = 0.05,
         augment: Mapping[str, Any] | None = None,
         cameras: Sequence[str] = ("primary",),
+        history: int = 1,
+        proprio: bool = False,
         images: ImageMode = "released",
+        cache: Cache = "none",
         window_gb: float | None = None,
         datasets: Mapping[str, Mapping[str, Any]] | None = None,
         seed: int = 7,
         num_workers: int | None = None,
         limit_val_samples: int | None = None,
+        bad_instructions: BadInstructions = "skip",
     ) -> None:
         super().__init__(collate, global_batch_size, num_workers)
         check_weights(mix)
@@ -98,13 +117,14 @@ class VLADataModule(ResumableDataModule):
         weights = [mix, *(change.mix for change in self.curriculum)]
         check_names([name for part in weights for name in part], datasets or {})
         check_filter(noop_filter)
-        for name, choice, choices in (
-            ("normalisation", normalisation, get_args(Normalisation)),
-            ("statistics", statistics, ("released", "train")),
-            ("images", images, get_args(ImageMode)),
-        ):
-            if choice not in choices:
-                raise ValueError(f"data.{name}={choice}: choose {', '.join(choices)}")
+        check_choices(
+            normalisation=(normalisation, get_args(Normalisation)),
+            statistics=(statistics, ("released", "train")),
+            images=(images, get_args(ImageMode)),
+            cache=(cache, get_args(Cache)),
+            bad_instructions=(bad_instructions, get_args(BadInstructions)),
+            chunk_end=(chunk_end, get_args(ChunkEnd)),
+        )
         if window_gb is not None and window_gb <= 0:
             raise ValueError(f"data.window_gb={window_gb}: gigabytes above 0, or null to shuffle the whole dataset")
         if not 0 <= val_fraction < 1:
@@ -114,12 +134,18 @@ class VLADataModule(ResumableDataModule):
         if action_chunk < 1:
             raise ValueError(f"data.action_chunk={action_chunk}: at least the action of the step itself, 1")
         self.mix = {name: float(weight) for name, weight in mix.items() if weight > 0}
-        self.image_size = image_size
-        self.balance_weights, self.normalisation, self.action_chunk = balance_weights, normalisation, action_chunk
+        self.image_size, self.balance_weights, self.normalisation = image_size, balance_weights, normalisation
+        self.action_chunk, self.chunk_end = action_chunk, chunk_end
         self.noop_filter: NoopFilter = noop_filter if filter_noops else "none"
         self.of_training, self.images, self.window_gb = statistics == "train", images, window_gb
         self.val_fraction, self.cameras, self.seed = val_fraction, tuple(cameras), seed
-        self.limit_val_samples = limit_val_samples
+        self.history, self.proprio = history, proprio
+        served = {"image_size": image_size, "cameras": cameras, "images": images}
+        self._pictures: dict[str, Any] = {**served, "history": history, "proprio": proprio}
+        views_of(cameras, history)
+        self.limit_val_samples, self.bad_instructions = limit_val_samples, bad_instructions
+        processor = getattr(collate, "__self__", None)
+        self.refuses: Callable[[str, int], str | None] = getattr(processor, "refuses", lambda words, dim: None)
         options = dict(augment or {})
         shared_draw = bool(options.pop("shared_draw", False))
         self.augmentation = Augmentation(options, shared_draw) if options else None
@@ -128,35 +154,21 @@ class VLADataModule(ResumableDataModule):
         own = {name: describe(name, options) for name, options in (datasets or {}).items()}
         drawn = dict.fromkeys(name for part in weights for name, weight in part.items() if weight > 0)
         check_encodings(own.get(name) or dataset_spec(name) for name in drawn)
-        self.sources: dict[str, Source] = {name: source(name=name, spec=own.get(name)) for name in drawn}
+        self.sources: dict[str, Source] = {
+            name: cached(source(name=name, spec=own.get(name)), cache, self.cameras) for name in drawn
+        }
         self.filter_report: dict[str, FilterReport] = {}
         self.statistics: dict[str, DatasetStatistics] = {}
         self.stages: list[Stage] = []
+        self.round_trips: dict[str, RoundTrip] = {}
 
     def missing(self) -> list[str]:
         """Names of the mixture's datasets that are not on disk."""
         return [name for name, source in self.sources.items() if source.missing()]
 
     def check(self) -> None:
-        """Find out in milliseconds whether training could start.
-
-        Raises:
-            MissingDataError: naming every dataset that is not there and where to get it.
-            ValueError: a dataset has no such camera.
-        """
-        if problems := [problem for source in self.sources.values() if (problem := source.missing())]:
-            raise MissingDataError(
-                "\n    ".join(
-                    [
-                        f"{len(problems)} of the mixture's {len(self.sources)} datasets are not there. Point "
-                        "paths.data_dir=... or OPENVLA_LIGHTNING_DATA to where they are, or get them:",
-                        *problems,
-                    ]
-                )
-            )
-        for name, source in self.sources.items():
-            if absent := [role for role in self.cameras if role not in source.spec.cameras]:
-                raise ValueError(f"{name} has no camera {', '.join(absent)}; it has {', '.join(source.spec.cameras)}")
+        """Find out in milliseconds whether training could start; raise as `check_sources` does."""
+        check_sources(self.sources, self.cameras)
 
     def prepare_data(self) -> None:
         """Index the datasets and measure their statistics, unless that was done before."""
@@ -172,6 +184,12 @@ class VLADataModule(ResumableDataModule):
         dims = {name: source.statistics.action_dim for name, source in self.sources.items()}
         if len(set(dims.values())) > 1:
             raise ValueError(f"one model cannot learn actions of different dimensions: {dims}")
+        _ = self.proprio_dim
+        say_black(self.sources, self.cameras)
+        self.refused = {
+            name: refused_instructions(source, self.refuses, dims[name], self.bad_instructions)
+            for name, source in self.sources.items()
+        }
         self.train, self.val = self._steps("train"), self._steps("val")
         sizes = {name: source.statistics.num_transitions for name, source in self.sources.items()}
         if empty := [name for name, steps in self.train.items() if not len(steps)]:
@@ -185,22 +203,38 @@ class VLADataModule(ResumableDataModule):
             global_batch_size=self.global_batch_size,
         )
         self.shares = dict(zip(sizes, self.stages[0].shares, strict=True))
+        self.round_trips = {
+            name: round_trip(steps.spread(LOOKED_AT), steps.statistics, self.normalisation, steps.source.spec)
+            for name, steps in self.train.items()
+        }
         for name, report in self.filter_report.items():
-            left_out = report.first_steps + report.zero_actions + report.noops
-            log.info(
-                f"{name}: {report.kept:,} steps to train on ({self.shares[name]:.1%} of the samples); left out "
-                f"{left_out:,} no-ops and {report.unlabelled:,} of {report.trajectories:,} trajectories (no words)"
-            )
+            say(self.sources[name], report, self.shares[name], self.round_trips[name])
+        if self.trainer is not None:
+            refuse_actions(self.round_trips)
 
     def _steps(self, split: str) -> dict[str, DatasetSteps]:
         found = {}
         for name, source in self.sources.items():
-            steps, report = select(source, split, val_fraction=self.val_fraction, noop_filter=self.noop_filter)
+            steps, report = select(
+                source,
+                split,
+                val_fraction=self.val_fraction,
+                noop_filter=self.noop_filter,
+                refused=self.refused[name],
+            )
             if split == "train":
                 self.filter_report[name] = report
-                self.statistics[name] = source.measure(steps) if self.of_training else source.statistics
-            found[name] = DatasetSteps(source, steps, self.statistics[name], self.normalisation, self.action_chunk)
+                measured = source.measure(steps) if self.of_training else source.statistics
+                self.statistics[name] = measured.felt(felt_columns(source)) if self.proprio else measured
+            scale = (self.statistics[name], self.normalisation)
+            felt = felt_columns(source) if self.proprio else None
+            found[name] = DatasetSteps(source, steps, *scale, self.action_chunk, self.chunk_end, felt)
         return found
+
+    @property
+    def proprio_dim(self) -> int | None:
+        """P, numbers of proprioception of every dataset; None where none is loaded. After `prepare_data`."""
+        return proprio_width(self.sources) if self.proprio else None
 
     @property
     def epoch_samples(self) -> int:
@@ -209,18 +243,23 @@ class VLADataModule(ResumableDataModule):
         return max(1, int(max(len(self.train[name]) / self.shares[name] for name in primary) + 1e-6))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of the mixture, from the sample where the last checkpoint stopped."""
+        """Batches of the mixture, from the sample where the last checkpoint stopped.
+
+        Raises:
+            ValueError: a dataset has actions outside of what a policy can say.
+        """
+        refuse_actions(self.round_trips)
         sizes = [len(steps) for steps in self.train.values()]
         walks = windowed_walks(self.train, self.window_gb) if self.window_gb is not None else {}
         self.order = GlobalOrder(sizes, self.stages, self.seed, walks)
-        batches = StepBatches(self.train, self.order, self.image_size, self.cameras, self.images, swap_seed=self.seed)
+        batches = StepBatches(self.train, self.order, swap_seed=self.seed, **self._pictures)
         return self.training_loader(batches, self.epoch_samples)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Held-out steps of all datasets, each once, in one fixed shuffled order."""
         held_out = {name: steps for name, steps in self.val.items() if len(steps)}
         order = HeldOutOrder([len(steps) for steps in held_out.values()] or [0], self.seed)
-        batches = StepBatches(held_out, order, self.image_size, self.cameras, self.images)
+        batches = StepBatches(held_out, order, **self._pictures)
         total = sum(len(steps) for steps in held_out.values())
         if self.limit_val_samples is not None:
             total = min(total, self.limit_val_samples)
@@ -230,19 +269,14 @@ class VLADataModule(ResumableDataModule):
         """Augment the images of training, on the device."""
         if self.augmentation is None or self.trainer is None or not self.trainer.training:
             return batch
-        draws = torch.from_numpy(self.augmentation.draws(self.seed, batch.numbers))
-        pixels = self.augmentation(batch.pixel_values, draws.to(batch.pixel_values.device, non_blocking=True))
+        pixels = self.augmentation.views(batch.pixel_values, self.seed, batch.numbers, len(self.cameras))
         return replace(batch, pixel_values=pixels)
 
     def where(self, number: int) -> str:
         """Where a sample of training lies, in words: its trajectory, step and file."""
         (dataset,), (position,) = self.order(np.array([number]))
         steps = list(self.train.values())[dataset]
-        index, step = steps.source.index, int(steps.steps[position])
-        trajectory = int(index.trajectory[step])
-        shard = int(np.searchsorted(index.shards, step, side="right")) - 1
-        file = f" of {index.files[shard]}" if index.files else ""
-        return f"trajectory {trajectory}, step {step - index.bounds[trajectory]}{file}"
+        return steps.source.where(int(steps.steps[position]))
 
     def served(self) -> dict[str, tuple[int, float]]:
         """Of each dataset, how many steps training was given so far, and how many the weights call for."""
@@ -260,5 +294,6 @@ class VLADataModule(ResumableDataModule):
             log.warning(f"data.{' and data.'.join(changed)} changed since the checkpoint: the order is another one now")
 
     def _meaning(self) -> dict[str, Any]:
-        same = ("seed", "mix", "balance_weights", "noop_filter", "val_fraction", "window_gb")
+        same = ["seed", "mix", "balance_weights", "noop_filter", "val_fraction", "window_gb"]
+        same += ["chunk_end", "action_chunk"] if self.chunk_end == "drop" else []
         return {name: getattr(self, name) for name in same} | {"curriculum": [stage.start for stage in self.stages]}

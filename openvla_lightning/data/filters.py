@@ -1,6 +1,7 @@
 """Which steps of an indexed dataset are served, and what was left out."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Literal, get_args
@@ -12,6 +13,7 @@ from openvla_lightning.data.oxe.registry import DatasetSpec
 from openvla_lightning.data.source import Source
 from openvla_lightning.data.source.index import Index
 
+VALIDATION = ("val", "validation")
 NoopFilter = Literal["none", "released", "first_step", "near_zero"]
 PIECE = 2**17
 """Steps looked at together: memory does not grow with the dataset, and they fit the cache of a core."""
@@ -25,6 +27,8 @@ class FilterReport:
         trajectories: in the split, before filters.
         steps: in the split, before filters.
         unlabelled: trajectories without any instruction, left out as released.
+        wordless: steps left out because nothing is said at them, in trajectories where something is said.
+        refused: steps left out because the model cannot be given what is said at them.
         first_steps: steps left out because they begin a trajectory.
         zero_actions: steps left out because nothing is asked to move, as released for DROID.
         noops: steps left out because the robot stood still.
@@ -34,6 +38,8 @@ class FilterReport:
     trajectories: int
     steps: int
     unlabelled: int
+    wordless: int
+    refused: int
     first_steps: int
     zero_actions: int
     noops: int
@@ -51,19 +57,24 @@ def check_filter(noop_filter: str) -> None:
 
 
 def select(
-    source: Source, split: str, *, val_fraction: float, noop_filter: NoopFilter
+    source: Source,
+    split: str,
+    *,
+    val_fraction: float,
+    noop_filter: NoopFilter,
+    refused: Sequence[int] = (),
 ) -> tuple[NDArray[np.int32], FilterReport]:
     """Return the steps of `split` that are served, ascending, int32 [n], and what was left out.
 
     `released` leaves out what the released pipeline does: the first step where it is a known no-op (Bridge), and steps
     without movement (DROID). `first_step` leaves out every trajectory's first step besides, which the paper found to be
-    enough (appendix C); `near_zero` leaves out, besides, every step at which the robot stands still.
+    enough (appendix C); `near_zero` leaves out, besides, every step at which the robot stands still. A step at which
+    nothing is said is never served, nor is one with an instruction of `refused`, places in the index's list of them.
     """
     check_filter(noop_filter)
     index, spec = source.index, source.spec
-    key = repr(
-        (split, val_fraction, noop_filter, spec.noop_threshold, spec.zero_filter, spec.drop_first, spec.absolute)
-    )
+    described = (spec.noop_threshold, spec.zero_filter, spec.drop_first, spec.absolute)
+    key = repr((split, val_fraction, noop_filter, *described, *refused))
     name = f"steps_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if (known := index.kept(name)) is not None:
         return known[0], FilterReport(**known[1])
@@ -73,10 +84,15 @@ def select(
     report["trajectories"] = int(trajectories.sum())
     report["steps"] = int(np.diff(index.bounds)[trajectories].sum())
     report["unlabelled"] = int((trajectories & ~usable & (np.diff(index.bounds) > 0)).sum())
+    has_words = spoken(index)
+    fits = np.ones(len(index.instructions), bool)
+    fits[list(refused)] = False
     kept = []
     for first, last in pieces(index):
-        own = usable[index.trajectory[first:last]]
+        own, told = usable[index.trajectory[first:last]], index.instruction[first:last]
         for what, left_out in (
+            ("wordless", ~has_words[told]),
+            ("refused", ~fits[told]),
             ("first_steps", begins(index, spec, first, last, noop_filter)),
             ("zero_actions", zero_actions(source, first, last) if noop_filter != "none" else None),
             ("noops", noops(index, spec, first, last) if noop_filter == "near_zero" else None),
@@ -100,15 +116,16 @@ def pieces(index: Index) -> list[tuple[int, int]]:
 def split_trajectories(index: Index, split: str, val_fraction: float, name: str) -> NDArray[np.bool_]:
     """Which trajectories belong to `train` or `val`, bool [K].
 
-    As released: a split called `val` is the validation split where there is one; otherwise the last part of `train`.
+    As released: a split called `val` (or `validation`, as tfds calls it) is the validation split where there is one;
+    otherwise the last part of `train`.
 
     Raises:
         ValueError: there is no split called `train`.
     """
     if "train" not in index.splits:
         raise ValueError(f"{name}: no split is called 'train'; there are {', '.join(index.splits)}")
-    if "val" in index.splits:
-        return index.split == index.splits.index(split)
+    if (held_out := validation_split(index)) is not None:
+        return index.split == index.splits.index(held_out if split == "val" else split)
     train = np.flatnonzero(index.split == index.splits.index("train"))
     cut = round(len(train) * (1 - val_fraction))
     chosen = np.zeros(index.num_trajectories, bool)
@@ -116,9 +133,26 @@ def split_trajectories(index: Index, split: str, val_fraction: float, name: str)
     return chosen
 
 
+def validation_split(index: Index) -> str | None:
+    """The split that is held out; None where there is none, so that a part of `train` is."""
+    return next((name for name in VALIDATION if name in index.splits), None)
+
+
+def unused_splits(index: Index) -> dict[str, int]:
+    """Split -> steps, of the splits that are neither trained on nor held out."""
+    lengths = np.diff(index.bounds)
+    used = ("train", validation_split(index))
+    return {name: int(lengths[index.split == i].sum()) for i, name in enumerate(index.splits) if name not in used}
+
+
+def spoken(index: Index) -> NDArray[np.bool_]:
+    """Which of the index's instructions say anything, bool [W]."""
+    return np.array([bool(words.strip()) for words in index.instructions], bool)
+
+
 def labelled(index: Index) -> NDArray[np.bool_]:
     """Which trajectories have an instruction at any step, bool [K]."""
-    has_words = np.array([bool(words.strip()) for words in index.instructions], bool)
+    has_words = spoken(index)
     found = np.zeros(index.num_trajectories, bool)
     for first, last in pieces(index):
         found[index.trajectory[first:last][has_words[index.instruction[first:last]]]] = True
@@ -151,17 +185,18 @@ def zero_actions(source: Source, first: int, last: int) -> NDArray[np.bool_] | N
 
 
 def noops(index: Index, spec: DatasetSpec, first: int = 0, last: int | None = None) -> NDArray[np.bool_]:
-    """Which of the steps first .. last, whole trajectories, stand still; none in datasets that don't say what that is.
+    """Which of the steps first .. last, whole trajectories, stand still; none where the dataset names no threshold.
 
-    A step does when the norm of its changing dimensions is below the dataset's threshold and its absolute ones (the
-    gripper) equal those of the last step that was kept; before any was kept, the norm decides alone.
+    A step stands still if it moves less than the threshold and the gripper (its absolute dimensions) is as in the last
+    kept step. Until a step has been kept, only the movement counts.
     """
     action, trajectory = index.action[first:last], index.trajectory[first:last]
     if spec.noop_threshold is None or not len(action):
         return np.zeros(len(action), bool)
     absolute = np.array(spec.absolute_mask(action.shape[1]))
     still = np.linalg.norm(action[:, ~absolute], axis=1) < spec.noop_threshold
-    # The last kept step held the previous step's gripper: it was that step, or that one was dropped as equal.
+    # Comparing with the previous step is enough: it was kept, or it was dropped because its gripper equalled the last
+    # kept one.
     held = action[:, absolute]
     same = np.append(False, (held[1:] == held[:-1]).all(axis=1))
     steps = np.arange(len(action))

@@ -9,11 +9,14 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from openvla_lightning.processor.gate import as_rgb
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 ImageMode = Literal["released", "fast"]
+JPEG_QUALITY = 95
 BAND = 16
 """Lines of a resized image that are worked out together: few, and most weights are zeros; many, and calls are few."""
 
@@ -26,18 +29,23 @@ def load(encoded: bytes, size: int, mode: ImageMode = "released") -> Pixels:
     Raises:
         ValueError: these bytes are no image.
     """
+    return fit(decode(encoded, at_least=0 if mode == "released" else size), size, mode)
+
+
+def fit(pixels: Pixels, size: int, mode: ImageMode = "released") -> Pixels:
+    """Resize what was decoded, [H, W, 3], to [size, size, 3] as `load` does."""
     if mode == "released":
-        return resize(decode(encoded), size)
+        return resize(pixels, size)
     import torch
 
-    image = torch.from_numpy(decode(encoded, at_least=size)).permute(2, 0, 1)[None]
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     if image.shape[2:] != (size, size):
         image = torch.nn.functional.interpolate(image, (size, size), mode="bicubic", antialias=True)
     return image[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def decode(encoded: bytes, at_least: int = 0) -> Pixels:
-    """Decode JPEG, PNG, GIF or BMP to uint8 [H, W, 3].
+    """Decode JPEG, PNG, GIF, BMP or PPM to uint8 [H, W, 3].
 
     JPEGs with the fast integer DCT and plain chroma upsampling: bit-equal to the released pipeline; the usual
     defaults differ by up to 15 levels. With `at_least` they may come out smaller than stored, but not than that.
@@ -46,16 +54,18 @@ def decode(encoded: bytes, at_least: int = 0) -> Pixels:
         ValueError: these bytes are no image.
     """
     try:
-        if simplejpeg.is_jpeg(encoded):
+        if encoded.startswith(b"\xff\xd8"):  # `is_jpeg` also wants its end to be the last thing
             return simplejpeg.decode_jpeg(
                 encoded, fastdct=True, fastupsample=False, min_height=at_least, min_width=at_least
             )
-        image: Image.Image = Image.open(io.BytesIO(encoded))
-        if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip; TensorFlow keeps the upper 8
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return np.array(image.convert("RGB"))
+        return np.array(as_rgb(Image.open(io.BytesIO(encoded))))
     except (ValueError, OSError, UnidentifiedImageError) as error:
         raise ValueError(f"an image of {len(encoded)} bytes cannot be decoded: {error}") from None
+
+
+def encode(pixels: Pixels) -> bytes:
+    """Encode [H, W, 3] as JPEG, quality 95, colours at full resolution."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=JPEG_QUALITY, colorsubsampling="444")
 
 
 def resize(image: Pixels, size: int) -> Pixels:

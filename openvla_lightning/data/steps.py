@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import ImageMode
+from openvla_lightning.data.loader import SampleError
 from openvla_lightning.data.mixture import Walk, WindowedWalk
 from openvla_lightning.data.permutation import key, uniform
 from openvla_lightning.data.source import Source
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
-from openvla_lightning.types import Step
+from openvla_lightning.types import Observation, Step, camera_of, views_of
 
+ChunkEnd = Literal["neutral", "mask", "drop"]
 Order = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
@@ -26,6 +28,11 @@ class DatasetSteps:
         statistics: what actions are scaled by.
         normalisation: how actions are scaled.
         action_chunk: T, actions per step.
+        chunk_end: what becomes of chunks that reach past the end of their trajectory. `neutral`: absolute dimensions
+            repeat the last value and changes are 0, as OpenVLA released it. `mask`: so, and `padded` says which these
+            are, for heads to leave them out of the loss. `drop`: no chunk begins at a trajectory's last T - 1 steps,
+            and shorter trajectories are left out, as OpenVLA-OFT released it.
+        felt: columns of the index that make up the proprioception; None: all of them.
     """
 
     def __init__(
@@ -35,39 +42,68 @@ class DatasetSteps:
         statistics: DatasetStatistics,
         normalisation: Normalisation,
         action_chunk: int,
+        chunk_end: ChunkEnd = "neutral",
+        felt: NDArray[np.int64] | None = None,
     ) -> None:
-        self.source, self.steps, self.statistics = source, steps, statistics
-        self.normalisation, self.action_chunk = normalisation, action_chunk
+        self.source, self.steps, self.statistics, self.felt = source, steps, statistics, felt
+        self.normalisation, self.action_chunk, self.chunk_end = normalisation, action_chunk, chunk_end
+        self.whole = steps
+        """Steps that chunks are made of; `steps` are those that one begins at."""
+        if chunk_end == "drop" and action_chunk > 1:
+            self.steps = steps[self._ends(steps) - np.arange(len(steps)) >= action_chunk]
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getstate__(self) -> dict[str, Any]:
         # Tens of millions of steps: a worker that is not forked maps the file they come from.
-        mapped = self.steps.base
-        return vars(self) | ({"steps": Path(str(mapped.filename))} if isinstance(mapped, np.memmap) else {})
+        state = dict(vars(self))
+        for name in ("steps", "whole"):
+            mapped = state[name].base
+            if isinstance(mapped, np.memmap):
+                state[name] = Path(str(mapped.filename))
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(path := state["steps"], Path):
-            state |= {"steps": np.load(path, mmap_mode="r").view(np.ndarray)}
+        for name in ("steps", "whole"):
+            if isinstance(path := state[name], Path):
+                state = state | {name: np.load(path, mmap_mode="r").view(np.ndarray)}
         vars(self).update(state)
 
-    def actions(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Normalised actions [n, T, D].
-
-        Past the end of a trajectory absolute dimensions repeat the last value and changes are 0, as released.
-        """
+    def _ends(self, steps: NDArray[np.int32]) -> NDArray[np.int64]:
+        """For each of `steps`, how many of `whole` come before the end of its trajectory."""
         index = self.source.index
-        wanted = positions[:, None] + np.arange(self.action_chunk)
-        places = np.minimum(wanted, len(self.steps) - 1)
-        trajectory = index.trajectory
-        own = trajectory[self.steps[positions]][:, None]
-        if self.action_chunk > 1:
-            ends = np.searchsorted(self.steps, index.bounds[own + 1]) - 1
-            places = np.minimum(places, ends)
-        actions = self.statistics.normalise(index.action[self.steps[places]], self.normalisation)
+        return np.searchsorted(self.whole, index.bounds[index.trajectory[steps] + 1])
+
+    def _chunks(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The steps of chunks [n, T], as places in `whole`, and which of them lie past the end of the trajectory."""
+        first = self.steps[positions]
+        start = positions if self.steps is self.whole else np.searchsorted(self.whole, first)
+        wanted = start[:, None] + np.arange(self.action_chunk)
+        if self.action_chunk == 1:
+            return wanted, np.zeros(wanted.shape, bool)
+        places = np.minimum(wanted, self._ends(first)[:, None] - 1)
+        return places, wanted > places
+
+    def padded(self, positions: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Which actions of chunks [n, T] are to be left out of the loss; None where `chunk_end` says that none are."""
+        return self._chunks(positions)[1] if self.chunk_end == "mask" else None
+
+    def actions(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Normalised actions [n, T, D]; see `chunk_end` for those past the end of a trajectory."""
+        index = self.source.index
+        places, beyond = self._chunks(positions)
+        actions = self.statistics.normalise(index.action[self.whole[places]], self.normalisation)
         absolute = np.array(self.source.spec.absolute_mask(actions.shape[-1]))
-        return np.where((wanted > places)[..., None] & ~absolute, np.float32(0), actions)
+        return np.where(beyond[..., None] & ~absolute, np.float32(0), actions)
+
+    def normalised(self, proprio: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Proprioception [P] in the model's units: scaled as actions are, in all dimensions."""
+        return self.statistics.normalise(proprio, self.normalisation, "proprio")
+
+    def spread(self, most: int) -> NDArray[np.float32]:
+        """Actions of at most about `most` steps, evenly spread, in the dataset's units: float32 [n, D]."""
+        return self.source.index.action[self.steps[:: max(1, len(self.steps) // most)]]
 
     def other(self, role: str) -> str:
         """The role that changes places with `role`; itself where none does."""
@@ -79,10 +115,50 @@ class DatasetSteps:
         index = self.source.index
         return index.instructions[index.instruction[self.steps[position]]]
 
-    def image(self, role: str, position: int, size: int, mode: ImageMode = "released") -> NDArray[np.uint8]:
-        """A camera's image, uint8 [size, size, 3]; black where the dataset has none."""
-        image = self.source.image(role, int(self.steps[position]), size, mode)
+    def where(self, position: int) -> str:
+        """Where a step lies, in words: dataset, trajectory, step and file."""
+        return f"{self.source.name}, {self.source.where(int(self.steps[position]))}"
+
+    def image(
+        self, role: str, position: int, size: int, mode: ImageMode = "released", back: int = 0
+    ) -> NDArray[np.uint8]:
+        """A camera's image `back` steps earlier, uint8 [size, size, 3]; black where the dataset has none.
+
+        Before the first step of a trajectory it is the first step's.
+
+        Raises:
+            SampleError: it cannot be read or decoded, with where it lies.
+        """
+        black = role not in self.source.spec.cameras
+        try:
+            image = None if black else self.source.image(role, self._earlier(position, back), size, mode)
+        except (ValueError, OSError) as error:
+            raise SampleError(f"{self.where(position)}, {role} image: {error}") from error
         return np.zeros((size, size, 3), np.uint8) if image is None else image
+
+    def _earlier(self, position: int, back: int) -> int:
+        """The step of the index that comes `back` steps before a position, of those that are served."""
+        step = int(self.steps[position])
+        if not back:
+            return step
+        index = self.source.index
+        first = int(np.searchsorted(self.whole, index.bounds[index.trajectory[step]]))
+        return int(self.whole[max(first, int(np.searchsorted(self.whole, step)) - back)])
+
+    def proprio(self, position: int) -> NDArray[np.float32]:
+        """Proprioception float32 [P], in the robot's units."""
+        state = np.asarray(self.source.index.proprio[self.steps[position]], np.float32)
+        return state if self.felt is None else state[self.felt]
+
+
+def felt_columns(source: Source) -> NDArray[np.int64]:
+    """Columns of a dataset's proprioception that are more than a blank, which stands for a key it lacks.
+
+    The released statistics hold these blanks; a model is told what its robot feels without them, as in OpenVLA-OFT.
+    """
+    measured, blanks = source.statistics.proprio, source.spec.state.count(None)
+    zero = np.flatnonzero((measured["min"] == 0) & (measured["max"] == 0))
+    return np.setdiff1d(np.arange(source.index.proprio.shape[1]), zero[len(zero) - blanks :] if blanks else [])
 
 
 class StepBatches:
@@ -93,6 +169,8 @@ class StepBatches:
         order: sample numbers -> datasets, positions.
         image_size: side of the square images.
         cameras: roles to load.
+        history: how many steps' pictures to load, the step's own and those before it.
+        proprio: load the proprioception.
         images: how they are decoded and resized.
         swap_seed: exchange cameras at random, in datasets that say so, as this seed has it; None: never.
     """
@@ -105,41 +183,58 @@ class StepBatches:
         cameras: Sequence[str],
         images: ImageMode = "released",
         swap_seed: int | None = None,
+        history: int = 1,
+        proprio: bool = False,
     ) -> None:
         self.names, self.datasets, self.order = list(datasets), list(datasets.values()), order
-        self.image_size, self.cameras, self.images = image_size, cameras, images
-        self.swap_seed = swap_seed
+        self.image_size, self.views, self.images = image_size, views_of(cameras, history), images
+        self.swap_seed, self.proprio = swap_seed, proprio
 
     def __getitem__(self, numbers: Sequence[int]) -> list[Step]:
         asked = np.asarray(numbers, np.int64)
         chosen, positions = self.order(asked)
         actions: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(asked)
+        padded: list[NDArray[np.bool_] | None] = [None] * len(asked)
         for i in np.unique(chosen).tolist():
             own = np.flatnonzero(chosen == i)
             for row, action in zip(own.tolist(), self.datasets[i].actions(positions[own]), strict=True):
                 actions[row] = action
+            if (past := self.datasets[i].padded(positions[own])) is not None:
+                for row, mask in zip(own.tolist(), past, strict=True):
+                    padded[row] = mask
         places = [(self.datasets[i], p) for i, p in zip(chosen.tolist(), positions.tolist(), strict=True)]
-        images = {role: self._images(role, places, asked) for role in self.cameras}
-        return [
-            Step(
-                images={role: pixels[row] for role, pixels in images.items()},
-                instruction=dataset.instruction(position),
-                action=actions[row],
-                dataset_name=self.names[chosen[row]],
-                number=int(asked[row]),
+        images = {view: self._images(view, places, asked) for view in self.views}
+        steps = []
+        for row, (dataset, position) in enumerate(places):
+            state = dataset.proprio(position) if self.proprio else None
+            pictures = {view: pixels[row] for view, pixels in images.items()}
+            steps.append(
+                Step(
+                    observation=Observation(pictures, dataset.instruction(position), state),
+                    action=actions[row],
+                    dataset_name=self.names[chosen[row]],
+                    number=int(asked[row]),
+                    proprio=None if state is None else dataset.normalised(state),
+                    padded=padded[row],
+                )
             )
-            for row, (dataset, position) in enumerate(places)
-        ]
+        return steps
+
+    def where(self, number: int) -> str:
+        """Where a sample lies, in words."""
+        (dataset,), (position,) = self.order(np.array([number]))
+        return self.datasets[dataset].where(int(position))
 
     def _images(
-        self, role: str, places: Sequence[tuple[DatasetSteps, int]], numbers: NDArray[np.int64]
+        self, view: str, places: Sequence[tuple[DatasetSteps, int]], numbers: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
+        role, back = camera_of(view)
         swapped = np.zeros(len(numbers), bool)
         if self.swap_seed is not None:
             swapped = uniform(key(self.swap_seed, 6) + numbers.astype(np.uint64)) < 0.5
         return np.stack(
             [
-                dataset.image(dataset.other(role) if other else role, position, self.image_size, self.images)
+                dataset.image(dataset.other(role) if other else role, position, self.image_size, self.images, back)
                 for (dataset, position), other in zip(places, swapped.tolist(), strict=True)
             ]
         )

@@ -5,9 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from openvla_lightning.evaluation.teacher_forced import predict
 from openvla_lightning.policy import Policy
 from openvla_lightning.types import Step
 
@@ -28,7 +26,7 @@ class Confusion:
     def add(self, steps: Sequence[Step]) -> None:
         """Keep what is needed of a batch."""
         for step in steps:
-            kept = self.steps.setdefault(step.instruction, [])
+            kept = self.steps.setdefault(step.observation.instruction, [])
             if len(kept) < STEPS:
                 kept.append(step)
 
@@ -37,7 +35,7 @@ class Confusion:
 
         Returns:
             `tasks`: the instructions; `l1`: of each task's steps (rows) when told each task's words (columns),
-            normalised units, every token predicted from the true ones before it; `own_is_best`: share of rows whose
+            normalised units, under the true past; `own_is_best`: share of rows whose
             own words do best.
         """
         tasks = sorted(self.steps, key=lambda task: -len(self.steps[task]))[:TASKS]
@@ -48,8 +46,9 @@ class Confusion:
         return {"tasks": tasks, "l1": errors.tolist(), "own_is_best": float(own.mean())}
 
 
-@torch.inference_mode()
 def _error(policy: Policy, steps: Sequence[Step], told: str) -> float:
-    output, batch = predict(policy, [replace(step, instruction=told) for step in steps])
-    _, error = policy.processor.action_head.score(output, batch)
-    return float(error.mean())
+    return float(policy.predict([_told(step, told) for step in steps]).error.mean())
+
+
+def _told(step: Step, instruction: str) -> Step:
+    return replace(step, observation=replace(step.observation, instruction=instruction))

@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from openvla_lightning.actions import dimension_names
-from openvla_lightning.env.offline import Offline
+from openvla_lightning.env.base import RequestError
+from openvla_lightning.env.recorded import Offline
 from openvla_lightning.evaluation.confusion import Confusion
 from openvla_lightning.evaluation.control import Actor
-from openvla_lightning.evaluation.teacher_forced import predict
 from openvla_lightning.policy import Policy
 from openvla_lightning.statistics import DatasetStatistics
 from openvla_lightning.types import Step
@@ -24,7 +23,7 @@ METRICS = ("token_accuracy", "l1", "l1_executed")
 def score_offline(policy: Actor, env: Offline, console: Console | None = None) -> dict[str, Any]:
     """Token accuracy, L1 and calibration on held-out steps, by dataset.
 
-    `token_accuracy` and `l1` are as in training: each token predicted from the true ones before it, in normalised
+    `token_accuracy` (of a head that chooses among ids) and `l1` are as in training, under the true past, in normalised
     units. `l1_executed` compares what the policy would do, decoded on its own, in the dataset's units.
 
     Returns:
@@ -37,7 +36,7 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
     """
     if not isinstance(policy, Policy):
         raise TypeError(f"env=offline looks into the model, so it needs a Policy, not {type(policy).__name__}")
-    batches, statistics, names = env.open(policy.processor.transform.image_size, policy.normalisation)
+    batches, statistics, names = env.open(**policy.reads)
     found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in names}
     words: dict[str, list[str]] = {name: [] for name in names}
     confusions = {name: Confusion() for name in names}
@@ -46,7 +45,7 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
         for steps in batches:
             name = steps[0].dataset_name
             found[name].append(_score(policy, steps, statistics[name]))
-            words[name] += [step.instruction for step in steps]
+            words[name] += [step.observation.instruction for step in steps]
             confusions[name].add(steps)
             progress.update(bar, advance=len(steps))
         progress.update(bar, total=progress.tasks[bar].completed)
@@ -57,55 +56,58 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
         if parts
     }
     if not datasets:
-        raise ValueError("there are no held-out steps to predict: the dataset has no `val` split, or an empty one")
+        raise RequestError("there are no held-out steps to predict: the dataset has no `val` split, or an empty one")
     weights = [scores["steps"] for scores in datasets.values()]
     pooled = {
         metric: float(np.average([scores[metric] for scores in datasets.values()], weights=weights))
         for metric in ("token_accuracy", "l1")
+        if all(metric in scores for scores in datasets.values())
     }
     return {"steps": sum(weights), **pooled, "datasets": datasets}
 
 
 def _score(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistics) -> dict[str, np.ndarray]:
-    """Each metric [B * T, D], but [B, D] for what is executed."""
-    head, method = policy.processor.action_head, policy.normalisation
-    output, batch = predict(policy, steps)
-    with torch.inference_mode():
-        correct, error = head.score(output, batch)
-        entropy = head.entropy(output, batch)
-    images = [step.images[policy.processor.camera] for step in steps]
-    told = policy.statistics.normalise(policy.act(images, [step.instruction for step in steps]), method=method)
-    both = statistics.unnormalise(np.stack([told, batch.actions[:, 0].double().cpu().numpy()]), method=method)
-    tokens = {"token_accuracy": correct, "l1": error, "entropy": entropy}
-    dim = batch.actions.shape[-1]
-    return {name: values.float().cpu().numpy().reshape(-1, dim) for name, values in tokens.items()} | {
-        "l1_executed": np.abs(both[0] - both[1])
-    }
+    """Each metric by choice or number [B, N], but [B, D] for what is executed; only `l1`s of a head without choices."""
+    method, prediction = policy.normalisation, policy.predict(steps)
+    acted = policy.act_chunk([step.observation for step in steps])[:, 0]
+    told = policy.statistics.normalise(acted, method=method)
+    first = np.stack([step.action[0] for step in steps]).astype(np.float64)
+    both = statistics.unnormalise(np.stack([told, first]), method=method)
+    found = {"token_accuracy": prediction.correct, "l1": prediction.error, "entropy": prediction.entropy}
+    scores = {name: values.float().cpu().numpy() for name, values in found.items() if values is not None}
+    return scores | {"l1_executed": np.abs(both[0] - both[1])}
 
 
 def _summarise(scores: Mapping[str, np.ndarray], words: Sequence[str]) -> dict[str, Any]:
-    means = {name: scores[name].mean(axis=0) for name in METRICS}
-    names = dimension_names(len(means["l1"]))
     tasks = np.array(words)
-    chunk = len(scores["l1"]) // len(tasks)
+    chosen = {task: tasks == task for task in np.unique(tasks)}
+    pooled = [name for name in ("token_accuracy", "l1") if name in scores]
     by_task = {
-        str(task): {
-            "steps": int((tasks == task).sum()),
-            **{name: float(scores[name][np.repeat(tasks == task, chunk)].mean()) for name in ("token_accuracy", "l1")},
-        }
-        for task in np.unique(tasks)
+        str(task): {"steps": int(rows.sum()), **{name: float(scores[name][rows].mean()) for name in pooled}}
+        for task, rows in chosen.items()
     }
-    return {
+    worst = "token_accuracy" if "token_accuracy" in scores else "l1"
+    sign = 1 if worst == "token_accuracy" else -1
+    summary = {
         "steps": len(tasks),
-        "token_accuracy": float(means["token_accuracy"].mean()),
-        "l1": float(means["l1"].mean()),
-        "dimensions": {
-            name: {metric: float(values[index]) for metric, values in means.items()} for index, name in enumerate(names)
-        },
-        "tasks": dict(sorted(by_task.items(), key=lambda item: item[1]["token_accuracy"])),
-        "calibration": calibration(
-            scores["entropy"].ravel(), scores["token_accuracy"].ravel() > 0.5, scores["l1"].ravel()
-        ),
+        **{name: float(scores[name].mean()) for name in pooled},
+        "dimensions": _by_dimension(scores),
+        "tasks": dict(sorted(by_task.items(), key=lambda item: sign * item[1][worst])),
+    }
+    if "entropy" not in scores or scores["entropy"].shape != scores["l1"].shape:
+        return summary
+    entropy, correct, error = (scores[name].ravel() for name in ("entropy", "token_accuracy", "l1"))
+    return summary | {"calibration": calibration(entropy, correct > 0.5, error)}
+
+
+def _by_dimension(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Means for each dimension of an action; accuracy only where every number is a choice."""
+    dim = scores["l1_executed"].shape[1]
+    apart = [name for name in METRICS if name in scores and scores[name].shape[1] in (scores["l1"].shape[1], dim)]
+    means = {name: scores[name].reshape(-1, dim).mean(axis=0) for name in apart}
+    return {
+        name: {metric: float(values[index]) for metric, values in means.items()}
+        for index, name in enumerate(dimension_names(dim))
     }
 
 

@@ -3,7 +3,7 @@
 import csv
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from openvla_lightning.env.offline import TrainingSteps
-from openvla_lightning.page import write_page
+from openvla_lightning.env.base import RequestError, refusing
+from openvla_lightning.env.recorded import TrainingSteps
 from openvla_lightning.policy import Policy
 from openvla_lightning.processor import Processor
+from openvla_lightning.report.page import write_page
+from openvla_lightning.report.tables import Rows, markdown, table
 from openvla_lightning.statistics import DatasetStatistics
-from openvla_lightning.tables import Rows, markdown, table
-from openvla_lightning.types import Step
+from openvla_lightning.types import IGNORE_INDEX, Inputs, Prediction, Step
 
 log = logging.getLogger(__name__)
 SAME_PIXELS = 0.05
@@ -36,7 +37,7 @@ class StageError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Agreement:
     """One step on the way from picture to action: what is compared, whether it agrees, and what was seen."""
 
     name: str
@@ -55,26 +56,28 @@ def check_open_loop(
         folder: of the report.
 
     Returns:
-        `token_accuracy` and `l1` (normalised units) as training measures them, and `l1_acting`, of the policy's own
-        actions.
+        `token_accuracy` (of a head that chooses) and `l1` (normalised units) as training measures them, and
+        `l1_acting`, of the policy's own actions.
 
     Raises:
         StageError: naming the first stage that differs.
         ValueError: when there are no steps.
     """
     env.check()
-    policy = policy if isinstance(policy, Policy) else policy()
-    batches, statistics, _ = env.open(policy.processor.transform.image_size, policy.normalisation)
+    with refusing():
+        policy = policy if isinstance(policy, Policy) else policy()
+    batches, statistics, _ = env.open(**policy.reads)
     parts: list[dict[str, np.ndarray]] = []
     names: list[str] = []
     for steps in batches:
         parts.append(_compare(policy, steps, statistics[steps[0].dataset_name]))
         names += [step.dataset_name for step in steps]
     if not parts:
-        raise ValueError("there are no training steps to look at")
+        raise RequestError("there are no training steps to look at")
     found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    values = {name: float(found[name].mean()) for name in ("token_accuracy", "l1", "l1_acting")}
-    stages = _stages(found, policy, values["token_accuracy"], sorted(set(names)))
+    measured: list[str] = ["token_accuracy", "l1", "l1_acting"]
+    values = {name: float(found[name].mean()) for name in measured if name in found}
+    stages = _stages(found, policy, values.get("token_accuracy"), sorted(set(names)))
     rows = [["stage", "agrees", "seen"], *([stage.name, "yes" if stage.ok else "NO", stage.seen] for stage in stages)]
     _write(rows, values, len(names), Path(folder), console or Console())
     if wrong := next((stage for stage in stages if not stage.ok), None):
@@ -84,42 +87,53 @@ def check_open_loop(
 
 @torch.inference_mode()
 def _compare(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistics) -> dict[str, np.ndarray]:
-    """Each comparison for each step, [B] or [B, T * D]."""
+    """Each comparison for each step, [B]."""
     processor, head = policy.processor, policy.processor.action_head
     whole = Processor.from_config({**processor.config, "crop_area": None})  # training crops by augmentation alone
     batch = whole.collate(list(steps))
-    images = [step.images[processor.camera] for step in steps]
-    words = [step.instruction for step in steps]
-    plain, given = whole(images, words), processor(images, words)
-    lengths = plain["attention_mask"].sum(1).tolist()
-    rows = zip(plain["input_ids"], batch.input_ids, lengths, strict=True)
+    observations, states = [step.observation for step in steps], [step.proprio for step in steps]
+    prediction, dim = policy.predict(steps), statistics.action_dim
+    shown = whole.inputs(observations, dim, states)
+    lengths = [int((labels == IGNORE_INDEX).int().argmin()) or len(labels) for labels in batch.labels]
+    rows = zip(shown.input_ids, batch.input_ids, lengths, strict=True)
     prompts = [torch.equal(ids[:length], trained[:length]) for ids, trained, length in rows]
-
-    inputs: dict[str, Any] = {name: tensor.to(policy.device) for name, tensor in given.items()}
-    inputs["pixel_values"] = inputs["pixel_values"].to(policy.dtype)
-    trained = batch.to(policy.device)
-    output = policy.vla(
-        pixel_values=inputs["pixel_values"], input_ids=trained.input_ids, attention_mask=trained.attention_mask
-    )
-    correct, error = (values.cpu().numpy() for values in head.score(output, trained))
-    dim = statistics.action_dim
-    ids = policy.vla.generate(**inputs, max_new_tokens=dim).cpu()
-    # up to its first mistake a policy decodes what it would have said after the true tokens
-    untouched = np.hstack([np.ones((len(steps), 1), bool), correct[:, : dim - 1].cumprod(axis=1).astype(bool)])
-    agrees = ((ids == head.encode(batch.actions)[:, :dim]).numpy() == correct[:, :dim]) | ~untouched
-
-    acted = policy.act(images, words)
-    expected = statistics.unnormalise(head.decode(ids).numpy(), method=policy.normalisation)
+    inputs = processor.inputs(observations, dim, states)
+    plain = replace(policy.acting, static=False, options=None, clock=lambda stage: None)
+    decoded = head.decoder(policy.vla, plain)(inputs, dim, torch.Generator().manual_seed(0)).cpu()
+    acted = policy.act_chunk(observations)[:, 0]
+    expected = statistics.unnormalise(decoded[:, 0].double().numpy(), method=policy.normalisation)
     back = statistics.normalise(acted, method=policy.normalisation)
-    return {
-        "pixels": (plain["pixel_values"] - _floats(whole, batch.pixel_values)).abs().flatten(1).amax(1).numpy(),
+    found = {
+        "pixels": (_floats(whole, shown.pixel_values) - _floats(whole, batch.pixel_values))
+        .abs()
+        .flatten(1)
+        .amax(1)
+        .numpy(),
         "prompts": np.array(prompts),
-        "decoding": agrees.mean(axis=1),
+        "decoding": _agreement(policy, inputs, decoded, prediction).mean(axis=1),
         "units": np.abs(expected - acted).max(axis=1) / np.abs(expected).max(axis=1).clip(1e-12),
-        "token_accuracy": correct.mean(axis=1),
-        "l1": error.mean(axis=1),
+        "l1": prediction.error.cpu().numpy().mean(axis=1),
         "l1_acting": np.abs(back - batch.actions[:, 0].numpy()).mean(axis=1),
     }
+    if prediction.correct is not None:
+        found["token_accuracy"] = prediction.correct.cpu().numpy().mean(axis=1)
+    return found
+
+
+def _agreement(policy: Policy, inputs: Inputs, decoded: Tensor, prediction: Prediction) -> np.ndarray:
+    """Which numbers [B, T * D] of the plain decoder are what they should be.
+
+    Where every number is a choice, those that are predicted under the true past: up to its first mistake a policy
+    decodes what it would have said after the true tokens. Otherwise those of the fast decoder.
+    """
+    own = decoded.float().flatten(1).numpy()
+    if prediction.correct is not None and prediction.correct.shape == own.shape:
+        correct = prediction.correct.cpu().numpy()
+        untouched = np.hstack([np.ones((len(own), 1), bool), correct[:, :-1].cumprod(axis=1).astype(bool)])
+        return (own == prediction.actions.float().flatten(1).cpu().numpy()) | ~untouched
+    head, generator = policy.processor.action_head, torch.Generator().manual_seed(0)
+    fast = head.decoder(policy.vla, replace(policy.acting, options=None))(inputs, decoded.shape[2], generator)
+    return np.abs(own - fast.float().flatten(1).cpu().numpy()) < SAME_ACTIONS
 
 
 def _floats(processor: Processor, pixels: Tensor) -> Tensor:
@@ -127,22 +141,24 @@ def _floats(processor: Processor, pixels: Tensor) -> Tensor:
     return pixels if pixels.is_floating_point() else transform.normalise(pixels)
 
 
-def _stages(found: dict[str, np.ndarray], policy: Policy, accuracy: float, datasets: Sequence[str]) -> list[Stage]:
+def _stages(
+    found: dict[str, np.ndarray], policy: Policy, accuracy: float | None, datasets: Sequence[str]
+) -> list[Agreement]:
     pixels, units = float(found["pixels"].max()), float(found["units"].max())
     prompts, decoding = float(found["prompts"].mean()), float(found["decoding"].mean())
     stages = [
-        Stage("pictures", pixels < SAME_PIXELS, f"at most {pixels:.4f} apart"),
-        Stage("words", prompts == 1, f"{prompts:.1%} the same"),
-        Stage("decoding", decoding > SAME_TOKENS, f"{decoding:.1%} the same"),
-        Stage("units", units < SAME_ACTIONS, f"{policy.unnorm_key}, {units:.2g} apart"),
+        Agreement("pictures", pixels < SAME_PIXELS, f"at most {pixels:.4f} apart"),
+        Agreement("words", prompts == 1, f"{prompts:.1%} the same"),
+        Agreement("decoding", decoding > SAME_TOKENS, f"{decoding:.1%} the same"),
+        Agreement("units", units < SAME_ACTIONS, f"{policy.unnorm_key}, {units:.2g} apart"),
     ]
     logged = logged_accuracy(policy.provenance.get("path"), datasets)
-    if logged is not None:
+    if logged is not None and accuracy is not None:
         mean, noise = logged
         noise += 3 * float(found["token_accuracy"].std()) / len(found["token_accuracy"]) ** 0.5
         text = f"{accuracy:.3f} now, {mean:.3f} ± {noise:.3f} then"
         # higher is no fault: training saw augmented pictures, and went on learning
-        stages.append(Stage("training log", accuracy >= mean - noise, text))
+        stages.append(Agreement("training log", accuracy >= mean - noise, text))
     return stages
 
 
@@ -172,8 +188,9 @@ def logged_accuracy(path: str | None, datasets: Sequence[str]) -> tuple[float, f
 
 def _write(rows: Rows, values: dict[str, float], count: int, folder: Path, console: Console) -> None:
     console.print(table(rows, "Acting against training"))
+    accuracy = f"token accuracy {values['token_accuracy']:.3f}, " if "token_accuracy" in values else ""
     text = (
-        f"{count} steps of training, without augmentation: token accuracy {values['token_accuracy']:.3f}, L1 "
+        f"{count} steps of training, without augmentation: {accuracy}L1 "
         f"{values['l1']:.4f}; of the policy's own actions, as it acts, L1 {values['l1_acting']:.4f} (normalised units)."
     )
     console.print(text)

@@ -1,4 +1,4 @@
-"""Recorded actions through the simulator: do actions, pictures and units of a dataset mean what they should?"""
+"""RecordedEpisode actions through the simulator: do actions, pictures and units of a dataset mean what they should?"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.progress import track
 
 from openvla_lightning.actions import ActionTokenizer
-from openvla_lightning.env.replay import Recorded, Replay, Replayed, drive
-from openvla_lightning.evaluation.open_loop import Stage, StageError
-from openvla_lightning.page import write_page
+from openvla_lightning.env.recorded import RecordedEpisode, Replay, Replayed, drive
+from openvla_lightning.evaluation.open_loop import Agreement, StageError
+from openvla_lightning.report.page import write_page
+from openvla_lightning.report.tables import markdown, table
 from openvla_lightning.statistics import DatasetStatistics
-from openvla_lightning.tables import markdown, table
 
 SAME_MOTION = 1e-4
 """Metres, radians and gripper opening."""
@@ -42,11 +42,11 @@ def check_replay(env: Replay, folder: str | Path, console: Console | None = None
     console = console or Console()
     env.source.prepare()
     world, statistics = env.world(), env.source.statistics
-    pairs: list[tuple[Recorded, Replayed]] = []
+    pairs: list[tuple[RecordedEpisode, Replayed]] = []
     through_tokens = []
     for episode in track(env.episodes(), "replaying", total=env.num_episodes, console=console, transient=True):
         pairs.append((episode, drive(world, episode, episode.executed)))
-        through_tokens.append(drive(world, episode, as_tokens(episode.executed, statistics)).success)
+        through_tokens.append(drive(world, episode, as_tokens(episode.executed, statistics, env.num_bins)).success)
     world.close()
     stages = _stages(pairs, through_tokens)
     _write(stages, pairs, env, Path(folder), console)
@@ -56,14 +56,14 @@ def check_replay(env: Replay, folder: str | Path, console: Console | None = None
     return {"success": success, "success_through_tokens": float(np.mean(through_tokens))}
 
 
-def as_tokens(actions: NDArray[np.float64], statistics: DatasetStatistics) -> NDArray[np.float64]:
-    """Actions [T, D] as a policy could say them: normalised, in one of 256 bins, and back."""
-    tokenizer = ActionTokenizer()
+def as_tokens(actions: NDArray[np.float64], statistics: DatasetStatistics, num_bins: int = 256) -> NDArray[np.float64]:
+    """Actions [T, D] as a policy could say them: normalised, in one of `num_bins` bins, and back."""
+    tokenizer = ActionTokenizer(bins=num_bins)
     ids = tokenizer.encode(statistics.normalise(actions.astype(np.float32)))
     return statistics.unnormalise(tokenizer.decode(ids))
 
 
-def _stages(pairs: Sequence[tuple[Recorded, Replayed]], through_tokens: Sequence[bool]) -> list[Stage]:
+def _stages(pairs: Sequence[tuple[RecordedEpisode, Replayed]], through_tokens: Sequence[bool]) -> list[Agreement]:
     lengths = sum(len(recorded.images) == len(replayed.images) for recorded, replayed in pairs)
     first = max(_levels(recorded.images[0], replayed.images[0]) for recorded, replayed in pairs)
     motion = max(_furthest(recorded, replayed) for recorded, replayed in pairs)
@@ -74,12 +74,12 @@ def _stages(pairs: Sequence[tuple[Recorded, Replayed]], through_tokens: Sequence
     succeeded, count = sum(replayed.success for _, replayed in pairs), len(pairs)
     rounded = sum(through_tokens)
     return [
-        Stage("first picture", first < SAME_PICTURE, f"at most {first:.2f} levels apart"),
-        Stage("motion", motion < SAME_MOTION, f"at most {motion:.2g} apart (m, rad, opening)"),
-        Stage("pictures", pictures < SAME_PICTURE, f"at most {pictures:.2f} levels apart"),
-        Stage("length", lengths == count, f"{lengths} of {count} episodes end when they did"),
-        Stage("success", succeeded == count, f"{succeeded} of {count} episodes"),
-        Stage("success through tokens", rounded >= THROUGH_TOKENS * count, f"{rounded} of {count} episodes"),
+        Agreement("first picture", first < SAME_PICTURE, f"at most {first:.2f} levels apart"),
+        Agreement("motion", motion < SAME_MOTION, f"at most {motion:.2g} apart (m, rad, opening)"),
+        Agreement("pictures", pictures < SAME_PICTURE, f"at most {pictures:.2f} levels apart"),
+        Agreement("length", lengths == count, f"{lengths} of {count} episodes end when they did"),
+        Agreement("success", succeeded == count, f"{succeeded} of {count} episodes"),
+        Agreement("success through tokens", rounded >= THROUGH_TOKENS * count, f"{rounded} of {count} episodes"),
     ]
 
 
@@ -89,13 +89,17 @@ def _levels(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     return float(np.abs(a.astype(np.float32) - b).mean())
 
 
-def _furthest(recorded: Recorded, replayed: Replayed) -> float:
+def _furthest(recorded: RecordedEpisode, replayed: Replayed) -> float:
     both = min(len(recorded.proprio), len(replayed.proprio))
     return float(np.abs(recorded.proprio[:both] - replayed.proprio[:both]).max())
 
 
 def _write(
-    stages: Sequence[Stage], pairs: Sequence[tuple[Recorded, Replayed]], env: Replay, folder: Path, console: Console
+    stages: Sequence[Agreement],
+    pairs: Sequence[tuple[RecordedEpisode, Replayed]],
+    env: Replay,
+    folder: Path,
+    console: Console,
 ) -> None:
     rows = [["stage", "agrees", "seen"], *([stage.name, "yes" if stage.ok else "NO", stage.seen] for stage in stages)]
     title = f"Replay of {env.dataset}"
@@ -103,11 +107,11 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     draw(pairs[:SHOWN], folder / "replay.png")
     lines = [f"# {title}", "", f"{len(pairs)} episodes of its split `{env.split}`.", "", markdown(rows), ""]
-    page = write_page([*lines, "![Recorded and replayed](replay.png)"], folder / "replay.md")
+    page = write_page([*lines, "![RecordedEpisode and replayed](replay.png)"], folder / "replay.md")
     console.print(f"written to {page}")
 
 
-def draw(pairs: Sequence[tuple[Recorded, Replayed]], path: Path) -> None:
+def draw(pairs: Sequence[tuple[RecordedEpisode, Replayed]], path: Path) -> None:
     """First, middle and last picture of each episode, as recorded and as replayed."""
     from matplotlib.figure import Figure
 

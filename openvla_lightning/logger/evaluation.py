@@ -47,8 +47,7 @@ def metrics(results: Results) -> Iterator[tuple[str, float]]:
     if results.offline:
         of_datasets = {f"/{name}": scores for name, scores in results.offline["datasets"].items()}
         for suffix, scores in {"": results.offline, **of_datasets}.items():
-            for name in ("token_accuracy", "l1"):
-                yield f"eval/{name}{suffix}", scores[name]
+            yield from ((f"eval/{name}{suffix}", scores[name]) for name in ("token_accuracy", "l1") if name in scores)
     if results.episodes:
         rate = results.overall
         yield from zip(("eval/success_low", "eval/success_high"), rate.interval, strict=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from openvla_lightning.model.source import check_source
-from openvla_lightning.model.vision_backbone import parameters_follow_default_device
+from openvla_lightning.model.hub import check_source
+from openvla_lightning.model.tower import parameters_follow_default_device
+from openvla_lightning.types import IGNORE_INDEX
 
 _NOT_ARCHITECTURE = {"model_type", "torch_dtype", "dtype", "auto_map", "quantization_config", "_name_or_path"}
 _NOT_ARCHITECTURE |= {"attn_implementation", "_attn_implementation"}
@@ -18,6 +20,9 @@ _NOT_ARCHITECTURE |= {"attn_implementation", "_attn_implementation"}
 # transformers looks at the positions to find out whether `sdpa` needs a mask, which waits for the device in every
 # forward pass. For an attention of another name it makes none, and without a mask this one is causal.
 _CAUSAL = "sdpa_without_mask"
+FAMILIES = ("llama", "mistral", "qwen2", "phi")
+"""`model_type`s whose decoder is nothing but embedding, layers and norm."""
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
 
 
@@ -33,6 +38,8 @@ class CausalLM(nn.Module):
         smooth_actions: how many ids below `vocab_size` start as smooth functions of their place, in embedding and head
             alike, so that what is learnt about one action bin is learnt about its neighbours. For models from
             scratch: 256 there saves most of the training that random rows need. 0 for pretrained ones, as released.
+        attention: which implementation attends where every position sees every other (`decode(causal=False)`): `sdpa`,
+            `eager` or `flash_attention_2`. Causal attention is always `sdpa`. A way of computing, so `config` lacks it.
 
     Attributes:
         dim: width of an embedding.
@@ -45,8 +52,14 @@ class CausalLM(nn.Module):
         vocab_size: int,
         pretrained: bool = False,
         smooth_actions: int = 0,
+        attention: str = "sdpa",
     ) -> None:
         super().__init__()
+        if attention not in ATTENTIONS:
+            raise ValueError(f"unknown attention {attention!r}; known: {', '.join(ATTENTIONS)}")
+        if attention.startswith("flash") and find_spec("flash_attn") is None:
+            raise ValueError(f"attention={attention} needs the package flash-attn; sdpa needs nothing")
+        self.attention = attention
         self.name, self.vocab_size, self.smooth_actions = name, vocab_size, smooth_actions
         self.architecture = dict(architecture)
         config = _transformers_config(self.architecture)
@@ -101,9 +114,23 @@ class CausalLM(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
+        causal: bool = True,
     ) -> Tensor:
-        """Hidden states [B, S, dim] after the final norm, from embeddings [B, S, dim]."""
+        """Hidden states [B, S, dim] after the final norm, from embeddings [B, S, dim].
+
+        Args:
+            embeddings: of the whole sequence, or of what follows the cache.
+            attention_mask: bool or int [B, S], zero where nobody looks; None: nothing is hidden.
+            position_ids: int64 [B, S]; None: counted from the cache's end.
+            cache: keys and values of what came before, added to.
+            causal: whether a position sees only what came before it. False: it sees all of the sequence (as OpenVLA-OFT
+                does), for which there is no cache.
+        """
         config = self.model.config
+        if not causal:
+            if cache is not None:
+                raise ValueError("attention in both directions sees the whole sequence at once: it takes no cache")
+            return self._attend_to_all(embeddings, attention_mask, position_ids).last_hidden_state
         window = getattr(config, "sliding_window", None) or embeddings.shape[1]
         plain = cache is None and attention_mask is None and embeddings.shape[1] <= window
         config._attn_implementation = _CAUSAL if plain else "sdpa"
@@ -115,9 +142,70 @@ class CausalLM(nn.Module):
             use_cache=cache is not None,
         ).last_hidden_state
 
-    def hidden_states(self, embeddings: Tensor) -> tuple[Tensor, ...]:
-        """The embeddings and each layer's output [B, S, dim]; the last one is after the final norm."""
+    def attend_without_mask(self) -> None:
+        """Let the decoder's layers use `sdpa` with the mask they are given and no other, when they are called apart."""
+        self.model.config._attn_implementation = _CAUSAL
+
+    def _attend_to_all(
+        self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor | None, output_hidden_states: bool = False
+    ) -> Any:
+        """What transformers' decoder gives when every position sees every other that `mask` [B, S] does not hide.
+
+        The decoder's classes are causal. A mask of two dimensions is combined with the triangle, and so is none at all
+        under `eager`; a mask of four dimensions is taken as it is. What asks `is_causal` is told that it is not.
+        """
+        config, width = self.model.config, embeddings.shape[1]
+        hidden: Tensor | None = None if mask is None else mask.bool()
+        given: Tensor | None
+        if self.attention == "eager":  # adds the mask to the scores
+            hidden = torch.ones(1, width, dtype=torch.bool, device=embeddings.device) if hidden is None else hidden
+            scores = torch.zeros(hidden.shape, dtype=embeddings.dtype, device=embeddings.device)
+            scores = scores.masked_fill(~hidden, torch.finfo(embeddings.dtype).min)
+            given, name = scores[:, None, None].expand(-1, 1, width, -1), "eager"
+        elif self.attention == "sdpa":
+            given = None if hidden is None else hidden[:, None, None].expand(-1, 1, width, -1)
+            name = _CAUSAL
+        else:
+            given, name = hidden, self.attention
+        config._attn_implementation = name
+        return self.model(
+            inputs_embeds=embeddings,
+            attention_mask=given,
+            position_ids=position_ids,
+            use_cache=False,
+            output_hidden_states=output_hidden_states,
+            is_causal=False,
+        )
+
+    def hidden_states(
+        self, embeddings: Tensor, attention_mask: Tensor | None = None, causal: bool = True
+    ) -> tuple[Tensor, ...]:
+        """The embeddings and each layer's output [B, S, dim]; the last one is after the final norm.
+
+        Arguments as in `decode`; causal ones take no mask.
+        """
+        if not causal:
+            return self._attend_to_all(embeddings, attention_mask, None, output_hidden_states=True).hidden_states
+        self.model.config._attn_implementation = _CAUSAL
         return self.model(inputs_embeds=embeddings, use_cache=False, output_hidden_states=True).hidden_states
+
+    def lower(self, embeddings: Tensor, layers: int) -> Tensor:
+        """Hidden states [B, S, dim] after the first `layers` layers alone, causal; those above are not run.
+
+        Raises:
+            ValueError: for more layers than there are, or an architecture that is more than a stack of layers.
+        """
+        decoder: Any = self.model
+        if self.architecture["model_type"] not in FAMILIES:
+            raise ValueError(f"{self.architecture['model_type']} cannot be read half way; {', '.join(FAMILIES)} can")
+        if not 1 <= layers <= len(decoder.layers):
+            raise ValueError(f"layer {layers} cannot be read: the language model has {len(decoder.layers)}")
+        decoder.config._attn_implementation = _CAUSAL
+        positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
+        rotary, hidden = decoder.rotary_emb(embeddings, positions), embeddings
+        for layer in decoder.layers[:layers]:
+            hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits [..., vocab] of hidden states [..., dim]; the released code widens them too."""
@@ -161,3 +249,8 @@ def _load_pretrained(decoder: nn.Module, name: str) -> None:
             rows = min(len(value), len(own[key]))
             state[key] = torch.cat([value[:rows], own[key][rows:]])
     decoder.load_state_dict(state)
+
+
+def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [B, N, vocab] against ids [B, N], over labelled tokens only."""
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)

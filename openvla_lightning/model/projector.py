@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from openvla_lightning import plugins
+
 
 class Projector(nn.Module):
     """Maps patch features [B, P, in_dim] to visual tokens [B, P, out_dim]."""
@@ -19,15 +21,18 @@ class Projector(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """What `from_config` reads back; the dimensions come from the neighbours."""
-        return {"kind": self.kind}
+        own = type(self).__module__ == __name__
+        return {"kind": self.kind if own else f"{type(self).__module__}.{type(self).__qualname__}"}
 
     @staticmethod
     def from_config(config: dict[str, Any], in_dim: int, out_dim: int) -> "Projector":
-        """Rebuild the projector of `config["kind"]`.
+        """Rebuild the projector of `config["kind"]`: one of ours, or the dotted path of a plug-in's class.
 
         Raises:
-            ValueError: for an unknown kind.
+            ValueError: for an unknown kind, or a package that is not known here.
         """
+        if "." in str(config.get("kind")):
+            return plugins.find(config["kind"])(in_dim, out_dim)
         kinds: dict[str, type[Projector]] = {c.kind: c for c in (Linear, MLP, FusedMLP, Perceiver)}
         if config.get("kind") not in kinds:
             raise ValueError(f"unknown projector kind {config.get('kind')!r}; known: {', '.join(kinds)}")

@@ -2,57 +2,42 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from openvla_lightning.action_head import next_token_loss
-from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
+from openvla_lightning.model.film import check_padding, film_layers
 from openvla_lightning.model.llm import CausalLM
-from openvla_lightning.model.projector import Projector
+from openvla_lightning.model.parameters import floating
+from openvla_lightning.model.projector import MLP, Projector
+from openvla_lightning.model.sequence import SequenceModel
 from openvla_lightning.model.vision_backbone import VisionBackbone
-from openvla_lightning.parameters import floating
+from openvla_lightning.plugins import USUAL_HEAD, describe, rebuild
+from openvla_lightning.types import VLAOutput
 
 if TYPE_CHECKING:
     from openvla_lightning.processor import Processor
 
+__all__ = ["VLA", "VLAOutput"]
 
-@dataclass(frozen=True, slots=True)
-class VLAOutput:
-    """What a forward pass gives. S = L + P positions: BOS, P visual tokens, the other L - 1 text tokens.
 
-    Attributes:
-        logits: float32 [B, S, vocab]; of `places` alone [B, K, vocab].
-        num_patches: P, 0 without an image.
-        places: int64 [B, K], which next tokens the logits are of (see `VLA.forward`); None: of all positions.
-        loss: mean cross-entropy over labelled tokens; None without labels.
-        tower_features: each tower's patch features [B, P, D_tower]; these three only when asked for.
-        projector_features: visual tokens [B, P, dim].
-        hidden_states: embeddings, then each layer's output [B, S, dim]; the last one after the final norm.
-    """
-
-    logits: Tensor
-    num_patches: int
-    places: Tensor | None = None
-    loss: Tensor | None = None
-    tower_features: list[Tensor] | None = None
-    projector_features: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+class HasNetwork(Protocol):
+    """What the model asks of an action head."""
 
     @property
-    def next_token_logits(self) -> Tensor:
-        """Logits [B, L - 1, vocab] that predict `input_ids[:, 1:]`, or [B, K, vocab] of `places` there."""
-        return self.logits if self.places is not None else self.logits[:, self.num_patches : -1]
+    def config(self) -> dict[str, Any]:
+        """Plain constructor arguments."""
 
-    def targets(self, labels: Tensor) -> Tensor:
-        """What `next_token_logits` should predict, [B, L - 1] or [B, K], from `labels` [B, L]."""
-        return labels[:, 1:] if self.places is None else labels[:, 1:].gather(1, self.places)
+    def network(self, dim: int) -> nn.Module | None:
+        """The head's own module, beside a language model that is `dim` wide."""
 
 
-class VLA(nn.Module):
+ADDED = ("proprio_projector", "action_head")
+
+
+class VLA(SequenceModel):
     """OpenVLA: image and instruction in, action token ids out (paper section 3).
 
     `state_dict()` has the released parameter names, so weights go in and out without renaming.
@@ -61,16 +46,24 @@ class VLA(nn.Module):
         vision_backbone: builds the vision backbone.
         projector: builds the projector from the backbone's and the language model's widths.
         llm: builds the language model.
-        init_from: whose weights to start from: a VLA or Prismatic VLM, as folder, file or hub id. None: each part's
-            own weights.
-        dtype: of the weights that are copied from there: `bfloat16` halves a frozen model. None: torch's default.
+        init_from: whose weights to start from: a VLA or Prismatic VLM, as folder, file or hub id. The model is then
+            built without weights, on the meta device, and `checkpoint.load.start_from` brings them, as `VLAModule`
+            does. None: each part's own weights.
+        dtype: of the weights that come from there: `bfloat16` halves a frozen model. None: torch's default.
+        action_head: whose module, if it has one, the model gets as `action_head`, in float32.
+        proprio_dim: P, how many numbers of proprioception the model reads, as one token after the patches; None: none.
+        film: let the instruction scale and shift what the towers see: in training `released` takes the mean over the
+            padding of a batch, too, as OpenVLA-OFT does, `masked` over the text alone; true means `released`. None or
+            false: not.
 
     Attributes:
         norm_stats: dataset name -> action statistics in the released layout, for un-normalising.
         released: file name -> contents of the released JSON files this model came from; empty for a new one.
         recipe: the resolved configuration this model was trained with, for its model card; empty when unknown.
         origin: the released folder this model was loaded from, whose tokenizer files are passed on when saving.
-        init_from: where all weights were copied from when the model was built; None when they came from elsewhere.
+        init_from: where all weights come from; None when they came from elsewhere.
+        init_dtype: of the weights that come from there; None: torch's default.
+        fresh_vision: builds the vision backbone with weights of its own, where those to come may lack them.
         quantisation: how layers were quantised (see `Quantisation.config`); None when none were.
     """
 
@@ -81,27 +74,36 @@ class VLA(nn.Module):
         llm: Callable[[], CausalLM],
         init_from: str | Path | None = None,
         dtype: str | None = None,
+        action_head: "HasNetwork | None" = None,
+        proprio_dim: int | None = None,
+        film: str | bool | None = None,
     ) -> None:
         super().__init__()
         self.norm_stats: dict[str, Any] = {}
         self.released: dict[str, Any] = {}
         self.origin: Path | None = None
         self.recipe: dict[str, Any] = {}
-        self.init_from: str | None = None
+        self.init_from: str | None = None if init_from is None else str(init_from)
+        self.init_dtype = None if dtype is None else floating(dtype)
+        self.fresh_vision = None if init_from is None else vision_backbone
         self.quantisation: dict[str, Any] | None = None
-        asked_for_meta = torch.get_default_device().type == "meta"
-        load = init_from is not None and not asked_for_meta
-        with torch.device("meta") if load else nullcontext():
+        self.film = None if not film else check_padding("released" if film is True else film)
+        self.proprio_dim = proprio_dim
+        self._action_head: dict[str, Any] | None = None
+        with nullcontext() if init_from is None else torch.device("meta"):
             backbone, language_model = vision_backbone(), llm()
             # Registered in the released order, which is the order of parameters in saved files.
             self.vision_backbone = backbone
             self.projector = projector(backbone.dim, language_model.dim)
             self.language_model = language_model
-        if load:
-            from openvla_lightning.model.checkpoint import load_weights
-
-            kind = None if dtype is None else floating(dtype)
-            load_weights(self, str(init_from), vision_backbone, dtype=kind, device=None if kind is None else "cpu")
+            if self.film is not None:
+                backbone.add_film(language_model.dim)
+        # New parts begin with weights of their own, wherever the others come from.
+        if proprio_dim is not None:
+            self.proprio_projector = MLP(proprio_dim, language_model.dim)
+        if action_head is not None and (network := action_head.network(language_model.dim)) is not None:
+            self.action_head = network
+            self._action_head = describe(action_head, USUAL_HEAD)
 
     @property
     def llm(self) -> CausalLM:
@@ -116,6 +118,9 @@ class VLA(nn.Module):
             "projector": self.projector.config,
             "llm": self.language_model.config,
             "released": self.released,
+            **({} if self._action_head is None else {"action_head": self._action_head}),
+            **({} if self.film is None else {"film": self.film}),
+            **({} if self.proprio_dim is None else {"proprio_dim": self.proprio_dim}),
         }
 
     @classmethod
@@ -125,9 +130,20 @@ class VLA(nn.Module):
             vision_backbone=lambda: VisionBackbone.from_config(config["vision_backbone"]),
             projector=lambda in_dim, out_dim: Projector.from_config(config["projector"], in_dim, out_dim),
             llm=lambda: CausalLM.from_config(config["llm"]),
+            action_head=rebuild(config["action_head"], USUAL_HEAD) if config.get("action_head") else None,
+            proprio_dim=config.get("proprio_dim"),
+            film=config.get("film"),
         )
         vla.released = dict(config.get("released") or {})
         return vla
+
+    def added(self) -> list[nn.Module]:
+        """The modules that a released VLA lacks: a head's network, the proprioception's projector, FiLM's layers.
+
+        They start from random weights: every strategy lets them learn in full, and no quantisation touches them.
+        """
+        own = [getattr(self, name) for name in ADDED if hasattr(self, name)]
+        return [*own, *film_layers(self.vision_backbone)]
 
     def part(self, name: str) -> list[nn.Module]:
         """Modules behind a part's name, for strategies.
@@ -144,95 +160,13 @@ class VLA(nn.Module):
             "llm.layers": list(decoder.layers),
             "llm.last_layer": [decoder.layers[-1]],
             "llm.lm_head": [self.language_model.lm_head],
+            **{name: [getattr(self, name)] for name in ADDED if hasattr(self, name)},
         }
+        if self.film is not None:
+            parts["film"] = film_layers(self.vision_backbone)
         if name not in parts:
             raise KeyError(f"the model has no part {name!r}; parts: {', '.join(parts)}")
         return parts[name]
-
-    def forward(
-        self,
-        *,
-        pixel_values: Tensor | None,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        places: Tensor | None = None,
-        output_hidden_states: bool = False,
-    ) -> VLAOutput:
-        """Run the model over whole sequences.
-
-        Training gives `places` and, because its rows are padded on the right, no `attention_mask`: then logits are
-        made of what is learnt alone, and nothing waits for the device.
-
-        Args:
-            pixel_values: float [B, C, H, W], three channels per tower; None for text alone.
-            input_ids: int64 [B, L], beginning with BOS after any left padding.
-            attention_mask: bool or int [B, L], zero on padding, which may be on either side.
-            labels: int64 [B, L] aligned with `input_ids`, `IGNORE_INDEX` where nothing is learnt.
-            places: int64 [B, K] indices into `input_ids[:, 1:]`: the next tokens to make logits for; None: logits of
-                every position. For rows padded on the right.
-            output_hidden_states: also return tower, projector and hidden features.
-        """
-        shift = _left_padding(attention_mask)
-        features = None if pixel_values is None else self.vision_backbone.tower_features(pixel_values)
-        visual = None if features is None else self.projector(self.vision_backbone.fuse(features))
-        embeddings = self._embed(_roll(input_ids, shift), visual)
-        # Padding is on the right by now, where causal attention never looks: no mask keeps the fast kernel.
-        states = self.language_model.hidden_states(embeddings) if output_hidden_states else None
-        hidden = self.language_model.decode(embeddings) if states is None else states[-1]
-        num_patches = 0 if visual is None else visual.shape[1]
-        if places is not None:
-            rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-            hidden = hidden[rows, num_patches + places]
-        output = VLAOutput(
-            logits=self.language_model.logits(hidden),
-            num_patches=num_patches,
-            places=places,
-            tower_features=features if output_hidden_states else None,
-            projector_features=visual if output_hidden_states else None,
-            hidden_states=states,
-        )
-        if labels is not None:
-            targets = output.targets(_roll(labels, shift))
-            output = replace(output, loss=next_token_loss(output.next_token_logits, targets))
-        if shift is None:
-            return output
-        return replace(
-            output,
-            logits=_roll(output.logits, -shift),
-            hidden_states=None if states is None else tuple(_roll(state, -shift) for state in states),
-        )
-
-    @torch.inference_mode()
-    def generate(
-        self,
-        *,
-        pixel_values: Tensor | None,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        max_new_tokens: int = 7,
-        choice: Choice = MOST_LIKELY,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Ids [B, max_new_tokens] after prompts, plainly; `StaticDecoder` gives the same sooner.
-
-        Arguments as in `forward`; `choice` says how ids are chosen, and draws come from `generator`, on the CPU. Rows
-        of different length, padded on either side, give what each gives alone.
-        """
-        shift = _left_padding(attention_mask)
-        visual = None if pixel_values is None else self.projector(self.vision_backbone(pixel_values))
-        embeddings = self._embed(_roll(input_ids, shift), visual)
-        lengths = None
-        if attention_mask is not None and not bool(attention_mask.all()):
-            lengths = attention_mask.long().sum(1) + (0 if visual is None else visual.shape[1])
-        noise = choice.noise(self.language_model, len(input_ids), max_new_tokens, generator)
-        return decode(self.language_model, embeddings, lengths, max_new_tokens, choice, noise)
-
-    def _embed(self, input_ids: Tensor, visual: Tensor | None) -> Tensor:
-        text = self.language_model.embed(input_ids)
-        if visual is None:
-            return text
-        return torch.cat([text[:, :1], visual.to(text.dtype), text[:, 1:]], dim=1)
 
     @classmethod
     def from_pretrained(
@@ -255,7 +189,7 @@ class VLA(nn.Module):
         Raises:
             CheckpointError: for anything that does not fit, all problems at once.
         """
-        from openvla_lightning.model.checkpoint import load_vla
+        from openvla_lightning.checkpoint.load import load_vla
 
         return load_vla(path, dtype=dtype, device=device, guard=guard, base=base)
 
@@ -276,21 +210,6 @@ class VLA(nn.Module):
             max_shard_size: bytes of weights per file.
             dtype: of the weights in the files; None: as they are.
         """
-        from openvla_lightning.model.saving import save_vla
+        from openvla_lightning.checkpoint.save import save_vla
 
         save_vla(self, Path(folder), processor, max_shard_size, dtype)
-
-
-def _left_padding(attention_mask: Tensor | None) -> Tensor | None:
-    """How many padding positions open each row [B], or None when no row opens with padding."""
-    if attention_mask is None or bool(attention_mask[:, 0].all()):
-        return None
-    return attention_mask.int().argmax(dim=1)
-
-
-def _roll(rows: Tensor, shift: Tensor | None) -> Tensor:
-    """Rotate each row [B, N, ...] to the left by its own `shift` [B]: left padding becomes right padding."""
-    if shift is None:
-        return rows
-    index = (torch.arange(rows.shape[1], device=rows.device) + shift[:, None]) % rows.shape[1]
-    return rows[torch.arange(len(rows), device=rows.device)[:, None], index]

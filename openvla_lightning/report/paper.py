@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from openvla_lightning.tables import Rows
+from openvla_lightning.report.tables import Rows
 
 LIBERO = "OpenVLA in the paper (Table 12: LoRA r=32, 3 x 500 rollouts)"
 

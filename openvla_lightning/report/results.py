@@ -115,9 +115,10 @@ class Results:
         notes: what a reader of the numbers should know, such as versions other than the reference's.
         timing: seconds in all and per call of the policy, which differ between two runs of the same evaluation.
         complete: False when the evaluation was interrupted; the episodes are then those that had finished.
-        offline: token accuracy and L1 on held-out steps, see `openvla_lightning.env.offline`.
+        offline: token accuracy and L1 on held-out steps, see `openvla_lightning.env.recorded`.
         checkpoint: path, sha256, unnorm_key, normalisation.
         config: the whole resolved config of the run.
+        verdict: of an evaluation that stops when it is decided: against whom, and `report.sequential.Verdict`.
     """
 
     label: str
@@ -135,6 +136,7 @@ class Results:
     checkpoint: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    verdict: dict[str, Any] | None = None
 
     @property
     def overall(self) -> SuccessRate:
@@ -142,8 +144,10 @@ class Results:
 
     @property
     def score(self) -> float:
-        """One number for a sweep: the success rate, or the token accuracy on held-out steps."""
-        return self.offline["token_accuracy"] if self.offline else self.overall.rate
+        """One number for a sweep: the success rate, or on held-out steps the token accuracy, without tokens -L1."""
+        if not self.offline:
+            return self.overall.rate
+        return self.offline.get("token_accuracy", -self.offline["l1"])
 
     @property
     def families(self) -> dict[str, SuccessRate]:

@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from openvla_lightning.page import write_page
 from openvla_lightning.report.comparison import compare_two, holm, scenes
+from openvla_lightning.report.page import write_page
 from openvla_lightning.report.paper import reported
 from openvla_lightning.report.results import Results, find_results, success_rate
-from openvla_lightning.tables import Rows, markdown, table
+from openvla_lightning.report.tables import Rows, markdown, table
 
 FILE_NAME = "costs.json"
 """What `callbacks.Costs` leaves in the folder of a run."""

@@ -10,7 +10,9 @@ import logging
 import hydra
 from omegaconf import DictConfig
 
-from openvla_lightning.config import CONF, ConfigError, command, for_people, newest_checkpoint, validate
+from openvla_lightning.checkpoint.newest import newest_checkpoint
+from openvla_lightning.cli.command import command
+from openvla_lightning.config import CONF, ConfigError, for_people, validate
 
 
 @command("serve")
@@ -19,7 +21,7 @@ def main(cfg: DictConfig) -> None:
     """Serve the policy that `cfg` describes."""
     from hydra.utils import instantiate  # after Hydra: --help and --cfg stay instant
 
-    from openvla_lightning.model.source import CheckpointError
+    from openvla_lightning.checkpoint.format import CheckpointError
     from openvla_lightning.statistics import UnknownDatasetError
 
     with for_people(ConfigError, CheckpointError):

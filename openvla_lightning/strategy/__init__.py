@@ -2,11 +2,12 @@
 
 from typing import Any, Protocol
 
+from openvla_lightning import plugins
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.strategy.lora import LoRA
 from openvla_lightning.strategy.train_only import TrainOnly
 
-__all__ = ["LoRA", "Strategy", "TrainOnly", "from_config"]
+__all__ = ["LoRA", "Strategy", "TrainOnly", "from_config", "to_config"]
 
 
 class Strategy(Protocol):
@@ -14,7 +15,7 @@ class Strategy(Protocol):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Plain constructor arguments plus the class's name: what `from_config` reads back."""
+        """Plain constructor arguments."""
 
     @property
     def adapts(self) -> bool:
@@ -24,17 +25,19 @@ class Strategy(Protocol):
         """Choose which parameters of `vla` learn, in place; every other parameter stops requiring a gradient."""
 
 
-_STRATEGIES: dict[str, type[TrainOnly] | type[LoRA]] = {"TrainOnly": TrainOnly, "LoRA": LoRA}
+USUAL = "openvla_lightning.strategy.TrainOnly"
 
 
 def from_config(config: dict[str, Any]) -> Strategy:
-    """Rebuild a strategy from the dictionary a checkpoint carries.
+    """Rebuild a strategy from the dictionary a checkpoint carries (see `plugins.rebuild`).
 
     Raises:
-        ValueError: for a name this version does not know.
+        ValueError: for a class that is not to be had here.
     """
-    arguments = dict(config)
-    name = arguments.pop("name", None)
-    if name not in _STRATEGIES:
-        raise ValueError(f"unknown strategy {name!r} in checkpoint; known: {', '.join(_STRATEGIES)}")
-    return _STRATEGIES[name](**arguments)
+    strategy: Strategy = plugins.rebuild(config, USUAL)
+    return strategy
+
+
+def to_config(strategy: Strategy) -> dict[str, Any]:
+    """What `from_config` reads back."""
+    return plugins.describe(strategy, USUAL)

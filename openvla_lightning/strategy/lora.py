@@ -57,6 +57,8 @@ class LoRA:
         use_dora: weight-decomposed LoRA.
         within: parts (see `TrainOnly`) that get adapters; None: all. The others stay as they are.
         also_train: parts that learn in full beside the adapters, instead of having some.
+
+    What no released VLA has (`VLA.added`: a head's own network, the proprioception's projector, FiLM) learns in full.
     """
 
     def __init__(
@@ -91,7 +93,6 @@ class LoRA:
     def config(self) -> dict[str, Any]:
         """As the protocol says."""
         return {
-            "name": "LoRA",
             "rank": self.rank,
             "alpha": self.alpha,
             "dropout": self.dropout,
@@ -140,6 +141,8 @@ class LoRA:
                 if not all(parameter.is_floating_point() for parameter in module.parameters()):
                     raise ValueError(f"{part} is quantised and cannot learn: add it to quantisation.keep")
                 module.requires_grad_(True)
+        for module in vla.added():
+            module.requires_grad_(True)
         for parameter in vla.parameters():
             if parameter.requires_grad:  # small steps get lost in 16 bits, whatever the frozen weights are kept in
                 parameter.data = parameter.data.float()
@@ -147,7 +150,7 @@ class LoRA:
     def _matches(self, vla: VLA) -> Iterator[str]:
         """Full names of the modules to adapt."""
         inside = None if self.within is None else _modules(vla, self.within)
-        outside = _modules(vla, self.also_train)
+        outside = _modules(vla, self.also_train) | {module for top in vla.added() for module in top.modules()}
         chosen = [self.targets] if isinstance(self.targets, str) else self.targets
         ends = [end for name in chosen for end in TARGETS.get(name, [name])]
         for name, module in vla.named_modules():

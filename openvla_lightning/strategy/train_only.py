@@ -12,6 +12,8 @@ class TrainOnly:
     Args:
         parts: names that `VLA.part` knows: `vision_backbone`, `projector`, `llm`, `llm.embed_tokens`,
             `llm.last_layer`, `llm.lm_head`.
+
+    What no released VLA has (`VLA.added`: a head's own network, the proprioception's projector, FiLM) learns, too.
     """
 
     def __init__(self, parts: Sequence[str]) -> None:
@@ -22,7 +24,7 @@ class TrainOnly:
     @property
     def config(self) -> dict[str, Any]:
         """As the protocol says."""
-        return {"name": "TrainOnly", "parts": self.parts}
+        return {"parts": self.parts}
 
     @property
     def adapts(self) -> bool:
@@ -39,6 +41,8 @@ class TrainOnly:
         for part in self.parts:
             for module in vla.part(part):
                 module.requires_grad_(True)
+        for module in vla.added():
+            module.requires_grad_(True)
         for parameter in vla.parameters():
             if parameter.requires_grad and parameter.is_floating_point():
                 parameter.data = parameter.data.float()

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from openvla_lightning.checkpoint_files import CheckpointFiles, CheckpointWriteError, clear_unfinished, unfinished
-from openvla_lightning.config import newest_checkpoint
-from openvla_lightning.model.sharded import ABOUT, is_sharded, read_about, read_weights
-from openvla_lightning.model.source import CheckpointError, find_source
+from openvla_lightning.callbacks.checkpoint import CheckpointFiles
+from openvla_lightning.checkpoint.disk import CheckpointWriteError, clear_unfinished, unfinished
+from openvla_lightning.checkpoint.format import CheckpointError
+from openvla_lightning.checkpoint.load import describe
+from openvla_lightning.checkpoint.newest import newest_checkpoint
+from openvla_lightning.checkpoint.sharded import ABOUT, is_sharded, read_about, read_weights
+from openvla_lightning.checkpoint.training import Training
 from openvla_lightning.parallel import FSDP
 
 ROUNDS = 13
@@ -75,8 +78,7 @@ def keep_saving(kind: str, folder: Path, first: int, asynchronous: bool, limit: 
 
 
 def load(path: Path) -> dict[str, Any]:
-    source = find_source(path)
-    assert source.kind == "lightning"
+    assert Training().recognises(path)
     if path.is_dir():
         return {**read_about(path), "state_dict": read_weights(path)}
     return torch.load(path, weights_only=True)
@@ -133,7 +135,7 @@ def test_a_folder_of_shards_without_its_end_is_refused(tmp_path: Path) -> None:
     path.mkdir()
     assert not is_sharded(path)
     with pytest.raises(CheckpointError, match=f"no {ABOUT}.*never finished"):
-        find_source(path)
+        describe(path)
 
 
 def test_a_folder_of_shards_is_refused_where_one_process_trains(tmp_path: Path) -> None:

@@ -10,21 +10,23 @@ from quiet import QUIET
 from torch.utils.data import DataLoader
 
 from openvla_lightning.callbacks import CollapseWarning
-from openvla_lightning.model import VLAOutput
-from openvla_lightning.types import IGNORE_INDEX, Batch
+from openvla_lightning.types import Batch, Prediction
 
 
 def batch(size: int = 8) -> Batch:
-    ids = torch.randint(10, 20, (size, 6), generator=torch.Generator().manual_seed(0))
-    labels = ids.clone()
-    labels[:, :3] = IGNORE_INDEX
+    ids = torch.zeros(size, 2, dtype=torch.long)
     return Batch(
-        torch.zeros(size, 3, 2, 2), ids, torch.ones(size, 6, dtype=torch.bool), labels, torch.zeros(size, 1, 3)
+        pixel_values=torch.zeros(size, 3, 2, 2),
+        input_ids=ids,
+        attention_mask=ids == 0,
+        places=ids[:, :0],
+        labels=ids,
+        actions=torch.rand(size, 1, 3, generator=torch.Generator().manual_seed(0)),
     )
 
 
 class Model(L.LightningModule):
-    """Predicts the labels, or always the same; reports the accuracies it is given."""
+    """Predicts what was demonstrated, or always the same; reports the accuracies it is given."""
 
     def __init__(self, constant: bool, accuracies: list[float]) -> None:
         super().__init__()
@@ -32,9 +34,8 @@ class Model(L.LightningModule):
         self.constant, self.accuracies = constant, iter(accuracies)
 
     def forward(self, batch: Batch) -> Any:
-        ids = torch.full_like(batch.input_ids, 7) if self.constant else batch.input_ids
-        ids = torch.cat([ids[:, 1:], ids[:, :1]], dim=1)
-        return VLAOutput(logits=torch.nn.functional.one_hot(ids, 32).float(), num_patches=0)
+        actions = torch.zeros_like(batch.actions) if self.constant else batch.actions
+        return self.weight.sum(), Prediction(actions=actions, targets=batch.actions)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         return self.weight.sum()

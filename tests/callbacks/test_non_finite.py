@@ -1,7 +1,6 @@
 """Gradients that are no numbers never reach the weights, and the samples behind them are named."""
 
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -22,7 +21,16 @@ def collate(steps: list[Step]) -> Batch:
     size = len(steps)
     ids = torch.zeros(size, 2, dtype=torch.int64)
     numbers, names = [step.number for step in steps], [step.dataset_name for step in steps]
-    return Batch(torch.zeros(size, 3, 2, 2), ids, ids > 0, ids, torch.zeros(size, 1, 7), names, numbers)
+    return Batch(
+        pixel_values=torch.zeros(size, 3, 2, 2),
+        input_ids=ids,
+        attention_mask=ids > 0,
+        places=ids[:, :0],
+        labels=ids,
+        actions=torch.zeros(size, 1, 7),
+        dataset_names=names,
+        numbers=numbers,
+    )
 
 
 class Model(L.LightningModule):
@@ -31,16 +39,15 @@ class Model(L.LightningModule):
     def __init__(self, fused: bool, backward_only: bool = False) -> None:
         super().__init__()
         self.weight, self.fused, self.backward_only = torch.nn.Parameter(torch.ones(3)), fused, backward_only
-        self.action_head = SimpleNamespace(loss=lambda output, batch: output.mean())
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> tuple[Tensor, None]:
         bad = torch.tensor([number == BAD for number in batch.numbers])
         if self.backward_only:  # the root of nothing is nothing, its slope is infinite
-            return (self.weight.sum() * torch.where(bad, 0.0, 1.0)).abs().sqrt()
-        return self.weight.sum() * torch.where(bad, torch.nan, 1.0)
+            return (self.weight.sum() * torch.where(bad, 0.0, 1.0)).abs().sqrt().mean(), None
+        return (self.weight.sum() * torch.where(bad, torch.nan, 1.0)).mean(), None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self(batch).mean()
+        return self(batch)[0]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), 0.1, fused=self.fused)

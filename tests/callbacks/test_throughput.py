@@ -12,12 +12,14 @@ from tiny_parts import LLAMA, TOWERS
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from openvla_lightning.action_head import TokenHead
 from openvla_lightning.callbacks import Throughput
 from openvla_lightning.callbacks.throughput import PHASES
 from openvla_lightning.model import VLA
 from openvla_lightning.module import VLAModule
+from openvla_lightning.processor import Processor
 from openvla_lightning.strategy import TrainOnly
-from openvla_lightning.types import IGNORE_INDEX, Batch
+from openvla_lightning.types import IGNORE_INDEX, Batch, learnt_places
 
 WAIT = 0.02
 TINY = {
@@ -32,7 +34,14 @@ def batch(size: int = 4) -> Batch:
     labels = ids.clone()
     labels[:, :4] = IGNORE_INDEX
     mask = torch.ones(size, 12, dtype=torch.bool)
-    return Batch(torch.zeros(size, 3, 32, 32), ids, mask, labels, torch.zeros(size, 1, 7))
+    return Batch(
+        pixel_values=torch.zeros(size, 3, 32, 32, dtype=torch.uint8),
+        input_ids=ids,
+        attention_mask=mask,
+        labels=labels,
+        places=learnt_places(labels),
+        actions=torch.zeros(size, 1, 7),
+    )
 
 
 class Slow(L.LightningModule):
@@ -43,12 +52,14 @@ class Slow(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.strategy = TrainOnly(["vision_backbone", "projector", "llm"])
+        self.action_head = TokenHead(vocab_size=768)
+        self.processor = Processor(self.action_head, image_size=32, towers=TOWERS)
         self.vla = VLA.from_config(TINY)
         self.logged: list[dict[str, float]] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         time.sleep(WAIT)
-        return self.vla(pixel_values=batch.pixel_values, input_ids=batch.input_ids, labels=batch.labels).loss
+        return self.action_head.loss(self.vla, self.processor.normalise(batch))[0]
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from golden_sets import one
 
 Arrays = dict[str, np.ndarray]
 
@@ -41,7 +42,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> Arrays:
 
 def trajectories(golden: Path, dataset: str) -> Iterator[tuple[Arrays, Arrays]]:
     """Each trajectory of a dataset as (raw leaves, standardised leaves)."""
-    arrays = np.load(golden / "data" / "transforms" / "golden_transforms_A.npz")
+    arrays = np.load(one(golden / "data" / "transforms", "golden_transforms_*.npz"))
     found: dict[str, dict[str, Arrays]] = {}
     for key in arrays.files:
         if key.startswith(f"{dataset}|") and not key.endswith("#len"):
@@ -49,13 +50,13 @@ def trajectories(golden: Path, dataset: str) -> Iterator[tuple[Arrays, Arrays]]:
             _, number, part, path = name.split("|", 3)
             value = strings(arrays, name) if kind == "bytes" else arrays[key]
             found.setdefault(number, {}).setdefault(part, {})[path] = value
-    for number in sorted(found):
+    for number in sorted(number for number, parts in found.items() if "raw" in parts):
         yield found[number]["raw"], found[number]["std"]
 
 
 def normalised(golden: Path, dataset: str) -> Iterator[tuple[int, Arrays]]:
     """What the released loader yields of a dataset: number of the trajectory, `scheme|leaf` -> values."""
-    arrays = np.load(golden / "data" / "transforms" / "golden_transforms_A.npz")
+    arrays = np.load(one(golden / "data" / "transforms", "golden_transforms_*.npz"))
     found: dict[int, Arrays] = {}
     for key in arrays.files:
         if key.startswith(f"{dataset}|") and "|norm|" in key and not key.endswith("#len"):

@@ -20,7 +20,7 @@ from rich.console import Console
 from openvla_lightning.config import CONF, validate
 from openvla_lightning.data.report import __main__ as report
 from openvla_lightning.data.report.pages import write_report
-from openvla_lightning.page import escape, write_page
+from openvla_lightning.report.page import escape, write_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,7 +96,7 @@ def test_the_process_writes_everything_for_a_users_own_dataset(root: Path, tmp_p
 
 
 def test_missing_data_is_reported_as_in_training(tmp_path: Path) -> None:
-    from openvla_lightning.run import data_report
+    from openvla_lightning.run.start import data_report
 
     with initialize_config_dir(CONF, version_base="1.3"):
         overrides = ["data/mix=bridge", f"paths.data_dir={tmp_path}", "paths.output_dir=/tmp/out", "run_name=any"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_sets import LARGEST
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,7 +45,7 @@ def test_permute_is_as_good_as_a_shuffle() -> None:
     assert 0.49 < uniform(np.arange(size, dtype=np.uint64)).mean() < 0.51
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(sizes_and_shares, st.integers(0, 99), st.integers(0, 3 * BLOCK), st.data())
 def test_order_depends_on_nothing_but_seed_and_number(parts, seed: int, first: int, data: st.DataObject) -> None:
     numbers = first + np.arange(300)
@@ -119,12 +120,13 @@ def test_released_weights() -> None:
     assert mixture_weights({"a": 3.0, "b": 1.0}, {"a": 400, "b": 120}, balance=False) == {"a": 0.75, "b": 0.25}
 
 
+@LARGEST
 @pytest.mark.parametrize(
     "name",
     ["bridge", "bridge_rt_1", "rtx", "oxe_magic_soup", "oxe_magic_soup_plus", "oxe_magic_soup_plus_minus"],
 )
-def test_the_released_mixtures_on_datasets_of_the_published_sizes(golden: Path, name: str) -> None:
-    published = json.loads((golden / "data/bridge/mixture_weights_published_sizes.json").read_text())
+def test_the_released_mixtures_on_datasets_of_the_published_sizes(each_golden: Path, name: str) -> None:
+    published = json.loads((each_golden / "data/bridge/mixture_weights_published_sizes.json").read_text())
     released = published["mixtures"][name]
     sizes = {dataset: facts["num_transitions"] for dataset, facts in published["sizes"].items()}
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

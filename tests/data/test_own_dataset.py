@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
 
 def test_bridge_as_somebodys_own_dataset_is_one_file(golden: Path, tmp_path: Path) -> None:
-    from openvla_lightning.run import data_report
+    from openvla_lightning.run.start import data_report
 
     shutil.copytree(golden / "data" / "bridge_sample" / "bridge_dataset", tmp_path / "my_bridge")
     mine = {"cameras": {"primary": "image_0"}, "state": ["state"], "encoding": "eef_pos", "control_hz": 5}

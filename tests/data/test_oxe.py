@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_sets import LARGEST, cases, manifest, one
 from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,14 @@ from omegaconf import OmegaConf
 from released import flat, nested, trajectories
 
 from openvla_lightning.data import standardise
-from openvla_lightning.data.oxe import UnknownDatasetError, check_names, dataset_spec, describe, gripper, known_datasets
+from openvla_lightning.data.oxe import (
+    UnregisteredDatasetError,
+    check_names,
+    dataset_spec,
+    describe,
+    gripper,
+    known_datasets,
+)
 from openvla_lightning.data.oxe.registry import check_encodings
 from openvla_lightning.data.oxe.rotations import euler_from_quaternion
 
@@ -24,11 +32,10 @@ ROOT = Path(__file__).parents[2]
 OURS = {"tabletop_pretrain", "tabletop_finetune", "tabletop_full"}
 
 
-# bridge_dataset is bridge_orig under another name
-@pytest.mark.parametrize("dataset", sorted(set(known_datasets()) - OURS - {"bridge_dataset"}))
-def test_standardisation_as_released(golden: Path, dataset: str) -> None:
+@pytest.mark.parametrize(("each_golden", "dataset"), cases(), indirect=["each_golden"])
+def test_standardisation_as_released(each_golden: Path, dataset: str) -> None:
     count = 0
-    for raw, expected in trajectories(golden, dataset):
+    for raw, expected in trajectories(each_golden, dataset):
         result = flat(standardise(dataset, nested(raw)))
         assert set(expected) <= set(result)
         for path, leaf in expected.items():
@@ -40,8 +47,12 @@ def test_standardisation_as_released(golden: Path, dataset: str) -> None:
     assert count >= 3
 
 
-def test_every_released_dataset_is_known(golden: Path) -> None:
-    released = json.loads((golden / "data" / "oxe_datasets.json").read_text())
+def test_every_dataset_has_golden_numbers(golden: Path) -> None:
+    assert set(manifest("whole")) == set(known_datasets()) - OURS - {"bridge_dataset"}  # bridge_orig by another name
+
+
+def test_every_released_dataset_is_known(each_golden: Path) -> None:
+    released = json.loads((each_golden / "data" / "oxe_datasets.json").read_text())
     assert set(released["datasets"]) | OURS == set(known_datasets())
     encodings = {"EEF_POS": "eef_pos", "JOINT_POS": "joint_pos"}
     for name, facts in released["datasets"].items():
@@ -55,8 +66,9 @@ def test_every_released_dataset_is_known(golden: Path) -> None:
             assert list(spec.action_mask(7)) == facts["action_normalization_mask"], name
 
 
-def test_every_released_mixture_has_its_weights(golden: Path) -> None:
-    released = json.loads((golden / "data" / "oxe_datasets.json").read_text())["mixtures"]
+@LARGEST
+def test_every_released_mixture_has_its_weights(each_golden: Path) -> None:
+    released = json.loads((each_golden / "data" / "oxe_datasets.json").read_text())["mixtures"]
     for name, facts in released.items():
         entries = dict(reversed(facts["entries_in_order"]))  # of duplicates the first counts
         expected = {dataset: w for dataset, w in entries.items() if dataset not in facts["rejected_at_load"]}
@@ -65,8 +77,8 @@ def test_every_released_mixture_has_its_weights(golden: Path) -> None:
         assert mix == expected, name
 
 
-def test_without_its_first_step_bridge_is_as_released_and_with_it_as_octo_has_it(golden: Path) -> None:
-    arrays = np.load(golden / "data" / "bridge" / "golden_bridge.npz")
+def test_without_its_first_step_bridge_is_as_released_and_with_it_as_octo_has_it(each_golden: Path) -> None:
+    arrays = np.load(each_golden / "data" / "bridge" / "golden_bridge.npz")
     lengths = arrays["raw/train/traj_len"]
     octo, released = (arrays[f"{part}/train/EEF_state"] for part in ("octo_no_first_step_trim", "bridge_orig"))
     ends = np.cumsum([0, *lengths])
@@ -82,8 +94,8 @@ def test_without_its_first_step_bridge_is_as_released_and_with_it_as_octo_has_it
     np.testing.assert_array_equal(np.concatenate(trimmed), released)
 
 
-def test_euler_angles_as_released(golden: Path) -> None:
-    arrays = np.load(golden / "data" / "transforms" / "golden_units_A.npz")
+def test_euler_angles_as_released(each_golden: Path) -> None:
+    arrays = np.load(one(each_golden / "data" / "transforms", "golden_units_*.npz"))
     ours = euler_from_quaternion(arrays["quat_xyzw_to_euler/in"])
     np.testing.assert_allclose(ours, arrays["quat_xyzw_to_euler/out"], atol=1e-6, rtol=0)
 
@@ -116,19 +128,18 @@ def test_an_instruction_of_code_points_ends_at_the_first_zero() -> None:
     assert standardise("language_table", raw)["language_instruction"].tolist() == ["déjà 😀".encode(), b"a"]
 
 
-def test_standardising_leaves_its_input_alone(golden: Path) -> None:
-    for dataset in known_datasets():
-        for raw, _ in trajectories(golden, dataset):
-            before = {path: leaf.copy() for path, leaf in raw.items()}
-            standardise(dataset, nested(raw))
-            for path, leaf in before.items():
-                np.testing.assert_array_equal(raw[path], leaf)
-            break
+@pytest.mark.parametrize(("each_golden", "dataset"), cases(), indirect=["each_golden"])
+def test_standardising_leaves_its_input_alone(each_golden: Path, dataset: str) -> None:
+    raw, _ = next(trajectories(each_golden, dataset))
+    before = {path: leaf.copy() for path, leaf in raw.items()}
+    standardise(dataset, nested(raw))
+    for path, leaf in before.items():
+        np.testing.assert_array_equal(raw[path], leaf)
 
 
 @pytest.mark.parametrize(("unit", "function"), [("rel2abs", gripper.from_relative), ("binarize", gripper.binarise)])
-def test_gripper_conversions_as_released(golden: Path, unit: str, function) -> None:
-    arrays = np.load(golden / "data" / "transforms" / "golden_units_A.npz")
+def test_gripper_conversions_as_released(each_golden: Path, unit: str, function) -> None:
+    arrays = np.load(one(each_golden / "data" / "transforms", "golden_units_*.npz"))
     ends = np.cumsum([0, *arrays[f"{unit}/len"]])
     for start, end in pairwise(ends):
         given_, expected = arrays[f"{unit}/in"][start:end], arrays[f"{unit}/out"][start:end]
@@ -155,10 +166,12 @@ def test_gripper_conversions_are_involutions_or_projections(values: np.ndarray) 
 
 
 def test_unknown_names_come_with_the_nearest_and_the_list() -> None:
-    with pytest.raises(UnknownDatasetError, match=r"'bridge_orgi' \(did you mean 'bridge_orig'.*libero_goal_no_noops"):
+    with pytest.raises(
+        UnregisteredDatasetError, match=r"'bridge_orgi' \(did you mean 'bridge_orig'.*libero_goal_no_noops"
+    ):
         check_names(["bridge_dataset", "bridge_orgi"])
     check_names(["bridge_dataset", "mine"], described=["mine"])
-    with pytest.raises(UnknownDatasetError):
+    with pytest.raises(UnregisteredDatasetError):
         standardise("nothing like it", {})
 
 

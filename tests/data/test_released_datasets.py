@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from golden_sets import cases, one
 from released import normalised
 
 from openvla_lightning.data.filters import select
-from openvla_lightning.data.oxe import known_datasets
 from openvla_lightning.data.source.rlds import RLDS
 
 SCHEMES = {"quantile": "bounds_q99", "minmax": "bounds", "meanstd": "normal"}
@@ -21,27 +21,27 @@ OF_QUATERNIONS = {
     "iamlab_cmu_pickup_insert_converted_externally_to_rlds",
 }
 """Their Euler angles are equal to a unit in the last place; every other dataset's numbers are equal bit for bit."""
-
-NOT_AMONG_THEM = {"tabletop_pretrain", "tabletop_finetune", "tabletop_full", "bridge_dataset"}
+WITH_OTHER_IMAGES = {"bc_z", "droid", "berkeley_rpt_converted_externally_to_rlds"}
 
 
 @pytest.fixture(scope="module")
-def root(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(each_golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small datasets in every released schema."""
     folder = tmp_path_factory.mktemp("every")
-    with tarfile.open(golden / "data" / "transforms" / "synthetic_rlds_A.tar.gz") as archive:
+    with tarfile.open(one(each_golden / "data" / "transforms", "synthetic_rlds_*.tar.gz")) as archive:
         archive.extractall(folder, filter="data")
     return folder
 
 
 @pytest.fixture(scope="module")
-def manifest(golden: Path) -> dict[str, Any]:
+def manifest(each_golden: Path) -> dict[str, Any]:
     """What the released pipeline said of them."""
-    return json.loads((golden / "data" / "transforms" / "golden_transforms_A.manifest.json").read_text())["datasets"]
+    path = one(each_golden / "data" / "transforms", "golden_transforms_*.manifest.json")
+    return json.loads(path.read_text())["datasets"]
 
 
-@pytest.mark.parametrize("dataset", sorted(set(known_datasets()) - NOT_AMONG_THEM))
-def test_a_dataset_end_to_end(golden: Path, root: Path, manifest: dict[str, Any], dataset: str) -> None:
+@pytest.mark.parametrize(("each_golden", "dataset"), cases(on_disk=True), indirect=["each_golden"])
+def test_a_dataset_end_to_end(each_golden: Path, root: Path, manifest: dict[str, Any], dataset: str) -> None:
     facts, ulp = manifest[dataset], 1e-6 if dataset in OF_QUATERNIONS else 0
     source = RLDS(root, dataset)
     index, statistics = source.index, source.statistics
@@ -57,7 +57,7 @@ def test_a_dataset_end_to_end(golden: Path, root: Path, manifest: dict[str, Any]
         assert statistics.num_transitions == measured["num_transitions"]
         assert statistics.num_trajectories == measured["num_trajectories"]
     assert [index.splits[split] for split in index.split] == [t["split"] for t in facts["trajectories"]]
-    released = list(normalised(golden, dataset))
+    released = list(normalised(each_golden, dataset))
     yielded = [t for t in facts["trajectories"] if measured and t["split"] != "test"]
     assert len(released) == len(yielded)
     first = source.spec.drop_first
@@ -83,7 +83,11 @@ def images(source: RLDS) -> Iterator[bytes]:
                 yield encoded
 
 
-@pytest.mark.parametrize("dataset", ["bc_z", "droid", "berkeley_rpt_converted_externally_to_rlds"])
+@pytest.mark.parametrize(
+    ("each_golden", "dataset"),
+    [case for case in cases(on_disk=True) if set(case.values) & WITH_OTHER_IMAGES],
+    indirect=["each_golden"],
+)
 def test_the_images_of_a_dataset_are_where_the_index_says(root: Path, dataset: str) -> None:
     stored = list(images(RLDS(root, dataset)))
     assert stored

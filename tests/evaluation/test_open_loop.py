@@ -1,5 +1,6 @@
 """The check of acting against training: it passes on what agrees and names the stage that does not."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import torch
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.data import VLADataModule
 from openvla_lightning.data.source.synthetic import Synthetic
-from openvla_lightning.env.offline import TrainingSteps
+from openvla_lightning.env.recorded import TrainingSteps
 from openvla_lightning.evaluation.open_loop import StageError, check_open_loop, logged_accuracy
 from openvla_lightning.model import VLA
 from openvla_lightning.policy import Policy
 from openvla_lightning.processor import Processor
 from openvla_lightning.statistics import DatasetStatistics
+from openvla_lightning.types import Inputs, Observation
 
 TOWERS = {"tiny": {"id": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [8, 16, 16, 8]}}
 CONFIG: dict[str, Any] = {
@@ -102,12 +104,12 @@ def test_other_units_are_named(policy: Policy, env: TrainingSteps, tmp_path: Pat
 def test_other_words_are_named(
     policy: Policy, env: TrainingSteps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = Processor.__call__
+    inputs = Processor.inputs
 
-    def shouting(self: Processor, images: Any, words: list[str], **given: Any) -> dict[str, torch.Tensor]:
-        return call(self, images, [f"{w}!" for w in words], **given)
+    def shouting(self: Processor, observations: list[Observation], *given: Any) -> Inputs:
+        return inputs(self, [replace(seen, instruction=f"{seen.instruction}!") for seen in observations], *given)
 
-    monkeypatch.setattr(Processor, "__call__", shouting)
+    monkeypatch.setattr(Processor, "inputs", shouting)
     with pytest.raises(StageError, match="words"):
         check_open_loop(policy, env, tmp_path)
 
@@ -120,7 +122,7 @@ def test_a_decoder_of_its_own_mind_is_named(policy: Policy, env: TrainingSteps, 
 
 
 def env_targets(policy: Policy, env: TrainingSteps) -> torch.Tensor:
-    batches, _, _ = env.open(32, "quantile")
+    batches, _, _ = env.open(image_size=32, normalisation="quantile")
     actions = policy.processor.collate(next(iter(batches))).actions
     return policy.processor.action_head.encode(actions)
 

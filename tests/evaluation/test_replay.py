@@ -10,7 +10,7 @@ import pytest
 
 from openvla_lightning import demonstrations
 from openvla_lightning.data.source.rlds import RLDS
-from openvla_lightning.env.replay import Recorded, Replay
+from openvla_lightning.env.recorded import RecordedEpisode, Replay
 from openvla_lightning.env.tabletop import Tabletop
 from openvla_lightning.evaluation.open_loop import StageError
 from openvla_lightning.evaluation.replay import check_replay
@@ -82,10 +82,10 @@ def test_the_stage_that_differs_is_named(
 
 def test_episodes_that_do_not_say_where_they_began_are_refused() -> None:
     with pytest.raises(ValueError, match=r"episode_metadata/task, seed.*open_loop"):
-        Recorded({"steps": {}}, bytes, Path("bridge"))  # type: ignore[arg-type]
+        RecordedEpisode({"steps": {}}, bytes, Path("bridge"))  # type: ignore[arg-type]
     about = {"task": b"lift", "seed": 1}
     with pytest.raises(ValueError, match="earlier version"):
-        Recorded({"episode_metadata": about, "steps": {}}, bytes, Path("data/tabletop/1.0.0"))  # type: ignore[arg-type]
+        RecordedEpisode({"episode_metadata": about, "steps": {}}, bytes, Path("data/tabletop/1.0.0"))  # type: ignore[arg-type]
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:

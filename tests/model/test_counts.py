@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from golden_sets import LARGEST
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from openvla_lightning import VLA
+from openvla_lightning.checkpoint.architecture import released_config
 from openvla_lightning.model.llm import CausalLM
 from openvla_lightning.model.projector import MLP, FusedMLP, Projector
-from openvla_lightning.model.released import released_config
 from openvla_lightning.model.vision_backbone import VisionBackbone
 from openvla_lightning.strategy import LoRA, TrainOnly
 
@@ -51,35 +52,51 @@ def counts(vla: VLA) -> tuple[int, int]:
     return sum(p.numel() for p in everything), sum(p.numel() for p in everything if p.requires_grad)
 
 
+@LARGEST
 @pytest.mark.parametrize(("build", "variant"), [(fused, "openvla-7b"), (siglip_only, "siglip-only")])
-def test_names_and_shapes_are_the_released_ones(golden: Path, build: Callable[[], VLA], variant: str) -> None:
-    variants = json.loads((golden / "model" / "openvla7b_hf_keys.json").read_text())["variants"]
+def test_names_and_shapes_are_the_released_ones(each_golden: Path, build: Callable[[], VLA], variant: str) -> None:
+    variants = json.loads((each_golden / "model" / "openvla7b_hf_keys.json").read_text())["variants"]
     expected = next(v for k, v in variants.items() if k.startswith(variant))["keys"]
     ours = {name: list(tensor.shape) for name, tensor in build().state_dict().items()}
     assert ours == {name: entry["shape"] for name, entry in expected.items()}
 
 
-@pytest.mark.parametrize(
-    ("parts", "of_fused", "of_siglip_only"),
-    [
-        (ALL, 7_541_237_184, 7_188_124_608),
-        (["projector", "llm"], 6_810_325_504, 6_760_443_904),
-        (["vision_backbone", "projector", *LAST], 1_267_348_928, 914_236_352),
-        (LAST, 465_051_648, 465_051_648),
-    ],
-)
-def test_trainable_parameters_of_partial_strategies(parts: list[str], of_fused: int, of_siglip_only: int) -> None:
-    for build, total, learning in ((fused, 7_541_237_184, of_fused), (siglip_only, 7_188_124_608, of_siglip_only)):
-        vla = build()
+STAGES = {
+    "vla-full-train": ALL,
+    "vla-train": ["projector", "llm"],
+    "vla-sandwich-train": ["vision_backbone", "projector", *LAST],
+    "vla-last-layer-train": LAST,
+    "align": ["projector"],
+}
+"""Stages of the released training -> what learns."""
+
+
+@LARGEST
+@pytest.mark.parametrize(("build", "variant"), [(fused, "fused"), (siglip_only, "siglip_only")])
+def test_trainable_parameters_of_partial_strategies(each_golden: Path, build: Callable[[], VLA], variant: str) -> None:
+    released = json.loads((each_golden / "model" / "lora_and_trainable_counts.json").read_text())["native_stages"][
+        variant
+    ]
+    vla = build()
+    for stage, parts in STAGES.items():
+        vla.requires_grad_(True)
         TrainOnly(parts).apply(vla)
-        assert counts(vla) == (total, learning)
+        assert counts(vla) == (released[stage]["total"], released[stage]["trainable"]), stage
 
 
-@pytest.mark.parametrize(
-    ("rank", "of_fused", "of_siglip_only"), [(32, 110_828_288, 97_603_968), (64, 221_656_576, 195_207_936)]
-)
-def test_trainable_parameters_of_lora(rank: int, of_fused: int, of_siglip_only: int) -> None:
-    for build, learning in ((fused, of_fused), (siglip_only, of_siglip_only)):
+OF_ADAPTERS = {32: (110_828_288, 97_603_968), 64: (221_656_576, 195_207_936)}
+"""Rank -> parameters that learn, of the fused model and of the one with SigLIP alone."""
+
+
+def test_trainable_parameters_of_released_adapters(each_golden: Path) -> None:
+    released = json.loads((each_golden / "model" / "lora_and_trainable_counts.json").read_text())["lora"]
+    for rank, expected in OF_ADAPTERS.items():
+        assert expected == tuple(released[f"{variant}_r{rank}"]["trainable"] for variant in ("fused", "siglip_only"))
+
+
+@pytest.mark.parametrize("rank", OF_ADAPTERS)
+def test_trainable_parameters_of_lora(rank: int) -> None:
+    for build, learning in zip((fused, siglip_only), OF_ADAPTERS[rank], strict=True):
         vla = build()
         with torch.device("meta"):
             LoRA(rank).apply(vla)
@@ -155,8 +172,9 @@ def test_every_llm_builds_and_sets_action_ids_apart(name: str) -> None:
     assert max(specials) < arguments["architecture"]["vocab_size"]
 
 
-def test_a_new_model_writes_the_released_config(golden: Path) -> None:
-    variants = json.loads((golden / "model" / "openvla7b_hf_keys.json").read_text())["variants"]
+@LARGEST
+def test_a_new_model_writes_the_released_config(each_golden: Path) -> None:
+    variants = json.loads((each_golden / "model" / "openvla7b_hf_keys.json").read_text())["variants"]
     expected = next(v for k, v in variants.items() if k.startswith("openvla-7b"))
     ours = released_config(fused().config, {}, torch.bfloat16)
     text = ours.pop("text_config")

@@ -9,10 +9,11 @@ from test_vla import left_padded
 from torch import Tensor
 
 from openvla_lightning.model import VLA
-from openvla_lightning.model.decoding import Choice
+from openvla_lightning.model.decoding import Sampling
 from openvla_lightning.model.static_decoding import StaticDecoder
 from openvla_lightning.quantisation import Quantisation
 from openvla_lightning.strategy import LoRA
+from openvla_lightning.types import Inputs
 
 ACTIONS = (512, 768)
 
@@ -31,6 +32,14 @@ def prompts(rows: int = 3) -> dict[str, Tensor]:
     ids[:, 0] = 1
     pixels = torch.randint(0, 256, (rows, 3, 56, 56), generator=generator, dtype=torch.uint8)
     return {"pixels": pixels, "input_ids": ids.where(mask, 0), "attention_mask": mask}
+
+
+def of(given: dict[str, Tensor]) -> Inputs:
+    """As a processor would hand them over."""
+    ids = given["input_ids"]
+    return Inputs(
+        pixel_values=given["pixels"], input_ids=ids, attention_mask=given["attention_mask"], places=ids[:, :0]
+    )
 
 
 def plainly(vla: VLA, given: dict[str, Tensor], **choice: Any) -> Tensor:
@@ -73,11 +82,11 @@ def test_it_writes_what_the_plain_way_writes(config: dict[str, Any], build: Call
     expected = plainly(vla, given)
     assert len(torch.unique(expected, dim=0)) > 4, "the rows should differ, or this shows nothing"
     decoder = StaticDecoder(vla, floats)
-    assert torch.equal(decoder(**given), expected)
+    assert torch.equal(decoder(of(given)), expected)
     left = left_padded(given)
-    assert torch.equal(decoder(**left), expected)
+    assert torch.equal(decoder(of(left)), expected)
     singles = [{name: tensor[row : row + 1] for name, tensor in left.items()} for row in range(8)]
-    alone = torch.cat([decoder(**single) for single in singles])
+    alone = torch.cat([decoder(of(single)) for single in singles])
     assert torch.equal(alone, torch.cat([plainly(vla, single) for single in singles]))
     if kind != "int8":  # which looks for outliers in the whole batch
         assert torch.equal(alone, expected)
@@ -92,7 +101,7 @@ def test_one_tower_is_enough(config: dict[str, Any], build: Callable[..., VLA]) 
         input_ids=given["input_ids"],
         attention_mask=given["attention_mask"],
     )
-    assert torch.equal(StaticDecoder(vla, lambda pixels: floats(pixels)[:, :3])(**given), ids)
+    assert torch.equal(StaticDecoder(vla, lambda pixels: floats(pixels)[:, :3])(of(given)), ids)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +117,7 @@ def test_one_tower_is_enough(config: dict[str, Any], build: Callable[..., VLA]) 
 def test_every_family_decodes(config: dict[str, Any], build: Callable[..., VLA], architecture: dict[str, Any]) -> None:
     config["llm"]["architecture"] |= {"head_dim": 16} | architecture
     vla, given = build(config), prompts()
-    assert torch.equal(StaticDecoder(vla, floats)(**given), plainly(vla, given))
+    assert torch.equal(StaticDecoder(vla, floats)(of(given)), plainly(vla, given))
 
 
 @pytest.mark.slow
@@ -118,7 +127,7 @@ def test_compiled_it_writes_the_same(config: dict[str, Any], build: Callable[...
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     for rows in (3, 4):  # one shape: three rows are padded to four
-        assert torch.equal(decoder(**prompts(rows)), plainly(vla, prompts(rows)))
+        assert torch.equal(decoder(of(prompts(rows))), plainly(vla, prompts(rows)))
     # the prompt, and the ids after it: each for all layers and steps at once
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
@@ -132,7 +141,7 @@ def test_what_cannot_be_captured_is_run(
     monkeypatch.setattr(StaticDecoder, "_capture", fail)
     decoder = StaticDecoder(vla, floats, graph=True)
     for _ in range(2):
-        assert torch.equal(decoder(**prompts(3)), plainly(vla, prompts(3)))
+        assert torch.equal(decoder(of(prompts(3))), plainly(vla, prompts(3)))
     assert [record.getMessage() for record in caplog.records] == [
         "No CUDA graphs, so actions take longer: operation not permitted when stream is capturing"
     ]
@@ -143,9 +152,9 @@ def test_the_restricted_head_is_the_whole_one_where_that_chooses_actions(
     config: dict[str, Any], build: Callable[..., VLA], kind: str
 ) -> None:
     vla, given = MODELS[kind](build(config)), prompts(8)
-    choice = Choice(within=ACTIONS)
+    choice = Sampling(within=ACTIONS)
     ids = plainly(vla, given, choice=choice)
-    assert torch.equal(StaticDecoder(vla, floats, choice)(**given), ids)
+    assert torch.equal(StaticDecoder(vla, floats, choice)(of(given)), ids)
     assert ((ids >= 512) & (ids < 768)).all()
     whole = plainly(vla, given)
     assert (whole != ids).any(), "an untrained model chooses other words, too"
@@ -157,22 +166,22 @@ def test_the_restricted_head_is_the_whole_one_where_that_chooses_actions(
 @pytest.mark.parametrize("within", [None, ACTIONS])
 def test_drawing_follows_the_seed(config: dict[str, Any], build: Callable[..., VLA], within: Any) -> None:
     vla, given = build(config), prompts(8)
-    choice = Choice(temperature=0.7, top_k=20, within=within)
+    choice = Sampling(temperature=0.7, top_k=20, within=within)
 
     def seeded(seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
     expected = plainly(vla, given, choice=choice, generator=seeded(1))
     decoder = StaticDecoder(vla, floats, choice)
-    assert torch.equal(decoder(**given, generator=seeded(1)), expected)
-    assert (decoder(**given, generator=seeded(2)) != expected).any()
-    one = StaticDecoder(vla, floats, Choice(temperature=0.7, top_k=1))(**given, generator=seeded(3))
+    assert torch.equal(decoder(of(given), generator=seeded(1)), expected)
+    assert (decoder(of(given), generator=seeded(2)) != expected).any()
+    one = StaticDecoder(vla, floats, Sampling(temperature=0.7, top_k=1))(of(given), generator=seeded(3))
     assert torch.equal(one, plainly(vla, given)), "the most likely of one is the most likely"
 
 
 def test_draws_have_the_models_probabilities(vla: VLA) -> None:
     hidden = torch.randn(1, vla.llm.dim, generator=torch.Generator().manual_seed(0)).expand(20_000, -1)
-    choice = Choice(temperature=2.0, top_k=3, within=(512, 520))
+    choice = Sampling(temperature=2.0, top_k=3, within=(512, 520))
     noise = choice.noise(vla.llm, len(hidden), 1, torch.Generator().manual_seed(0))
     assert noise is not None
     drawn = choice.ids(vla.llm, hidden, noise[:, 0])
@@ -184,11 +193,11 @@ def test_draws_have_the_models_probabilities(vla: VLA) -> None:
 
 def test_stages_are_clocked_in_order(vla: VLA) -> None:
     heard: list[str] = []
-    StaticDecoder(vla, floats)(**prompts(), clock=heard.append)
+    StaticDecoder(vla, floats)(of(prompts()), clock=heard.append)
     assert heard == ["copy", "vision", "prefill", "decode"]
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": 0}, {"within": (5, 5)}])
 def test_mistakes_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Choice(**wrong)
+        Sampling(**wrong)

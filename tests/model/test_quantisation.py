@@ -14,8 +14,8 @@ from written import train_a_little, write_ckpt
 
 from openvla_lightning import VLA
 from openvla_lightning.action_head import TokenHead
+from openvla_lightning.checkpoint.export import export, quantisation_gap, trained_quantisation
 from openvla_lightning.model.checkpoint import load_vla, load_weights
-from openvla_lightning.model.export import export, quantisation_gap, trained_quantisation
 from openvla_lightning.module import VLAModule
 from openvla_lightning.optim import AdamW
 from openvla_lightning.policy import Policy
@@ -275,7 +275,7 @@ def test_a_format_for_acting_alone_is_not_trained_on(config: dict[str, Any]) -> 
     processor = Processor(TokenHead(), tokenizer="tiny", image_size=56, means=[[0.5] * 3] * 2, stds=[[0.5] * 3] * 2)
     with pytest.raises(ValueError, match="acting alone"):
         VLAModule(
-            model=lambda: VLA.from_config(config),
+            model=lambda **parts: VLA.from_config(config),
             strategy=LoRA(rank=2),
             optim=AdamW(lr=1e-3),
             processor=processor,

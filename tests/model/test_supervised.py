@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from openvla_lightning.action_head import TextHead, TokenHead
 from openvla_lightning.model import VLA
 from openvla_lightning.processor import ChatProcessor, Processor
-from openvla_lightning.types import IGNORE_INDEX, Batch, Conversation, Step
+from openvla_lightning.types import IGNORE_INDEX, Batch, Conversation, Observation, Prediction, Step
 
 MEANS = STDS = [[0.5] * 3] * 2
 WAITS = {"aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.is_nonzero"}
@@ -32,7 +33,7 @@ def robot(rows: int, chunk: int, dim: int) -> tuple[TokenHead, Batch]:
     head = TokenHead(vocab_size=768)
     actions = np.random.default_rng(rows).uniform(-1, 1, (rows, chunk, dim)).astype(np.float32)
     steps = [
-        Step({"primary": np.full((56, 56, 3), 40 * row, np.uint8)}, WORDS[row % 3], actions[row], "toy")
+        Step(Observation({"primary": np.full((56, 56, 3), 40 * row, np.uint8)}, WORDS[row % 3]), actions[row], "toy")
         for row in range(rows)
     ]
     return head, Processor(head, image_size=56, means=MEANS, stds=STDS).collate(steps)
@@ -44,36 +45,42 @@ def chat(turns: list[list[tuple[str, str]]]) -> tuple[TokenHead, Batch]:
     return head, ChatProcessor(head, image_size=56, means=MEANS, stds=STDS).collate(talks)
 
 
-def run(vla: VLA, head: TokenHead, batch: Batch, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+def run(vla: VLA, head: TokenHead, batch: Batch) -> tuple[Tensor, Prediction]:
     pixels = batch.pixel_values.float().div(255).repeat(1, 2, 1, 1)
-    output = vla(pixel_values=pixels, input_ids=batch.input_ids, **options)
-    correct, other = head.score(output, batch)
-    return head.loss(output, batch), correct, other
+    return head.loss(vla, replace(batch, pixel_values=pixels))
+
+
+def run_whole(vla: VLA, head: TokenHead, batch: Batch) -> tuple[Tensor, Prediction]:
+    """The same from the logits of all positions, under a mask."""
+    pixels = batch.pixel_values.float().div(255).repeat(1, 2, 1, 1)
+    output = vla(pixel_values=pixels, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    every = torch.arange(batch.input_ids.shape[1] - 1).expand(len(batch), -1)
+    logits = output.next_token_logits
+    return head.criterion(logits, batch.labels[:, 1:]), head.prediction(logits, replace(batch, places=every))
 
 
 def learnt_is_all_that_counts(vla: VLA, head: TokenHead, batch: Batch) -> None:
     """Loss, gradients and metrics of supervised positions are those of all logits under a mask."""
     found = []
-    for options in ({"places": batch.supervised}, {"attention_mask": batch.attention_mask}):
+    for way in (run, run_whole):
         vla.zero_grad()
-        loss, correct, other = run(vla, head, batch, **options)
+        loss, prediction = way(vla, head, batch)
         loss.backward()
         gradients = torch.cat([p.grad.flatten() for p in vla.parameters() if p.grad is not None])
-        found.append(
-            (loss.detach(), gradients, (correct & other).sum() if other.dtype == torch.bool else correct, other)
-        )
-    (loss, gradients, correct, other), (whole_loss, whole_gradients, whole_correct, whole_other) = found
+        metrics = head.metrics(["toy", "chat"])
+        metrics.update(prediction, batch)
+        found.append((loss.detach(), gradients, metrics.compute()))
+    (loss, gradients, values), (whole_loss, whole_gradients, whole_values) = found
     torch.testing.assert_close(loss, whole_loss, rtol=1e-6, atol=1e-6)
     assert (gradients - whole_gradients).norm() < 1e-5 * whole_gradients.norm()
-    assert torch.equal(correct, whole_correct)
-    torch.testing.assert_close(other.sum(), whole_other.sum())
+    torch.testing.assert_close(values, whole_values)
 
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 4), chunk=st.integers(1, 2), dim=st.integers(1, 7))
 def test_supervised_positions_learn_as_all_positions_do(model: VLA, rows: int, chunk: int, dim: int) -> None:
     head, batch = robot(rows, chunk, dim)
-    assert batch.supervised.shape == (rows, chunk * dim + 1), "one number for all rows, whatever is said"
+    assert batch.places.shape == (rows, chunk * dim + 1), "one number for all rows, whatever is said"
     learnt_is_all_that_counts(model, head, batch)
 
 
@@ -81,7 +88,7 @@ def test_supervised_positions_learn_as_all_positions_do(model: VLA, rows: int, c
 @given(st.lists(st.lists(st.tuples(*[st.sampled_from(WORDS)] * 2), min_size=1, max_size=2), min_size=1, max_size=3))
 def test_answers_of_any_length_learn_as_all_positions_do(model: VLA, turns: list[list[tuple[str, str]]]) -> None:
     head, batch = chat(turns)
-    assert batch.supervised.shape[1] == (batch.labels != IGNORE_INDEX).sum(1).max()
+    assert batch.places.shape[1] == (batch.labels != IGNORE_INDEX).sum(1).max()
     learnt_is_all_that_counts(model, head, batch)
 
 
@@ -89,7 +96,7 @@ def test_no_logits_of_anything_else_are_made(model: VLA) -> None:
     head, batch = robot(3, 1, 7)
     shapes = []
     hook = model.llm.lm_head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
-    run(model, head, batch, places=batch.supervised)
+    run(model, head, batch)
     hook.remove()
     assert shapes == [(3, 8, 832)]
 
@@ -142,9 +149,9 @@ def test_a_step_with_its_metrics_never_waits_for_the_device(model: VLA) -> None:
     for head, batch in (robot(3, 1, 7), chat([[("what?", "this")], [("and?", "that and that")]])):
         metrics = head.metrics(["chat", "toy"])
         with Waiting() as waiting:
-            loss, correct, other = run(model, head, batch, places=batch.supervised)
+            loss, prediction = run(model, head, batch)
             loss.backward()
-            metrics.update(correct, other, batch.dataset_names)
+            metrics.update(prediction, batch)
         assert not waiting.found
         with Waiting() as waiting:
             bool(loss > 0)
@@ -153,7 +160,7 @@ def test_a_step_with_its_metrics_never_waits_for_the_device(model: VLA) -> None:
 
 def test_batches_keep_their_supervised_positions_when_cut_and_moved() -> None:
     _, batch = chat([[("what?", "this")], [("and?", "that and that")]])
-    assert torch.equal(batch.rows(0, 1).supervised, batch.supervised[:1])
-    assert torch.equal(batch.to("cpu").supervised, batch.supervised)
-    learnt = batch.labels[:, 1:].gather(1, batch.supervised) != IGNORE_INDEX
+    assert torch.equal(batch.rows(0, 1).places, batch.places[:1])
+    assert torch.equal(batch.to("cpu").places, batch.places)
+    learnt = batch.labels[:, 1:].gather(1, batch.places) != IGNORE_INDEX
     assert torch.equal(learnt.sum(1), (batch.labels[:, 1:] != IGNORE_INDEX).sum(1))

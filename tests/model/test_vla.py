@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from openvla_lightning.checkpoint.format import CheckpointError
+from openvla_lightning.checkpoint.load import check_image_matters
 from openvla_lightning.model import VLA
-from openvla_lightning.model.checkpoint import CheckpointError
-from openvla_lightning.model.guard import check_image_matters
 from openvla_lightning.types import IGNORE_INDEX
 
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 
-from openvla_lightning.parameters import count
+from openvla_lightning.model.parameters import count
 from openvla_lightning.quantisation import Quantisation
 from openvla_lightning.report.__main__ import main
 from openvla_lightning.report.results import Episode, Results

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from openvla_lightning.model import VLA
-from openvla_lightning.strategy import LoRA, TrainOnly, from_config
+from openvla_lightning.strategy import LoRA, TrainOnly, from_config, to_config
 from openvla_lightning.strategy.lora import merge
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -172,7 +172,7 @@ def test_named_targets_and_parts_in_full(vla: VLA) -> None:
     "strategy", [TrainOnly(["projector"]), LoRA(rank=3, targets=["q_proj"], dropout=0.1, also_train=["projector"])]
 )
 def test_a_checkpoint_rebuilds_the_strategy(strategy: TrainOnly | LoRA) -> None:
-    again = from_config(strategy.config)
+    again = from_config(to_config(strategy))
     assert type(again) is type(strategy)
     assert again.config == strategy.config
 

@@ -11,8 +11,8 @@ from rich.progress import track
 from openvla_lightning.data.report.facts import Facts, Selection, gather
 from openvla_lightning.data.report.pictures import draw_actions, draw_contact_sheet, draw_lengths
 from openvla_lightning.data.report.verdict import remarks, verdict
-from openvla_lightning.page import escape, write_page
-from openvla_lightning.tables import Rows, markdown, table
+from openvla_lightning.report.page import escape, write_page
+from openvla_lightning.report.tables import Rows, markdown, table
 
 SHOWN = 20
 
@@ -129,6 +129,7 @@ def _facts(facts: Facts) -> list[str]:
         f"{words.distinct:,} instructions; {words.distinct_loosely:,} without regard to case, spaces and full stops.",
         f"- **Copies:** {copies.copies:,} of {copies.trained:,} trajectories repeat the actions of another one; "
         f"{copies.leaked:,} of the {copies.held_out:,} held out are also trained on.",
+        *(f"- **Files:** {escape(remark)}." for remark in facts.remarks),
     ]
 
 

@@ -1,17 +1,18 @@
 """array_record files, read by record number: their bytes are compressed, or else cut through by block headers."""
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from openvla_lightning.data.source.open_files import OPEN
 from openvla_lightning.data.source.records import BadShardError
 
 SPAN = 2**32
 """A place in a file is the number of a record times this, and the offset inside the record."""
 
-OPEN_FILES = 64
+WEIGHT = 4
+"""A reader costs about as much as this many open files: buffers and a thread of its own."""
 
 _reading_process: int | None = None
 """The process that first read a file; what its library keeps is broken in processes forked from it."""
@@ -32,10 +33,9 @@ def is_array_record(name: str) -> bool:
 
 
 class ArrayRecords:
-    """Reads single records; keeps the last files open, and the last record, as a step's cameras share one."""
+    """Reads single records; keeps files open within the process's budget, and the last record for its other cameras."""
 
     def __init__(self) -> None:
-        self._readers: OrderedDict[Path, Any] = OrderedDict()
         self._last: tuple[tuple[Path, int] | None, bytes] = None, b""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -54,12 +54,12 @@ class ArrayRecords:
         number, begin = divmod(place, SPAN)
         _check_not_forked()
         if self._last[0] != (path, number):
-            reader = self._readers.pop(path, None) or _open(path)
-            self._last = (path, number), _record(reader, path, number)
-            if keep:
-                self._readers[path] = reader
-            if not keep or len(self._readers) > OPEN_FILES:
-                (reader if not keep else self._readers.popitem(last=False)[1]).close()
+            reader = OPEN.get(("array_record", path), lambda: _open(path), _close, WEIGHT) if keep else _open(path)
+            try:
+                self._last = (path, number), _record(reader, path, number)
+            finally:
+                if not keep:
+                    reader.close()
         return self._last[1][begin : begin + length]
 
 
@@ -98,6 +98,11 @@ def _open(path: Path) -> Any:
         return ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
     except RuntimeError as error:
         raise BadShardError(f"{path} is damaged: {error}.") from error
+
+
+def _close(reader: Any) -> None:
+    if _reading_process == os.getpid():  # in a forked process nothing of it can be used, not even its end
+        reader.close()
 
 
 def _record(reader: Any, path: Path, number: int) -> bytes:

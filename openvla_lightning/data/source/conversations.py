@@ -1,9 +1,11 @@
 """Conversations about images in LLaVA's JSON layout, and robot demonstrations as such conversations."""
 
 import json
+import logging
+import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from openvla_lightning.data.source import Source
 from openvla_lightning.types import Conversation
+
+log = logging.getLogger(__name__)
 
 QUESTION = "What is the robot told to do?"
 SPEAKERS = ("human", "gpt")
@@ -46,10 +50,20 @@ class Conversations:
         name: what metrics call it.
         path: the JSON file.
         image_root: folder that the images' paths are relative to.
+        missing_images: what to do with conversations whose image is not there: `error` stops before training and lists
+            the first ones, `skip` leaves them out and counts them.
+
+    Raises:
+        ValueError: `missing_images` is neither.
     """
 
-    def __init__(self, name: str, path: str | Path, image_root: str | Path) -> None:
-        self.name, self.path, self.image_root = name, Path(path), Path(image_root)
+    def __init__(
+        self, name: str, path: str | Path, image_root: str | Path, missing_images: Literal["error", "skip"] = "error"
+    ) -> None:
+        if missing_images not in ("error", "skip"):
+            raise ValueError(f"data.source.missing_images={missing_images}: choose error or skip")
+        self.name, self.path, self.image_root = name, Path(path).expanduser(), Path(image_root).expanduser()
+        self.missing_images = missing_images
 
     def missing(self) -> str | None:
         """What is missing and where to get it; None when all is there."""
@@ -62,7 +76,13 @@ class Conversations:
         )
 
     def prepare(self) -> None:
-        """Nothing is kept on disk."""
+        """Read the file and look for every image; nothing is kept on disk.
+
+        Raises:
+            ValueError: the file holds something else than conversations, or none that has its image.
+            FileNotFoundError: images are not there, and `missing_images` is `error`.
+        """
+        _ = self._entries
 
     def __len__(self) -> int:
         return len(self.with_image)
@@ -84,14 +104,37 @@ class Conversations:
             raise ValueError(f"{self.path} is not JSON: {error}") from error
         if not isinstance(entries, list) or not entries:
             raise ValueError(f"{self.path} holds no list of conversations")
-        texts = [
-            json.dumps(_checked(entry, place, self.path), ensure_ascii=False).encode()
-            for place, entry in enumerate(entries)
-        ]
+        entries = self._with_their_images([_checked(entry, place, self.path) for place, entry in enumerate(entries)])
+        texts = [json.dumps(entry, ensure_ascii=False).encode() for entry in entries]
         with_image = np.array(["image" in entry for entry in entries])
-        if first := next((entry for entry in entries if "image" in entry), None):
-            self._image(first["image"])  # a wrong folder shows before training starts
         return b"".join(texts), with_image, np.cumsum([0, *map(len, texts)])
+
+    def _with_their_images(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those entries whose image is there, or that need none; folders are listed once, as files may be a million."""
+        listed: dict[Path, set[str]] = {}
+        absent: list[int] = []
+        for place, entry in enumerate(entries):
+            if "image" in entry:
+                path = self.image_root / entry["image"]
+                if path.parent not in listed:
+                    listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+                if path.name not in listed[path.parent]:
+                    absent.append(place)
+        if not absent:
+            return entries
+        few = ", ".join(f"{entries[place]['image']} (entry {place})" for place in absent[:3])
+        problem = f"{self.path.name}: {len(absent):,} of {len(entries):,} conversations name an image that is not in "
+        problem += f"{self.image_root}, the first {few}"
+        if self.missing_images == "error":
+            raise FileNotFoundError(
+                f"{problem}. Say where they are (data.source.image_root=...), or leave such conversations out with "
+                "data.source.missing_images=skip"
+            )
+        if len(absent) == len(entries):
+            raise ValueError(f"{problem}: none is left")
+        log.warning(f"{problem}; they are left out")
+        gone = set(absent)
+        return [entry for place, entry in enumerate(entries) if place not in gone]
 
     def read(self, place: int, number: int) -> Conversation:
         """The conversation at a place.

@@ -1,19 +1,21 @@
 """What training needs of a dataset besides pixels, as memory-mapped arrays; and where the pixels are."""
 
+import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from tempfile import NamedTemporaryFile, mkdtemp
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 3
+from openvla_lightning.runtime.files import readable, user_caches, writable, write_json, written_whole
+
+VERSION = 4
 ARRAYS = ("action", "proprio", "bounds", "split", "instruction", "shards", "sizes")
 WORDS = ("splits", "instructions", "files", "skipped")
 
@@ -28,9 +30,9 @@ class Index:
         bounds: int64 [K + 1]; trajectory k holds the steps bounds[k] .. bounds[k + 1].
         split: int16 [K], the place of each trajectory's split in `splits`.
         instruction: int32 [N], the place of each step's instruction in `instructions`.
-        images: role -> int64 [N, 3]: place of the file in `files`, byte offset (in array_record files: of record r from
-            r * array_records.SPAN on), length of the encoded image; length 0
-            stands for a black one.
+        images: role -> int64 [N, 3]: place of the file in `files`, position, and length of the encoded image; length 0
+            means a black image. The position is a byte offset, or in array_record files
+            `record number * SPAN + offset in the record`.
         splits, instructions, files: what the numbers point to.
         shards: int64 [F + 1]; the images of the steps shards[f] .. shards[f + 1] lie in file f.
         sizes: int64 [F], bytes of each file.
@@ -67,22 +69,32 @@ class Index:
         """int32 [N]: which trajectory each step belongs to."""
         return np.repeat(np.arange(self.num_trajectories, dtype=np.int32), np.diff(self.bounds))
 
-    def save(self, folder: Path, **files: str) -> None:
-        """Write everything to `folder` at once: nobody ever sees half an index."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        for name in (*ARRAYS, "trajectory"):
-            np.save(partial / f"{name}.npy", getattr(self, name))
-        for role, places in self.images.items():
-            np.save(partial / f"image_{role}.npy", places)
-        words: dict[str, Any] = {name: getattr(self, name) for name in WORDS}
-        (partial / "index.json").write_text(json.dumps(words | {"cameras": list(self.images)}, ensure_ascii=False))
-        for name, content in files.items():
-            (partial / f"{name}.json").write_text(content)
-        try:
-            partial.replace(folder)
-        except OSError:  # somebody else was faster; theirs is the same
-            shutil.rmtree(partial)
+    def where(self, step: int) -> str:
+        """Where a step lies, in words: its trajectory, its place in it, and the file."""
+        trajectory = int(self.trajectory[step])
+        shard = int(np.searchsorted(self.shards, step, side="right")) - 1
+        file = f" of {self.files[shard]}" if self.files else ""
+        return f"trajectory {trajectory}, step {step - self.bounds[trajectory]}{file}"
+
+    def save(self, folder: Path, arrays: Mapping[str, NDArray[Any]] | None = None, /, **files: str) -> None:
+        """Write everything to `folder` at once, with more arrays and texts.
+
+        Nobody ever sees half an index, and a disk that is full keeps none.
+
+        Raises:
+            OSError: it cannot be written; the message names `folder`.
+        """
+        with suppress(FileExistsError), written_whole(folder, folder=True) as beside:  # somebody faster wrote the same
+            for name in (*ARRAYS, "trajectory"):
+                np.save(beside / f"{name}.npy", getattr(self, name))
+            for name, array in (arrays or {}).items():
+                np.save(beside / f"{name}.npy", array)
+            for role, places in self.images.items():
+                np.save(beside / f"image_{role}.npy", places)
+            words: dict[str, Any] = {name: getattr(self, name) for name in WORDS}
+            (beside / "index.json").write_text(json.dumps(words | {"cameras": list(self.images)}, ensure_ascii=False))
+            for name, content in files.items():
+                (beside / f"{name}.json").write_text(content)
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -102,15 +114,15 @@ class Index:
         """
         if self.folder is None or not os.access(self.folder, os.W_OK):
             return steps
-        with NamedTemporaryFile(dir=self.folder, delete=False) as file:
+        path = self.folder / f"{name}.npy"
+        with written_whole(path) as beside, beside.open("wb") as file:
             np.save(file, steps)
-        Path(file.name).replace(self.folder / f"{name}.npy")
-        save_json(self.folder / f"{name}.json", facts)
-        return _mapped(self.folder / f"{name}.npy")
+        write_json(self.folder / f"{name}.json", facts)
+        return _mapped(path)
 
     def kept(self, name: str) -> tuple[NDArray[np.int32], dict[str, Any]] | None:
         """What was put under `name`, if anything was."""
-        if self.folder is None or not (self.folder / f"{name}.json").exists():
+        if self.folder is None or not readable(self.folder / f"{name}.json"):
             return None
         return _mapped(self.folder / f"{name}.npy"), json.loads((self.folder / f"{name}.json").read_text())
 
@@ -119,22 +131,34 @@ class Index:
         return (Index.open, (self.folder,)) if self.folder else object.__reduce__(self)
 
 
-def save_json(path: Path, content: Any) -> None:
-    """Write `content` to `path` at once."""
-    with NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(content, file, indent=1)
-    Path(file.name).replace(path)
-
-
 def _mapped(path: Path) -> NDArray[Any]:
     array = np.load(path, mmap_mode="r")
     return array.view(np.ndarray) if array.size else np.asarray(array)
 
 
-def cache_folder(dataset: Path, name: str) -> Path:
-    """Where to keep the index of the dataset in folder `dataset`: inside it, or in the user's cache when read-only."""
+def home_of(key: str, dataset: Path, name: str, cache_dir: Path | None = None) -> Path:
+    """Where the index called `key` of a dataset is, or where one can be put: in the dataset's folder, or in a cache.
+
+    Args:
+        key: what the index depends on.
+        dataset: the folder of the dataset's version.
+        name: the dataset's name.
+        cache_dir: a cache to use instead of the user's.
+
+    Raises:
+        PermissionError: it is nowhere, and nothing can be written anywhere.
+    """
     beside = dataset / ".openvla_lightning"
-    if beside.is_dir() or os.access(dataset, os.W_OK):
-        return beside
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "openvla_lightning" / name / dataset.name
+    own = f"{dataset.name}_{hashlib.sha256(str(dataset.resolve()).encode()).hexdigest()[:8]}"  # of this very folder
+    caches = [cache / name / own for cache in ([cache_dir] if cache_dir is not None else user_caches())]
+    for folder in (beside, *caches):
+        if readable(folder / key / "index.json"):
+            return folder / key
+    shared = os.access(beside if beside.is_dir() else dataset, os.W_OK)
+    for folder in (*[beside] * shared, *caches):
+        if writable(folder):
+            return folder / key
+    raise PermissionError(
+        f"the index of {name} can be kept neither in {beside} nor in {', '.join(map(str, caches))}: nothing can be "
+        "written there. Name a folder for it with data.source.cache_dir=..."
+    )

@@ -9,13 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import decode
-from openvla_lightning.data.oxe.registry import DatasetSpec, Trajectory, leaf_at
+from openvla_lightning.data.oxe.registry import DatasetSpec, DescriptionError, Trajectory, leaf_at
 from openvla_lightning.data.source.array_records import is_array_record, scan_array_record
+from openvla_lightning.data.source.arrays import Layout, layout_of, observation_features
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.records import BadShardError, scan
+from openvla_lightning.data.source.words import instructions_of, numbered
 
 BadTrajectories = Literal["error", "skip"]
 WAY_OUT = "Get this file again, or leave such trajectories out with data.source.bad_trajectories=skip"
+MISNAMED = "Say what the files hold in the dataset's description (data.datasets.{name}, docs/data.md)"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -71,6 +74,7 @@ def read_shard(job: Job) -> Shard:
     def leave_out(trajectory: int, reason: str) -> None:
         shard.skipped.append({"file": job.path.name, "trajectory": trajectory, "reason": reason})
 
+    layouts = image_layouts(job.spec, job.features)
     records = scan_array_record(job.path) if is_array_record(job.path.name) else scan(job.path)
     number, lost = -1, "the file ends before it"
     for number, (start, record) in enumerate(records):
@@ -81,13 +85,15 @@ def read_shard(job: Job) -> Shard:
             leave_out(number, str(record))
             continue
         try:
-            raw = features.deserialize_example_np(record, decoders=skip)["steps"]
-            _add(shard, job, raw, record, start)
+            episode = features.deserialize_example_np(record, decoders=skip)
+            _add(shard, job, _with_metadata(episode), record, start, layouts)
         except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
             reason = str(error.args[0] if error.args else error)
             if job.bad_trajectories == "error":
+                misnamed = isinstance(error, KeyError | DescriptionError)
                 where = f"{job.spec.name}: {job.path}, trajectory {number}"
-                raise BadShardError(f"{where}: {reason}. {WAY_OUT}.") from error
+                way_out = MISNAMED.format(name=job.spec.name) if misnamed else WAY_OUT
+                raise BadShardError(f"{where}: {reason}. {way_out}.") from error
             leave_out(number, reason)
     found = number + 1
     if found > job.expected or (found < job.expected and job.bad_trajectories == "error"):
@@ -97,27 +103,76 @@ def read_shard(job: Job) -> Shard:
     return shard
 
 
-def _add(shard: Shard, job: Job, raw: Trajectory, record: bytes, start: int) -> None:
+def image_layouts(spec: DatasetSpec, features: str) -> dict[str, Layout]:
+    """Role -> how its images are stored, of those that are stored as plain numbers.
+
+    Raises:
+        BadShardError: a camera's key holds something that is no image.
+    """
+    observation, found = observation_features(json.loads(features)), {}
+    for role, key in spec.cameras.items():
+        if key is not None and key in observation:
+            try:
+                layout = layout_of(observation[key], key)
+            except ValueError as error:
+                raise BadShardError(f"{spec.name}: {error}. {MISNAMED.format(name=spec.name)}.") from error
+            if layout is not None:
+                found[role] = layout
+    return found
+
+
+def _with_metadata(episode: dict[str, Any]) -> Trajectory:
+    """The steps, and under `traj_metadata` what is said once per episode, repeated for each step, as released."""
+    steps = dict(episode["steps"])
+    length = next((len(leaf) for leaf in _leaves(steps)), 0)
+    once = {key: value for key, value in episode.items() if key != "steps"}
+    return steps | {"traj_metadata": _repeated(once, length)} if once else steps
+
+
+def _leaves(node: dict[str, Any]) -> Any:
+    for child in node.values():
+        yield from _leaves(child) if isinstance(child, dict) else [child]
+
+
+def _repeated(node: Any, length: int) -> Any:
+    if isinstance(node, dict):
+        return {key: _repeated(child, length) for key, child in node.items()}
+    value = np.asarray(node, object) if isinstance(node, bytes | str) else np.asarray(node)
+    return np.broadcast_to(value, (length, *value.shape))
+
+
+def _add(shard: Shard, job: Job, raw: Trajectory, record: bytes, start: int, layouts: dict[str, Layout]) -> None:
     spec = job.spec
     seen = dict(leaf_at(raw, "observation"))
-    for camera in filter(None, spec.cameras.values()):
+    for role, camera in spec.cameras.items():
+        if camera is None:
+            continue
         images = leaf_at(raw, f"observation/{camera}")
-        _check_images(images, camera, every_pixel=job.check_images)
-        seen[camera] = _places(images, record, start)
-    trajectory = spec.transform(raw | {"observation": seen})
+        layout = layouts.get(role)
+        if layout is None:
+            _check_images(images, camera, every_pixel=job.check_images)
+        if layout is not None and layout.stored == "varint":
+            seen[camera] = layout.spans(record, start, f"steps/observation/{camera}", len(images))
+        else:
+            seen[camera] = _places(images, record, start)
+    trajectory = _transformed(spec, raw | {"observation": seen})
     action = np.asarray(leaf_at(trajectory, "action"), np.float32)
     if action.ndim != 2:
         raise ValueError(f"an action is not a finite vector (shape {list(action.shape)})")
     if len(bad := np.flatnonzero(~np.isfinite(action).all(axis=1))):
         raise ValueError(f"an action is not a finite vector (step {bad[0]}: {action[bad[0]].tolist()})")
-    spec.check_width(action.shape[1])
     steps = len(action)
-    instruction = np.broadcast_to(np.asarray(leaf_at(trajectory, spec.language), object), (steps,))
+    if steps:
+        spec.check_width(action.shape[1])
+    instruction = instructions_of(trajectory, spec.language, steps)
     columns = [_state(trajectory, key, steps) for key in spec.state]
     places = {
         role: np.zeros((steps, 2), np.int64) if key is None else trajectory["observation"][key]
         for role, key in spec.cameras.items()
     }
+    for role, found in places.items():
+        if len(found) != steps:
+            raise ValueError(f"there are {steps} actions and {len(found)} images of {spec.cameras[role]}")
     # nothing of a trajectory that cannot be read stays behind
     shard.lengths.append(steps)
     shard.action.append(action)
@@ -127,14 +182,25 @@ def _add(shard: Shard, job: Job, raw: Trajectory, record: bytes, start: int) -> 
         shard.images[role].append(found)
 
 
+def _transformed(spec: DatasetSpec, raw: Trajectory) -> Trajectory:
+    try:
+        return spec.transform(raw)
+    except (KeyError, ValueError, IndexError, TypeError, AttributeError):
+        raise
+    except Exception as error:  # whatever a user's function raises is about this trajectory
+        raise ValueError(f"its transform raised {type(error).__name__}: {error}") from error
+
+
 def _check_images(images: NDArray[Any], camera: str, *, every_pixel: bool) -> None:
+    if isinstance(images, np.ndarray) and images.dtype.kind not in "OSU":
+        raise ValueError(f"observation/{camera} is {images.dtype} {list(images.shape[1:])}, which is no encoded image")
     for step, image in enumerate(images):
         if not image:
             continue  # none stored: black
         if image.startswith(b"\xff\xd8"):
-            whole = b"\xff\xd9" in image[-16:]  # some cameras pad what they write
+            whole = b"\xff\xd9" in image[-16:] or _ends(image)  # some cameras put hundreds of bytes behind the end
         elif image.startswith(PNG):
-            whole = b"IEND" in image[-16:]
+            whole = b"IEND" in image[-16:] or _decodes(image)
         elif image.startswith((b"BM", b"GIF8")):
             whole = True
         else:
@@ -148,10 +214,37 @@ def _check_images(images: NDArray[Any], camera: str, *, every_pixel: bool) -> No
                 raise ValueError(f"observation/{camera} of step {step}: {error}") from None
 
 
+def _ends(jpeg: bytes) -> bool:
+    """Whether a JPEG's end marker stands behind the start of its pixels, where no other byte looks like it.
+
+    Before that start a thumbnail may have an end of its own, and libraries decode what is cut off and padded.
+    """
+    place = 2
+    while place + 4 <= len(jpeg) and jpeg[place] == 0xFF:
+        if jpeg[place + 1] == 0xDA:
+            return jpeg.find(b"\xff\xd9", place) >= 0
+        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+    return False
+
+
+def _decodes(image: bytes) -> bool:
+    try:
+        decode(image)
+    except ValueError:
+        return False
+    return True
+
+
 def _state(trajectory: Trajectory, key: str | None, steps: int) -> NDArray[np.float32]:
     if key is None:
         return np.zeros((steps, 1), np.float32)
-    return np.asarray(leaf_at(trajectory, f"observation/{key}"), np.float32).reshape(steps, -1)
+    state = np.asarray(leaf_at(trajectory, f"observation/{key}"), np.float32)
+    if len(state) != steps:
+        raise ValueError(f"there are {steps} actions and {len(state)} entries of observation/{key}")
+    state = state.reshape(steps, -1) if steps else np.zeros((0, int(np.prod(state.shape[1:]))), np.float32)
+    if len(bad := np.flatnonzero(~np.isfinite(state).all(axis=1))):
+        raise ValueError(f"observation/{key} of step {bad[0]} is not finite: {state[bad[0]].tolist()}")
+    return state
 
 
 def _places(images: NDArray[Any], record: bytes, start: int) -> NDArray[np.int64]:
@@ -172,7 +265,7 @@ def join(shards: list[Shard], files: dict[str, int], splits: list[str], cameras:
     def stacked(name: str) -> NDArray[Any]:
         return np.concatenate([part for shard in shards for part in getattr(shard, name)])
 
-    words, instruction = np.unique(stacked("instruction").astype(bytes), return_inverse=True)
+    instruction, words = numbered(part for shard in shards for part in shard.instruction)
     images = {}
     for role in cameras:
         parts = [(np.full((len(part), 1), i), part) for i, shard in enumerate(shards) for part in shard.images[role]]
@@ -182,10 +275,10 @@ def join(shards: list[Shard], files: dict[str, int], splits: list[str], cameras:
         proprio=stacked("proprio"),
         bounds=np.cumsum([0, *(length for shard in shards for length in shard.lengths)]),
         split=np.array([splits.index(shard.split) for shard in shards for _ in shard.lengths], np.int16),
-        instruction=instruction.astype(np.int32),
+        instruction=instruction,
         images=images,
         splits=tuple(splits),
-        instructions=tuple(word.decode("utf-8", "replace") for word in words.tolist()),
+        instructions=tuple(word.decode("utf-8", "replace") for word in words),
         files=tuple(files),
         shards=np.cumsum([0, *(sum(shard.lengths) for shard in shards)]),
         skipped=tuple(one for shard in shards for one in shard.skipped),

@@ -7,12 +7,13 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from tempfile import mkstemp
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 
-METADATA = ("dataset_info.json", "features.json")
+from openvla_lightning.data.source.description import METADATA, newest, read_splits
+from openvla_lightning.runtime.files import readable, user_cache, written_whole
+
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 WEB = ("http://", "https://")
 TRIES = 2
@@ -22,11 +23,6 @@ SILENCE = 60.0  # seconds without a byte after which a web server counts as gone
 def is_url(root: str | Path) -> bool:
     """Whether `root` is read through fsspec instead of as a folder."""
     return "://" in str(root)
-
-
-def newest(versions: list[str]) -> str | None:
-    """The highest of some versions such as 1.0.0; names that are none come first."""
-    return max(versions, key=lambda name: [int(n) if n.isdigit() else -1 for n in name.split(".")], default=None)
 
 
 class Shards:
@@ -46,12 +42,13 @@ class Shards:
         ValueError: `cache_gb` is not above 0.
     """
 
+    INFO = f"<version>/{METADATA[0]}"
+
     def __init__(self, root: str, name: str, cache_dir: str | Path | None = None, cache_gb: float = 50.0) -> None:
         if cache_gb <= 0:
             raise ValueError(f"data.source.cache_gb={cache_gb}: gigabytes above 0")
         self.base, self.name, self.limit = f"{root.rstrip('/')}/{name}", name, int(cache_gb * 1e9)
-        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openvla_lightning" / "remote"
-        self.cache = Path(cache_dir).expanduser() if cache_dir else user
+        self.cache = Path(cache_dir).expanduser() if cache_dir else user_cache() / "remote"
 
     def missing(self) -> str | None:
         """Ask the store, and say what is wrong; None when the dataset is there."""
@@ -63,7 +60,7 @@ class Shards:
             if (cause := error.__cause__) and getattr(cause, "status", None) != 404:
                 return f"{self.name}: {self.base} cannot be read: {type(cause).__name__}: {cause}"
             return (
-                f"{self.name}: no {self.base}/<version>/dataset_info.json. Check data.source.root and the name; where "
+                f"{self.name}: no {self.base}/{self.INFO}. Check data.source.root and the name; where "
                 f"a store cannot list its folders, the files must lie in {self.base}/ itself"
             )
         except ImportError as error:
@@ -101,10 +98,10 @@ class Shards:
             (folder / room).mkdir(parents=True, exist_ok=True)
         listed = {name for name in self._list(self.url) if name.endswith((".json", ".txt"))}
         for name in {*METADATA, *listed}:
-            descriptor, temporary = mkstemp(dir=folder, prefix=".")
-            os.close(descriptor)
-            self._store.get_file(f"{self.url}/{name}", temporary)
-            Path(temporary).replace(folder / name)
+            content = self._store.cat_file(f"{self.url}/{name}")
+            if not (readable(folder / name) and (folder / name).read_bytes() == content):
+                with written_whole(folder / name) as beside:
+                    beside.write_bytes(content)
         return folder
 
     @cached_property
@@ -114,10 +111,7 @@ class Shards:
         Raises:
             OSError: the store does not say.
         """
-        import tensorflow_datasets as tfds
-
-        splits = tfds.builder_from_directory(str(self.folder)).info.splits
-        names = sorted(Path(path).name for split in splits for path in splits[split].filepaths)
+        names = sorted(name for split in read_splits(self.folder) for name in split.files)
         there = set(self._list(self.url))
         names = [name for name in names if name in there] or names
         sizes = dict(zip(names, self._store.sizes([f"{self.url}/{name}" for name in names]), strict=True))
@@ -133,14 +127,15 @@ class Shards:
             OSError: it cannot be fetched, or what arrives is not as long as the store says.
         """
         path = self.folder / "shards" / name
-        with (self.folder / "locks" / name).open("w") as lock:
+        with _opened(self.folder / "locks" / name) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
             while not self._whole(path):
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not self._whole(path):  # somebody else may have been faster
                     self._fetch(path)
                 fcntl.flock(lock, fcntl.LOCK_SH)  # for a moment it is not held at all: look again
-            os.utime(path)
+            with suppress(PermissionError):  # another user's, in a cache that is shared
+                os.utime(path)
             yield path
 
     def read(self, name: str, offset: int, length: int) -> bytes:
@@ -170,6 +165,9 @@ class Shards:
                 return []
             raise
 
+    def _address(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
     def _whole(self, path: Path) -> bool:
         return path.exists() and path.stat().st_size == self.sizes[path.name]
 
@@ -180,7 +178,7 @@ class Shards:
         for _ in range(TRIES):
             self._make_room(partial, size)
             try:
-                self._store.get_file(f"{self.url}/{path.name}", str(partial))
+                self._store.get_file(self._address(path.name), str(partial))
                 if (arrived := partial.stat().st_size) == size:
                     partial.replace(path)
                     return
@@ -193,7 +191,7 @@ class Shards:
 
     def _make_room(self, partial: Path, size: int) -> None:
         """Let go of the shards longest unused until `size` bytes fit; then put down `partial`, which reserves them."""
-        with (self.cache / "lock").open("w") as lock:
+        with _opened(self.cache / "lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             kept = []
             for path in self.cache.glob("*/shards/*"):
@@ -210,10 +208,20 @@ class Shards:
             partial.touch()
 
 
+def _opened(lock: Path) -> IO[str]:
+    """A lock file; one that another user made can be locked without being written to."""
+    try:
+        return lock.open("w")
+    except PermissionError:
+        if not lock.exists():
+            raise
+        return lock.open("r")
+
+
 def _let_go(path: Path) -> bool:
     """Remove a shard, or what a dead process left of one, unless somebody holds it."""
     name = path.name if path.parent.name == "shards" else path.name.split("_", 1)[1]
-    with (path.parents[1] / "locks" / name).open("w") as lock:
+    with _opened(path.parents[1] / "locks" / name) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

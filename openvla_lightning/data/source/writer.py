@@ -39,7 +39,7 @@ Episode = Callable[[str, int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Shard:
+class PlannedShard:
     """Episodes [first, first + length) of a split, which become one file."""
 
     path: Path
@@ -129,18 +129,20 @@ def _name_and_version(folder: Path) -> tuple[str, str]:
     return parts[-1], "1.0.0"
 
 
-def _shards(folder: Path, splits: dict[str, int], per_shard: int) -> list[Shard]:
+def _shards(folder: Path, splits: dict[str, int], per_shard: int) -> list[PlannedShard]:
     name, _ = _name_and_version(folder)
     shards = []
     for split, episodes in splits.items():
         total = -(-episodes // per_shard)
         for i in range(total):
             path = folder / f"{name}-{split}.tfrecord-{i:05d}-of-{total:05d}"
-            shards.append(Shard(path, split, i * per_shard, min(per_shard, episodes - i * per_shard)))
+            shards.append(PlannedShard(path, split, i * per_shard, min(per_shard, episodes - i * per_shard)))
     return shards
 
 
-def _write_shards(shards: list[Shard], features: Any, episode: Episode, workers: int | None, progress: bool) -> None:
+def _write_shards(
+    shards: list[PlannedShard], features: Any, episode: Episode, workers: int | None, progress: bool
+) -> None:
     missing = [shard for shard in shards if not shard.path.exists()]
     if not missing:
         return
@@ -165,12 +167,16 @@ def _write_shards(shards: list[Shard], features: Any, episode: Episode, workers:
                 raise
 
 
-def _write_shard(shard: Shard, features: Any, episode: Episode, advance: Callable[[], Any] = count) -> None:
+def _write_shard(shard: PlannedShard, features: Any, episode: Episode, advance: Callable[[], Any] = count) -> None:
     feature, serializer = _features_from(json.dumps(features))
     partial = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         for index in range(shard.first, shard.first + shard.length):
-            example = feature.encode_example(encode_images(feature, episode(shard.split, index)))
+            made = episode(shard.split, index)
+            try:
+                example = feature.encode_example(encode_images(feature, made))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"episode {index} of {shard.split}: {error}") from error
             # deterministic: the same episodes make the same files, whoever writes them
             file.write(frame(serializer.get_tf_example(example).SerializeToString(deterministic=True)))
             advance()
@@ -186,28 +192,41 @@ def _features_from(feature_json: str) -> tuple[Any, Any]:
     return feature, ExampleSerializer(feature.get_serialized_info())
 
 
-def encode_images(feature: Any, value: Any) -> Any:
-    """Turn every uint8 array under a `tfds.features.Image` into JPEG bytes (tfds's own encoder needs TensorFlow)."""
+def encode_images(feature: Any, value: Any, path: str = "") -> Any:
+    """Turn every uint8 array under a `tfds.features.Image` into JPEG bytes (tfds's own encoder needs TensorFlow).
+
+    Raises:
+        ValueError: something else is there; naming its place, which begins with `path`, and what is wanted.
+    """
     import tensorflow_datasets as tfds
 
+    def inner(child: Any, item: Any, key: str | int) -> Any:
+        return encode_images(child, item, f"{path}/{key}".lstrip("/"))
+
     if isinstance(feature, tfds.features.FeaturesDict):
-        return {key: encode_images(feature[key], item) if key in feature else item for key, item in value.items()}
+        return {key: inner(feature[key], item, key) if key in feature else item for key, item in value.items()}
     if isinstance(feature, tfds.features.Dataset):
-        inner = feature.feature
-        return encode_images(inner, value) if isinstance(value, dict) else [encode_images(inner, v) for v in value]
+        if isinstance(value, dict):
+            return encode_images(feature.feature, value, path)
+        return [inner(feature.feature, item, step) for step, item in enumerate(value)]
     if isinstance(feature, tfds.features.Image):
         many = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 4)
-        return [_jpeg(image) for image in value] if many else _jpeg(value)
+        return [_jpeg(image, f"{path}/{i}") for i, image in enumerate(value)] if many else _jpeg(value, path)
     return value
 
 
-def _jpeg(image: np.ndarray | bytes) -> bytes:
+def _jpeg(image: np.ndarray | bytes, path: str) -> bytes:
     if isinstance(image, bytes):
         return image
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"{path} is {found}; an image is a uint8 array [H, W, 3] with values 0..255, or encoded bytes")
+    if not image.size:
+        raise ValueError(f"{path} is uint8 {list(image.shape)}, an image without pixels; wanted is uint8 [H, W, 3]")
     return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=JPEG_QUALITY, colorsubsampling="444")
 
 
-def _write_metadata(folder: Path, features: Any, shards: list[Shard], description: str) -> None:
+def _write_metadata(folder: Path, features: Any, shards: list[PlannedShard], description: str) -> None:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
 

@@ -1,8 +1,10 @@
 """The paper's LIBERO protocol, number by number: nothing here needs the simulator."""
 
+import io
+
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image
 
 from openvla_lightning.data.images import decode, resize
 
@@ -87,8 +89,9 @@ def picture(rendered: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     Turned by 180 degrees (the training data is), through one JPEG (the training data went through one), resized by
     Lanczos-3.
     """
-    turned = np.ascontiguousarray(rendered[::-1, ::-1])
-    return resize(decode(simplejpeg.encode_jpeg(turned, quality=95, colorsubsampling="420")), size)
+    encoded = io.BytesIO()  # by Pillow: its coefficients are those of the released code, simplejpeg's are others
+    Image.fromarray(np.ascontiguousarray(rendered[::-1, ::-1])).save(encoded, "JPEG", quality=95, subsampling="4:2:0")
+    return resize(decode(encoded.getvalue()), size)
 
 
 def version_notes(mujoco: str) -> list[str]:

@@ -1,0 +1,105 @@
+"""What training, the processor and the policy ask of an action head."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from openvla_lightning.types import Batch, Inputs, Prediction
+
+if TYPE_CHECKING:
+    from openvla_lightning.model.vla import VLA
+
+Decoder = Callable[[Inputs, int, torch.Generator | None], Tensor]
+"""Inputs as the processor makes them (uint8 pixels, on the CPU), D and a source of randomness on the CPU -> normalised
+actions [B, T, D]."""
+
+Given = TypeVar("Given", bound=Inputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acting:
+    """How a policy acts, whatever its head.
+
+    Attributes:
+        normalise: uint8 [B, 3V, H, W] -> float [B, 3 x towers x V, H, W], on any device (`ImageTransform.normalise`).
+        static: as fast as it goes; False: the plain reference, which the fast way is held against.
+        compile: compile what runs often; None: where it pays.
+        clock: called with the name of each stage when its work has been handed to the device.
+        options: the head's own: `temperature`, number of denoising steps, ...
+    """
+
+    normalise: Callable[[Tensor], Tensor]
+    static: bool = True
+    compile: bool | None = None
+    clock: Callable[[str], None] = lambda stage: None
+    options: Mapping[str, Any] | None = None
+
+
+class ActionHead(Protocol):
+    """What actions are to the model: how they are written, learnt and read. Plain numbers, picklable.
+
+    A head holds no weights: those that it needs are a module that `network` makes and that lives at `vla.action_head`,
+    so that optimiser, clipping, `state_dict` and checkpoints know it without being told.
+
+    Attributes:
+        action_chunk: T, how many actions one call gives.
+    """
+
+    action_chunk: int
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain constructor arguments, which every checkpoint carries and `plugins.rebuild` reads."""
+
+    def write(self, actions: Tensor | None, rows: int, dim: int, end: int) -> list[list[int]]:
+        """Ids that follow each row's prompt: targets of actions [B, T, D], or when acting what stands in for them.
+
+        Args:
+            actions: normalised, on the CPU; None when acting.
+            rows: B.
+            dim: D.
+            end: id of the end token, which the head writes where it wants one.
+
+        Returns:
+            B lists, of any length: empty ones for a head that reads the prompt alone. `Inputs.places` are where these
+            ids are predicted, and `Batch.labels` are these ids.
+        """
+
+    def network(self, dim: int) -> nn.Module | None:
+        """The head's own module, beside a language model that is `dim` wide; None for a head without weights."""
+
+    def loss(self, vla: "VLA", batch: Batch) -> tuple[Tensor, Prediction]:
+        """Scalar to minimise, of a batch with normalised pixels, and what was predicted on the way."""
+
+    def metrics(self, datasets: Sequence[str]) -> Metric:
+        """Collects predictions: `update(prediction, batch)`, of samples from these datasets."""
+
+    def decoder(self, vla: "VLA", acting: Acting) -> Decoder:
+        """What turns inputs into normalised actions.
+
+        Raises:
+            ValueError: for an option that this head does not have.
+        """
+
+
+def on_device(inputs: Given, vla: "VLA", acting: Acting) -> Given:
+    """Inputs on the model's device, with normalised pixels: what `VLA.states` reads."""
+    inputs = inputs.to(next(vla.parameters()).device)
+    return replace(inputs, pixel_values=acting.normalise(inputs.pixel_values))
+
+
+def options_of(head: object, acting: Acting, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The head's own options: `known` names with their defaults, replaced by those that were given.
+
+    Raises:
+        ValueError: for others.
+    """
+    given = dict(acting.options or {})
+    if unknown := sorted(given.keys() - known.keys()):
+        takes = f"it takes {', '.join(known)}" if known else "it takes none"
+        raise ValueError(f"{type(head).__name__} does not act with {', '.join(unknown)}: {takes}")
+    return {**known, **given}

@@ -1,0 +1,188 @@
+"""Writing FAST tokens after a prompt so that they always spell a whole chunk."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import DynamicCache
+
+from openvla_lightning.action_head.fast_tokenizer import FastTokenizer
+from openvla_lightning.model.llm import CausalLM
+
+log = logging.getLogger(__name__)
+
+_State = tuple[int, int]
+"""Bytes that the last character lacks, and the bits that are there of it; (0, 0) between characters."""
+
+
+class FastGrammar:
+    """Which ids may follow, so that a sequence ends with exactly as many coefficients as a chunk has, all in range.
+
+    Coefficients are characters, and characters may be of several bytes, which ids may cut apart. So the state of a
+    sequence is how many characters are still to come, and what is there of the one that was begun. All is tables, for
+    whole batches at once.
+
+    Args:
+        tokenizer: whose ids.
+
+    Attributes:
+        characters: int64 [states, ids], how many characters an id completes in a state; -1 where it cannot stand.
+        after: int64 [states, ids], the state that follows. State 0 is between characters.
+    """
+
+    def __init__(self, tokenizer: FastTokenizer) -> None:
+        limit = tokenizer.max_token - tokenizer.min_token
+        states: list[_State] = [(0, 0)]
+        characters, after = [], []
+        for state in states:  # grows: each state that can be reached is looked at once
+            moves = [_walk(state, raw, limit) for raw in tokenizer.bytes_of_ids]
+            states += sorted({move[1] for move in moves if move is not None} - set(states))
+            characters.append([-1 if move is None else move[0] for move in moves])
+            after.append([0 if move is None else states.index(move[1]) for move in moves])
+        self.characters, self.after = torch.tensor(characters), torch.tensor(after)
+
+    def to(self, device: torch.device) -> "FastGrammar":
+        """Move the tables, and return this."""
+        self.characters, self.after = self.characters.to(device), self.after.to(device)
+        return self
+
+    def allowed(self, state: Tensor, remaining: Tensor) -> Tensor:
+        """Which ids may follow, bool [B, ids]: none where a sequence is whole.
+
+        Args:
+            state: int64 [B].
+            remaining: int64 [B], characters still to be completed.
+        """
+        characters = self.characters[state]
+        return (characters >= 0) & (characters + (self.after[state] > 0) <= remaining[:, None])
+
+    def step(self, state: Tensor, remaining: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """State and remaining characters after ids [B], all of them allowed."""
+        return self.after[state, ids], remaining - self.characters[state, ids]
+
+
+def _walk(state: _State, raw: bytes | None, limit: int) -> tuple[int, _State] | None:
+    """Characters that bytes complete in a state, and the state afterwards; None if they cannot stand there."""
+    if not raw:
+        return None
+    characters, (lacking, code) = 0, state
+    for byte in raw:
+        if lacking:
+            if byte & 0xC0 != 0x80:
+                return None
+            lacking, code = lacking - 1, code << 6 | byte & 0x3F
+        elif byte < 0x80:
+            code = byte
+        elif 0xC2 <= byte < 0xF5:
+            lacking = 1 + (byte >= 0xE0) + (byte >= 0xF0)
+            code = byte & (0x3F >> lacking)
+        else:
+            return None
+        if code << 6 * lacking > limit:
+            return None
+        if not lacking:
+            characters, code = characters + 1, 0
+    return characters, (lacking, code)
+
+
+@torch.inference_mode()
+def write_fast_tokens(
+    llm: CausalLM,
+    embeddings: Tensor,
+    lengths: Tensor | None,
+    coefficients: int,
+    first_id: int,
+    end: int,
+    grammar: FastGrammar | None,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> list[list[int]]:
+    """The FAST ids that follow prompts, one sequence per row, without the end token.
+
+    Args:
+        llm: writes.
+        embeddings: prompts [B, S, dim], visual tokens included, padding on the right.
+        lengths: int64 [B], positions that are no padding; None when there is none.
+        coefficients: T * D, how many a chunk has.
+        first_id: the first of the vocabulary's last ids that stand for FAST tokens; the last one is FAST id 0.
+        end: the end token's id, which ends what is written without a grammar.
+        grammar: allows only ids that keep the chunk whole, and ends when it is; None: whatever the model writes, until
+            it ends or has written twice as many ids as there are coefficients.
+        temperature: 0 takes the most likely id; above, ids are drawn.
+        generator: on the CPU, for drawing.
+    """
+    batch, width, _ = embeddings.shape
+    device, last_id = embeddings.device, llm.vocab_size - 1
+    cache = DynamicCache(config=llm.model.config)
+    hidden = llm.decode(embeddings, cache=cache)
+    mask = None if lengths is None else torch.arange(width, device=device) < lengths[:, None]
+    ends = torch.full((batch,), width, device=device) if lengths is None else lengths
+    last = hidden[torch.arange(batch, device=device), ends - 1]
+    state = torch.zeros(batch, dtype=torch.int64, device=device)
+    remaining = torch.full_like(state, coefficients)
+    going = torch.ones(batch, dtype=torch.bool, device=device)
+    sequences: list[list[int]] = [[] for _ in range(batch)]
+    for step in range(2 * coefficients):
+        logits = llm.logits(last)
+        if grammar is not None:
+            logits = logits[:, first_id : last_id + 1].flip(1)
+            logits = logits.masked_fill(~grammar.allowed(state, remaining), -torch.inf)
+        if temperature:
+            noise = torch.empty(logits.shape).exponential_(generator=generator).log_().neg_()
+            logits = logits / temperature + noise.to(device)
+        ids = logits.argmax(-1)
+        if grammar is None:
+            going = going & (ids != end)
+            fast = last_id - ids
+        else:
+            fast, ids = ids, last_id - ids
+        for row, (index, more) in enumerate(zip(fast.tolist(), going.tolist(), strict=True)):
+            if more:
+                sequences[row].append(index)
+        if grammar is not None:
+            moved = grammar.step(state, remaining, fast)
+            state, remaining = (
+                torch.where(going, new, old) for new, old in zip(moved, (state, remaining), strict=True)
+            )
+            going = going & (remaining > 0)
+        if not bool(going.any()):
+            break
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(batch, 1)], dim=1)
+        positions = (ends + step)[:, None]
+        hidden = llm.decode(llm.embed(ids[:, None]), attention_mask=mask, position_ids=positions, cache=cache)
+        last = hidden[:, -1]
+    return sequences
+
+
+class ArrivalCounter:
+    """Decodes, counts the sequences that were incomplete or impossible, and says so.
+
+    Args:
+        tokenizer: decodes.
+        say: told of the 1st, 2nd, 4th, 8th, ... such sequence; by default a warning.
+
+    Attributes:
+        chunks, broken: how many sequences came, and how many of them were not whole.
+    """
+
+    def __init__(self, tokenizer: FastTokenizer, say: Callable[[str], None] = log.warning) -> None:
+        self.tokenizer, self.say = tokenizer, say
+        self.chunks = self.broken = 0
+
+    def __call__(self, ids: Sequence[Sequence[int]], horizon: int, dim: int) -> NDArray[np.float64]:
+        """Chunks [B, T, D] of sequences; see `FastTokenizer.decode`."""
+        chunks, arrivals = self.tokenizer.decode(ids, horizon, dim)
+        self.chunks += len(arrivals)
+        for arrival in arrivals:
+            if arrival.problem is not None:
+                self.broken += 1
+                if self.broken & (self.broken - 1) == 0:
+                    self.say(
+                        f"FAST: {self.broken} of {self.chunks} sequences spelt no whole chunk; of the last one "
+                        f"{arrival.frequencies} of {horizon} frequencies are used ({arrival.problem})"
+                    )
+        return chunks

@@ -1,0 +1,200 @@
+"""Chunks of actions by flow matching: a small transformer beside the language model moves noise to actions."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from openvla_lightning.action_head.base import Acting, Decoder, on_device, options_of
+from openvla_lightning.action_head.fast import FastHead
+from openvla_lightning.action_head.flow_matching import FlowMatching
+from openvla_lightning.action_head.flow_network import FlowNetwork
+from openvla_lightning.action_head.metrics import ActionMetrics
+from openvla_lightning.action_head.noise_schedule import sources
+from openvla_lightning.action_head.regression import mean_where
+from openvla_lightning.model.sequence import Read
+from openvla_lightning.model.vla import VLA
+from openvla_lightning.types import Batch, Inputs, Prediction
+
+
+class FlowHead:
+    """Actions by flow matching, from what the language model makes of the whole prompt (as in GR00T, arXiv 2503.14734).
+
+    The language model reads image and prompt once. The network looks at its hidden states by cross-attention, in every
+    Euler step.
+
+    Args:
+        action_chunk: T, actions in a chunk.
+        action_dim: D, action dimensions.
+        width, depth, heads: of the network (`FlowNetwork`).
+        noise_at, alpha, beta, scale, offset: the convention and the times of training (`FlowMatching`).
+        steps: Euler steps of acting.
+        repeats: how many times of the flow are learnt for each sample in one pass of the language model.
+        read_layer: the hidden states after so many layers of the language model are looked at, and acting does not run
+            the others; None: after all.
+        insulate: knowledge insulation (arXiv 2505.23705): the network's loss stops at the hidden states, and the
+            language model learns to write the same chunks as FAST tokens instead. Acting uses the flow alone.
+        text_weight: of the FAST tokens' loss.
+        tokenizer, vocab_size: of FAST (`FastHead`).
+        proprio_dim: P, numbers of the robot's state that the network reads by itself; 0: none.
+        seed: of the noise in training, together with each sample's place in the order of training.
+    """
+
+    def __init__(
+        self,
+        action_chunk: int = 8,
+        action_dim: int = 7,
+        width: int = 512,
+        depth: int = 8,
+        heads: int = 8,
+        noise_at: Literal[0, 1] = 1,
+        alpha: float = 1.5,
+        beta: float = 1.0,
+        scale: float = 0.999,
+        offset: float = 0.001,
+        steps: int = 10,
+        repeats: int = 4,
+        read_layer: int | None = None,
+        insulate: bool = False,
+        text_weight: float = 1.0,
+        tokenizer: str | Path | Mapping[str, Any] | None = None,
+        vocab_size: int = 32000,
+        proprio_dim: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if action_chunk < 1 or repeats < 1:
+            raise ValueError(f"action_chunk and repeats must be at least 1, got {action_chunk} and {repeats}")
+        self.action_chunk, self.action_dim, self.proprio_dim = action_chunk, action_dim, proprio_dim
+        self.size = {"width": width, "depth": depth, "heads": heads}
+        self.flow = FlowMatching(noise_at, alpha, beta, scale, offset, steps)
+        self.repeats, self.read_layer, self.seed = repeats, read_layer, seed
+        self.insulate, self.text_weight, self.vocab_size = insulate, text_weight, vocab_size
+        self.text = FastHead(tokenizer, vocab_size, action_chunk) if insulate else None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain constructor arguments."""
+        flow = self.flow
+        return {
+            "action_chunk": self.action_chunk,
+            "action_dim": self.action_dim,
+            **self.size,
+            **{name: getattr(flow, name) for name in ("noise_at", "alpha", "beta", "scale", "offset", "steps")},
+            "repeats": self.repeats,
+            "read_layer": self.read_layer,
+            "insulate": self.insulate,
+            "text_weight": self.text_weight,
+            "tokenizer": None if self.text is None else self.text.config["tokenizer"],
+            "vocab_size": self.vocab_size,
+            "proprio_dim": self.proprio_dim,
+            "seed": self.seed,
+        }
+
+    def write(self, actions: Tensor | None, rows: int, dim: int, end: int) -> list[list[int]]:
+        """Nothing; FAST tokens in training where the language model is insulated.
+
+        Raises:
+            ValueError: for actions of another shape than [B, T, D].
+        """
+        expected = (self.action_chunk, self.action_dim)
+        if dim != self.action_dim or (actions is not None and tuple(actions.shape[1:]) != expected):
+            got = f"{dim} numbers" if actions is None else f"chunks of {list(actions.shape[1:])}"
+            raise ValueError(
+                f"this action head predicts {self.action_chunk} actions of {self.action_dim} numbers, the data have "
+                f"{got}: set data.action_chunk and action_head.action_dim"
+            )
+        return [[] for _ in range(rows)] if self.text is None else self.text.write(actions, rows, dim, end)
+
+    def network(self, dim: int) -> nn.Module | None:
+        """The transformer, beside a language model `dim` wide."""
+        return FlowNetwork(dim, self.action_dim, self.action_chunk, **self.size, proprio_dim=self.proprio_dim)
+
+    def loss(self, vla: VLA, batch: Batch) -> tuple[Tensor, Prediction]:
+        """Mean squared error of the velocity, where the chunk is not padded, and the FAST tokens' loss with insulation.
+
+        In training the prediction is where the straight line through the noisy actions ends; otherwise the actions.
+        """
+        read = vla.read(batch, self.read_layer, logits=self.text is not None)
+        noise, time = self.draw(batch)
+        loss, clean = self.velocity_loss(vla, read, batch, noise, time)
+        if self.text is not None:
+            assert read.logits is not None
+            loss = loss + self.text_weight * self.text.criterion(read.logits, batch)
+        with torch.no_grad():
+            actions = (
+                clean[: len(batch)] if vla.training else self.sample(vla, read, batch.proprio, noise[: len(batch)])
+            )
+        return loss, Prediction(actions=actions, targets=batch.actions)
+
+    def draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Noise [R * B, T, D] and times [R * B] for these samples, all of them once, then all again."""
+        noise, time = [], []
+        for source in sources(batch.numbers, self.seed):
+            noise.append(source.standard_normal((self.repeats, *batch.actions.shape[1:]), np.float32))
+            time.append([self.flow.draw(source) for _ in range(self.repeats)])
+        device = batch.actions.device
+        drawn = torch.from_numpy(np.stack(noise, axis=1)).flatten(0, 1).to(device)
+        return drawn, self.flow.time(torch.tensor(time).T.flatten()).to(device)
+
+    def velocity_loss(self, vla: VLA, read: Read, batch: Batch, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of the velocity with this noise [R * B, T, D] at these times [R * B], and the actions it leads to."""
+        times = len(noise) // len(batch)
+        actions = batch.actions.repeat(times, 1, 1)
+        moving = self.flow.on_the_way(actions, noise, time)
+        states = read.states.detach() if self.insulate else read.states
+        velocity = self._velocity(
+            vla, moving, time, states.repeat(times, 1, 1), read.prompt.repeat(times, 1), _repeated(batch.proprio, times)
+        )
+        error = (velocity - self.flow.target(actions, noise)) ** 2
+        loss = mean_where(error, _repeated(batch.padded, times))
+        return loss, self.flow.clean(moving, velocity.detach(), time)
+
+    def sample(self, vla: VLA, read: Read, proprio: Tensor | None, noise: Tensor, steps: int | None = None) -> Tensor:
+        """Actions float32 [B, T, D], from noise of this shape."""
+        network: Any = vla.action_head
+        seen = network.read(read.states.to(network.action_in.weight.dtype))
+        *_, (actions, _) = self.flow.sample(
+            lambda moving, time: self._velocity(vla, moving, time, seen, read.prompt, proprio), noise, steps
+        )
+        return actions
+
+    def metrics(self, datasets: Sequence[str]) -> Metric:
+        """L1, overall and for each of `datasets`."""
+        return ActionMetrics(datasets)
+
+    def decoder(self, vla: VLA, acting: Acting) -> Decoder:
+        """One pass of the language model, and `steps` (its option) of the network.
+
+        All robots of a batch start from the same noise, so that one acts in company as it does alone.
+        """
+        own = options_of(self, acting, {"steps": self.flow.steps})
+
+        @torch.inference_mode()
+        def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
+            given = on_device(inputs, vla, acting)
+            read = vla.read(given, self.read_layer)
+            acting.clock("prefill")
+            noise = torch.randn(1, self.action_chunk, self.action_dim, generator=generator)
+            noise = noise.to(given.input_ids.device).expand(len(given), -1, -1)
+            actions = self.sample(vla, read, given.proprio, noise, own["steps"])
+            acting.clock("decode")
+            return actions
+
+        return decode
+
+    def _velocity(
+        self, vla: VLA, moving: Tensor, time: Tensor, context: Any, prompt: Tensor, proprio: Tensor | None
+    ) -> Tensor:
+        network: Any = vla.action_head
+        kind = network.action_in.weight.dtype
+        if isinstance(context, Tensor):
+            context = context.to(kind)
+        return network(moving.to(kind), time, context, prompt, proprio if self.proprio_dim else None).float()
+
+
+def _repeated(values: Tensor | None, times: int) -> Tensor | None:
+    return None if values is None else values.repeat(times, *[1] * (values.ndim - 1))

@@ -1,0 +1,29 @@
+"""Words instead of actions: the head of the VLM stage."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torchmetrics import Metric
+
+from openvla_lightning.action_head.metrics import TokenMetrics
+from openvla_lightning.action_head.tokens import TokenHead
+from openvla_lightning.types import IGNORE_INDEX, Batch, Prediction
+
+
+class TextHead(TokenHead):
+    """No actions yet: the answers of conversations, learnt by next-token prediction (the VLM stage)."""
+
+    def prediction(self, logits: Tensor, batch: Batch) -> Prediction:
+        """Which learnt tokens were predicted exactly, and which tokens are learnt; the actions are empty."""
+        targets = batch.labels[:, 1:].gather(1, batch.places)
+        return Prediction(
+            actions=batch.actions,
+            targets=batch.actions,
+            correct=logits.argmax(-1) == targets,
+            logits=logits.detach(),
+            counted=targets != IGNORE_INDEX,
+        )
+
+    def metrics(self, datasets: Sequence[str]) -> Metric:
+        """Accuracy over tokens."""
+        return TokenMetrics()

@@ -1,0 +1,177 @@
+"""From what training wrote to a folder in the released layout: merged once, on the CPU, a layer at a time."""
+
+import logging
+import os
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from openvla_lightning.action_head import TokenHead
+from openvla_lightning.checkpoint.format import CheckpointError
+from openvla_lightning.checkpoint.load import describe, load_vla
+from openvla_lightning.model.vla import VLA
+from openvla_lightning.processor import Processor
+from openvla_lightning.quantisation import Quantisation, dequantised, is_quantised
+
+log = logging.getLogger(__name__)
+PROBES = 8
+"""Pictures that a model in 4 or 8 bits and the merged one are compared on."""
+
+
+def export(
+    source: str | Path,
+    folder: str | Path,
+    base: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    max_shard_size: int = 5 * 10**9,
+) -> Path:
+    """Write the model of `source` in the released layout; an adapter is merged into its base on the way.
+
+    Weights stay on disk until they are written, so memory holds a shard. Killed in between, it leaves what was at
+    `folder` before, or nothing there: never a part of a model.
+
+    Args:
+        source: a run or checkpoint of ours, or anything else that `VLA.from_pretrained` loads.
+        folder: to be made.
+        base: where an adapter's base is now; None: where it was during training.
+        dtype: of the weights written; None: the base's.
+        overwrite: replace what is at `folder`, all of it.
+        max_shard_size: bytes of weights per file.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        CheckpointError: for a source that does not fit, all problems at once.
+        FileExistsError: when `folder` exists and `overwrite` was not asked for.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if folder.exists() and not overwrite:
+        raise FileExistsError(f"{folder} exists: choose another folder, or replace it with --overwrite")
+    processor = Processor.from_pretrained(source)
+    vla = load_vla(source, guard=False, merge=False, base=base, copy=False)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _clear(folder)
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
+    vla.save_pretrained(unfinished, processor, max_shard_size, dtype or stored_dtype(vla))
+    del vla
+    if (config := trained_quantisation(source)) is not None:
+        gap = quantisation_gap(source, unfinished, config, base)
+        log.info(gap.text())
+        with (unfinished / "README.md").open("a", encoding="utf-8") as card:
+            card.write(f"\n## Trained on a quantised base\n{gap.text()}\n")
+    _swap(unfinished, folder)
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class MergeGap:
+    """What merging changed for an adapter that was trained on a quantised base.
+
+    Attributes:
+        weights: root of the mean square of what quantisation changes in a weight, relative to that of the weights.
+        logits: mean absolute difference of the logits of action tokens.
+        tokens: share of action tokens that are the same.
+        actions: mean absolute difference of the actions, normalised units (their range is 2).
+        bits: of the quantised base.
+    """
+
+    weights: float
+    logits: float
+    tokens: float
+    actions: float
+    bits: int
+
+    def text(self) -> str:
+        """The same in a sentence."""
+        return (
+            f"The adapter was trained on the base in {self.bits} bits and is merged into the base itself, whose "
+            f"weights differ by {self.weights:.2%} (relative RMS). On {PROBES} pictures of noise {self.tokens:.1%} of "
+            f"the action tokens are the same, logits differ by {self.logits:.4f} and actions by {self.actions:.4f} "
+            "(mean absolute differences; normalised actions have a range of 2)."
+        )
+
+
+def trained_quantisation(source: str | Path) -> dict[str, Any] | None:
+    """How the base of an adapter was quantised in training; None when it was not, or `source` is not ours."""
+    return describe(source).quantisation
+
+
+@torch.inference_mode()
+def quantisation_gap(
+    source: str | Path, merged: str | Path, config: dict[str, Any], base: str | Path | None = None
+) -> MergeGap:
+    """Compare the model as it was trained, on a quantised base, with the merged one.
+
+    Args:
+        source: checkpoint of the adapter.
+        merged: folder with the model it was merged into.
+        config: `Quantisation.config` of the training.
+        base: where the adapter's base is now; None: where it was during training.
+    """
+    processor = Processor.from_pretrained(source)
+    head = processor.action_head
+    if not isinstance(head, TokenHead):
+        raise CheckpointError(source, [f"{type(head).__name__} does not choose among ids: there is no gap to measure"])
+    noise = np.random.default_rng(0).integers(0, 256, (PROBES, 64, 64, 3), dtype=np.uint8)
+    inputs = processor(list(noise), [f"pick up object {number}" for number in range(PROBES)])
+
+    def act(vla: VLA, dim: int) -> tuple[Tensor, Tensor]:
+        vla.eval()
+        dtype = stored_dtype(vla)
+        given: dict[str, Any] = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
+        return vla.generate(**given, max_new_tokens=head.action_chunk * dim), vla(**given).next_token_logits[:, -1]
+
+    exact = load_vla(source, guard=False, merge=False, base=base, copy=False)
+    dim = max(len(stats["action"]["q01"]) for stats in exact.norm_stats.values())
+    weights = {name: module.weight for name, module in exact.named_modules() if isinstance(module, nn.Linear)}
+    quantised = Quantisation(**config)(exact)
+    change, size = 0.0, 0.0
+    for name, module in quantised.named_modules():
+        if is_quantised(module):
+            change += float((dequantised(module) - weights[name].float()).square().sum())
+            size += float(weights[name].float().square().sum())
+    ids, logits = act(quantised, dim)
+    del exact, quantised, weights
+    merged_ids, merged_logits = act(load_vla(merged, guard=False), dim)
+    return MergeGap(
+        weights=(change / size) ** 0.5,
+        logits=float((merged_logits - logits).abs().mean()),
+        tokens=float((merged_ids == ids).float().mean()),
+        actions=float((head.decode(merged_ids) - head.decode(ids)).abs().mean()),
+        bits=config["bits"],
+    )
+
+
+def stored_dtype(vla: VLA) -> torch.dtype:
+    """The dtype most of the frozen or whole model's values are kept in."""
+    sizes: Counter[torch.dtype] = Counter()
+    for name, parameter in vla.named_parameters():
+        if ".lora_" not in name and parameter.is_floating_point():
+            sizes[parameter.dtype] += parameter.numel()
+    return sizes.most_common(1)[0][0]
+
+
+def _swap(unfinished: Path, folder: Path) -> None:
+    """Put `unfinished` in the place of `folder`; a folder that is not empty cannot be replaced in one step."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(old)
+    unfinished.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what exports of `folder` that were killed have left."""
+    for state in ("unfinished", "old"):
+        for left in folder.parent.glob(f".{folder.name}.*.{state}"):
+            pid = left.name.split(".")[-2]
+            if not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(left)

@@ -1,0 +1,153 @@
+"""What a checkpoint says of itself, whatever its format: read once, checked before any tensor is."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openvla_lightning.statistics import DatasetStatistics
+
+Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Parameter name -> shape and dtype."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, with every problem that was found."""
+
+    def __init__(self, path: str | Path, problems: list[str]) -> None:
+        shown = problems[:40] + ([f"... and {len(problems) - 40} more"] if len(problems) > 40 else [])
+        super().__init__("\n  - ".join([f"cannot load {path}:", *shown]))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The frozen model that an adapter belongs to.
+
+    Attributes:
+        path: folder, file or hub id it was loaded from.
+        sha256: of its weights; the same for every layout of the same numbers (see `load.weights_hash`). None where it
+            was not written down: then any base of the right shapes is taken.
+    """
+
+    path: str
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """Everything that a checkpoint says but its tensors.
+
+    Attributes:
+        path: the folder or file that holds it; of a folder of runs, the newest checkpoint.
+        format: reads its tensors.
+        files: those that hold the tensors.
+        shapes: shape and dtype of each tensor, by the name that a VLA gives it.
+        norm_stats: dataset name -> action statistics in the released layout.
+        vla: what `VLA.from_config` takes.
+        processor: what `Processor.from_config` takes.
+        problems: why no model or processor can be built from what it says; its weights may still fill a model that was
+            built otherwise.
+        strategy: config of the strategy it was trained with; None where that is unknown.
+        base: the model an adapter belongs to; None for a checkpoint with all weights.
+        quantisation: how the base was quantised in training.
+        recipe: the resolved config of the training.
+        released: file name -> contents of the released JSON files.
+        folder: where tokenizer files lie; None when they lie elsewhere.
+        absent: parts of the model that the files lack because training had frozen them.
+        one_dtype: whether all weights have to be of one dtype, and of which if that is stated.
+        keeps_adapters: whether the layout keeps adapters of a whole model apart, as it does for towers with FiLM.
+    """
+
+    path: Path
+    format: "Format"
+    files: tuple[Path, ...]
+    shapes: Shapes
+    norm_stats: dict[str, Any]
+    vla: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    strategy: dict[str, Any] | None = None
+    base: Base | None = None
+    quantisation: dict[str, Any] | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    released: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    absent: tuple[str, ...] = ()
+    one_dtype: tuple[bool, torch.dtype | None] = (False, None)
+    keeps_adapters: bool = False
+
+    def check(self) -> "Description":
+        """Return this, or raise CheckpointError with `problems`."""
+        if self.problems:
+            raise CheckpointError(self.path, self.problems)
+        return self
+
+
+class Format(Protocol):
+    """A kind of checkpoint. One more is a file with such a class, and its name in `load.FORMATS`."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether the file or folder at `path` is of this format, as far as a glance can tell."""
+
+    def describe(self, path: Path) -> Description:
+        """What the checkpoint at `path` says.
+
+        Raises:
+            CheckpointError: naming everything that is missing, malformed or at odds with something else.
+        """
+
+    def tensors(self, description: Description) -> Iterator[dict[str, Tensor]]:
+        """Its tensors by the names that a VLA gives them, a file at a time; they stay on disk until they are used."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: when it is unreadable or no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(path, [f"is not readable JSON: {error}"]) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(path, [f"must hold a JSON object, holds a {type(value).__name__}"])
+    return value
+
+
+def read_norm_stats(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Action statistics of a folder; those beside the weights, which fine-tuning writes, go before the config's.
+
+    Raises:
+        CheckpointError: naming every dataset whose numbers cannot be used.
+    """
+    path = folder / "dataset_statistics.json"
+    stats: Any = read_json(path) if path.is_file() else (config.get("norm_stats") or {})
+    if not isinstance(stats, dict):
+        raise CheckpointError(folder, ["norm_stats must map dataset names to statistics"])
+    problems = [f"statistics of {name!r}: {problem}" for name in stats for problem in _stats_problems(stats[name])]
+    if problems:
+        raise CheckpointError(folder, problems)
+    return stats
+
+
+def _stats_problems(entry: Any) -> list[str]:
+    try:
+        action = DatasetStatistics.from_dict(entry).action
+        low, high = action["q01"], action["q99"]
+        widths = {len(values) for values in action.values()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return [f"{type(error).__name__}: {error}"]
+    if len(widths) != 1:
+        return [f"the action's measures have different widths {sorted(widths)}"]
+    if not np.isfinite([low, high]).all() or (low > high).any():
+        return ["q01 must lie below q99, all finite"]
+    if not all(isinstance(value, bool) for value in entry["action"].get("mask", [])):
+        return ["mask must hold true and false"]
+    return []

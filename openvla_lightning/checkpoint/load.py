@@ -1,0 +1,304 @@
+"""Loading: any known format into a model, every problem in one error, one file in memory at a time."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
+
+from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, Format
+from openvla_lightning.checkpoint.oft import OFT
+from openvla_lightning.checkpoint.prismatic import Prismatic
+from openvla_lightning.checkpoint.released import Released
+from openvla_lightning.checkpoint.tensors import begin_added, check_fits, fill, with_added
+from openvla_lightning.checkpoint.training import Training, learnt_names
+from openvla_lightning.model.hub import check_source
+from openvla_lightning.model.vision_backbone import VisionBackbone
+from openvla_lightning.model.vla import VLA
+from openvla_lightning.processor import Processor
+from openvla_lightning.strategy import LoRA, from_config
+from openvla_lightning.strategy.lora import merge as merge_adapters
+
+FORMATS: tuple[Format, ...] = (Prismatic(), OFT(), Released(), Training())
+"""Every format that is read; the first that recognises a path reads it."""
+
+_DOWNLOAD = ("*.json", "*.safetensors", "*.model", "*.txt", "*--*_checkpoint.pt")
+
+
+def describe(path: str | Path | Description) -> Description:
+    """What the checkpoint at `path` says; a hub id is downloaded unless it is in the cache.
+
+    Raises:
+        FileNotFoundError: when there is nothing.
+        CheckpointError: when something is there that cannot be read.
+    """
+    if isinstance(path, Description):
+        return path
+    check_source(path)
+    place = Path(path).expanduser()
+    if not place.exists():
+        place = Path(snapshot_download(str(path), allow_patterns=list(_DOWNLOAD)))
+    for format in FORMATS:
+        if format.recognises(place):
+            return format.describe(place)
+    if place.is_file():
+        raise CheckpointError(place, ["expected a folder, a .ckpt written here or a Prismatic .pt"])
+    inside = ", ".join(sorted(p.name for p in place.iterdir())[:8]) or "nothing"
+    raise CheckpointError(place, [f"there is no config.json (the folder holds {inside})"])
+
+
+def load_vla(
+    path: str | Path | Description,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    guard: bool = True,
+    merge: bool | None = None,
+    base: str | Path | None = None,
+    copy: bool = True,
+) -> VLA:
+    """Load a VLA; see `VLA.from_pretrained`.
+
+    Args:
+        path: what to load, or its description.
+        dtype: of the parameters; None keeps the checkpoint's. Unmerged adapters keep their own.
+        device: where they go.
+        guard: check that the image reaches the logits.
+        merge: fold LoRA adapters into the layers they adapt. None: unless the checkpoint is a whole model whose layout
+            keeps them apart, as released OpenVLA-OFT folders with FiLM do.
+        base: where an adapter's base is now; None: where it was when the adapter was trained.
+        copy: False leaves on disk what needs no cast, until it is used.
+
+    Raises:
+        CheckpointError: for anything that does not fit, the wrong base included.
+    """
+    description = _with_base(describe(path).check(), base)
+    if description.base is not None:
+        base = description.base.path if base is None else base
+        _check_base(description.base, base, description.path)
+    try:
+        strategy = from_config(description.strategy) if description.strategy else None
+        with torch.device("meta"):
+            vla = VLA.from_config(description.vla)
+        if description.base is not None:
+            load_weights(vla, str(base), dtype=dtype, device=device, copy=copy)
+        if isinstance(strategy, LoRA):
+            with torch.device("meta"):
+                strategy.inject(vla)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a file from outside can be wrong in any way
+        problem = f"what it says describes no model that can be built: {type(error).__name__}: {error}"
+        raise CheckpointError(description.path, [problem]) from error
+    found = dict(description.shapes)
+    if description.base is not None:
+        learnt = learnt_names(vla)
+        found |= {k: (tuple(v.shape), v.dtype) for k, v in vla.state_dict().items() if k not in learnt}
+    check_fits(description, vla, found)
+    for tensors in description.format.tensors(description):
+        adapters = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+        others = {name: tensor for name, tensor in tensors.items() if name not in adapters}
+        fill(description.path, vla, others, dtype, device, copy)
+        fill(description.path, vla, adapters, None, device, copy)
+    vla.language_model.tie_weights()
+    vla.to(device)
+    if isinstance(strategy, LoRA) and (not description.keeps_adapters if merge is None else merge):
+        merge_adapters(vla)
+        vla.requires_grad_(True)
+    _tell(vla, description)
+    vla.eval()
+    if guard:
+        check_image_matters(vla, description.path)
+    return vla
+
+
+def _with_base(description: Description, base: str | Path | None) -> Description:
+    """`description`; of an adapter that says nothing of its base's architecture, with what the base says."""
+    if description.base is None or description.vla.get("llm"):
+        return description
+    place = description.base.path if base is None else base
+    _check_base(description.base, place, description.path)
+    under = describe(place).check()
+    return replace(
+        description,
+        vla={**under.vla, **description.vla},
+        processor={**under.processor, **description.processor},
+        released=under.released,
+    )
+
+
+def load_checkpoint(
+    path: str | Path | Description,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    guard: bool = True,
+    merge: bool = True,
+    base: str | Path | None = None,
+    action_chunk: int | None = None,
+    **processor_changes: Any,
+) -> tuple[VLA, Processor, dict[str, Any]]:
+    """Load all that acting needs: model, processor, action statistics per dataset.
+
+    Args:
+        path: as in `VLA.from_pretrained`, or its description; so are `dtype`, `device` and `guard`.
+        merge, base: as in `load_vla`.
+        action_chunk: T, for a folder that does not say it: one of OpenVLA-OFT. Of one whose actions are tokens it says
+            that they are predicted all at once.
+        processor_changes: arguments of `Processor` to replace, such as `tokenizer`, `crop_area` or `cameras`.
+
+    Raises:
+        CheckpointError: as in `load_vla`, or when nobody says how long a chunk is.
+    """
+    description = _with_base(describe(path).check(), base)
+    description = replace(description, processor=_with_chunk(description, action_chunk))
+    processor = Processor.from_config(description.processor, **processor_changes)
+    vla = load_vla(description, dtype, device, guard, merge, base)
+    return vla, processor, vla.norm_stats
+
+
+def _with_chunk(description: Description, action_chunk: int | None) -> dict[str, Any]:
+    """What the processor is built of, where the length of a chunk is known."""
+    head = dict(description.processor["action_head"])
+    if action_chunk is not None:
+        tokens = head.get("class", "TokenHead") == "TokenHead"
+        head |= {"action_chunk": action_chunk, **({"parallel": True} if tokens else {})}
+    if head.get("action_chunk", 1) is None:
+        problem = "it does not say how many actions a chunk has: pass action_chunk=8, or as many as it was trained with"
+        raise CheckpointError(description.path, [problem])
+    return {**description.processor, "action_head": head}
+
+
+def load_weights(
+    vla: VLA,
+    path: str | Path,
+    frozen_vision: Callable[[], VisionBackbone] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    copy: bool = True,
+) -> None:
+    """Fill a model that has been built with the weights of `path`, keeping its devices, dtypes and strategy.
+
+    Without a `device`, parameters on the meta device become real, on the CPU, in torch's default dtype.
+
+    Args:
+        vla: to be filled. Parts that a released VLA lacks (`VLA.added`) keep their own weights where the files lack
+            them.
+        path: as in `VLA.from_pretrained`; what it says of its architecture does not matter.
+        frozen_vision: builds the vision backbone with its own weights, for a checkpoint that lacks it because it was
+            frozen.
+        dtype: of the parameters, where a `device` is given; None what the files hold.
+        device: where the parameters go.
+        copy: as in `load_vla`.
+
+    Raises:
+        CheckpointError: naming every key that is missing, surplus or of another shape.
+    """
+    description = describe(path)
+    if description.base is not None or any(".lora_" in name for name in description.shapes):
+        loaded = load_vla(description, guard=False)  # an adapter is merged first
+        batches: Iterator[dict[str, Tensor]] = iter([loaded.state_dict()])
+        shapes = {k: (tuple(v.shape), v.dtype) for k, v in loaded.state_dict().items()}
+    else:
+        batches, shapes = description.format.tensors(description), dict(description.shapes)
+    complete = "vision_backbone" not in description.absent or frozen_vision is None
+    if not complete and frozen_vision is not None:
+        vla.vision_backbone = frozen_vision()
+        if vla.film is not None:
+            vla.vision_backbone.add_film(vla.llm.dim)
+        own = vla.vision_backbone.state_dict()
+        shapes |= {f"vision_backbone.{k}": (tuple(v.shape), v.dtype) for k, v in own.items()}
+    check_fits(description, vla, with_added(vla, shapes))
+    for tensors in batches:
+        fill(description.path, vla, tensors, dtype, device, copy)
+    _tell(vla, description)
+    vla.recipe = {}  # that of the weights it starts from is not its own
+    vla.init_from = str(path) if complete else None
+    vla.language_model.tie_weights()
+
+
+def start_from(vla: VLA) -> None:
+    """Give a model that was built with `init_from` the weights that it names; nothing on the meta device.
+
+    Raises:
+        CheckpointError: as in `load_weights`.
+    """
+    if vla.init_from is not None and torch.get_default_device().type != "meta":
+        device = None if vla.init_dtype is None else "cpu"
+        load_weights(vla, vla.init_from, vla.fresh_vision, dtype=vla.init_dtype, device=device)
+        begin_added(vla)
+
+
+def _tell(vla: VLA, description: Description) -> None:
+    """Let the model know what its checkpoint said."""
+    vla.norm_stats, vla.recipe = description.norm_stats, description.recipe
+    vla.origin = description.folder
+    vla.released = description.released or dict(description.vla.get("released") or {})
+
+
+@torch.inference_mode()
+def check_image_matters(vla: VLA, path: str | Path = "the model") -> None:
+    """Refuse a model that answers alike to a black and a white image (transformers once dropped the image in silence).
+
+    A few of the visual tokens are enough, so the check costs little beside loading.
+
+    Raises:
+        CheckpointError: when the logits are bit-equal.
+    """
+    backbone, llm = vla.vision_backbone, vla.language_model
+    towers = len(backbone.featurizers)
+    device = next(vla.parameters()).device
+    shape = (1, 3 * towers, backbone.image_size, backbone.image_size)
+    pixels = torch.cat([torch.full(shape, value, device=device) for value in (-1.0, 1.0)])
+    bos = llm.embed(torch.full((2, 1), llm.architecture.get("bos_token_id", 1), device=device))
+    visual = vla.projector(backbone(pixels, bos[:, 0] if vla.film else None))
+    visual = visual[:, :: max(1, visual.shape[1] // 16)]
+    black, white = llm.logits(llm.decode(torch.cat([bos, visual.to(bos.dtype)], dim=1))[:, -1])
+    if torch.equal(black, white):
+        raise CheckpointError(path, ["a black and a white image give the same logits: the image does not reach them"])
+
+
+def base_at(path: str | Path) -> Base:
+    """What is at `path` as the base of an adapter; its path is absolute if it is on this disk."""
+    local = Path(path).expanduser()
+    return Base(str(local.resolve()) if local.exists() else str(path), weights_hash(path))
+
+
+def _check_base(base: Base, path: str | Path, needed_by: Path) -> None:
+    """Make sure that `path` holds `base`.
+
+    Raises:
+        CheckpointError: when there is nothing, or a model with other weights.
+    """
+    hint = "give the one it was trained on as base=... (policy.base=... on the command line, --base for export)"
+    try:
+        check_source(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(needed_by, [f"it is an adapter and its base is gone: {error}", hint]) from error
+    if base.sha256 is not None and (found := weights_hash(path)) != base.sha256:
+        problem = f"it is an adapter for other weights than those of {path}"
+        raise CheckpointError(needed_by, [f"{problem}: sha256 {found[:12]}, needed {base.sha256[:12]}", hint])
+
+
+def weights_hash(path: str | Path) -> str:
+    """sha256 over names, dtypes, shapes and values of a checkpoint's tensors, however they are spread over files.
+
+    An adapter's hash covers the adapter alone: it names its own base.
+    """
+    description = describe(path)
+    state = {name: tensor for part in description.format.tensors(description) for name, tensor in part.items()}
+    tensors = sorted(state.items())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = list(pool.map(_digest, (tensor for _, tensor in tensors)))
+    lines = (f"{name} {digest}\n" for (name, _), digest in zip(tensors, digests, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _digest(tensor: Tensor) -> str:
+    values = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+    values.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return values.hexdigest()

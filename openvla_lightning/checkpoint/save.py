@@ -1,0 +1,241 @@
+"""Saving in the released layout, which the released code and every engine that reads it can load."""
+
+import json
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from openvla_lightning.action_head import TokenHead
+from openvla_lightning.checkpoint import preprocessor
+from openvla_lightning.checkpoint.architecture import OURS, released_config
+from openvla_lightning.checkpoint.oft_parts import FILM_NAME, keeps_apart, part_of, read_parts, write_parts
+from openvla_lightning.checkpoint.released import INDEX, SINGLE
+from openvla_lightning.model.hub import TOKENIZER_FILES
+from openvla_lightning.model.vision_backbone import pixel_statistics
+from openvla_lightning.model.vla import VLA
+from openvla_lightning.strategy.lora import merged_state, merged_weight
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from openvla_lightning.processor import Processor
+
+
+def save_vla(
+    vla: VLA, folder: Path, processor: "Processor | None", max_shard_size: int, dtype: torch.dtype | None = None
+) -> None:
+    """Write `vla` into `folder`; see `VLA.save_pretrained`.
+
+    Raises:
+        ValueError: when the weights hold quantised values, or several dtypes and `dtype` does not say which to write;
+            when the released code would read the model and act wrongly.
+    """
+    _check_room(vla, processor)
+    state = _released_state(vla)
+    dtypes = {tensor.dtype for key, (tensor, _) in state.items() if key.endswith("weight")}
+    if vla.quantisation is not None or not all(kind.is_floating_point for kind in dtypes):
+        raise ValueError("quantised weights do not fit the released layout: save the model without quantisation")
+    if dtype is None and len(dtypes) > 1:
+        raise ValueError(f"the released layout holds weights of one floating dtype, these have {dtypes}: pass dtype")
+    dtype = dtype or next(iter(dtypes))
+    if vla.language_model.tied:
+        del state["language_model.lm_head.weight"]
+    folder.mkdir(parents=True, exist_ok=True)
+    base = vla.released
+    config = released_config(vla.config, base.get("config.json", {}), dtype)
+    arguments = _processor_arguments(vla, processor, config)
+    config["image_resize_strategy"] = arguments["resize_strategy"]
+    if processor is not None:
+        config["n_action_bins"] = arguments["action_head"].get("num_bins", config["n_action_bins"])
+        if ours := _unsaid(vla, arguments):
+            config[OURS] = {**(config.get(OURS) or {}), **ours}
+    config["norm_stats"] = vla.norm_stats
+    _save_weights(state, folder, max_shard_size, dtype)
+    if vla.added():
+        write_parts(vla, folder, _step(vla), dtype)
+    text = config["text_config"]
+    generation = {
+        "_from_model_config": True,
+        "bos_token_id": text.get("bos_token_id", 1),
+        "eos_token_id": text.get("eos_token_id", 2),
+        "pad_token_id": config["pad_token_id"],
+        "transformers_version": config["transformers_version"],
+    }
+    files = {
+        "config.json": dict(sorted(config.items())),
+        "generation_config.json": {**generation, **base.get("generation_config.json", {})},
+        preprocessor.FILE: preprocessor.preprocessor_config(arguments, base.get(preprocessor.FILE, {})),
+        "dataset_statistics.json": vla.norm_stats,
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _save_tokenizer(vla, processor, folder)
+    (folder / "README.md").write_text(model_card(vla, config), encoding="utf-8")
+
+
+def _check_room(vla: VLA, processor: "Processor | None") -> None:
+    """Refuse what the released code would read and act wrongly with: tokens one after the other beside what is new."""
+    head = None if processor is None else processor.action_head
+    if processor is None or type(head) is not TokenHead or getattr(head, "parallel", False):
+        return
+    own = [name for name in ("proprio_projector",) if hasattr(vla, name)] + (["film"] if vla.film else [])
+    own += [f"the views {', '.join(processor.views)}"] if len(processor.views) > 1 else []
+    if own:
+        raise ValueError(
+            f"the released layout has no place for {', '.join(own)} beside tokens written one after the other: "
+            "keep the checkpoint of training, which Policy.from_pretrained reads as well"
+        )
+
+
+def _released_state(vla: VLA) -> "dict[str, tuple[Tensor, BaseTunerLayer | None]]":
+    """What a released VLA has of `vla`, under its names: each tensor, and the adapter to be merged into it.
+
+    Towers with FiLM are written apart; here they stand without their adapters, as in released OpenVLA-OFT folders.
+    """
+    film = vla.film is not None
+    apart = film and keeps_apart(vla)
+    state = {}
+    for name, (tensor, adapter) in merged_state(vla).items():
+        part = part_of(name, film)
+        if part is None or (part == "vision_backbone" and FILM_NAME.search(name) is None):
+            state[name] = (tensor, None if apart and part is not None else adapter)
+    return state
+
+
+def _unsaid(vla: VLA, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What neither names nor shapes of an OpenVLA-OFT folder say, for its `config.json`."""
+    head = arguments["action_head"]
+    said: dict[str, Any] = {}
+    if head.get("class", "TokenHead") != "TokenHead" or head.get("parallel"):
+        said["action_head"] = head
+        said["cameras"] = list(arguments.get("cameras") or ["primary"])
+    if vla.film not in (None, "released"):
+        said["film"] = vla.film
+    return said
+
+
+def _step(vla: VLA) -> str:
+    """The step in the names of the parts that `vla` was loaded from, where these are still there."""
+    if vla.origin is None or not vla.origin.is_dir():
+        return "latest"
+    return read_parts(vla.origin).step or "latest"
+
+
+def _processor_arguments(vla: VLA, processor: "Processor | None", config: dict[str, Any]) -> dict[str, Any]:
+    if processor is not None:
+        return processor.config
+    images = vla.released.get(preprocessor.FILE, {})
+    means, stds = pixel_statistics(vla.vision_backbone.towers)
+    return {
+        "image_size": vla.vision_backbone.image_size,
+        "means": images.get("means", means),
+        "stds": images.get("stds", stds),
+        "resize_strategy": config["image_resize_strategy"],
+        **(images.get(OURS) or {}),
+    }
+
+
+def _save_weights(
+    state: "dict[str, tuple[Tensor, BaseTunerLayer | None]]", folder: Path, max_shard_size: int, dtype: torch.dtype
+) -> None:
+    """Write shard after shard, merging adapters on the way, then swap them in for whatever weights the folder held."""
+    kinds = {key: dtype if tensor.is_floating_point() else tensor.dtype for key, (tensor, _) in state.items()}
+    sizes = {key: tensor.numel() * kinds[key].itemsize for key, (tensor, _) in state.items()}
+    shards: list[list[str]] = [[]]
+    size = 0
+    for key in state:
+        if shards[-1] and size + sizes[key] > max_shard_size:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += sizes[key]
+    count = len(shards)
+    names = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    for name, keys in zip(names, shards, strict=True):
+        tensors = {}
+        for key in keys:
+            tensor, adapter = state[key]
+            tensor = tensor if adapter is None else merged_weight(adapter)
+            tensors[key] = tensor.detach().to("cpu", kinds[key]).contiguous()
+        save_file(tensors, folder / f"{name}.partial", metadata={"format": "pt"})
+    for old in [*folder.glob("model*.safetensors"), folder / INDEX]:
+        old.unlink(missing_ok=True)
+    for name in names:
+        (folder / f"{name}.partial").rename(folder / name)
+    if count > 1:
+        weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_tokenizer(vla: VLA, processor: "Processor | None", folder: Path) -> None:
+    sources = [Path(processor.config["tokenizer"])] if processor is not None else []
+    sources += [vla.origin] if vla.origin is not None else []
+    for source in sources:
+        found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+        if found and source.resolve() == folder.resolve():
+            return
+        for file in found:
+            shutil.copyfile(file, folder / file.name)
+        if found:
+            return
+    if processor is not None and processor.config["tokenizer"] != "tiny":
+        processor.tokenizer.save_pretrained(folder)
+
+
+def model_card(vla: VLA, config: dict[str, Any]) -> str:
+    """README.md of a saved model: what it is, what it was trained on, how to use it, with which versions."""
+    parameters = sum(p.numel() for name, p in vla.named_parameters() if ".lora_" not in name)
+    expressible = OURS not in config and not any(config.get("timm_model_kwargs") or [])
+    rows = [
+        f"| {name} | {stats.get('num_trajectories', '?')} | {stats.get('num_transitions', '?')} |"
+        for name, stats in vla.norm_stats.items()
+    ]
+    lines = [
+        "---",
+        "library_name: openvla_lightning",
+        "pipeline_tag: robotics",
+        "tags: [robotics, vla, openvla]",
+        "---",
+        f"# A vision-language-action model of {parameters / 1e6:,.1f} M parameters",
+        "",
+        f"- vision: {', '.join(config['timm_model_ids'])} at {config['image_sizes'][0]} px",
+        f"- language model: {config['hf_llm_id']}",
+        f"- projector: {vla.projector.kind}",
+        f"- weights: {config['torch_dtype']}",
+        "",
+        "## Use",
+        "```python",
+        "from openvla_lightning import Policy",
+        'policy = Policy.from_pretrained("path/to/this/folder")',
+        'action = policy.act(image, "put the spoon on the towel")',
+        "```",
+        "The folder has the released OpenVLA layout"
+        + ("; the released code loads it too." if expressible else ", but an architecture the released code lacks."),
+        "",
+        "## Action statistics",
+        "| `unnorm_key` | trajectories | transitions |",
+        "|---|---|---|",
+        *(rows or ["| none | | |"]),
+        "",
+        "Numbers are in `dataset_statistics.json`; actions are predicted normalised to [-1, 1] by q01 and q99.",
+        "",
+    ]
+    if recipe := vla.recipe:
+        lines += ["## Recipe", "```json", json.dumps(recipe, indent=2, default=str), "```", ""]
+    return "\n".join([*lines, "## Versions", ", ".join(_versions()), ""])
+
+
+def _versions() -> list[str]:
+    found = [f"torch {torch.__version__}"]
+    for package in ("openvla-lightning", "transformers", "timm", "peft"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,158 @@
+"""Tensors: out of files that are not trusted, into a model; what does not fit is named."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from openvla_lightning.checkpoint.format import CheckpointError, Description, Shapes
+from openvla_lightning.model.vla import VLA
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def open_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a .safetensors file or of a pickled dictionary; they stay on disk until they are used.
+
+    Raises:
+        CheckpointError: for a truncated file, or one that would run code.
+    """
+    if path.suffix != ".safetensors":
+        content = read_pickle(path)
+        if strangers := [name for name, value in content.items() if not isinstance(value, Tensor)]:
+            raise CheckpointError(path, [f"{path.name} holds {name!r}, which is no tensor" for name in strangers])
+        yield from content.items()
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                yield key, file.get_tensor(key)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(path, [f"{path.name} is truncated or no safetensors file: {error}"]) from error
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """What torch saved in `path`, unpickling tensors and plain types only, tensors left on disk until used.
+
+    Raises:
+        CheckpointError: for anything else, such as a truncated file or one that would run code.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        problem = f"{path.name} is damaged, or holds more than tensors and plain values (nothing was run): {reason}"
+        raise CheckpointError(path, [problem]) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(path, [f"{path.name} must hold a dictionary, holds a {type(content).__name__}"])
+    return content
+
+
+def shapes_of(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of each tensor, under the name that a VLA gives it."""
+    return {modern_name(name): (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors}
+
+
+def modern_name(key: str) -> str:
+    """`key` with LayerScale named as released, whichever timm wrote it."""
+    if key.startswith("vision_backbone.") and key.endswith((".ls1.gamma", ".ls2.gamma")):
+        return key.removesuffix("gamma") + "scale_factor"
+    return key
+
+
+def check_fits(description: Description, vla: VLA, found: Shapes | None = None) -> None:
+    """Compare what a checkpoint holds with what the model needs, by name, shape and dtype.
+
+    Args:
+        description: of the checkpoint.
+        vla: the model.
+        found: what there is when the checkpoint does not hold everything itself; None: its own shapes.
+
+    Raises:
+        CheckpointError: listing every difference.
+    """
+    found = description.shapes if found is None else found
+    wanted = {k: tuple(v.shape) for k, v in vla.state_dict().items()}
+    optional = {"language_model.lm_head.weight"} if vla.language_model.tied else set()
+    problems = [f"{key}: missing, should be {list(wanted[key])}" for key in wanted if key not in {*found, *optional}]
+    problems += [f"{key}: the model has no such parameter" for key in found if key not in wanted]
+    one_dtype, stated = description.one_dtype
+    if one_dtype and optional & set(found):
+        problems.append("language_model.lm_head.weight: the config ties it to the embedding, the file holds another")
+    for key, (shape, _) in found.items():
+        if key in wanted and shape != wanted[key]:
+            problems.append(f"{key}: is {list(shape)}, should be {list(wanted[key])}")
+    if one_dtype:
+        floats = {k for k, v in vla.state_dict().items() if v.is_floating_point()}
+        problems += dtype_problems({k: dtype for k, (_, dtype) in found.items() if k in floats}, stated)
+    if problems:
+        raise CheckpointError(description.path, problems)
+
+
+def dtype_problems(found: Mapping[str, torch.dtype], stated: torch.dtype | None) -> list[str]:
+    """Which of these weights are of another dtype than most, or than `stated`."""
+    usual = Counter(found.values()).most_common(1)[0][0] if found else torch.float32
+    if usual not in _FLOATS:
+        return [f"the weights are {usual}; expected float32, bfloat16 or float16"]
+    problems = [f"{k}: is {dtype}, the other weights are {usual}" for k, dtype in found.items() if dtype != usual]
+    if stated is not None and stated != usual:
+        problems.append(f"config.json says torch_dtype {stated}, the weights are {usual}: correct one")
+    return problems
+
+
+def with_added(vla: VLA, shapes: Shapes) -> Shapes:
+    """`shapes`, and those of added parts that are missing there as a whole."""
+    names = {parameter: name for name, parameter in vla.named_parameters()}
+    for part in vla.added():
+        own = {names[parameter]: (tuple(parameter.shape), parameter.dtype) for parameter in part.parameters()}
+        if not own.keys() & shapes.keys():
+            shapes = {**shapes, **own}
+    return shapes
+
+
+def begin_added(vla: VLA) -> None:
+    """Give added parts that are on the meta device still, FiLM's for example, random weights to start from."""
+    for part in vla.added():
+        for module in part.modules():
+            if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+                module.to_empty(device="cpu", recurse=False)
+                module.reset_parameters()  # type: ignore[operator]
+
+
+def fill(
+    path: str | Path,
+    vla: VLA,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    copy: bool = True,
+) -> None:
+    """Copy `tensors` into the model, each cast and placed on its way; without `dtype` and `device` as the model has it.
+
+    Without `copy`, what needs neither stays where it is: on disk, for tensors of a mapped file.
+
+    Raises:
+        CheckpointError: for values that are not finite, naming `path`.
+    """
+    own = vla.state_dict()
+    placed, broken = {}, []
+    for key, tensor in tensors.items():
+        there = own[key]
+        if device is None:
+            on_meta = there.device.type == "meta"
+            place, kind = ("cpu", torch.get_default_dtype()) if on_meta else (there.device, there.dtype)
+        else:
+            place, kind = device, dtype or tensor.dtype
+        if tensor.is_floating_point():
+            if not bool(tensor.sum(dtype=torch.float32).isfinite()) and not bool(tensor.isfinite().all()):
+                broken.append(f"{key}: holds values that are not finite")
+            placed[key] = tensor.to(place, kind, copy=copy)
+        else:
+            placed[key] = tensor.to(place, copy=copy)
+    if broken:
+        raise CheckpointError(path, broken)
+    vla.load_state_dict(placed, strict=False, assign=True)

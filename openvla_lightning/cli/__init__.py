@@ -1,0 +1,1 @@
+"""The command line: `openvla <command>`, what the commands share, and their help."""

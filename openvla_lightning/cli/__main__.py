@@ -1,0 +1,5 @@
+"""`python -m openvla_lightning.cli` is `openvla`."""
+
+from openvla_lightning.cli.commands import main
+
+main()

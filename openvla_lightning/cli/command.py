@@ -1,0 +1,74 @@
+"""What surrounds every command that Hydra runs: its help page, and hints after a wrong name."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from openvla_lightning import plugins
+from openvla_lightning.cli import help
+from openvla_lightning.config import CONF
+
+
+def command(config_name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """Decorates a script, above `hydra.main`: a help page of its own, and after a wrong name the one that was meant."""
+
+    def decorate(script: Callable[[], Any]) -> Callable[[], Any]:
+        @functools.wraps(script)
+        def run() -> Any:
+            if {"--help", "-h"} & set(sys.argv):  # Hydra's own way takes twice as long
+                return print(
+                    help.help_page(CONF, config_name, installed=Path(sys.argv[0]).parent.name == "cli"), end=""
+                )
+            try:
+                plugins.add([name for word in sys.argv[1:] if word.startswith("plugins=") for name in named(word)])
+            except ValueError as error:
+                raise SystemExit(f"error: {error}") from None
+            overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+            problem = help.renamed(overrides) or help.misspelt_addition(help.groups(CONF, config_name), overrides)
+            if problem:
+                raise SystemExit(f"error: {problem}")
+            try:
+                return script()
+            except SystemExit as end:
+                if end.code == 1:  # how Hydra ends after any error
+                    for hint in hints(config_name, overrides):
+                        print(hint, file=sys.stderr)
+                raise
+
+        return run
+
+    return decorate
+
+
+def named(override: str) -> list[str]:
+    """The plug-ins of `plugins=[my_lab,/path/to/another]`, which have to be known before anything is composed."""
+    return [name.strip(" '\"") for name in override.partition("=")[2].strip("[]").split(",") if name.strip(" '\"")]
+
+
+def hints(config_name: str, overrides: Sequence[str]) -> list[str]:
+    """Which group, option or key was meant, for each override that names none; empty when all names are right."""
+    groups = help.groups(CONF, config_name)
+    options = help.wrong_options(groups, overrides)
+    chosen = [text for text in overrides if help.key_and_value(text)[0] in groups and "," not in text]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        try:
+            cfg = compose(config_name, [text for text in chosen if text not in options])
+        except HydraException:
+            cfg = compose(config_name)
+    known = [*groups, *dotted(OmegaConf.to_container(cfg, resolve=False))]
+    return [*options.values(), *help.wrong_keys(known, overrides, CONF)]
+
+
+def dotted(tree: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all values in a tree of dictionaries, inner ones included."""
+    for key, child in tree.items() if isinstance(tree, dict) else ():
+        yield f"{prefix}{key}"
+        yield from dotted(child, f"{prefix}{key}.")

@@ -1,0 +1,56 @@
+"""`openvla <command> ...`: the commands of an installed package, each the same code as its script and `-m` module."""
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+
+from openvla_lightning.cli import completion
+
+COMMANDS = {
+    "train": ("openvla_lightning.cli.train", "pretrain a VLA on a mixture of robot datasets"),
+    "finetune": ("openvla_lightning.cli.finetune", "adapt a pretrained VLA to one robot"),
+    "evaluate": ("openvla_lightning.cli.evaluate", "roll a policy out, and report success rates"),
+    "serve": ("openvla_lightning.serve", "let robots ask a policy over HTTP and WebSocket"),
+    "report": ("openvla_lightning.report", "compare evaluations and sweeps in tables and pictures"),
+    "data-report": ("openvla_lightning.data.report", "look at datasets before training on them"),
+    "export": ("openvla_lightning.model.checkpoint", "write a run in the released layout, its adapter merged"),
+    "bench": ("openvla_lightning.bench_latency", "measure the latency of acting"),
+    "demo": ("openvla_lightning.demo", "train, fine-tune and evaluate a small VLA in a simulator"),
+}
+"""Command -> the module that runs it, and what it does."""
+
+OF_HYDRA = ("train", "finetune", "evaluate", "serve", "data-report")
+"""Commands whose options Hydra completes."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command as `python -m` runs its module, so that processes it starts find the same module again."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["completion"]:
+        print(completion.script(words[1] if len(words) > 1 else "", tuple(COMMANDS), OF_HYDRA))
+        return
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(page())
+        return
+    if words[0] not in COMMANDS:
+        raise SystemExit(f"error: openvla has no command {words[0]!r}\n\n{page()}")
+    module = COMMANDS[words[0]][0]
+    first = ["export"] if words[0] == "export" else []
+    sys.argv = [f"openvla {words[0]}", *first, *words[1:]]
+    if sys.path[0] != os.getcwd():
+        sys.path.insert(0, os.getcwd())  # as `python -m` does: a lab's own package may lie where it works
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def page() -> str:
+    """What `openvla` alone prints."""
+    width = max(map(len, COMMANDS))
+    rows = [f"  openvla {name:{width}}  {about}" for name, (_, about) in COMMANDS.items()]
+    rows.append(f'  openvla {"completion":{width}}  complete words in a shell: eval "$(openvla completion bash)"')
+    first = "Train, fine-tune, evaluate and serve vision-language-action models."
+    return "\n".join([first, "", *rows, "", "openvla <command> --help says more about each."])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""What a training run will need, before it is started: memory of a device, time on each card."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from openvla_lightning.action_head import ActionHead
+from openvla_lightning.cost.cards import CARDS, Card, card
+from openvla_lightning.cost.operations import example, step_cost
+from openvla_lightning.model import VLA
+from openvla_lightning.model.blocks import Recompute, blocks, recompute_activations
+from openvla_lightning.model.parameters import count, floating
+from openvla_lightning.optim import STATE_BYTES
+from openvla_lightning.quantisation import Quantisation, quantised_names
+from openvla_lightning.report.tables import Rows, table
+from openvla_lightning.strategy import Strategy
+
+PROMPT_TOKENS = 26
+"""Ids of BOS and a prompt of usual length."""
+ACTION_DIM = 7
+"""Numbers of an action: an arm's with a gripper. Other robots' change little."""
+UTILISATION = 0.4
+"""Expected share of a card's peak speed, recomputed operations included."""
+RESERVE = 1.05
+"""Factor for allocator fragmentation; the CUDA context takes `CONTEXT` bytes besides."""
+CONTEXT = 1e9
+USUAL_NODE = 8
+"""GPUs of a machine, where all of them are asked for and this one has none."""
+LESS_MEMORY = (
+    "checkpoint_activations=full",
+    "batch_size_per_device=1",
+    "optim.kind=adamw_8bit or adamw_bf16",
+    "trainer=fsdp on more devices",
+    "strategy=lora, or qlora",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How a run is spread over devices.
+
+    Attributes:
+        devices: all of them.
+        shards: over how many of them one copy of the model is spread; 1: each has a whole one.
+        batch: samples on one device at a time.
+        global_batch: samples of an optimiser step.
+        max_steps: of the run; -1: until it is stopped.
+        mixed: compute in bfloat16 over weights of another dtype.
+    """
+
+    devices: int
+    shards: int
+    batch: int
+    global_batch: int
+    max_steps: int
+    mixed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes on one device, and what the whole run takes.
+
+    Attributes:
+        parameters, trainable: of the model.
+        memory: what takes it -> bytes of one device.
+        checkpoint: bytes of a checkpoint.
+        flops: operations of one sample, with those done twice.
+        plan: what was asked.
+    """
+
+    parameters: int
+    trainable: int
+    memory: dict[str, float]
+    checkpoint: float
+    flops: float
+    plan: Spread
+
+    @property
+    def peak(self) -> float:
+        """Bytes that one device needs."""
+        return sum(self.memory.values()) * RESERVE + CONTEXT
+
+    def fits(self, card: Card) -> bool:
+        """Whether `card` has that much."""
+        return self.peak <= card.memory_gb * 1e9
+
+    def samples_per_second(self, card: Card) -> float:
+        """Of all devices together, if they are such cards."""
+        return UTILISATION * card.tflops * 1e12 * self.plan.devices / self.flops
+
+
+def estimate(
+    model: Callable[..., VLA],
+    strategy: Strategy,
+    head: ActionHead,
+    plan: Spread,
+    kind: str = "adamw",
+    dtype: str | None = None,
+    quantisation: Quantisation | None = None,
+    recompute: Recompute = "none",
+) -> Estimate:
+    """Build a model without memory and account for it.
+
+    Args:
+        model: builds the VLA, given `action_head`; called twice, or three times, on the meta device.
+        strategy: which weights learn.
+        head: what actions are to the model.
+        plan: over which devices.
+        kind: of AdamW.
+        dtype: of the loaded weights.
+        quantisation: of frozen weights.
+        recompute: which blocks compute their activations again.
+    """
+
+    def learner(dtype: str | None, recompute: Recompute) -> tuple[VLA, set[nn.Parameter]]:
+        with torch.device("meta"):
+            vla = model(action_head=head)
+            if dtype is not None:
+                vla.to(floating(dtype))
+            names = quantised_names(vla, quantisation.keep) if quantisation is not None else []
+            packed = {parameter for name in names for parameter in (vla.get_submodule(name).weight,)}
+            strategy.apply(vla)
+        recompute_activations(vla, recompute)
+        return vla, packed  # type: ignore[return-value]
+
+    vla, packed = learner(dtype, recompute)
+    weights = sum(_bytes(p, p in packed, quantisation) for p in vla.parameters())
+    learning = [p for p in vla.parameters() if p.requires_grad]
+    gradients = float(sum(p.numel() * p.element_size() for p in learning))
+    moments = sum(p.numel() * (2 * p.element_size() if kind == "adamw" else STATE_BYTES[kind]) for p in learning)
+    parameters, trainable = count(vla)
+    block = max(sum(p.numel() for p in block.parameters()) for block in blocks(vla))
+    rest = parameters - sum(p.numel() for block in blocks(vla) for p in block.parameters())
+
+    sharded = plan.shards > 1
+    if sharded:  # computes in bfloat16 copies that FSDP gathers, block by block
+        vla, _ = learner("bfloat16" if plan.mixed else dtype, recompute)
+    batch = example(vla, head, PROMPT_TOKENS, ACTION_DIM)
+    cost = step_cost(vla, head, batch, autocast=plan.mixed)
+    once = 0.0
+    if recompute != "none":  # while a block is computed again, all of its activations are there
+        whole = step_cost(learner("bfloat16", "none")[0], head, batch, autocast=plan.mixed)
+        once = whole.activations / len(blocks(vla))
+    memory = {
+        "weights": weights / plan.shards,
+        "gradients": gradients / plan.shards,
+        f"optimiser ({kind})": moments / plan.shards,
+        "weights to compute with": 2.0 * (rest + 2 * block) if sharded else cost.casts,
+        "activations": (cost.activations + once) * plan.batch,
+    }
+    stored = gradients if strategy.adapts else float(sum(p.numel() * p.element_size() for p in vla.parameters()))
+    return Estimate(parameters, trainable, memory, stored + moments, cost.forward + cost.backward, plan)
+
+
+def _bytes(parameter: nn.Parameter, packed: bool, quantisation: Quantisation | None) -> float:
+    if not packed or quantisation is None:
+        return parameter.numel() * parameter.element_size()
+    scale = 1 / 64 if quantisation.double else 4 / 64  # of a block of 64 numbers of 4 bits
+    return parameter.numel() * (1.0 if quantisation.bits == 8 else 0.5 + scale)
+
+
+def needs(found: Estimate) -> Rows:
+    """What one device needs, as a table."""
+    gb = [[name, f"{size / 1e9:.1f}"] for name, size in found.memory.items()]
+    return [
+        ["one device", "GB"],
+        *gb,
+        ["shuffle buffer (the order is computed)", "0.0"],
+        ["at the peak, with context and reserve", f"{found.peak / 1e9:.1f}"],
+        ["a checkpoint, on disk", f"{found.checkpoint / 1e9:.1f}"],
+    ]
+
+
+def durations(found: Estimate) -> Rows:
+    """What each card would make of it, as a table."""
+    rows = [["card", "GB", "fits", "samples/s", "days", "GPU-hours"]]
+    for known in CARDS:
+        rate = found.samples_per_second(known)
+        days = found.plan.max_steps * found.plan.global_batch / rate / 86_400
+        ends = [f"{days:.1f}", f"{days * 24 * found.plan.devices:,.0f}"] if found.plan.max_steps > 0 else ["", ""]
+        rows.append([known.name, f"{known.memory_gb:.0f}", "yes" if found.fits(known) else "no", f"{rate:,.0f}", *ends])
+    return rows
+
+
+def plan(recipe: Mapping[str, Any]) -> Spread:
+    """What a resolved configuration asks for."""
+    trainer, data = recipe["trainer"], recipe["data"]
+    asked = trainer.get("devices", 1)
+    if isinstance(asked, list):
+        asked = len(asked)
+    nodes = trainer.get("num_nodes", 1)
+    devices = nodes * (int(asked) if str(asked).isdigit() else torch.cuda.device_count() or USUAL_NODE)
+    engine = trainer.get("strategy")
+    sharded = isinstance(engine, Mapping) and str(engine["_target_"]).endswith(".FSDP")
+    whole = data["global_batch_size"]
+    share = whole // devices // trainer.get("accumulate_grad_batches", 1)
+    return Spread(
+        devices=devices,
+        shards=devices // engine.get("replicas", 1) if sharded else 1,
+        batch=recipe.get("batch_size_per_device") or max(1, share),
+        global_batch=whole,
+        max_steps=trainer["max_steps"],
+        mixed=engine["param_dtype"] == "bfloat16" if sharded else "mixed" in str(trainer.get("precision")),
+    )
+
+
+def show(
+    model: Callable[..., VLA],
+    strategy: Strategy,
+    head: ActionHead,
+    quantisation: Quantisation | None,
+    recipe: Mapping[str, Any],
+    console: Console,
+) -> Estimate:
+    """Print what `recipe` needs; warn when the card that is there, or every known one, has less."""
+    found = estimate(
+        model,
+        strategy,
+        head,
+        plan(recipe),
+        kind=recipe["optim"].get("kind", "adamw"),
+        dtype=recipe["model"].get("dtype"),
+        quantisation=quantisation,
+        recompute=recipe["checkpoint_activations"],
+    )
+    asked = found.plan
+    console.print(
+        f"{found.parameters:,} parameters, {found.trainable:,} learn. {asked.devices} device(s), {asked.batch} samples "
+        f"at a time on each, {asked.global_batch} in a step, {asked.max_steps:,} steps; "
+        f"{found.flops / 1e12:.1f} TFLOPs a sample."
+    )
+    console.print(table(needs(found), "Memory"))
+    console.print(table(durations(found), f"Time, at {UTILISATION:.0%} of each card's peak"))
+    here = card(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    if not any(found.fits(known) for known in ([here] if here else CARDS)):
+        console.print(
+            f"This will not fit on {here.name if here else 'any of these'}. Less memory: {', '.join(LESS_MEMORY)}.",
+            style="bold red",
+        )
+    return found

@@ -1,0 +1,123 @@
+"""What is said, left out or refused before training, so that no sample fails when it is drawn."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from openvla_lightning.data.filters import FilterReport, unused_splits
+from openvla_lightning.data.round_trip import RoundTrip, refusal, said_of
+from openvla_lightning.data.source import Source
+from openvla_lightning.data.steps import felt_columns
+
+log = logging.getLogger(__name__)
+
+BadInstructions = Literal["skip", "error"]
+LISTED = 3
+
+
+class MissingDataError(FileNotFoundError):
+    """Datasets of the mixture are not on disk."""
+
+
+def check_choices(**choices: tuple[str, Sequence[str]]) -> None:
+    """Raise ValueError for an option of the DataModule that is none of its choices."""
+    for name, (chosen, known) in choices.items():
+        if chosen not in known:
+            raise ValueError(f"data.{name}={chosen}: choose {', '.join(known)}")
+
+
+def check_sources(sources: Mapping[str, Source], cameras: Sequence[str]) -> None:
+    """Find out in milliseconds whether the datasets are there and what their descriptions name.
+
+    Raises:
+        MissingDataError: naming every dataset that is not there and where to get it.
+        ValueError: a dataset lacks the first camera, all of them lack another, or a description names what its files
+            do not hold.
+    """
+    if problems := [problem for source in sources.values() if (problem := source.missing())]:
+        raise MissingDataError(
+            "\n    ".join(
+                [
+                    f"{len(problems)} of the mixture's {len(sources)} datasets are not there. Point "
+                    "paths.data_dir=... or OPENVLA_LIGHTNING_DATA to where they are, or get them:",
+                    *problems,
+                ]
+            )
+        )
+    for name, source in sources.items():
+        known = source.spec.cameras
+        nobodys = [role for role in cameras if not any(role in other.spec.cameras for other in sources.values())]
+        if absent := nobodys or [role for role in cameras[:1] if role not in known]:
+            raise ValueError(f"{name} has no camera {', '.join(absent)}; it has {', '.join(known)}")
+        source.check()
+
+
+def say_black(sources: Mapping[str, Source], cameras: Sequence[str]) -> None:
+    """Warn of cameras that a dataset lacks."""
+    for name, source in sources.items():
+        has = {role for role, place in source.spec.cameras.items() if place is not None}
+        if len(cameras) > 1 and (absent := [role for role in cameras if role not in has]):
+            log.warning(f"{name} has no camera {', '.join(absent)}: its pictures are black")
+
+
+def proprio_width(sources: Mapping[str, Source]) -> int:
+    """P, numbers of proprioception of every dataset.
+
+    Raises:
+        ValueError: when a dataset has none, or they are of different width.
+    """
+    dims = {name: len(felt_columns(source)) for name, source in sources.items()}
+    if absent := [name for name, dim in dims.items() if not dim]:
+        raise ValueError(f"data.proprio=true: no proprioception is read from {', '.join(absent)} (its `state`)")
+    if len(set(dims.values())) > 1:
+        raise ValueError(f"one model cannot be told proprioception of different dimensions: {dims}")
+    return next(iter(dims.values()))
+
+
+def refused_instructions(
+    source: Source, refuses: Callable[[str, int], str | None], dim: int, bad_instructions: BadInstructions
+) -> list[int]:
+    """Places in the index's list of the instructions that the model cannot be given.
+
+    Args:
+        source: the dataset.
+        refuses: why an instruction for actions of so many dimensions cannot be given; None when it can be.
+        dim: dimensions of the dataset's actions.
+        bad_instructions: `skip` warns, `error` raises.
+
+    Raises:
+        ValueError: there are some, and `bad_instructions` is `error`; naming the first ones and the reasons.
+    """
+    words = source.index.instructions
+    reasons = {i: why for i, text in enumerate(words) if text.strip() and (why := refuses(text, dim))}
+    if reasons:
+        listed = "".join(f"\n    {words[i][:60]!r}: {why}" for i, why in list(reasons.items())[:LISTED])
+        problem = f"{source.name}: {len(reasons):,} of {len(words):,} instructions cannot be given to the model"
+        if bad_instructions == "error":
+            raise ValueError(f"{problem}; data.bad_instructions=skip leaves their steps out:{listed}")
+        log.warning(f"{problem}, and their steps are left out:{listed}")
+    return list(reasons)
+
+
+def say(source: Source, report: FilterReport, share: float, trip: RoundTrip) -> None:
+    """Log what is served of a dataset, what is left out of it, and which of its actions a policy cannot give back."""
+    name, left_out = source.name, report.first_steps + report.zero_actions + report.noops
+    log.info(
+        f"{name}: {report.kept:,} steps to train on ({share:.1%} of the samples); left out "
+        f"{left_out:,} no-ops and {report.unlabelled:,} of {report.trajectories:,} trajectories (no words)"
+    )
+    if report.wordless:
+        log.warning(f"{name}: {report.wordless:,} steps are left out because nothing is said at them")
+    if unused := unused_splits(source.index):
+        listed = ", ".join(f"{split} ({steps:,} steps)" for split, steps in unused.items())
+        log.info(f"{name}: splits that are neither trained on nor held out: {listed}")
+    if said := said_of(name, trip):
+        log.warning(said)
+    if trip.clipped:
+        log.info(f"{name}: extremes are clipped, as released: {', '.join(trip.clipped)}")
+
+
+def refuse_actions(trips: Mapping[str, RoundTrip]) -> None:
+    """Raise ValueError, with the two ways out, for datasets whose actions lie outside of what a policy can say."""
+    if problems := [problem for name, trip in trips.items() if (problem := refusal(name, trip))]:
+        raise ValueError("\n    ".join(problems))

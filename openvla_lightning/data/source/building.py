@@ -1,0 +1,249 @@
+"""The pass over all files of a dataset: in several processes, one pass at a time, going on where one was cut off."""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.source.arrays import Layout
+from openvla_lightning.data.source.description import read_features, read_splits
+from openvla_lightning.data.source.index import Index
+from openvla_lightning.data.source.indexing import BadTrajectories, Job, Shard, image_layouts, join, read_shard
+from openvla_lightning.data.source.processes import worker_pool
+from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.data.source.shards import Shards
+from openvla_lightning.data.source.words import numbered
+from openvla_lightning.runtime.files import written_whole
+from openvla_lightning.runtime.progress import Bar
+
+log = logging.getLogger(__name__)
+
+PARALLEL_FROM = 256 * 2**20
+"""Bytes from which it is worth starting processes."""
+KEPT_FROM = 2.0
+"""Seconds after which what a pass has read is kept, file by file, in case it does not come to its end."""
+
+READABLE = ("tfrecord", "array_record")
+
+Stamp = tuple[int, int]
+
+
+def build_index(
+    folder: Path,
+    spec: DatasetSpec,
+    stamps: dict[str, Stamp],
+    kept: Path,
+    workers: int | None = None,
+    remote: Shards | None = None,
+    *,
+    bad_trajectories: BadTrajectories = "error",
+    check_images: bool = False,
+) -> tuple[Index, dict[str, Layout]]:
+    """Index the dataset in `folder`, and say how images are stored; the arguments are those of `RLDS` and `Pass`.
+
+    Raises:
+        BadShardError: its format is not read, a file is absent or damaged, or nothing is left of it.
+    """
+    import tensorflow_datasets as tfds
+
+    logging.getLogger("absl").setLevel(logging.WARNING)  # or tfds reports every folder it opens
+    read_features(folder)  # says in a sentence what tfds says in a traceback
+    info = tfds.builder_from_directory(str(folder)).info
+    if (found := info.file_format.value) not in READABLE:
+        raise BadShardError(f"{folder}: file format {found} is not read, only {' and '.join(READABLE)}")
+    splits = read_splits(folder)
+    features = json.dumps(info.features.to_json())
+    jobs = [
+        Job(folder / name, split.name, length, features, spec, bad_trajectories, check_images)
+        for split in splits
+        for name, length in zip(split.files, split.lengths, strict=True)
+    ]
+    if absent := [job.path.name for job in jobs if job.path.name not in stamps]:
+        raise BadShardError(f"{folder}: dataset_info.json names files that are not there: {', '.join(absent)}")
+    shards = Pass(spec.name, jobs, stamps, kept, workers, remote).run()
+    if not any(shard.lengths for shard in shards):
+        skipped = tuple(one for shard in shards for one in shard.skipped)
+        raise BadShardError(f"{folder}: no trajectory can be read{first_of(skipped)}")
+    sizes = {job.path.name: stamps[job.path.name][0] for job in jobs}
+    index = join(shards, sizes, [split.name for split in splits], list(spec.cameras))
+    return index, image_layouts(spec, features)
+
+
+def first_of(skipped: Sequence[Mapping[str, Any]], few: int = 1) -> str:
+    """Where the first of the trajectories that could not be read are, and why; empty when there are none."""
+    return "".join(f"; of {one['file']}, trajectory {one['trajectory']}: {one['reason']}" for one in skipped[:few])
+
+
+class Pass:
+    """Reads every file of a dataset.
+
+    Args:
+        name: the dataset's name.
+        jobs: the files.
+        stamps: bytes and time of the last write of each file, by its name.
+        kept: folder for what was read of each file until the index is whole.
+        workers: processes; None: one per core for large datasets, none for small ones.
+        remote: the store to fetch the files from.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        jobs: Sequence[Job],
+        stamps: dict[str, Stamp],
+        kept: Path,
+        workers: int | None = None,
+        remote: Shards | None = None,
+    ) -> None:
+        self.name, self.jobs, self.stamps, self.kept, self.remote = name, jobs, stamps, kept, remote
+        self.bytes = sum(stamps[job.path.name][0] for job in jobs)
+        wanted = workers if workers is not None else (os.cpu_count() or 1) * (self.bytes > PARALLEL_FROM)
+        self.workers = min(wanted, len(jobs))
+
+    def run(self) -> list[Shard]:
+        """What is in each file, in the order of the jobs.
+
+        Raises:
+            BadShardError: as `read_shard`. What was read of the other files is kept for the next try.
+        """
+        found: dict[int, Shard] = {}
+        for place, job in enumerate(self.jobs):
+            if (shard := self._known(job)) is not None:
+                found[place] = shard
+        if found:
+            log.info(
+                f"{self.name}: going on with the indexing of {len(self.jobs) - len(found)} of {len(self.jobs)} files"
+            )
+        began, unkept = time.monotonic(), list[int]()
+        large = self.bytes > PARALLEL_FROM
+        with Bar(f"indexing {self.name}", len(self.jobs), "files", done=len(found), visible=large) as progress:
+            for place, shard in self._read([p for p in range(len(self.jobs)) if p not in found]):
+                found[place] = shard
+                progress.advance()
+                unkept.append(place)
+                if time.monotonic() - began > KEPT_FROM:
+                    for one in unkept:
+                        self._keep(self.jobs[one], found[one])
+                    unkept.clear()
+        return [found[place] for place in range(len(self.jobs))]
+
+    def _read(self, places: list[int]) -> Iterator[tuple[int, Shard]]:
+        read = partial(read_job, self.remote)
+        if self.workers < 2:
+            for place in places:
+                yield place, read(self.jobs[place])
+            return
+        with worker_pool(self.workers) as pool:
+            pending: dict[Future[Shard], int] = {pool.submit(read, self.jobs[place]): place for place in places}
+            failure: BaseException | None = None
+            while pending:
+                done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    place = pending.pop(future)
+                    if future.cancelled():
+                        continue
+                    if (error := future.exception()) is None:
+                        yield place, future.result()
+                    elif failure is None:
+                        failure = error
+                        for waiting in pending:
+                            waiting.cancel()
+            if failure is not None:
+                raise failure
+
+    def _file(self, job: Job) -> Path:
+        told = (job.path.name, self.stamps[job.path.name], job.split, job.expected, job.features)
+        return self.kept / f"{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.npz"
+
+    def _keep(self, job: Job, shard: Shard) -> None:
+        with written_whole(self._file(job)) as beside, beside.open("wb") as file:
+            np.savez(file, **packed(shard))
+
+    def _known(self, job: Job) -> Shard | None:
+        try:
+            with np.load(self._file(job), allow_pickle=False) as arrays:
+                return unpacked(dict(arrays))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not whole after all: read again
+            return None
+
+
+def read_job(remote: Shards | None, job: Job) -> Shard:
+    """Read one file, fetched first where it lies in a store."""
+    if remote is None:
+        return read_shard(job)
+    with remote.held(job.path.name) as path:
+        return read_shard(replace(job, path=path))
+
+
+def packed(shard: Shard) -> dict[str, Any]:
+    """A shard as arrays without Python objects."""
+    instruction, words = numbered(shard.instruction)
+    text = {"split": shard.split, "skipped": shard.skipped, "words": [w.decode("latin-1") for w in words]}
+    arrays = {"lengths": np.array(shard.lengths, np.int64), "instruction": instruction}
+    for name in ("action", "proprio"):
+        arrays[name] = np.concatenate(getattr(shard, name)) if shard.lengths else np.zeros((0, 0), np.float32)
+    for role, places in shard.images.items():
+        arrays[f"image_{role}"] = np.concatenate(places) if places else np.zeros((0, 2), np.int64)
+    return arrays | {"text": np.frombuffer(json.dumps(text).encode(), np.uint8)}
+
+
+def unpacked(arrays: dict[str, Any]) -> Shard:
+    """The inverse of `packed`."""
+    text = json.loads(arrays["text"].tobytes())
+    lengths = arrays["lengths"].tolist()
+    cuts = np.cumsum(lengths)[:-1]
+
+    def parts(array: Any) -> list[Any]:
+        return np.split(array, cuts) if lengths else []
+
+    words = np.array([*(word.encode("latin-1") for word in text["words"]), None], object)
+    return Shard(
+        text["split"],
+        lengths,
+        parts(arrays["action"]),
+        parts(arrays["proprio"]),
+        parts(words[arrays["instruction"]]),
+        {name.removeprefix("image_"): parts(part) for name, part in arrays.items() if name.startswith("image_")},
+        text["skipped"],
+    )
+
+
+@contextmanager
+def alone(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path`: of several processes that want to do the same, one does it and the others wait.
+
+    Where the file system has no locks everybody goes on at once, which costs time and nothing else.
+    """
+    try:
+        lock = path.open("w")
+    except OSError:
+        yield
+        return
+    with lock:
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info(f"another process is {what}; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # no locks here
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,180 @@
+"""What an RLDS folder says of itself, read without tfds: its versions, its shards, its features."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from openvla_lightning.data.oxe.registry import DatasetSpec, DescriptionError, action_paths
+from openvla_lightning.data.source.arrays import observation_features
+from openvla_lightning.data.source.records import BadShardError
+
+INFO, FEATURES = "dataset_info.json", "features.json"
+METADATA = (INFO, FEATURES)
+EXACT = re.compile(r"\d+\.\d+\.\d+")
+UNDER_WAY = ".incomplete"
+"""What tfds puts behind a version's name while it is built."""
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+"""How tfds names shards where dataset_info.json does not say."""
+
+
+def newest(versions: list[str]) -> str | None:
+    """The highest of some versions such as 1.0.0.
+
+    A name like `1.0.0.bak` or `backup` counts only where no version has its exact form, and one that tfds is still
+    building never does.
+    """
+    whole = [name for name in versions if UNDER_WAY not in name]
+    exact = [name for name in whole if EXACT.fullmatch(name)]
+    return max(exact or whole, key=lambda name: [int(n) if n.isdigit() else -1 for n in name.split(".")], default=None)
+
+
+def version_folder(dataset: Path) -> Path | None:
+    """The newest version below a dataset's folder, or the folder itself where the files lie in it; None for neither."""
+    found = {path.parent.name: path.parent for path in dataset.glob(f"*/{INFO}")}
+    if (dataset / INFO).exists():
+        found[dataset.name] = dataset
+    return found[version] if (version := newest([*found])) is not None else None
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split according to dataset_info.json: its name, its files in order, and how many trajectories each holds."""
+
+    name: str
+    files: tuple[str, ...]
+    lengths: tuple[int, ...]
+
+
+def read_splits(folder: Path) -> list[Split]:
+    """The splits that dataset_info.json names.
+
+    Raises:
+        BadShardError: it is no JSON, or does not say what is needed.
+    """
+    info = _json(folder / INFO)
+    try:
+        return [_split(info, split) for split in info.get("splits", [])]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadShardError(f"{folder / INFO} does not describe its splits as tfds does: {error}") from error
+
+
+def read_features(folder: Path) -> dict[str, Any]:
+    """What features.json holds.
+
+    Raises:
+        BadShardError: it is not there, as in folders written before tfds 4.0, or no JSON.
+    """
+    if not (folder / FEATURES).exists():
+        raise BadShardError(
+            f"{folder} holds no {FEATURES}: it was written by a tfds older than 4.0. Open it once with its builder "
+            "and a newer tfds, which writes the file"
+        )
+    return _json(folder / FEATURES)
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Name -> bytes and time of the last write, of the files that make up the dataset and are there; no others."""
+    names = [*METADATA, *(file for split in read_splits(folder) for file in split.files)]
+    found = {}
+    for name in names:
+        try:
+            stat = (folder / name).stat()
+        except FileNotFoundError:
+            continue
+        found[name] = (stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+def check_description(spec: DatasetSpec, features: Mapping[str, Any]) -> None:
+    """Compare what a description names with what features.json says is there, before anything is read.
+
+    What a transform makes cannot be known before it ran; then only the cameras are compared.
+
+    Raises:
+        DescriptionError: naming everything that is not there, what is, and what was perhaps meant.
+    """
+    if problems := list(_problems(spec, features)):
+        where = f"data.datasets.{spec.name}"
+        raise DescriptionError("\n    ".join([f"{spec.name}: its files do not hold what {where} names:", *problems]))
+
+
+def _problems(spec: DatasetSpec, features: Mapping[str, Any]) -> Iterator[str]:
+    observation = list(observation_features(features))
+    if not observation:
+        return  # not laid out as RLDS is; reading says so
+    for role, key in spec.cameras.items():
+        if key is not None and not _within(key, observation):
+            yield absent(f"cameras.{role}", key, observation, "observation")
+    if (paths := action_paths(spec)) is None:
+        return
+    for key in spec.state:
+        if key is not None and not _within(key, observation):
+            yield absent("state", key, observation, "observation")
+    leaves = list(_leaves(_step(features)))
+    for path in paths:
+        if path not in leaves:
+            yield absent("action", path, leaves, "a step")
+    episode = [path for path in _leaves(features.get("featuresDict", {})) if not path.startswith("steps/")]
+    reachable = [*leaves, *episode, *(f"traj_metadata/{path}" for path in episode)]
+    reachable += [path.removeprefix("episode_metadata/") for path in episode]
+    if spec.language not in reachable:
+        yield absent("language", spec.language, [*leaves, *episode], "a step or its episode")
+
+
+def _within(key: str, names: list[str]) -> bool:
+    return key in names or key.split("/")[0] in names
+
+
+def absent(option: str, path: str, there: list[str], where: str) -> str:
+    """Say that `option` names a `path` that is not `there`, and what was perhaps meant."""
+    close = get_close_matches(path, there, 1, 0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{option}: no {path!r}{hint} {where.capitalize()} holds {', '.join(sorted(there))}"
+
+
+def _step(features: Mapping[str, Any]) -> Mapping[str, Any]:
+    steps = features["featuresDict"]["features"]["steps"]
+    return steps.get("sequence", {}).get("feature", {}).get("featuresDict", {})
+
+
+def _leaves(dictionary: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, feature in dictionary.get("features", {}).items():
+        if "featuresDict" in feature:
+            yield from _leaves(feature["featuresDict"], f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _split(info: Mapping[str, Any], split: Mapping[str, Any]) -> Split:
+    lengths = tuple(int(length) for length in split.get("shardLengths", ()))
+    total = len(lengths)
+    digits = max(5, len(str(total)))
+    values = {
+        "{DATASET}": info["name"],
+        "{SPLIT}": split["name"],
+        "{FILEFORMAT}": info.get("fileFormat", "tfrecord"),
+        "{NUM_SHARDS}": f"{total:0{digits}d}",
+    }
+    files = []
+    for place in range(total):
+        name = split.get("filepathTemplate") or TEMPLATE
+        index = f"{place:0{digits}d}"
+        own = values | {"{SHARD_INDEX}": index, "{SHARD_X_OF_Y}": f"{index}-of-{total:0{digits}d}"}
+        for key, value in own.items():
+            name = name.replace(key, value)
+        files.append(name)
+    return Split(split["name"], tuple(files), lengths)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadShardError(f"{path} is no JSON: {error}. Get this file again.") from error
+    if not isinstance(content, dict):
+        raise BadShardError(f"{path} holds no JSON object. Get this file again.")
+    return content

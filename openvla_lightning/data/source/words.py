@@ -1,0 +1,81 @@
+"""What the robot was told at each step of a trajectory, whatever form it is stored in."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvla_lightning.data.oxe.registry import Trajectory, leaf_at
+
+_SAME: dict[bytes, bytes] = {}
+"""Equal texts of this process become one object: a dataset has millions of steps and thousands of texts."""
+MOST_KEPT = 1_000_000
+
+
+def instructions_of(trajectory: Trajectory, path: str, steps: int) -> NDArray[Any]:
+    """The instruction of each step as UTF-8 bytes, object [steps].
+
+    It is stored once per step, or once per episode (in the episode's metadata, or as a single text). Of several texts
+    a step the first that is not blank counts. Where an episode has one text only, and not at every step, it holds for
+    all of them; blank steps of an episode with several texts stay blank.
+
+    Args:
+        trajectory: after its transform; text as bytes or strings.
+        path: where the instruction is.
+        steps: of the trajectory.
+
+    Raises:
+        KeyError: there is nothing at `path`, neither in the steps nor in the episode's metadata.
+        ValueError: it is not text, or not as many entries as there are steps.
+    """
+    leaf = _leaf(trajectory, path)
+    texts = np.asarray(leaf, object)
+    if texts.ndim == 0:
+        texts = np.full(steps, texts[()], object)
+    if len(texts) != steps:
+        raise ValueError(f"there are {steps} actions and {len(texts)} entries of {path}")
+    found = np.empty(steps, object)
+    for step, entry in enumerate(texts.reshape(steps, -1) if steps else []):
+        encoded = [_encoded(text, path) for text in entry]
+        found[step] = next((text for text in encoded if text.strip()), b"")
+    said = {text for text in found if text}
+    if len(said) == 1:
+        found[:] = said.pop()
+    return found
+
+
+def numbered(parts: Iterable[NDArray[Any]]) -> tuple[NDArray[np.int32], list[bytes]]:
+    """Replace texts by their places among the distinct ones, which are sorted: int32 [N] and the texts."""
+    first: dict[bytes, int] = {}
+    numbers = [
+        np.fromiter((first.setdefault(text, len(first)) for text in part), np.int32, len(part)) for part in parts
+    ]
+    words = sorted(first)
+    place = np.empty(len(words), np.int32)
+    place[[first[text] for text in words]] = np.arange(len(words), dtype=np.int32)
+    every = np.concatenate(numbers) if numbers else np.zeros(0, np.int32)
+    return place[every], words
+
+
+def _leaf(trajectory: Trajectory, path: str) -> Any:
+    try:
+        return leaf_at(trajectory, path)
+    except KeyError as error:
+        metadata = trajectory.get("traj_metadata", {})
+        for place in (metadata, metadata.get("episode_metadata", {})):
+            try:
+                return leaf_at(place, path)
+            except (KeyError, AttributeError):
+                continue
+        raise error
+
+
+def _encoded(text: Any, path: str) -> bytes:
+    if isinstance(text, str):
+        text = text.encode("utf-8")
+    if not isinstance(text, bytes):
+        raise ValueError(f"{path} is not text but {type(text).__name__}: {str(text)[:40]}")
+    if len(_SAME) > MOST_KEPT:
+        _SAME.clear()
+    return _SAME.setdefault(bytes(text), bytes(text))

@@ -1,0 +1,225 @@
+"""Rollouts with everything about them on disk as they end: episodes, videos, what the world was like."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from openvla_lightning.env.base import Check, EnvFactory, RequestError, Task
+from openvla_lightning.evaluation.control import Actor, Control, ask
+from openvla_lightning.evaluation.journal import Journal
+from openvla_lightning.evaluation.plan import Plan
+from openvla_lightning.evaluation.rollout import rollout
+from openvla_lightning.evaluation.stopping import Decided
+from openvla_lightning.evaluation.video import write_video
+from openvla_lightning.report.results import Episode, Results, success_rate
+from openvla_lightning.types import Observation
+
+AUTO_FEWEST, AUTO_MOST = 10, 200
+"""Episodes of each task with `episodes_per_task=auto`."""
+
+
+class SelfTestError(RuntimeError):
+    """The world does not behave as it should, so that scores in it would mean nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enough:
+    """When a task has been played often enough."""
+
+    episodes_per_task: int | str
+    interval_width: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.episodes_per_task, str) and self.episodes_per_task != "auto":
+            raise RequestError(f"episodes_per_task={self.episodes_per_task!r}: give a number, or auto")
+        if not 0 < self.interval_width <= 1:
+            raise RequestError(f"interval_width={self.interval_width} must lie in (0, 1]; 0.2 is 10 points either way")
+
+    @property
+    def auto(self) -> bool:
+        return self.episodes_per_task == "auto"
+
+    def most(self, tasks: Sequence[Task]) -> int:
+        limits = [task.initial_states for task in tasks if task.initial_states is not None]
+        return min([AUTO_MOST, *limits]) if self.auto else int(self.episodes_per_task)
+
+    def reached(self, episodes: Sequence[Episode]) -> bool:
+        """Whether the interval of one task's episodes is narrow enough."""
+        low, high = success_rate(episodes).interval
+        return self.auto and len(episodes) >= AUTO_FEWEST and high - low <= self.interval_width
+
+
+class Session:
+    """Keeps `results`, the journal, the videos and the progress bar up to date while episodes end."""
+
+    def __init__(
+        self,
+        results: Results,
+        folder: Path,
+        enough: Enough,
+        save_videos: int,
+        console: Console,
+        decided: Decided | None = None,
+    ) -> None:
+        self._results, self._folder, self._enough, self._save_videos = results, folder, enough, save_videos
+        self._decided = decided
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[news]}"), console=console)
+        self._finished: dict[int, Episode] = {}
+        self._kept: Counter[tuple[str, bool]] = Counter()
+        self._console = console
+        self._plans: list[Plan] = []
+        self._seconds: list[float] = []
+
+    def run(
+        self,
+        load: Callable[[], Actor],
+        make_env: EnvFactory,
+        plans: Callable[[Mapping[str, Task]], list[Plan]],
+        control: Control,
+        self_test: bool,
+        num_envs: int,
+        num_workers: int | None,
+    ) -> None:
+        """Roll out what is missing; raises as `rollout` does."""
+
+        def planned(known: Mapping[str, Task]) -> list[Plan]:
+            self._plans = plans(known)
+            if self._decided is not None:
+                self._decided.check(self._plans)
+            total = None if self._enough.auto else len(self._plans)
+            self._progress.update(self._bar, total=total, description=self._results.row)
+            return self._plans
+
+        def ready() -> Actor:
+            policy = _Timed(load(), self._seconds)
+            self._progress.reset(self._bar)  # loading a model says nothing about the speed of episodes
+            return policy
+
+        with self._progress, _torch_threads(max(1, available_cores() // 2)):
+            self._bar = self._progress.add_task(f"starting {num_envs} environments", total=None, news="")
+            rollout(
+                ready,
+                make_env,
+                planned,
+                num_envs,
+                num_workers or available_cores(),
+                on_episode=self._take,
+                keep_frames=lambda plan: any(
+                    self._kept[plan.task.family, s] < self._save_videos for s in (True, False)
+                ),
+                wanted=self._wanted,
+                control=control,
+                on_ready=self._begin,
+                on_self_test=self._check if self_test else None,
+            )
+        if self._decided is not None:
+            verdict = self._decided.verdict(self._plans, self._finished)
+            against = self._decided.other.label
+            self._results.verdict = {"against": against, "planned": len(self._plans), **asdict(verdict)}
+            self._results.verdict["interval"] = list(verdict.interval)
+            self._console.print(f"{against} and {self._results.label}: {verdict}")
+        if self._seconds:
+            self._results.timing["seconds_per_call"] = round(sum(self._seconds) / len(self._seconds), 4)
+
+    def _check(self, checks: list[Check], renderer: str | None) -> None:
+        self._results.self_test = [asdict(check) for check in checks]
+        if renderer:
+            self._results.versions["renderer"] = renderer
+        for note in self._results.notes:
+            self._console.print(f"note: {note}")
+        if wrong := [f"{check.name}: {check.seen}" for check in checks if not check.ok]:
+            raise SelfTestError(
+                f"this world is not as it should be ({'; '.join(wrong)}), and scores in it would mean little; "
+                "eval.self_test=false scores all the same"
+            )
+
+    def _begin(self, control: Control) -> None:
+        """Take in the episodes that an earlier call left in the folder."""
+        results = self._results
+        results.control = control.to_dict()
+        same = {"env": results.env, "instructions": results.instructions, "versions": results.versions}
+        world = results.config.get("env", {})
+        measured = {"latency": None, "delay": None} if control.measured else {}
+        identity = {**same, "checkpoint": results.checkpoint.get("sha256"), "world": world}
+        key = results.checkpoint.get("unnorm_key")
+        self._journal = Journal(self._folder, {**identity, "unnorm_key": key, "control": results.control | measured})
+        for number, plan in enumerate(self._plans):
+            if episode := self._journal.find(plan.task.name, plan.seed, plan.instruction):
+                self._count(number, episode)
+
+    def _wanted(self, plan: Plan) -> bool:
+        if self._decided is not None and self._decided.reached(self._plans, self._finished):
+            return False
+        played = [e for e in self._finished.values() if e.task == plan.task.name]
+        if any((e.seed, plan.instruction or e.instruction) == (plan.seed, e.instruction) for e in played):
+            return False
+        return not self._enough.reached(played)
+
+    def _take(self, number: int, episode: Episode, frames: list[np.ndarray] | None) -> None:
+        kind = episode.family, episode.success
+        if frames and self._kept[kind] < self._save_videos:
+            name = f"videos/{episode.task}_{'success' if episode.success else 'failure'}_{number:04d}.mp4"
+            write_video(self._folder / name, frames, episode.instruction, episode.success)
+            episode = replace(episode, video=name)
+        self._journal.add(episode)
+        self._count(number, episode)
+
+    def _count(self, number: int, episode: Episode) -> None:
+        self._kept[episode.family, episode.success] += episode.video is not None
+        self._finished[number] = episode
+        self._results.episodes = [self._finished[index] for index in sorted(self._finished)]
+        rate = success_rate(self._finished.values())
+        speed = len(self._finished) / (self._progress.tasks[self._bar].elapsed or 1.0)
+        news = f"{speed:.1f} episodes/s  {100 * rate.rate:.0f} % success" + (
+            f"  {rate.errors} errors" * bool(rate.errors)
+        )
+        self._progress.update(self._bar, advance=1, news=news)
+
+
+class _Timed:
+    """A policy whose calls are timed."""
+
+    def __init__(self, policy: Actor, seconds: list[float]) -> None:
+        self._policy, self._seconds = policy, seconds
+        self.history: int = getattr(policy, "history", 1)
+
+    def act(self, image: Sequence[np.ndarray], instruction: Sequence[str]) -> np.ndarray:
+        seen = [Observation({"primary": picture}, words) for picture, words in zip(image, instruction, strict=True)]
+        return self.act_chunk(seen)[:, 0]
+
+    def act_chunk(self, observations: Sequence[Observation]) -> np.ndarray:
+        started = time.perf_counter()
+        actions = ask(self._policy, observations)
+        self._seconds.append(time.perf_counter() - started)
+        return actions
+
+    def standing(self, image: np.ndarray, instruction: str) -> Observation:
+        if hasattr(self._policy, "standing"):
+            return self._policy.standing(image, instruction)
+        return Observation({"primary": image}, instruction)
+
+
+def available_cores() -> int:
+    """Cores this process may use, which in a container or a job is fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    # Torch's threads spin while they wait, and would take the cores from the simulation.
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

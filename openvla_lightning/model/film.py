@@ -1,0 +1,81 @@
+"""FiLM: what the robot was told scales and shifts what the vision towers see (OpenVLA-OFT section V, "OFT+")."""
+
+from typing import Any, Literal, get_args
+
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+FilmPadding = Literal["released", "masked"]
+
+
+def check_padding(padding: str) -> str:
+    """Return `padding`, one of `FilmPadding`.
+
+    Raises:
+        ValueError: for another word.
+    """
+    if padding not in get_args(FilmPadding):
+        raise ValueError(f"film={padding!r} is not known: choose {', '.join(get_args(FilmPadding))}, or null for none")
+    return padding
+
+
+class FiLMBlock(nn.Module):
+    """A ViT block whose features are scaled and shifted between attention and MLP: x * (1 + gamma) + beta.
+
+    Gamma and beta are linear functions of the mean language embedding, the same for all tokens of an image, class and
+    register tokens included. Parameters keep the names of the block they come from; `scale` and `shift` are new.
+
+    Args:
+        block: timm's block, whose layers are taken over.
+        language_dim: width of a language embedding.
+    """
+
+    def __init__(self, block: Block, language_dim: int) -> None:
+        super().__init__()
+        for name, module in block.named_children():
+            self.add_module(name, module)
+        norm: Any = block.norm1
+        width, like = norm.normalized_shape[0], next(block.parameters())
+        # A start with torch's own random weights is as released; zeros would leave the tower unchanged at first.
+        self.scale = nn.Linear(language_dim, width, device=like.device, dtype=like.dtype)
+        self.shift = nn.Linear(language_dim, width, device=like.device, dtype=like.dtype)
+
+    def forward(self, x: Tensor, language: Tensor) -> Tensor:
+        """Tokens [B, N, D_tower] and mean language embeddings [B, dim] -> tokens [B, N, D_tower]."""
+        own: Any = self
+        x = x + own.drop_path1(own.ls1(own.attn(own.norm1(x))))
+        # Released files keep FiLM in float32 beside towers in bfloat16.
+        told = language.to(self.scale.weight.dtype)
+        gamma, beta = (layer(told)[:, None].to(x.dtype) for layer in (self.scale, self.shift))
+        x = x * (1 + gamma) + beta
+        return x + own.drop_path2(own.ls2(own.mlp(own.norm2(x))))
+
+
+def add_film(tower: nn.Module, language_dim: int) -> None:
+    """Replace every block of a ViT, the last one included as released, in place.
+
+    Raises:
+        ValueError: for a tower that is no row of plain ViT blocks.
+    """
+    blocks = getattr(tower, "blocks", None)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not all(type(block) is Block for block in blocks):
+        kinds = sorted({type(b).__name__ for b in blocks}) if isinstance(blocks, nn.Sequential | nn.ModuleList) else []
+        raise ValueError(f"film needs a tower of plain ViT blocks; {type(tower).__name__} has {kinds or 'none'}")
+    tower.blocks = nn.ModuleList(FiLMBlock(block, language_dim) for block in blocks)  # type: ignore[arg-type]
+
+
+def film_features(tower: Any, pixels: Tensor, layer: int, language: Tensor) -> Tensor:
+    """Patch features [B, P, D_tower] of a tower with FiLM, read at block `layer`, counted from the end.
+
+    timm's own loop over blocks hands them nothing but tokens.
+    """
+    x = tower.norm_pre(tower.patch_drop(tower._pos_embed(tower.patch_embed(pixels))))
+    for block in tower.blocks[: len(tower.blocks) + 1 + layer]:
+        x = block(x, language)
+    return x[:, tower.num_prefix_tokens :]
+
+
+def film_layers(vision_backbone: nn.Module) -> list[nn.Module]:
+    """The linear layers that FiLM added to the towers, which learn in full whatever else does."""
+    blocks = [module for module in vision_backbone.modules() if isinstance(module, FiLMBlock)]
+    return [layer for block in blocks for layer in (block.scale, block.shift)]

@@ -1,0 +1,58 @@
+"""Where weights and tokenizers come from: a folder, the Hugging Face cache, the hub."""
+
+import re
+from pathlib import Path
+
+import httpx
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.+-]+")
+_PRISMATIC_NAME = re.compile(r"[\w.-]+\+\d+b")
+_PRISMATIC_HINT = """
+That is the name of a Prismatic VLM. Download it where there is a network and give its folder:
+  hf download TRI-ML/prismatic-vlms --include "{0}/*" --local-dir prismatic   # then prismatic/{0}"""
+
+
+def check_source(source: str | Path) -> None:
+    """Say within seconds whether `source` can be found, without loading or downloading it.
+
+    Raises:
+        FileNotFoundError: naming what is missing and where to get it.
+    """
+    text = str(source)
+    if Path(text).expanduser().exists():
+        return
+    if text.startswith((".", "/", "~")) or text.endswith((".pt", ".ckpt")) or not _HUB_ID.fullmatch(text):
+        hint = _PRISMATIC_HINT.format(text) if _PRISMATIC_NAME.fullmatch(text) else ""
+        raise FileNotFoundError(f"there is no file or folder {text}{hint}")
+    if _in_cache(text) or _on_hub(text):
+        return
+    raise FileNotFoundError(
+        f"{text} is neither a local folder nor in the Hugging Face cache, and the hub does not answer for it.\n"
+        f"Download it where there is a network (hf download {text} --local-dir DIR) and give the folder instead."
+    )
+
+
+def _in_cache(repository: str) -> bool:
+    folder = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
+    return any(folder.glob("snapshots/*/*"))
+
+
+def _on_hub(repository: str) -> bool:
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        url = f"{constants.ENDPOINT}/{repository}/resolve/main/config.json"
+        return httpx.head(url, timeout=5.0, follow_redirects=True).status_code == 200
+    except (httpx.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        return False

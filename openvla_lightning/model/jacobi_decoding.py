@@ -1,0 +1,147 @@
+"""The ids that writing one after the other gives, in fewer passes: all are guessed at once and verified in one pass.
+
+One pass over a guess tells what follows each of its ids. As far as the guess was right these are the right ids, and the
+first one after that is right, too, since it follows right ones alone; what comes behind is the next guess (Jacobi
+iteration, Santilli et al. 2023). A bad guess costs passes, never the answer.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from openvla_lightning.model.decoding import MOST_LIKELY, Sampling
+from openvla_lightning.model.llm import CausalLM
+from openvla_lightning.types import Inputs
+
+if TYPE_CHECKING:
+    from openvla_lightning.model.vla import VLA
+
+
+class JacobiDecoder:
+    """Inputs in, ids out, as `StaticDecoder`; each action is guessed from the one before.
+
+    Which robot stands in which row of a batch does not matter to the answer, only to how good the guess is.
+
+    Args:
+        vla: in its place, in `eval`.
+        normalise: uint8 [B, 3V, H, W] -> float [B, 3 * towers * V, H, W] on any device (`ImageTransform.normalise`).
+        choice: how ids are chosen.
+        first: the id that the first guess consists of.
+
+    Attributes:
+        actions, passes: how often it was called, and how many passes of the language model that took in all.
+    """
+
+    def __init__(
+        self, vla: "VLA", normalise: Callable[[Tensor], Tensor], choice: Sampling = MOST_LIKELY, first: int = 0
+    ) -> None:
+        _check(choice)
+        self.vla, self.normalise, self.choice, self.first = vla, normalise, choice, first
+        self.actions = self.passes = 0
+        self._last: Tensor | None = None
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        inputs: Inputs,
+        count: int = 7,
+        generator: torch.Generator | None = None,
+        clock: Callable[[str], None] = lambda stage: None,
+    ) -> Tensor:
+        """Ids [B, count] on the device; arguments as those of `StaticDecoder`, with padding on the right."""
+        alike = bool(inputs.attention_mask.all())
+        given = inputs.to(next(self.vla.parameters()).device)
+        clock("copy")
+        pixels = self.normalise(given.pixel_values)
+        embeddings, prefix = self.vla.prompt(pixels, given.input_ids, given.attention_mask, given.proprio)
+        clock("vision")
+        lengths = None if alike else given.attention_mask.long().sum(1) + prefix.shape[1]
+        draft = self._last
+        if draft is None or draft.shape != (len(inputs), count):
+            draft = torch.full((len(inputs), count), self.first)
+        ids, passes = decode_in_parallel(self.vla.llm, embeddings, lengths, count, self.choice, draft)
+        clock("decode")
+        self._last, self.actions, self.passes = ids, self.actions + 1, self.passes + passes
+        return ids.clone()
+
+
+def decode_in_parallel(
+    llm: CausalLM,
+    embeddings: Tensor,
+    lengths: Tensor | None,
+    count: int,
+    choice: Sampling = MOST_LIKELY,
+    draft: Tensor | None = None,
+) -> tuple[Tensor, int]:
+    """What `decode` gives, ids [B, count], and how many passes it took; at most one more than `count`, but for ties.
+
+    A pass over many positions rounds differently from one over a single position. Where the two most likely ids are
+    closer than this could matter, the id is decided by a pass of its own, as `decode` would.
+
+    Args:
+        embeddings: prompt embeddings [B, S, dim], visual tokens included, padding on the right.
+        lengths: int64 [B], positions of each row that are not padding; None when there is no padding.
+        count: how many ids to write.
+        choice: how an id is chosen: the most likely one, of all or within a range.
+        draft: the first guess, int64 [B, count]: the ids of the action before, for example. None: none, and the first
+            pass reads the prompt alone.
+
+    Raises:
+        ValueError: for a temperature above 0, whose draws cannot be guessed.
+    """
+    _check(choice)
+    batch, width, _ = embeddings.shape
+    device = embeddings.device
+    rows = torch.arange(batch, device=device)
+    padded = lengths is not None
+    ends = torch.full((batch,), width, device=device) if lengths is None else lengths
+    prompt = torch.arange(width, device=device) < ends[:, None]
+    cache = DynamicCache(config=llm.model.config)
+    guess = torch.zeros(batch, count, dtype=torch.int64, device=device) if draft is None else draft.to(device).clone()
+    right = torch.zeros(batch, dtype=torch.int64, device=device)  # how many ids of each row are known to be right
+    known, passes, alone = 0, 0, draft is None
+    while known < count:
+        first = max(known - 1, 0)  # where the ids begin that this pass reads
+        last = known if alone else count - 1
+        fed = llm.embed(guess[:, first:last])
+        positions = ends[:, None] + torch.arange(first, last, device=device)
+        if known == 0:
+            fed = torch.cat([embeddings, fed.to(embeddings.dtype)], dim=1)
+            positions = torch.cat([torch.arange(width, device=device).expand(batch, -1), positions], dim=1)
+        elif (stale := width + first - cache.get_seq_length()) < 0:
+            cache.crop(stale)
+        mask = torch.cat([prompt, prompt.new_ones(batch, last)], dim=1) if padded else None
+        hidden = llm.decode(fed, attention_mask=mask, position_ids=positions, cache=cache)
+        if known == 0:
+            hidden = torch.cat([hidden[rows, ends - 1][:, None], hidden[:, width:]], dim=1)
+        passes += 1
+        ids, sure = choose(llm, hidden, choice)
+        ours = guess[:, known : known + ids.shape[1]]
+        kept = torch.arange(known, known + ids.shape[1], device=device) < right[:, None]
+        sure = sure | kept | alone
+        # an id is right when it is sure and everything before it was guessed right
+        follows = ((ours == ids) | kept) & sure
+        accepted = sure & nn.functional.pad(follows[:, :-1], (1, 0), value=True).cummin(dim=1).values
+        guess[:, known : known + ids.shape[1]] = torch.where(kept, ours, ids)
+        before, right = known, known + accepted.sum(dim=1)
+        known = int(right.min())
+        alone = known == before
+    return guess, passes
+
+
+def _check(choice: Sampling) -> None:
+    if choice.temperature:
+        raise ValueError("parallel_exact writes the most likely ids: set temperature=0, or decoding=stepwise")
+
+
+def choose(llm: CausalLM, hidden: Tensor, choice: Sampling) -> tuple[Tensor, Tensor]:
+    """The most likely ids [B, N] after hidden states [B, N, dim], and where no rounding could make it another one."""
+    logits = choice._logits(llm, hidden.flatten(0, 1))
+    largest, second = logits.topk(2, dim=-1).values.unbind(-1)
+    rounding = 1e-3 if llm.lm_head.weight.dtype == torch.float32 else 0.125
+    ids = logits.argmax(-1).reshape(hidden.shape[:2])
+    sure = (largest - second > rounding).reshape(hidden.shape[:2])
+    return (ids if choice.within is None else ids + choice.within[0]), sure

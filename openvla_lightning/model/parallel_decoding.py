@@ -1,0 +1,197 @@
+"""`VLA.states(causal=False)` with less work and static shapes: the same hidden states, sooner."""
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from openvla_lightning.model.positions import at
+from openvla_lightning.model.static_decoding import BUCKET, FAMILIES
+from openvla_lightning.types import Inputs
+
+if TYPE_CHECKING:
+    from openvla_lightning.model.vla import VLA
+
+log = logging.getLogger(__name__)
+
+BLANK = 1
+"""Id at places whose embeddings are zeros, as OpenVLA-OFT released it: any would do."""
+_READS_ALONE = ("llama", "mistral", "qwen2")
+"""`model_type`s whose last layer is computed at the places that are read, and nowhere else."""
+
+
+class ParallelReader:
+    """Reads places of whole sequences in one pass in which every position sees every other.
+
+    There is no cache and no head over the vocabulary, the towers stop at the layer that is read, and of the last
+    decoder layer only keys and values are made of all positions. On a GPU, `captured` makes one CUDA graph of a
+    function of inputs.
+
+    Args:
+        vla: in its place, in `eval`.
+        compile: compile the decoder's layer, once for all layers. None: on a GPU; not with bitsandbytes' layers.
+        graph: capture CUDA graphs. None: on a GPU, but not for bitsandbytes' 8 bits, which look at values on the way.
+    """
+
+    def __init__(self, vla: "VLA", compile: bool | None = None, graph: bool | None = None) -> None:
+        self.vla = vla
+        self.device = next(vla.parameters()).device
+        gpu, bits = self.device.type == "cuda", (vla.quantisation or {}).get("bits")
+        self._family = vla.llm.architecture["model_type"]
+        static = self._family in FAMILIES
+        self.graph = static and (gpu and bits != 8 if graph is None else graph)
+        self.compile = static and (gpu and bits is None if compile is None else compile)
+        self._layer = torch.compile(_layer) if self.compile else _layer
+        self._pool: Any = None
+
+    def states(
+        self, inputs: Inputs, *, slots: Tensor, extra: Tensor | None = None, visual: Tensor | None = None
+    ) -> Tensor:
+        """As `VLA.states` with `causal=False`."""
+        vla, llm = self.vla, self.vla.llm
+        if self._family not in FAMILIES or llm.attention != "sdpa":
+            return vla.states(inputs, slots=slots, extra=extra, causal=False, visual=visual)
+        hidden, mask, places = vla._sequence(inputs, slots, extra, visual)
+        seen = None if mask is None else mask[:, None, None].expand(-1, 1, hidden.shape[1], -1)
+        decoder = llm.model
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        llm.attend_without_mask()
+        rotary = decoder.rotary_emb(hidden, positions)
+        *most, last = decoder.layers
+        for layer in most:
+            hidden = self._layer(layer, hidden, seen, rotary)
+        if self._family in _READS_ALONE:
+            hidden = _last_layer(last, hidden, seen, rotary, places)
+        else:
+            hidden = at(self._layer(last, hidden, seen, rotary), places)
+        norm = decoder.final_layernorm if hasattr(decoder, "final_layernorm") else decoder.norm
+        return norm(hidden)
+
+    def arranged(self, inputs: Inputs) -> Inputs:
+        """Inputs on the device; for graphs in a shape that others share.
+
+        Prompts are padded to a multiple of `BUCKET` tokens, and batches by repeating the last row to a power of two.
+        """
+        return (bucketed(inputs) if self.graph else inputs).to(self.device, non_blocking=True)
+
+    def captured(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`function` of inputs and tensors as one CUDA graph for each of their shapes; as it is without graphs.
+
+        Args:
+            function: of arguments on the device; it looks at no value on the host. What it returns is overwritten by
+                the next call.
+        """
+        graphs: dict[tuple[Any, ...], tuple[list[Tensor], Tensor, torch.cuda.CUDAGraph]] = {}
+
+        @torch.inference_mode()
+        def call(*given: Inputs | Tensor) -> Tensor:
+            if not self.graph:
+                return function(*given)
+            tensors = [tensor for argument in given for tensor in _tensors(argument).values() if tensor is not None]
+            key = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+            if key not in graphs:
+                try:
+                    graphs[key] = self._capture(function, given)
+                except RuntimeError as error:  # an operation that cannot be captured, or no memory left to do it
+                    log.warning(f"No CUDA graphs, so actions take longer: {str(error).splitlines()[0]}")
+                    self.graph = False
+                    return function(*given)
+            static, out, graph = graphs[key]
+            for place, tensor in zip(static, tensors, strict=True):
+                place.copy_(tensor, non_blocking=True)
+            graph.replay()
+            return out
+
+        return call
+
+    def _capture(
+        self, function: Callable[..., Tensor], given: tuple[Inputs | Tensor, ...]
+    ) -> tuple[list[Tensor], Tensor, torch.cuda.CUDAGraph]:
+        static = [_cloned(argument) for argument in given]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compiles, and makes what libraries make on first use
+            for _ in range(2):
+                function(*static)
+        torch.cuda.current_stream().wait_stream(side)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            out = function(*static)
+        return [t for argument in static for t in _tensors(argument).values() if t is not None], out, graph
+
+
+def parallel_states(vla: "VLA", inputs: Inputs, count: int, reader: ParallelReader | None = None) -> Tensor:
+    """Hidden states [B, count, dim] at the first `count` places: their embeddings are zeros, all positions see all."""
+    zeros = torch.zeros(len(inputs.input_ids), count, vla.llm.dim, device=inputs.input_ids.device)
+    inputs = replace(inputs, places=inputs.places[:, :count])
+    return vla.states(inputs, slots=zeros, causal=False) if reader is None else reader.states(inputs, slots=zeros)
+
+
+def bucketed(inputs: Inputs) -> Inputs:
+    """The same with padding to a shape that others share; rows beyond the first ones repeat the last."""
+    count = len(inputs.input_ids)
+    rows = torch.arange(1 << (count - 1).bit_length(), device=inputs.input_ids.device).clamp(max=count - 1)
+    given = _tensors(inputs)
+    values: dict[str, Any] = {name: None if tensor is None else tensor[rows] for name, tensor in given.items()}
+    more = -inputs.input_ids.shape[1] % BUCKET
+    for name in ("input_ids", "attention_mask"):
+        values[name] = nn.functional.pad(values[name], (0, more))
+    return replace(inputs, **values)
+
+
+def _tensors(given: Inputs | Tensor) -> dict[str, Tensor | None]:
+    if isinstance(given, Tensor):
+        return {"": given}
+    found = {field.name: getattr(given, field.name) for field in fields(given)}
+    return {name: value for name, value in found.items() if value is None or isinstance(value, Tensor)}
+
+
+def _cloned(given: Inputs | Tensor) -> Inputs | Tensor:
+    if isinstance(given, Tensor):
+        return given.clone()
+    tensors = _tensors(given)
+    copies: dict[str, Any] = {name: None if tensor is None else tensor.clone() for name, tensor in tensors.items()}
+    return replace(given, **copies)
+
+
+def _layer(layer: nn.Module, hidden: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
+    """One decoder layer; a function of its own, for compilation to see every layer as the same code."""
+    return layer(hidden, attention_mask=mask, position_embeddings=rotary, is_causal=False)
+
+
+class _KeysValues:
+    """Keys and values of all positions for the queries of a few; what attention calls its cache."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    def update(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """The keys and values [B, heads, S, head_dim] to attend to, whatever those of the few are."""
+        return self.keys, self.values
+
+
+def _last_layer(layer: Any, hidden: Tensor, mask: Tensor | None, rotary: Any, places: Tensor) -> Tensor:
+    """The layer's output [B, K, dim] at `places` [B, K] alone."""
+    attention = layer.self_attn
+    normed = layer.input_layernorm(hidden)
+    shape = (*normed.shape[:-1], -1, attention.head_dim)
+    keys, values = (project(normed).view(shape).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))
+    turn = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    _, keys = turn(keys, keys, *rotary)
+    own = tuple(wave.expand(len(hidden), -1, -1)[torch.arange(len(hidden))[:, None], places] for wave in rotary)
+    few = at(hidden, places)
+    seen = None if mask is None else mask[:, :, :1].expand(-1, 1, places.shape[1], -1)
+    attended, _ = attention(
+        hidden_states=layer.input_layernorm(few),
+        position_embeddings=own,
+        attention_mask=seen,
+        past_key_values=_KeysValues(keys, values),
+        is_causal=False,
+    )
+    few = few + attended
+    return few + layer.mlp(layer.post_attention_layernorm(few))

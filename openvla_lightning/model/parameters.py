@@ -1,0 +1,54 @@
+"""How many parameters a model has, how many of them learn, and the names of their dtypes."""
+
+import math
+
+import torch
+from torch import nn
+
+
+def count(module: nn.Module) -> tuple[int, int]:
+    """All parameters of `module`, and those that require a gradient.
+
+    A 4-bit weight counts what it stands for, not the bytes it is packed into.
+    """
+    every = [(parameter.requires_grad, _size(parameter)) for parameter in module.parameters()]
+    return sum(size for _, size in every), sum(size for learns, size in every if learns)
+
+
+def _size(parameter: nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return math.prod(parameter.shape if state is None else state.shape)
+
+
+def floating(name: str) -> torch.dtype:
+    """A floating dtype of torch by its name.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={name!r} is not known; use float32, bfloat16 or float16")
+    return dtype
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Resolve `auto`."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Resolve `auto` and names such as `bfloat16`.
+
+    Raises:
+        ValueError: for a name that is no floating dtype of torch.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if isinstance(dtype, str):
+        return floating(dtype)
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype} is not known; use auto, float32, bfloat16 or float16")
+    return dtype

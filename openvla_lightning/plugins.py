@@ -1,0 +1,149 @@
+"""Which packages a config or a checkpoint may name, and objects as plain data: a class and its arguments.
+
+A lab's own package is known when it is installed and declares itself,
+
+    [project.entry-points."openvla_lightning"]
+    my_lab = "my_lab"
+
+or when `plugins=[my_lab]` or the variable OPENVLA_LIGHTNING_PLUGINS names it: a package, or the path of its folder.
+Its classes can then be named in configs, its functions as a dataset's `transform`, and its `conf/` is searched, too.
+"""
+
+import inspect
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+GROUP = "openvla_lightning"
+"""Entry point group in which an installed package declares itself."""
+VARIABLE = "OPENVLA_LIGHTNING_PLUGINS"
+"""Environment variable with further packages or folders, separated by commas; processes that are started inherit it."""
+USUAL_HEAD = "openvla_lightning.action_head.TokenHead"
+"""The action head of a checkpoint that names none."""
+_OWN = ("openvla_lightning", "lightning")
+
+
+def roots() -> tuple[str, ...]:
+    """Top-level packages that may be named: this one, Lightning, and those that were declared."""
+    return (*_OWN, *packages())
+
+
+def packages() -> tuple[str, ...]:
+    """The plug-ins: packages that are installed and declare themselves, then those that the environment names."""
+    named = [_importable(name) for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
+    return tuple(dict.fromkeys(name for name in (*_declared(), *named) if name not in _OWN))
+
+
+@cache
+def _declared() -> tuple[str, ...]:
+    return tuple(sorted({entry.value.partition(":")[0].partition(".")[0] for entry in entry_points(group=GROUP)}))
+
+
+def _importable(name: str) -> str:
+    """The package that `name` means; the folder that holds it becomes importable when `name` is a path."""
+    name = name.strip()
+    if os.sep not in name:
+        return name.partition(".")[0]
+    folder = Path(name).expanduser().resolve()
+    if str(folder.parent) not in sys.path:
+        sys.path.append(str(folder.parent))
+    return folder.name
+
+
+def add(names: Sequence[str]) -> None:
+    """Let packages or folders be named from now on, also in processes that this one starts.
+
+    Raises:
+        ValueError: when there is no such package.
+    """
+    for name in names:
+        if find_spec(_importable(name)) is None:
+            raise ValueError(
+                f"plugins: there is no package {name!r}; install it, or give the path of its folder: "
+                "plugins=[/path/to/it]"
+            )
+    known = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
+    os.environ[VARIABLE] = ",".join(dict.fromkeys([*known, *names]))
+
+
+def config_folders() -> Iterator[tuple[str, Path]]:
+    """Each plug-in that brings configs, and the folder of them: `conf/` inside the package."""
+    for package in packages():
+        spec = find_spec(package)
+        for place in (spec.submodule_search_locations or ()) if spec else ():
+            if (folder := Path(place) / "conf").is_dir():
+                yield package, folder
+
+
+def check(path: str) -> None:
+    """Make sure that what is at a dotted path may be named: a config is data from someone, no way to call anything.
+
+    Raises:
+        ValueError: when its package is not known here, saying how to make it so.
+    """
+    top = path.partition(".")[0]
+    if top not in roots():
+        raise ValueError(
+            f"{path}: the package {top} is not known here; known: {', '.join(roots())}. A lab's own package declares "
+            f'itself with an entry point, [project.entry-points."{GROUP}"], once it is installed; or name it: '
+            f"plugins=[{top}], or {VARIABLE}={top}"
+        )
+
+
+def find(path: str) -> Any:
+    """The class or function at a dotted path that `check` lets pass.
+
+    Raises:
+        ValueError: when it may not be named, or cannot be imported.
+    """
+    check(path)
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be imported: {error}") from error
+
+
+def describe(thing: Any, default: str) -> dict[str, Any]:
+    """Plain data that `rebuild` makes the same object of: `class` beside the constructor arguments in its `config`.
+
+    Args:
+        thing: has a `config`.
+        default: dotted path of the class that is meant where none is named; its neighbours are named without a path.
+    """
+    kind = type(thing)
+    package = import_module(default.rpartition(".")[0])
+    near = getattr(package, kind.__name__, None) is kind
+    return {"class": kind.__name__ if near else f"{kind.__module__}.{kind.__qualname__}", **thing.config}
+
+
+def rebuild(config: Mapping[str, Any], default: str) -> Any:
+    """Make an object of plain data: `{"class": "my_lab.heads.Mine", ...}`, whose other keys are arguments.
+
+    Args:
+        config: from a file. A class without dots is a neighbour of `default`; without `class`, as in early checkpoints,
+            the word under `name` is one, or `default` itself is meant.
+        default: dotted path of a class.
+
+    Raises:
+        ValueError: when the class is not to be had or refuses the arguments, saying what to do.
+    """
+    arguments = dict(config)
+    home, _, usual = default.rpartition(".")
+    named = arguments.pop("class", None)
+    if named is None and "name" not in inspect.signature(getattr(import_module(home), usual)).parameters:
+        named = arguments.pop("name", None)
+    path = default if named is None else str(named) if "." in str(named) else f"{home}.{named}"
+    kind = find(path)
+    if not inspect.isclass(kind):
+        raise ValueError(f"{path} is no class")
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{path} does not take these arguments: {error}") from error

@@ -1,0 +1,81 @@
+"""What evaluate.py does with a composed config, and how a training evaluates itself."""
+
+import logging
+from pathlib import Path
+
+from hydra import compose
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from openvla_lightning.checkpoint.format import CheckpointError
+from openvla_lightning.checkpoint.newest import newest_checkpoint
+from openvla_lightning.config import ConfigError, for_people, validate
+from openvla_lightning.logger import log_results
+from openvla_lightning.report.sweeps import RUNS_OWN
+from openvla_lightning.run import job
+from openvla_lightning.run.start import make_embedded
+
+log = logging.getLogger(__name__)
+
+EVALUATION_ARGUMENTS = (
+    *("tasks", "task_set", "episodes_per_task", "interval_width", "seed", "instructions", "num_envs", "num_workers"),
+    *("save_videos", "label"),
+)
+
+
+@for_people(ConfigError, CheckpointError)
+def evaluate(cfg: DictConfig) -> float | None:
+    """Evaluate what `cfg` describes; return the success rate, or for recorded steps the token accuracy.
+
+    Raises:
+        ConfigError: naming what is wrong or missing.
+    """
+    from openvla_lightning.env.recorded import (
+        Replay,
+        TrainingSteps,  # training needs no simulator
+    )
+    from openvla_lightning.evaluation import scoring
+    from openvla_lightning.evaluation.open_loop import check_open_loop
+    from openvla_lightning.evaluation.replay import check_replay
+
+    if cfg.ckpt_path == "last":
+        newest = newest_checkpoint(cfg.paths.log_dir)
+        if newest is None:
+            raise ConfigError(
+                f"no checkpoint below {cfg.paths.log_dir}/ yet; run `python train.py` or `make demo` first"
+            )
+        log.info(f"Evaluating {newest}")
+        cfg.ckpt_path = str(newest)
+    elif cfg.ckpt_path and Path(cfg.ckpt_path).is_dir():
+        # A run or a folder of runs: the newest. The file, as results are kept by its hash and may lie in that folder.
+        cfg.ckpt_path = str(newest_checkpoint(cfg.ckpt_path) or cfg.ckpt_path)
+    recipe = validate(cfg)
+    arguments = {name: recipe[name] for name in EVALUATION_ARGUMENTS} | recipe["eval"]
+    policy = instantiate(cfg.policy, _convert_="all")  # a partial: loaded once the world is up
+    env = instantiate(cfg.env, _convert_="all")
+    try:
+        if isinstance(env, Replay):
+            if env.source.missing():
+                make_embedded([env.dataset], Path(cfg.paths.data_dir))
+            return check_replay(env, cfg.paths.output_dir)["success"]
+        if isinstance(env, TrainingSteps):
+            return check_open_loop(policy, env, cfg.paths.output_dir).get("token_accuracy")
+        loggers = list(instantiate(cfg.logger).values())
+        results = scoring.evaluate(policy, env, cfg.paths.output_dir, config=recipe, **arguments)
+    except scoring.UNUSABLE as error:
+        raise ConfigError(str(error)) from error
+    for logger in loggers:
+        log_results(logger, results, cfg.paths.output_dir)
+    return results.score
+
+
+def evaluate_run(cfg: DictConfig) -> None:
+    """Evaluate what was just trained as `evaluate_after` says, into the run's own folder."""
+    folder = cfg.paths.output_dir
+    chosen = [text for text in job.overrides() if not text.startswith(RUNS_OWN)]
+    varied = [text for text in chosen if "." not in text.partition("=")[0]]  # groups and what stands at the top
+    own = [f"ckpt_path={folder}", f"paths.output_dir={folder}/evaluation", f"label='{' '.join(varied) or 'policy'}'"]
+    evaluation = compose("evaluate", [*own, *(f"{name}={value}" for name, value in cfg.evaluate_after.items())])
+    if "wandb" in cfg.logger and not evaluation.logger:
+        evaluation.logger = {"wandb": cfg.logger.wandb}
+    evaluate(evaluation)

@@ -1,0 +1,92 @@
+"""What train.py and finetune.py do with a composed config."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+
+from openvla_lightning.callbacks import NonFiniteError
+from openvla_lightning.callbacks.parameter_table import ParameterTable
+from openvla_lightning.checkpoint.disk import CheckpointWriteError
+from openvla_lightning.checkpoint.format import CheckpointError
+from openvla_lightning.config import ConfigError, for_people, validate
+from openvla_lightning.cost.estimate import show
+from openvla_lightning.module import VLAModule
+from openvla_lightning.parallel import accumulate
+from openvla_lightning.run import job
+from openvla_lightning.run.evaluate import evaluate_run
+from openvla_lightning.run.start import adapter_base, preflight, resume_from, start_from
+
+log = logging.getLogger(__name__)
+logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print and file its messages once
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 on torch 2.15
+
+
+@for_people(ConfigError, CheckpointError, CheckpointWriteError, NonFiniteError)
+def fit(cfg: DictConfig) -> float | None:
+    """Train or fine-tune what `cfg` describes; return the sweep objective, if it names one.
+
+    Raises:
+        ConfigError: naming everything that is wrong or missing (arguments, data, weights, hardware), in seconds.
+        NonFiniteError: naming the samples, when training diverges.
+    """
+    recipe = validate(cfg)
+    if cfg.estimate:
+        names = ("model", "strategy", "action_head", "quantisation")
+        model, strategy, head, quantisation = (instantiate(cfg[name], _convert_="all") for name in names)
+        show(model, strategy, head, quantisation, recipe, Console())
+        return None
+    if (done := job.finished(cfg)) is not None:
+        log.info(f"Done before: {cfg.paths.output_dir}")
+        return done["objective"]
+    resume = resume_from(cfg)
+    cfg.model.init_from = adapter_base(resume, cfg) if resume else start_from(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    processor = instantiate(cfg.processor, _convert_="all")
+    datamodule = instantiate(cfg.data, collate=processor.collate, _convert_="all")
+    preflight(cfg, datamodule, processor)
+
+    try:
+        module = VLAModule(
+            model=instantiate(cfg.model, _convert_="all"),
+            strategy=instantiate(cfg.strategy, _convert_="all"),
+            optim=instantiate(cfg.optim, _convert_="all"),
+            processor=processor,
+            action_head=processor.action_head,
+            recipe=recipe,
+            quantisation=instantiate(cfg.quantisation, _convert_="all"),
+            checkpoint_activations=cfg.checkpoint_activations,
+            compile_blocks=cfg.compile_blocks,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    trainer = instantiate(
+        cfg.trainer,
+        logger=list(instantiate(cfg.logger).values()),
+        callbacks=[ParameterTable(), *instantiate(cfg.callbacks, _convert_="all").values()],
+        _convert_="all",
+    )
+    try:
+        module.check(trainer.strategy)
+        accumulate(trainer, cfg.data.global_batch_size, cfg.batch_size_per_device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    os.environ.setdefault("RUN_ID", Path(cfg.paths.output_dir).name)  # for processes that Lightning starts
+    for logger in trainer.loggers:
+        logger.log_hyperparams(recipe)
+    trainer.fit(module, datamodule, ckpt_path=resume)
+    if trainer.interrupted:
+        raise SystemExit(130)
+    log.info(f"Done: {cfg.paths.output_dir}")
+    if cfg.evaluate_after is not None and trainer.is_global_zero:
+        evaluate_run(cfg)
+    objective = trainer.callback_metrics[cfg.objective].item() if cfg.objective else None
+    if job.in_sweep() and trainer.is_global_zero:
+        job.finish(cfg, objective)
+    return objective

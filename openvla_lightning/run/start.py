@@ -1,0 +1,147 @@
+"""Before a run: what it goes on from, and whether data, weights, tokenizer and hardware are there."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from openvla_lightning.checkpoint.load import describe
+from openvla_lightning.checkpoint.newest import newest_checkpoint
+from openvla_lightning.config import ConfigError, for_people, validate
+from openvla_lightning.model.hub import check_source
+from openvla_lightning.processor import Processor
+from openvla_lightning.run import job
+
+log = logging.getLogger(__name__)
+
+
+def resume_from(cfg: DictConfig) -> str | None:
+    """The checkpoint to resume, or None to start afresh.
+
+    Raises:
+        ConfigError: when `ckpt_path` leads nowhere.
+    """
+    if cfg.ckpt_path is None:
+        return None
+    runs = Path(cfg.paths.output_dir) if job.in_sweep() else Path(cfg.paths.log_dir) / cfg.run_name
+    path = newest_checkpoint(runs) if cfg.ckpt_path == "last" else Path(cfg.ckpt_path)
+    if path is None and job.in_sweep():
+        return None  # this job of a continued sweep had not begun
+    if path is None:
+        raise ConfigError(f"ckpt_path=last: no checkpoint below {runs}/; leave ckpt_path out to start a run")
+    if not path.exists():
+        raise ConfigError(f"ckpt_path={path}: no such checkpoint; ckpt_path=last finds the newest below {runs}/")
+    log.info(f"Resuming {path}")
+    return str(path)
+
+
+def adapter_base(checkpoint: str, cfg: DictConfig) -> str | None:
+    """What to build before `checkpoint` is loaded: an adapter's base; None for one that brings all weights along.
+
+    A base that has moved may be named by `model.init_from`; its hash decides whether it is the one.
+    """
+    base = describe(checkpoint).base
+    if base is None:
+        return None
+    try:
+        check_source(base.path)
+    except FileNotFoundError:
+        return start_from(cfg)
+    return base.path
+
+
+def start_from(cfg: DictConfig) -> str | None:
+    """Whose weights to start from: `model.init_from`, where a folder of runs means its newest checkpoint.
+
+    Raises:
+        ConfigError: when the folder of runs holds no checkpoint.
+    """
+    source = cfg.model.init_from
+    if source is None or (path := newest_checkpoint(source)) is None:
+        if source is not None and Path(source).is_relative_to(cfg.paths.log_dir):
+            raise ConfigError(
+                f"model.init_from={source}: no checkpoint below it; pretrain first (python train.py, or make demo), "
+                "name another one (model.init_from=...), or start from random weights (model.init_from=null)"
+            )
+        return source
+    log.info(f"Starting from {path}")
+    return str(path)
+
+
+def preflight(cfg: DictConfig, datamodule: Any, processor: Processor) -> None:
+    """Look for data, weights, tokenizer and hardware before anything slow starts.
+
+    Raises:
+        ConfigError: naming all that is missing and where to get it.
+    """
+
+    def find_weights() -> None:
+        if cfg.model.init_from is not None:
+            check_source(cfg.model.init_from)
+
+    def find_hardware() -> None:
+        if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+            raise ValueError("this recipe asks for a GPU and torch sees none; +debug=tiny shrinks it to a CPU")
+
+    def find_tokenizer() -> None:
+        _ = processor.tokenizer
+
+    check_all(
+        data=lambda: find_data(cfg, datamodule), weights=find_weights, tokenizer=find_tokenizer, hardware=find_hardware
+    )
+
+
+def check_all(**checks: Callable[[], None]) -> None:
+    """Raise ConfigError with everything that `checks`, by name, find to be missing or wrong."""
+    problems = []
+    for what, check in checks.items():
+        try:
+            check()
+        except (FileNotFoundError, ValueError) as error:
+            problems.append(f"{what}: {error}")
+    if problems:
+        raise ConfigError("\n\n  ".join(["this run cannot start:", *problems]))
+
+
+def find_data(cfg: DictConfig, datamodule: Any) -> None:
+    """Make what the embedded world can make; raise MissingDataError for the rest."""
+    if (missing := datamodule.missing()) and "://" not in str(cfg.paths.data_dir):
+        make_embedded(missing, Path(cfg.paths.data_dir))
+    datamodule.check()
+
+
+def make_embedded(missing: Sequence[str], data_dir: Path) -> None:
+    """Make those of the missing datasets that the embedded world can make."""
+    from openvla_lightning import demonstrations  # brings the simulator along
+
+    if names := [name for name in missing if name in demonstrations.DATASETS]:
+        log.info(f"Making demonstrations that are not in {data_dir} yet: {', '.join(names)}")
+        demonstrations.make(data_dir, names)
+
+
+@for_people(ConfigError)
+def data_report(cfg: DictConfig) -> None:
+    """Look at the datasets that `cfg` describes: write a report into the run's folder.
+
+    Raises:
+        ConfigError: naming what is wrong or missing.
+    """
+    from openvla_lightning.data.report.facts import selections
+    from openvla_lightning.data.report.pages import write_report
+
+    validate(cfg)
+    cfg.data.curriculum = None  # nothing is trained: the shares are those of the beginning
+    datamodule = instantiate(cfg.data, collate=list, _convert_="all")
+    check_all(data=lambda: find_data(cfg, datamodule))
+    try:
+        datamodule.prepare_data()
+        datamodule.setup()
+        title = f"Data: {Path(cfg.run_name).name}, no-op filter {datamodule.noop_filter}"
+        path = write_report(selections(datamodule), Path(cfg.paths.output_dir), title)
+    except ValueError as error:  # of the mixture, or of a damaged file
+        raise ConfigError(str(error)) from error
+    log.info(f"Written to {path.parent}: report.md, report.html")

@@ -1,0 +1,124 @@
+"""Files and folders that appear whole or not at all, and where to keep what was worked out."""
+
+import errno
+import glob
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+ENDING = ".unfinished"
+STALE = 24 * 3600.0
+"""Seconds after which something unfinished belongs to a process that is gone."""
+
+
+@contextmanager
+def written_whole(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
+    """Yield a place beside `path` to write to, and move it to `path` when the block ends well.
+
+    Nobody ever sees half of it: a reader finds the old content or the new one. A block that fails leaves nothing
+    behind, and what killed processes left unfinished is removed a day later. Modes follow the umask, so that what one
+    user writes is as readable for others as any file of theirs.
+
+    Args:
+        path: where the file or folder is wanted; the folder around it is made.
+        folder: make a folder to write into.
+
+    Raises:
+        FileExistsError: `path` is a folder with content, which is left as it is.
+        OSError: the disk does not take it; the message names `path`.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{uuid4().hex[:12]}{ENDING}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_stale(path)
+        if folder:
+            beside.mkdir()
+        yield beside
+        if path.is_dir() and any(path.iterdir()):
+            raise FileExistsError(errno.EEXIST, "a folder with content is there already", str(path))
+        beside.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            delete(beside)
+        if isinstance(error, OSError) and (error.filename is None or str(error.filename).startswith(str(beside))):
+            raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+        raise
+
+
+def write_json(path: str | Path, content: Any, *, indent: int | None = 1) -> None:
+    """Write `content` to `path` as JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all."""
+    with written_whole(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def delete(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def readable(path: Path) -> bool:
+    """Whether `path` is a file that this user can read; a folder on the way that may not be entered is no error."""
+    try:
+        with path.open("rb"):
+            return True
+    except OSError:
+        return False
+
+
+def writable(folder: Path) -> bool:
+    """Whether this user can put files into `folder`, which is made if need be. Tried, as modes do not tell it all."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f".{uuid4().hex[:12]}{ENDING}"
+        trial.touch()
+        trial.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def user_caches() -> list[Path]:
+    """Folders for what this user's processes work out, best first; the last one is there where there is no home."""
+    own = os.environ.get("XDG_CACHE_HOME")
+    homes = [Path(own)] if own else []
+    with suppress(RuntimeError):  # no home is known
+        homes.append(Path.home() / ".cache")
+    homes.append(Path(tempfile.gettempdir()) / f"cache-{os.getuid() if hasattr(os, 'getuid') else 'user'}")
+    return [home / "openvla_lightning" for home in homes]
+
+
+def user_cache() -> Path:
+    """The first of `user_caches` that can be written to.
+
+    Raises:
+        PermissionError: none can.
+    """
+    for folder in (caches := user_caches()):
+        if writable(folder):
+            return folder
+    raise PermissionError(
+        f"none of {', '.join(map(str, caches))} can be written to: set XDG_CACHE_HOME to a folder that can"
+    )
+
+
+def _clear_stale(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{ENDING}"):
+        with suppress(OSError):  # somebody else's, or just moved into place
+            if time.time() - left.stat().st_mtime > STALE:
+                delete(left)

@@ -1,0 +1,143 @@
+"""How far long work has come: a bar in a terminal, and a line now and then where the output is a file."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from datetime import timedelta
+from types import TracebackType
+from typing import Self, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+log = logging.getLogger(__name__)
+
+EVERY_SECONDS = 30.0
+EVERY_SHARE = 0.05
+"""Without a terminal a line is written when this share of the work or this time has passed since the last one."""
+
+T = TypeVar("T")
+
+
+class Bar:
+    """How much of some work is done, at what rate, and how long the rest takes.
+
+    In a terminal that is a bar. Elsewhere (a file, Slurm's log) it is a line every 30 seconds, and at least every 5 %
+    of the work; lines go through `logging` where that was set up, so that a run's own log has them, else to stderr.
+
+    Args:
+        label: what is done.
+        total: how much there is to do; None: nobody knows.
+        unit: what is counted, in the plural.
+        done: how much was done before.
+        visible: False for work that is usually over at once: no bar, and a line only every 30 seconds.
+        console: where a bar is drawn; None: stderr.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int | None,
+        unit: str = "steps",
+        *,
+        done: int = 0,
+        visible: bool = True,
+        console: Console | None = None,
+    ) -> None:
+        self.label, self.total, self.unit, self.done, self.visible = label, total, unit, done, visible
+        self.news, self._first = "", done
+        console = console or Console(stderr=True)
+        self._began = self._said = time.monotonic()
+        self._said_done = done
+        self._rich: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit))
+            self._rich = Progress(
+                *columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[news]}"),
+                console=console, disable=not visible,
+            )  # fmt: skip
+            self._task = self._rich.add_task(label, total=total, completed=done, news="")
+
+    def __enter__(self) -> Self:
+        self._began = self._said = time.monotonic()
+        if self._rich is not None:
+            self._rich.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+        elif kind is None and self.visible and self._said_done != self.done:
+            self._say()
+
+    def advance(self, by: int = 1, news: str | None = None) -> None:
+        """Count `by` more as done; `news` is what else there is to say, such as a loss."""
+        self.update(self.done + by, news)
+
+    def update(self, done: int, news: str | None = None) -> None:
+        """Say that so much is done in all."""
+        self.done, self.news = done, self.news if news is None else news
+        if self._rich is not None:
+            self._rich.update(self._task, completed=done, news=self.news)
+            return
+        share = (done - self._said_done) / self.total if self.total else 0.0
+        if time.monotonic() - self._said >= EVERY_SECONDS or (self.visible and share >= EVERY_SHARE - 1e-9):
+            self._say()
+
+    def describe(self, label: str) -> None:
+        """Say that something else is being done for a while."""
+        if self._rich is not None:
+            self._rich.update(self._task, description=label)
+
+    @property
+    def text(self) -> str:
+        """The line: what is done of how much, at what rate, what is left, and the news."""
+        seconds, done = time.monotonic() - self._began, self.done - self._first
+        rate = done / seconds if seconds > 0 else 0.0
+        of = "" if self.total is None else f" of {self.total:,}"
+        share = f" ({self.done / self.total:.0%})" if self.total else ""
+        parts = [f"{self.label}: {self.done:,}{of} {self.unit}{share}"]
+        if done and rate:
+            parts.append(f"{rate:.3g} {self.unit}/s")
+            if self.total is not None and self.total > self.done:
+                parts.append(f"{timedelta(seconds=round((self.total - self.done) / rate))} left")
+        return ", ".join([*parts, *[self.news] * bool(self.news)])
+
+    def _say(self) -> None:
+        self._said, self._said_done = time.monotonic(), self.done
+        if logging.getLogger().handlers and log.isEnabledFor(logging.INFO):
+            log.info(self.text)
+        else:
+            print(self.text, file=sys.stderr, flush=True)
+
+
+def track(work: Iterable[T], label: str, total: int | None = None, unit: str = "steps", **options: bool) -> Iterator[T]:
+    """Yield what is in `work` and show how far it has come; the options are those of `Bar`."""
+    known = len(work) if total is None and isinstance(work, Sized) else total
+    with Bar(label, known, unit, **options) as bar:  # type: ignore[arg-type]
+        for one in work:
+            yield one
+            bar.advance()
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.3g} {self.unit}/s" if speed else "", style="dim")

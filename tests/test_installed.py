@@ -1,0 +1,160 @@
+"""The package as users install it: a wheel, in an environment without this checkout, used from an empty folder.
+
+A lab's own package (`tests/my_lab`) is installed beside it, and brings a head, a dataset with code, a world, a
+strategy, a logger and configs; nothing of this repository is edited.
+"""
+
+import os
+import shutil
+import site
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+
+import pytest
+from setuptools import find_packages
+from toy_rlds_lab import write_lab_arm
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = [*find_packages(str(ROOT), include=["openvla_lightning*"]), "openvla_lightning.conf"]
+    assert sorted(listed) == sorted(there)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` of an environment with the wheel and our dependencies, but not this checkout."""
+    root = tmp_path_factory.mktemp("installed")
+    source = root / "source"
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, names):
+        if (ROOT / name).is_file() and not name.startswith(("tests/golden", "docs", "benchmarks")):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    wheels = root / "wheels"
+    build = [
+        sys.executable,
+        "-m",
+        "uv",
+        "build",
+        "--wheel",
+        "--no-build-isolation",
+        "--quiet",
+        "--out-dir",
+        str(wheels),
+    ]
+    subprocess.run([*build, "--python", sys.executable, str(source)], check=True)
+    venv.create(root / "env", with_pip=False)
+    python = root / "env/bin/python"
+    packages = Path(subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"],
+                                   capture_output=True, text=True, check=True).stdout.strip())  # fmt: skip
+    # Dependencies come from here; a plain path, so that the link to this checkout is not followed.
+    (packages / "dependencies.pth").write_text(f"{site.getsitepackages()[0]}\n")
+    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--python", str(python)]
+    subprocess.run([*install, str(next(wheels.glob("*.whl")))], check=True)
+    subprocess.run([*install, "--no-build-isolation", str(shutil.copytree(ROOT / "tests/my_lab", root / "my_lab"))],
+                   check=True)  # fmt: skip
+    return root / "env/bin"
+
+
+def openvla(bare: Path, folder: Path, *words: str, fails: bool = False, **variables: str) -> str:
+    """Run `openvla ...` in `folder`; return what it printed."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RUN_ID", "SLURM_JOB_ID")}
+    done = subprocess.run(
+        [bare / "openvla", *words], cwd=folder, env=clean | variables, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_installed_command_trains_finetunes_and_evaluates_in_an_empty_folder(bare: Path, tmp_path: Path) -> None:
+    code = "import openvla_lightning, sys; print(openvla_lightning.__file__)"
+    where = subprocess.run([bare / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert str(bare.parent) in where.stdout, "the checkout must not be what is tested"
+    openvla(bare, tmp_path, "train", "+debug=tiny", "trainer.max_steps=2", "save_every=2")
+    tuned = ("strategy=lora", "rank=32", "+debug=tiny", "trainer.max_steps=2", "save_every=2")
+    openvla(bare, tmp_path, "finetune", *tuned)
+    said = openvla(bare, tmp_path, "evaluate", "episodes_per_task=1", "tasks=[lift]", "env.max_episode_steps=3",
+                   "num_envs=2", "num_workers=1", "label=installed")  # fmt: skip
+    assert "installed" in said
+    assert list((tmp_path / "runs/evaluate").rglob("results.json"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"runs", "data"}, "nothing else is left behind"
+    exported = openvla(bare, tmp_path, "export", "runs/finetune", "released")
+    assert "written to" in exported
+    assert (tmp_path / "released/config.json").is_file()
+
+
+def test_help_and_composition_need_no_checkout(bare: Path, tmp_path: Path) -> None:
+    assert "openvla train" in openvla(bare, tmp_path, "train", "--help")
+    assert "ckpt_path" in openvla(bare, tmp_path, "serve", "--help")
+    assert "openvla data-report" in openvla(bare, tmp_path)
+    assert "has no command 'trian'" in openvla(bare, tmp_path, "trian", fails=True)
+    assert "complete -F _openvla openvla" in openvla(bare, tmp_path, "completion", "bash")
+    code = (
+        "from hydra import compose, initialize_config_module\n"
+        "import openvla_lightning.config\n"
+        "with initialize_config_module('openvla_lightning.conf', version_base='1.3'):\n"
+        "    compose('train', ['action_head=smooth'])\n"
+    )
+    subprocess.run([bare / "python", "-c", code], cwd=tmp_path, check=True)
+
+
+def test_a_shell_completes_commands_and_options(bare: Path, tmp_path: Path) -> None:
+    script = f"""
+    export PATH={bare}:$PATH
+    eval "$(openvla completion bash)"
+    COMP_WORDS=(openvla tr); COMP_CWORD=1; COMP_LINE="openvla tr"; COMP_POINT=10; _openvla; echo "${{COMPREPLY[@]}}"
+    COMP_WORDS=(openvla train trainer=); COMP_CWORD=2; COMP_LINE="openvla train trainer="; COMP_POINT=22
+    _openvla; echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first.split() == ["train"]
+    assert {"trainer=cpu", "trainer=fsdp"} <= set(second.split())
+
+
+def test_a_lab_s_package_adds_every_kind_of_part(bare: Path, tmp_path: Path) -> None:
+    write_lab_arm(tmp_path / "data/lab_arm/1.0.0")
+    openvla(bare, tmp_path, "train", "+experiment=lab")
+    (run,) = (tmp_path / "runs/train").iterdir()
+    assert (run / "lines.txt").read_text().startswith(("0 ", "1 "))
+    said = openvla(bare, tmp_path, "evaluate", "env=dot", "episodes_per_task=1", "num_workers=1", "num_envs=2")
+    assert "go" in said
+    code = (
+        "import numpy as np, openvla_lightning as o\n"
+        "policy = o.Policy.from_pretrained('runs/train', device='cpu')\n"
+        "print(type(policy.processor.action_head).__name__, policy.processor.action_head.smoothing)\n"
+        "print(policy.act(np.zeros((48, 48, 3), np.uint8), 'go left').shape, policy.unnorm_key)\n"
+        "print(policy.statistics.action['q99'][0] < 1)\n"
+    )
+    acted = subprocess.run([bare / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert acted.stdout.split() == ["SmoothHead", "0.1", "(7,)", "lab_arm", "True"]
+
+
+def test_a_loose_folder_is_named_and_a_missing_package_is_asked_for(bare: Path, tmp_path: Path) -> None:
+    loose = tmp_path / "loose_lab"
+    shutil.copytree(ROOT / "tests/my_lab/my_lab", loose)
+    for path in loose.rglob("*.*"):
+        if path.suffix in (".yaml", ".py"):
+            path.write_text(path.read_text().replace("my_lab", "loose_lab"))
+    shutil.move(loose / "conf/action_head/smooth.yaml", loose / "conf/action_head/loose_smooth.yaml")
+    (tmp_path / "work").mkdir()
+    run = ("+debug=tiny", "action_head=loose_smooth", "trainer.max_steps=1", "save_every=1")
+    refused = openvla(bare, tmp_path / "work", "train", *run, fails=True)
+    assert "loose_smooth" in refused
+    openvla(bare, tmp_path / "work", "train", f"plugins=[{loose}]", *run)
+    code = "import openvla_lightning as o; o.Policy.from_pretrained('runs/train', device='cpu')"
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    arguments = {"cwd": tmp_path / "work", "capture_output": True, "text": True}
+    done = subprocess.run([bare / "python", "-c", code], env=clean, **arguments)
+    assert "the package loose_lab is not known here" in done.stderr
+    assert "plugins=[loose_lab]" in done.stderr
+    named = clean | {"OPENVLA_LIGHTNING_PLUGINS": str(loose)}
+    subprocess.run([bare / "python", "-c", code], env=named, check=True, **arguments)
