@@ -19,6 +19,7 @@ from openvla_lightning.data.preflight import (
     BadInstructions,
     check_choices,
     check_sources,
+    data_errors,
     proprio_width,
     refuse_actions,
     refused_instructions,
@@ -68,8 +69,7 @@ class VLADataModule(ResumableDataModule):
         datasets: the user's own datasets, name -> options of `oxe.describe`.
         seed: of order and augmentation.
         num_workers: loader processes per device; None: one for every two cores, at most 8, none on two cores.
-        bad_instructions: what to do with steps whose instruction the model cannot be given (too long, not printable):
-            `skip` leaves them out and counts them, `error` stops before training.
+        bad_instructions: `skip` leaves out, and counts, steps whose words the model cannot be given; `error` stops.
         limit_val_samples: at most this many held-out steps, over all datasets; None: all.
 
     Attributes:
@@ -170,14 +170,16 @@ class VLADataModule(ResumableDataModule):
         """Find out in milliseconds whether training could start; raise as `check_sources` does."""
         check_sources(self.sources, self.cameras)
 
+    @data_errors()
     def prepare_data(self) -> None:
-        """Index the datasets and measure their statistics, unless that was done before."""
+        """Index the datasets and measure their statistics, unless that was done before; raise as `data_errors` does."""
         self.check()
         for source in self.sources.values():
             source.prepare()
 
+    @data_errors()
     def setup(self, stage: str | None = None) -> None:
-        """Open the indexed datasets, split and filter them."""
+        """Open the indexed datasets, split and filter them, say what is left out; raise as `data_errors` does."""
         if self.filter_report:
             return
         self.check()
@@ -275,8 +277,7 @@ class VLADataModule(ResumableDataModule):
     def where(self, number: int) -> str:
         """Where a sample of training lies, in words: its trajectory, step and file."""
         (dataset,), (position,) = self.order(np.array([number]))
-        steps = list(self.train.values())[dataset]
-        return steps.source.where(int(steps.steps[position]))
+        return (steps := [*self.train.values()][dataset]).source.where(int(steps.steps[position]))
 
     def served(self) -> dict[str, tuple[int, float]]:
         """Of each dataset, how many steps training was given so far, and how many the weights call for."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from openvla_lightning.env.base import RequestError
 from openvla_lightning.types import Observation
 
 CONTROLS = ("blocking", "realtime")
@@ -54,15 +55,17 @@ class Control:
 
     def __post_init__(self) -> None:
         if self.mode not in CONTROLS:
-            raise ValueError(f"eval.control={self.mode!r} is not known; choose one of {', '.join(CONTROLS)}")
+            raise RequestError(f"eval.control={self.mode!r} is not known; choose one of {', '.join(CONTROLS)}")
         if self.mode == "blocking" and (self.rate_hz, self.latency) != (None, None):
-            raise ValueError("eval.rate_hz and eval.latency need eval.control=realtime: under blocking the world waits")
+            raise RequestError(
+                "eval.rate_hz and eval.latency need eval.control=realtime: under blocking the world waits"
+            )
         if self.rate_hz is not None and self.rate_hz <= 0:
-            raise ValueError(f"eval.rate_hz must be positive, got {self.rate_hz}")
+            raise RequestError(f"eval.rate_hz must be positive, got {self.rate_hz}")
         if self.execute is not None and self.execute < 1:
-            raise ValueError(f"eval.execute={self.execute}: at least one action of a chunk, or null for all")
+            raise RequestError(f"eval.execute={self.execute}: at least one action of a chunk, or null for all")
         if self.latency is not None and self.latency < 0:
-            raise ValueError(f"eval.latency must be at least 0 seconds, got {self.latency}")
+            raise RequestError(f"eval.latency must be at least 0 seconds, got {self.latency}")
 
     @property
     def delay(self) -> int:
@@ -93,7 +96,7 @@ class Control:
             ValueError: when there are fewer.
         """
         if self.execute is not None and self.execute > len(chunk):
-            raise ValueError(f"eval.execute={self.execute}, but the policy gives {len(chunk)} action(s) at a time")
+            raise RequestError(f"eval.execute={self.execute}, but the policy gives {len(chunk)} action(s) at a time")
         return chunk[: self.execute]
 
     def __str__(self) -> str:

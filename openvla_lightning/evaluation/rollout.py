@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from openvla_lightning.env.base import Check, EnvFactory, Task
+from openvla_lightning.env.base import Check, EnvFactory, RequestError, Task, refusing
 from openvla_lightning.env.workers import Command, EnvWorkers, Move, Outcome, Start, WorkerError
 from openvla_lightning.evaluation.control import Actor, Control, ask, observed
 from openvla_lightning.evaluation.plan import Plan
@@ -91,7 +91,7 @@ def rollout(
         ValueError: when the policy's answer has the wrong shape, or lacks what the world shows.
     """
     if num_envs < 1 or num_workers < 1:
-        raise ValueError(f"num_envs and num_workers must be at least 1, got {num_envs} and {num_workers}")
+        raise RequestError(f"num_envs and num_workers must be at least 1, got {num_envs} and {num_workers}")
     with EnvWorkers(make_env, num_envs, num_workers) as workers:
         waiting = plans(workers.tasks)
         if on_self_test:
@@ -240,5 +240,12 @@ class Rollout:
 
 
 def loaded(policy: Actor | Callable[[], Actor]) -> Actor:
-    """The policy itself, or what the callable loads."""
-    return policy if hasattr(policy, "act") and not isinstance(policy, type) else policy()
+    """The policy itself, or what the callable loads.
+
+    Raises:
+        RequestError: when loading refuses the checkpoint or an option.
+    """
+    if hasattr(policy, "act") and not isinstance(policy, type):
+        return policy
+    with refusing():
+        return policy()

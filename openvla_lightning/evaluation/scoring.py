@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from openvla_lightning.env.base import EnvFactory, Task
+from openvla_lightning.env.base import EnvFactory, RequestError, Task
 from openvla_lightning.env.recorded import Offline
 from openvla_lightning.env.workers import BuildError
 from openvla_lightning.evaluation.control import Actor, Control
@@ -21,9 +21,11 @@ from openvla_lightning.evaluation.stopping import Decided, shuffled
 from openvla_lightning.report.results import Results
 from openvla_lightning.report.versions import mismatches, versions
 from openvla_lightning.report.writing import write_report
+from openvla_lightning.statistics import UnknownDatasetError
 
-UNUSABLE = (FileNotFoundError, KeyError, ValueError, BuildError, SelfTestError)
-"""What `evaluate` raises when it was asked for something that cannot be: a message for people says it all."""
+UNUSABLE = (FileNotFoundError, UnknownDatasetError, RequestError, BuildError, SelfTestError)
+"""What `evaluate` raises when it was asked for something that cannot be: a message for people says it all. Any other
+error is a fault of the code, and keeps its traceback."""
 
 
 def evaluate(
@@ -154,9 +156,9 @@ def _plan(
 
 def _stopping(stop: str, against: str | Path | None, margin: float | None) -> Decided | None:
     if stop not in ("never", "decided"):
-        raise ValueError(f"eval.stop={stop} is not known; choose never or decided")
+        raise RequestError(f"eval.stop={stop} is not known; choose never or decided")
     if (stop == "decided") != (against is not None):
-        raise ValueError("eval.stop=decided compares with eval.against=FOLDER, results of another policy; give both")
+        raise RequestError("eval.stop=decided compares with eval.against=FOLDER, results of another policy; give both")
     return None if against is None else Decided(against, margin)
 
 
@@ -173,7 +175,7 @@ def select_tasks(known: Mapping[str, Task], chosen: str | Sequence[str]) -> list
     if unknown := sorted(wanted - set(names)):
         close = get_close_matches(unknown[0], names, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(
+        raise RequestError(
             f"no task, family or task set is called {unknown[0]!r}{hint}; there are: all, {', '.join(names)}"
         )
     return [task for task in known.values() if wanted & {*task.sets, task.family, task.name}]
