@@ -11,6 +11,7 @@ import torch
 from heads_world import HEADS
 from test_parallel import curve, weights
 
+from openvla_lightning.checkpoint.export import export
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.policy import Policy
 
@@ -84,3 +85,14 @@ def test_an_adapter_learns_beside_a_head_that_learns_in_full(world: Path, name: 
     pictures, words = scene(1)
     policy = Policy.from_pretrained(path, device="cpu", dtype="float32")
     assert np.isfinite(policy.act(pictures[0], words[0])).all()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_exported_it_comes_back_and_acts_the_same(world: Path, name: str, tmp_path: Path) -> None:
+    path = newest_checkpoint(world / name / "run")
+    assert path is not None
+    export(path, tmp_path / "folder")
+    pictures, words = scene(2)
+    before, after = (Policy.from_pretrained(p, device="cpu", dtype="float32") for p in (path, tmp_path / "folder"))
+    assert after.processor.action_head.config == before.processor.action_head.config
+    np.testing.assert_array_equal(after.act(pictures, words), before.act(pictures, words))

@@ -73,13 +73,14 @@ class OFT:
         shapes = {name: shape for name, shape in plain.shapes.items() if part_of(name, parts.film) is None}
         one_dtype, stated = plain.one_dtype
         if one_dtype and not problems:  # the parts may be of others
-            problems += dtype_problems({name: dtype for name, (_, dtype) in shapes.items()}, stated)
+            floats = {name: dtype for name, (_, dtype) in shapes.items() if dtype.is_floating_point}
+            problems += dtype_problems(floats, stated)
         vla = {**plain.vla, "proprio_dim": parts.proprio_dim}
         if parts.film:
             vla["film"] = ours.get("film", "released")
         robot = platform(parts.action_dim, parts.proprio_dim) if parts.action_dim else None
         processor = _processor(plain.processor, parts, robot, ours)
-        if parts.head is not None:
+        if "action_head" in parts.files:
             vla["action_head"] = processor["action_head"]
         vla = {key: value for key, value in vla.items() if value is not None}
         strategy = plain.strategy

@@ -31,7 +31,8 @@ def processor_arguments(path: Path, config: dict[str, Any], images: dict[str, An
     ours = images.get(OURS) or {}
     has_tokenizer = path.is_dir() and any((path / name).is_file() for name in TOKENIZER_FILES[:2])
     arguments: dict[str, Any] = {
-        "action_head": {
+        "action_head": (config.get(OURS) or {}).get("action_head")
+        or {
             "num_bins": config.get("n_action_bins", 256),
             "vocab_size": text.get("vocab_size", 32064) - config.get("pad_to_multiple_of", 64),
         },
