@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 ImageMode = Literal["released", "fast"]
+JPEG_QUALITY = 95
 BAND = 16
 """Lines of a resized image that are worked out together: few, and most weights are zeros; many, and calls are few."""
 
@@ -28,11 +29,16 @@ def load(encoded: bytes, size: int, mode: ImageMode = "released") -> Pixels:
     Raises:
         ValueError: these bytes are no image.
     """
+    return fit(decode(encoded, at_least=0 if mode == "released" else size), size, mode)
+
+
+def fit(pixels: Pixels, size: int, mode: ImageMode = "released") -> Pixels:
+    """Resize what was decoded, [H, W, 3], to [size, size, 3] as `load` does."""
     if mode == "released":
-        return resize(decode(encoded), size)
+        return resize(pixels, size)
     import torch
 
-    image = torch.from_numpy(decode(encoded, at_least=size)).permute(2, 0, 1)[None]
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     if image.shape[2:] != (size, size):
         image = torch.nn.functional.interpolate(image, (size, size), mode="bicubic", antialias=True)
     return image[0].permute(1, 2, 0).contiguous().numpy()
@@ -55,6 +61,11 @@ def decode(encoded: bytes, at_least: int = 0) -> Pixels:
         return np.array(as_rgb(Image.open(io.BytesIO(encoded))))
     except (ValueError, OSError, UnidentifiedImageError) as error:
         raise ValueError(f"an image of {len(encoded)} bytes cannot be decoded: {error}") from None
+
+
+def encode(pixels: Pixels) -> bytes:
+    """Encode [H, W, 3] as JPEG, quality 95, colours at full resolution."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=JPEG_QUALITY, colorsubsampling="444")
 
 
 def resize(image: Pixels, size: int) -> Pixels:

@@ -1,5 +1,8 @@
 """Gripper conventions; everything ends as 1 = open, 0 = closed."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,3 +38,28 @@ def from_relative(gripper: Array) -> Array:
 def invert(gripper: Array) -> Array:
     """Swap open and closed, without clipping."""
     return 1 - gripper
+
+
+def open_is_one(
+    trajectory: dict[str, Any],
+    first: Callable[[dict[str, Any]], dict[str, Any]],
+    places: Sequence[int],
+    opened: float,
+    closed: float,
+) -> dict[str, Any]:
+    """After `first`, bring the grippers at `places` of the action to 1 for open and 0 for closed."""
+    trajectory = first(trajectory)
+    action = np.array(trajectory["action"], np.float32)
+    action[:, list(places)] = (action[:, list(places)] - np.float32(closed)) / np.float32(opened - closed)
+    return trajectory | {"action": action}
+
+
+def meaning(name: str, given: Any) -> tuple[float, float]:
+    """What `gripper`, an option of a user's dataset like `{open: 1, closed: -1}`, says of open and closed.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    if not isinstance(given, Mapping) or given.keys() != {"open", "closed"} or given["open"] == given["closed"]:
+        raise ValueError(f"data.datasets.{name}.gripper={given}: two numbers that differ, {{open: 1, closed: -1}}")
+    return float(given["open"]), float(given["closed"])

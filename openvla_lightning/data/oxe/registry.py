@@ -11,6 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from openvla_lightning.data.oxe.gripper import meaning, open_is_one
+from openvla_lightning.data.oxe.leaves import leaf_at, put_at
+
+__all__ = ["leaf_at", "put_at"]
+
 Trajectory = dict[str, Any]
 """One whole trajectory as nested dicts of NumPy arrays [T, ...]; strings are bytes."""
 
@@ -24,6 +29,9 @@ ENCODINGS: dict[str, tuple[int, tuple[int, ...]]] = {
     "joint_pos_bimanual": (14, (6, 13)),
 }
 """Action encodings as released: how many dimensions, and which of them are grippers (absolute and not normalised)."""
+
+
+FORMATS = ("rlds", "lerobot")
 
 
 class UnknownDatasetError(ValueError):
@@ -54,6 +62,9 @@ class DatasetSpec:
         swap: two roles whose images change places in half of the samples, as released for DROID.
         control_hz: steps per second, where known.
         where: how to get the data.
+        format: how it is stored, `rlds` or `lerobot`.
+        path: where a LeRobot dataset lies, if not under its name below the data directory; a folder or a URL.
+        hub: its id on the Hugging Face hub (`owner/name`, or `owner/name@revision`), from where it is downloaded.
     """
 
     name: str
@@ -70,8 +81,15 @@ class DatasetSpec:
     swap: tuple[str, str] | None = None
     control_hz: float | None = None
     where: str = ""
+    format: str = "rlds"
+    path: str | None = None
+    hub: str | None = None
 
     def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"{self.name}: unknown format {self.format!r}; known: {', '.join(FORMATS)}")
+        if bool(self.hub) + bool(self.path) > (self.format == "lerobot"):
+            raise ValueError(f"{self.name}: `path` or `hub`, one of them, goes with `format: lerobot`")
         if self.encoding is not None and self.encoding not in ENCODINGS:
             raise ValueError(f"{self.name}: unknown encoding {self.encoding!r}; known: {', '.join(ENCODINGS)}")
         if unknown := [role for role in self.swap or () if role not in self.cameras]:
@@ -106,8 +124,10 @@ class DatasetSpec:
     @property
     def fingerprint(self) -> str:
         """Changes with anything that changes what the reader makes of the files."""
-        later = ("where", "noop_threshold", "zero_filter", "swap", "control_hz")  # of no concern to the index
-        described = asdict(self) | {"transform": _source(self.transform)} | dict.fromkeys(later)
+        of_no_concern = dict.fromkeys(("where", "noop_threshold", "zero_filter", "swap", "control_hz"))
+        described = asdict(self) | {"transform": _source(self.transform)} | of_no_concern
+        for key in ("format", "path", "hub"):
+            del described[key]
         return hashlib.sha256(repr(sorted(described.items())).encode()).hexdigest()
 
 
@@ -210,13 +230,14 @@ def describe(name: str, options: Mapping[str, Any]) -> DatasetSpec:
     Args:
         name: name in the mixture and of the folder.
         options: `cameras` (needed); `action`, a path or a list of paths to join (default `action`); `transform`, the
-            dotted path of a function raw trajectory -> trajectory, applied first; the others as in `DatasetSpec`.
+            dotted path of a function raw trajectory -> trajectory, applied first; `gripper`, `{open: o, closed: c}`,
+            what the dataset writes for either, where that is not 1 and 0; the others as in `DatasetSpec`.
 
     Raises:
         ValueError: an option is unknown, has the wrong form or leads nowhere.
     """
     options = dict(options)
-    known = {field.name for field in fields(DatasetSpec)} - {"name"} | {"action"}
+    known = {field.name for field in fields(DatasetSpec)} - {"name"} | {"action", "gripper"}
     unknown = [key for key in options if key not in known]
     if unknown:
         raise ValueError(f"data.datasets.{name}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
@@ -232,6 +253,11 @@ def describe(name: str, options: Mapping[str, Any]) -> DatasetSpec:
         paths=(action,) if isinstance(action, str) else tuple(action),
         first=_function(name, function) if function else None,
     )
+    if (gripper := options.pop("gripper", None)) is not None:
+        encoding = options.get("encoding")
+        places = ENCODINGS[encoding][1] if encoding in ENCODINGS else (-1,)
+        opened, closed = meaning(name, gripper)
+        transform = partial(open_is_one, first=transform, places=places, opened=opened, closed=closed)
     for key in ("state", "mask", "absolute", "swap"):
         if options.get(key) is not None:
             options[key] = tuple([options[key]] if isinstance(options[key], str) else options[key])
@@ -247,30 +273,14 @@ def join_action(trajectory: Trajectory, paths: Sequence[str], first: Transform |
     return trajectory | {"action": np.concatenate(columns, axis=1).astype(np.float32)}
 
 
-def leaf_at(trajectory: Mapping[str, Any], path: str) -> Any:
-    """Return the leaf at a path like `observation/state`; some datasets have a slash in a key itself.
-
-    Raises:
-        KeyError: naming what is there instead.
-    """
-    if path in trajectory:
-        return trajectory[path]
-    part, _, rest = path.partition("/")
-    if rest and isinstance(trajectory.get(part), Mapping):
-        try:
-            return leaf_at(trajectory[part], rest)
-        except KeyError as error:
-            raise KeyError(error.args[0].replace(repr(rest), repr(path), 1).replace("the trajectory", part)) from None
-    there = ", ".join(trajectory) if part not in trajectory else f"an array under {part!r}"
-    raise KeyError(f"no {path!r}: the trajectory holds {there}")
-
-
-def put_at(trajectory: Mapping[str, Any], path: str, leaf: Any) -> Trajectory:
-    """A copy with another leaf at `path`, which names one that is there."""
-    if path in trajectory:
-        return {**trajectory, path: leaf}
-    part, _, rest = path.partition("/")
-    return {**trajectory, part: put_at(trajectory[part], rest, leaf)}
+def action_paths(spec: DatasetSpec) -> tuple[str, ...] | None:
+    """Paths of the action in what the files hold; None behind a transform, which may put it together from anything."""
+    transform = spec.transform
+    if isinstance(transform, partial) and transform.func is open_is_one:
+        transform = transform.keywords["first"]
+    if not isinstance(transform, partial) or transform.func is not join_action or transform.keywords.get("first"):
+        return None
+    return tuple(transform.keywords["paths"])
 
 
 def _function(name: str, path: str) -> Transform:

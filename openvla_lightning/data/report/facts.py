@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.datamodule import VLADataModule
 from openvla_lightning.data.filters import FilterReport
-from openvla_lightning.data.images import decode
 from openvla_lightning.data.report.motion import (
     Dimension,
     Duplicates,
@@ -111,6 +110,7 @@ class Facts:
         held_out: steps held out for validation.
         clipped: share of the steps trained on of which any value lies outside q01..q99.
         skipped: trajectories that could not be read: file, number in it, reason.
+        remarks: what its source says of the files.
     """
 
     name: str
@@ -127,6 +127,7 @@ class Facts:
     duplicates: Duplicates
     cameras: tuple[Camera, ...]
     skipped: tuple[Mapping[str, Any], ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -164,6 +165,7 @@ def gather(selection: Selection) -> Facts:
         duplicates=find_duplicates(index, train, val),
         cameras=tuple(measure_camera(source, role) for role in source.spec.cameras),
         skipped=index.skipped,
+        remarks=source.remarks,
     )
 
 
@@ -197,14 +199,14 @@ def measure_camera(source: Source, role: str) -> Camera:
     index = source.index
     lengths = index.images[role][:, 2]
     there, total = int((lengths > 0).sum()), int(lengths.sum())
-    first = [source.encoded(role, int(index.bounds[trajectory])) for trajectory in spread(index)]
+    first = [source.pixels(role, int(index.bounds[trajectory])) for trajectory in spread(index)]
     return Camera(
         role=role,
         key=source.spec.cameras[role],
         missing=1 - there / max(1, len(lengths)),
         mean_bytes=total / max(1, there),
         total_bytes=total,
-        sizes=Counter(decode(image).shape[:2] for image in first if image),
+        sizes=Counter(image.shape[:2] for image in first if image is not None),
     )
 
 

@@ -129,6 +129,7 @@ def _facts(facts: Facts) -> list[str]:
         f"{words.distinct:,} instructions; {words.distinct_loosely:,} without regard to case, spaces and full stops.",
         f"- **Copies:** {copies.copies:,} of {copies.trained:,} trajectories repeat the actions of another one; "
         f"{copies.leaked:,} of the {copies.held_out:,} held out are also trained on.",
+        *(f"- **Files:** {escape(remark)}." for remark in facts.remarks),
     ]
 
 

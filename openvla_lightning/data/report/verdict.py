@@ -41,6 +41,7 @@ def verdict(facts: Facts) -> str:
 def _about_reading(facts: Facts) -> Iterator[str]:
     if facts.skipped:
         yield f"trajectories left out, as they could not be read: {len(facts.skipped):,}"
+    yield from facts.remarks
 
 
 def _about_size(facts: Facts) -> Iterator[str]:

@@ -5,11 +5,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openvla_lightning.data.oxe.registry import DatasetSpec, DescriptionError, join_action
+from openvla_lightning.data.oxe.registry import DatasetSpec, DescriptionError, action_paths
 from openvla_lightning.data.source.arrays import observation_features
 from openvla_lightning.data.source.records import BadShardError
 
@@ -109,29 +108,29 @@ def _problems(spec: DatasetSpec, features: Mapping[str, Any]) -> Iterator[str]:
         return  # not laid out as RLDS is; reading says so
     for role, key in spec.cameras.items():
         if key is not None and not _within(key, observation):
-            yield _absent(f"cameras.{role}", key, observation, "observation")
-    transform = spec.transform
-    if not isinstance(transform, partial) or transform.func is not join_action or transform.keywords.get("first"):
+            yield absent(f"cameras.{role}", key, observation, "observation")
+    if (paths := action_paths(spec)) is None:
         return
     for key in spec.state:
         if key is not None and not _within(key, observation):
-            yield _absent("state", key, observation, "observation")
+            yield absent("state", key, observation, "observation")
     leaves = list(_leaves(_step(features)))
-    for path in transform.keywords["paths"]:
+    for path in paths:
         if path not in leaves:
-            yield _absent("action", path, leaves, "a step")
+            yield absent("action", path, leaves, "a step")
     episode = [path for path in _leaves(features.get("featuresDict", {})) if not path.startswith("steps/")]
     reachable = [*leaves, *episode, *(f"traj_metadata/{path}" for path in episode)]
     reachable += [path.removeprefix("episode_metadata/") for path in episode]
     if spec.language not in reachable:
-        yield _absent("language", spec.language, [*leaves, *episode], "a step or its episode")
+        yield absent("language", spec.language, [*leaves, *episode], "a step or its episode")
 
 
 def _within(key: str, names: list[str]) -> bool:
     return key in names or key.split("/")[0] in names
 
 
-def _absent(option: str, path: str, there: list[str], where: str) -> str:
+def absent(option: str, path: str, there: list[str], where: str) -> str:
+    """Say that `option` names a `path` that is not `there`, and what was perhaps meant."""
     close = get_close_matches(path, there, 1, 0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{option}: no {path!r}{hint} {where.capitalize()} holds {', '.join(sorted(there))}"

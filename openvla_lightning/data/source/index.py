@@ -76,8 +76,10 @@ class Index:
         file = f" of {self.files[shard]}" if self.files else ""
         return f"trajectory {trajectory}, step {step - self.bounds[trajectory]}{file}"
 
-    def save(self, folder: Path, **files: str) -> None:
-        """Write everything to `folder` at once: nobody ever sees half an index, and a disk that is full keeps none.
+    def save(self, folder: Path, arrays: Mapping[str, NDArray[Any]] | None = None, /, **files: str) -> None:
+        """Write everything to `folder` at once, with more arrays and texts.
+
+        Nobody ever sees half an index, and a disk that is full keeps none.
 
         Raises:
             OSError: it cannot be written; the message names `folder`.
@@ -85,6 +87,8 @@ class Index:
         with suppress(FileExistsError), written_whole(folder, folder=True) as beside:  # somebody faster wrote the same
             for name in (*ARRAYS, "trajectory"):
                 np.save(beside / f"{name}.npy", getattr(self, name))
+            for name, array in (arrays or {}).items():
+                np.save(beside / f"{name}.npy", array)
             for role, places in self.images.items():
                 np.save(beside / f"image_{role}.npy", places)
             words: dict[str, Any] = {name: getattr(self, name) for name in WORDS}

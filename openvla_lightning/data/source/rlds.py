@@ -4,26 +4,21 @@ The index holds everything but pixels, and for each image its file, offset and l
 one `pread` away: exact shuffles without a buffer, exact resumption, and statistics without touching images again.
 """
 
-import hashlib
-import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import ImageMode, Pixels, load
 from openvla_lightning.data.oxe.registry import DatasetSpec, dataset_spec
-from openvla_lightning.data.source import index as index_module
 from openvla_lightning.data.source.array_records import ArrayRecords, is_array_record
 from openvla_lightning.data.source.arrays import Layout
-from openvla_lightning.data.source.building import alone, build_index, first_of
+from openvla_lightning.data.source.building import build_index
 from openvla_lightning.data.source.description import (
     check_description,
     read_features,
@@ -32,17 +27,16 @@ from openvla_lightning.data.source.description import (
 )
 from openvla_lightning.data.source.episodes import read_episodes
 from openvla_lightning.data.source.index import Index
+from openvla_lightning.data.source.indexed import IndexedSource
 from openvla_lightning.data.source.indexing import BadTrajectories
 from openvla_lightning.data.source.open_files import read_at
 from openvla_lightning.data.source.records import BadShardError
 from openvla_lightning.data.source.shards import Shards, is_url
-from openvla_lightning.runtime.files import delete, readable, write_json
-from openvla_lightning.statistics import DatasetStatistics
 
 log = logging.getLogger(__name__)
 
 
-class RLDS:
+class RLDS(IndexedSource):
     """One RLDS dataset below `root`: `<root>/<name>/<version>/{dataset_info.json,features.json,*record-*}`.
 
     Args:
@@ -72,12 +66,9 @@ class RLDS:
         cache_dir: str | Path | None = None,
         cache_gb: float = 50.0,
     ) -> None:
-        if bad_trajectories not in get_args(BadTrajectories):
-            raise ValueError(f"data.source.bad_trajectories={bad_trajectories}: choose error or skip")
-        self.bad_trajectories, self.check_images = bad_trajectories, check_images
-        self.root, self.name, self.given, self.workers = root, name, spec, workers
+        super().__init__(name, spec, workers, bad_trajectories, check_images, cache_dir)
+        self.root = root
         self.shards = Shards(str(root), name, cache_dir, cache_gb) if is_url(root) else None
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else None
         self.array_records = ArrayRecords()
 
     @cached_property
@@ -116,66 +107,6 @@ class RLDS:
         """
         if self.folder is not None:
             check_description(self.spec, read_features(self._folder))
-
-    def prepare(self) -> None:
-        """Index the dataset unless that was done: one pass over its files, which goes on where it was cut off.
-
-        Raises:
-            FileNotFoundError: the dataset is not there.
-            PermissionError: there is no place for the index; found before the pass.
-            BadShardError: a file is damaged, an action is not finite, a key is missing, an image is cut short; with
-                file and trajectory. With `bad_trajectories="skip"`, only when nothing is left.
-        """
-        home = self._home
-        if readable(home / "index.json"):
-            return
-        try:
-            with alone(home.parent / f".{home.name}.lock", f"indexing {self.name}"):
-                if readable(home / "index.json"):
-                    return
-                index, layouts = self._build()
-                moved = np.flatnonzero(_not_dropped(index, self.spec))
-                released = self._measure(index, moved, index.num_trajectories)
-                stored = {role: asdict(layout) for role, layout in layouts.items()}
-                index.save(
-                    home, dataset_statistics=json.dumps(released.to_dict(), indent=1), layouts=json.dumps(stored)
-                )
-                delete(self._kept)
-                for older in home.parent.glob(f"{self._description}*"):
-                    if older != home:  # of files as they were
-                        delete(older)
-        except BaseException:
-            with suppress(OSError):  # it may hold other indexes
-                home.parent.rmdir()
-            raise
-        if index.skipped:
-            log.warning(
-                f"{self.name}: {len(index.skipped):,} trajectories cannot be read and are left out; all of them are "
-                f"listed in {home / 'index.json'} under `skipped`. The first{first_of(index.skipped, 3)}"
-            )
-
-    @cached_property
-    def index(self) -> Index:
-        """Every step but its pixels; `prepare` comes first."""
-        self.prepare()
-        return Index.open(self._home)
-
-    @cached_property
-    def statistics(self) -> DatasetStatistics:
-        """Over all splits, before any filter but the first steps that the released transform drops."""
-        self.prepare()
-        return DatasetStatistics.from_json(self._home / "dataset_statistics.json")
-
-    def measure(self, steps: NDArray[np.int32]) -> DatasetStatistics:
-        """Statistics of the given steps alone; kept beside the index for the next time, where one may write."""
-        index = self.index
-        path = self._home / f"statistics_{hashlib.sha256(steps.tobytes()).hexdigest()[:16]}.json"
-        if path.exists():
-            return DatasetStatistics.from_json(path)
-        measured = self._measure(index, steps, len(np.unique(index.trajectory[steps])))
-        if os.access(self._home, os.W_OK):
-            write_json(path, measured.to_dict())
-        return measured
 
     def encoded(self, role: str, step: int) -> bytes | None:
         """The image of `role` at `step` as a file would hold it; None where the dataset has none.
@@ -230,30 +161,11 @@ class RLDS:
         """Whole trajectories of a split, as recorded: see `read_episodes`."""
         return read_episodes(self._folder, split)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "index"}
-
     @cached_property
     def _folder(self) -> Path:
         if (folder := self.folder) is None:
             raise FileNotFoundError(self.missing())
         return folder
-
-    @cached_property
-    def _home(self) -> Path:
-        changes = hashlib.sha256(repr(sorted(self._stamps.items())).encode()).hexdigest()[:8]
-        return index_module.home_of(self._description + changes, self._folder, self.name, self.cache_dir)
-
-    @property
-    def _description(self) -> str:
-        """Begins the name of every index that is made of the same description, by the same reader."""
-        known = (index_module.VERSION, self.spec.fingerprint, self.bad_trajectories, self.check_images)
-        return hashlib.sha256(repr(known).encode()).hexdigest()[:8]
-
-    @property
-    def _kept(self) -> Path:
-        """What was read by a pass that did not come to its end."""
-        return self._home.parent / f".{self._description}.pass"
 
     @cached_property
     def _stamps(self) -> dict[str, tuple[int, int]]:
@@ -264,35 +176,11 @@ class RLDS:
 
     @cached_property
     def _layouts(self) -> dict[str, Layout]:
-        self.prepare()
-        said = json.loads((self._home / "layouts.json").read_text())
-        return {role: Layout.of(layout) for role, layout in said.items()}
+        return {role: Layout.of(layout) for role, layout in self._fact("layouts").items()}
 
-    def _check_unchanged(self, name: str, now: os.stat_result) -> None:
-        if self._stamps[name] != (now.st_size, now.st_mtime_ns):
-            raise BadShardError(
-                f"{self._folder / name} was written to after it was indexed: start again, so that it is indexed anew"
-            )
-
-    def _build(self) -> tuple[Index, dict[str, Layout]]:
-        return build_index(
+    def _build(self) -> tuple[Index, Mapping[str, NDArray[Any]], Mapping[str, Any]]:
+        index, layouts = build_index(
             self._folder, self.spec, self._stamps, self._kept, self.workers, self.shards,
             bad_trajectories=self.bad_trajectories, check_images=self.check_images,
         )  # fmt: skip
-
-    def _measure(self, index: Index, steps: NDArray[Any], trajectories: int) -> DatasetStatistics:
-        if not len(steps):
-            raise BadShardError(f"{self._folder} holds no step after standardisation")
-        return DatasetStatistics.from_array(
-            index.action[steps],
-            index.proprio[steps] if index.proprio.shape[1] else None,
-            mask=self.spec.action_mask(index.action.shape[1]),
-            num_trajectories=trajectories,
-        )
-
-
-def _not_dropped(index: Index, spec: DatasetSpec) -> NDArray[np.bool_]:
-    kept = np.ones(index.num_steps, bool)
-    if spec.drop_first:
-        kept[index.bounds[:-1][np.diff(index.bounds) > 0]] = False
-    return kept
+        return index, {}, {"layouts": {role: asdict(layout) for role, layout in layouts.items()}}

@@ -42,6 +42,8 @@ class Shards:
         ValueError: `cache_gb` is not above 0.
     """
 
+    INFO = f"<version>/{METADATA[0]}"
+
     def __init__(self, root: str, name: str, cache_dir: str | Path | None = None, cache_gb: float = 50.0) -> None:
         if cache_gb <= 0:
             raise ValueError(f"data.source.cache_gb={cache_gb}: gigabytes above 0")
@@ -58,7 +60,7 @@ class Shards:
             if (cause := error.__cause__) and getattr(cause, "status", None) != 404:
                 return f"{self.name}: {self.base} cannot be read: {type(cause).__name__}: {cause}"
             return (
-                f"{self.name}: no {self.base}/<version>/dataset_info.json. Check data.source.root and the name; where "
+                f"{self.name}: no {self.base}/{self.INFO}. Check data.source.root and the name; where "
                 f"a store cannot list its folders, the files must lie in {self.base}/ itself"
             )
         except ImportError as error:
@@ -163,6 +165,9 @@ class Shards:
                 return []
             raise
 
+    def _address(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
     def _whole(self, path: Path) -> bool:
         return path.exists() and path.stat().st_size == self.sizes[path.name]
 
@@ -173,7 +178,7 @@ class Shards:
         for _ in range(TRIES):
             self._make_room(partial, size)
             try:
-                self._store.get_file(f"{self.url}/{path.name}", str(partial))
+                self._store.get_file(self._address(path.name), str(partial))
                 if (arrived := partial.stat().st_size) == size:
                     partial.replace(path)
                     return

@@ -1,0 +1,138 @@
+"""The pass over all files of a LeRobot dataset, those of a store fetched one by one."""
+
+import base64
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.source.building import PARALLEL_FROM
+from openvla_lightning.data.source.index import Index
+from openvla_lightning.data.source.indexing import BadTrajectories
+from openvla_lightning.data.source.lerobot.description import camera_features
+from openvla_lightning.data.source.lerobot.indexing import (
+    PACKED,
+    Assembly,
+    picture_files,
+    records_of,
+)
+from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, Metadata, read_metadata
+from openvla_lightning.data.source.lerobot.packets import Video, read_packets
+from openvla_lightning.data.source.lerobot.remote import RemoteFiles, local
+from openvla_lightning.data.source.lerobot.rows import DataJob, Rows, check_space, read_rows
+from openvla_lightning.data.source.lerobot.stored import compare
+from openvla_lightning.data.source.processes import worker_pool
+from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.runtime.progress import track
+
+WIDEST = 4096
+"""Columns with more numbers a step than this (point clouds, depth) are not read."""
+
+Each = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Files:
+    """A dataset's files.
+
+    Attributes:
+        name: of the dataset.
+        folder: where they are, or at least `meta/`.
+        sizes: name of each file below the dataset -> its bytes.
+        pictures: where pictures that lie in parquet files are copied to.
+        remote: where the other files are fetched from; None: they are in `folder`.
+    """
+
+    name: str
+    folder: Path
+    sizes: Mapping[str, int]
+    pictures: Path
+    remote: RemoteFiles | None = None
+
+
+def build(
+    files: Files, spec: DatasetSpec, workers: int | None, *, bad_trajectories: BadTrajectories, check_images: bool
+) -> tuple[Index, Mapping[str, NDArray[Any]], Mapping[str, Any]]:
+    """Read everything but pixels.
+
+    Returns:
+        The index; as `packets` the packet table of every video; as `videos`, `episodes` and `remarks` what the videos
+        are, the number of each trajectory's episode, and where the dataset's own statistics are wrong.
+
+    Raises:
+        BadShardError: something is missing or damaged; with file and episode.
+    """
+    try:
+        metadata = read_metadata(files.folder)
+    except BadShardError as error:
+        raise BadShardError(f"{files.name}: {error}") from None
+    each = partial(_each, workers, sum(files.sizes.values()) > PARALLEL_FROM)
+    cameras = camera_features(metadata, spec)
+    data_files = metadata.data_files(files.sizes)
+    numbers = picture_files(metadata, cameras, data_files)
+    names = [name for name in numbers if not name.endswith(PACKED)]
+    videos, packets = _read_videos(files, names, each, check_images)
+    assembly = Assembly(metadata, spec, numbers, videos, bad_trajectories)
+    jobs = _jobs(files, metadata, cameras, data_files)
+    read = partial(_read_rows, files)
+    for job, (rows, problem) in zip(jobs, each(read, jobs, f"reading {files.name}"), strict=True):
+        assembly.add(job.path, rows, problem)
+    index = assembly.finish()
+    described = [asdict(one) | {"extradata": base64.b64encode(one.extradata).decode()} for one, _ in videos.values()]
+    facts = {"videos": described, "episodes": sorted(assembly.parts), "remarks": compare(metadata, assembly.raw)}
+    return index, {"packets": packets}, facts
+
+
+def _each(
+    workers: int | None, large: bool, read: Callable[[Any], Any], jobs: Sequence[Any], label: str
+) -> Iterator[Any]:
+    """What `read` makes of every job, in order: by several processes, and with a bar, where it takes long."""
+    workers = min(workers if workers is not None else (os.cpu_count() or 1) * large, len(jobs))
+    if workers < 2:
+        yield from track(map(read, jobs), label, len(jobs), "files", visible=large)
+        return
+    with worker_pool(workers) as pool:
+        yield from track(pool.map(read, jobs), label, len(jobs), "files", visible=large)
+
+
+def _jobs(files: Files, metadata: Metadata, cameras: Mapping[str, str], data_files: list[str]) -> list[DataJob]:
+    columns = {
+        name: feature
+        for name, feature in metadata.features.items()
+        if not feature.is_picture and feature.width <= WIDEST and name not in ROW_COLUMNS
+    }
+    pictures = tuple(dict.fromkeys(f for f in cameras.values() if metadata.features[f].dtype == "image"))
+    if pictures:
+        check_space(files.name, files.pictures, sum(files.sizes.get(name, 0) for name in data_files))
+    return [
+        DataJob(name, columns, pictures, files.pictures / records_of(name) if pictures else None) for name in data_files
+    ]
+
+
+def _read_videos(
+    files: Files, names: list[str], each: Each, check_images: bool
+) -> tuple[dict[str, tuple[Video, NDArray[np.int64]]], NDArray[np.int64]]:
+    found: dict[str, tuple[Video, NDArray[np.int64]]] = {}
+    first = 0
+    read = partial(_read_packets, files, check_images)
+    for video, packets in each(read, names, f"looking through the videos of {files.name}"):
+        found[video.path] = replace(video, first=first, last=first + len(packets)), packets
+        first += len(packets)
+    tables = [packets for _, packets in found.values()]
+    return found, np.concatenate(tables) if tables else np.zeros((0, 4), np.int64)
+
+
+def _read_rows(files: Files, job: DataJob) -> tuple[list[Rows], str | None]:
+    with local(files.remote, files.folder, job.path) as path:
+        return read_rows(job, path)
+
+
+def _read_packets(files: Files, every_frame: bool, name: str) -> tuple[Video, NDArray[np.int64]]:
+    with local(files.remote, files.folder, name) as path:
+        return read_packets(path, name, every_frame)

@@ -1,0 +1,82 @@
+"""What a LeRobot dataset calls its columns, and what a description makes of these names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvla_lightning.data.oxe.registry import DatasetSpec, DescriptionError, action_paths
+from openvla_lightning.data.source.description import absent
+from openvla_lightning.data.source.lerobot.metadata import Metadata
+
+
+def camera_features(metadata: Metadata, spec: DatasetSpec) -> dict[str, str]:
+    """Role -> picture feature, of the roles that have one; GR00T's names (`video.ego`) are resolved.
+
+    Raises:
+        DescriptionError: there is no such feature, or it holds no pictures; the message lists those that do.
+    """
+    pictures = [name for name, feature in metadata.features.items() if feature.is_picture]
+    named = {f"video.{name}": one.get("original_key", name) for name, one in metadata.modality.get("video", {}).items()}
+    found, problems = {}, []
+    for role, key in spec.cameras.items():
+        if key is None:
+            continue
+        feature = key if key in pictures else named.get(key, key)
+        if feature in pictures:
+            found[role] = feature
+        else:
+            problems.append(absent(f"cameras.{role}", key, [*pictures, *named], "the dataset"))
+    _refuse(spec, problems)
+    return found
+
+
+def check_description(metadata: Metadata, spec: DatasetSpec) -> None:
+    """Compare a description with what `info.json` says.
+
+    What a transform makes cannot be known before it ran; then only the cameras are compared.
+
+    Raises:
+        DescriptionError: naming everything that is not there, what is, and what was perhaps meant.
+    """
+    camera_features(metadata, spec)
+    if (paths := action_paths(spec)) is None:
+        return
+    there = [name for name, feature in metadata.features.items() if not feature.is_picture]
+    parts = ("state", "action", "annotation")
+    there += [f"{part}.{name}" for part in parts for name in metadata.modality.get(part, {})]
+    problems = [
+        absent("state", key, there, "the dataset") for key in spec.state if key is not None and key not in there
+    ]
+    problems += [absent("action", path, there, "the dataset") for path in paths if path not in there]
+    if spec.language not in (*there, "language_instruction"):
+        problems.append(absent("language", spec.language, there, "the dataset"))
+    _refuse(spec, problems)
+
+
+def _refuse(spec: DatasetSpec, problems: list[str]) -> None:
+    if problems:
+        said = f"{spec.name}: its files do not hold what data.datasets.{spec.name} names:"
+        raise DescriptionError("\n    ".join([said, *problems]))
+
+
+def slices(metadata: Metadata, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What `meta/modality.json` names: `state.arm`, `action.gripper`, ... -> values [T, d]."""
+    found: dict[str, NDArray[Any]] = {}
+    for part, whole in (("state", "observation.state"), ("action", "action")):
+        for name, entry in metadata.modality.get(part, {}).items():
+            key = entry.get("original_key", whole)
+            if key in columns:
+                found[f"{part}.{name}"] = columns[key][:, int(entry["start"]) : int(entry["end"])]
+    for name, entry in metadata.modality.get("annotation", {}).items():
+        key = entry.get("original_key", f"annotation.{name}")
+        if key in columns:
+            found[f"annotation.{name}"] = words(metadata, columns[key])
+    return found
+
+
+def words(metadata: Metadata, numbers: NDArray[Any]) -> NDArray[Any]:
+    """Instructions, as UTF-8 bytes [T], of task numbers; texts are taken as they are."""
+    texts = [one if isinstance(one, str) else metadata.tasks[int(one)] for one in numbers.ravel().tolist()]
+    return np.array([text.encode() for text in texts], object)

@@ -1,0 +1,235 @@
+"""The pass over a LeRobot dataset: rows and packet tables become one index, episode by episode."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvla_lightning.data.oxe.registry import DatasetSpec, leaf_at
+from openvla_lightning.data.source.index import Index
+from openvla_lightning.data.source.indexing import WAY_OUT, BadTrajectories
+from openvla_lightning.data.source.lerobot.description import camera_features, slices, words
+from openvla_lightning.data.source.lerobot.metadata import INFO, Episode, Metadata
+from openvla_lightning.data.source.lerobot.packets import Video, match
+from openvla_lightning.data.source.lerobot.rows import Rows, check_finite, check_rows
+from openvla_lightning.data.source.records import BadShardError
+
+PACKED = ".records"
+"""Ending of the files that encoded pictures are copied to, out of compressed parquet."""
+
+
+def records_of(data_file: str) -> str:
+    """Name of the file that the pictures of a parquet file are copied to."""
+    return data_file.replace("/", "_").removesuffix(".parquet") + PACKED
+
+
+class NoPictureError(ValueError):
+    """An episode's pictures are not all there.
+
+    Attributes:
+        file: the video to blame, below the dataset.
+    """
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(reason)
+        self.file = file
+
+
+@dataclass
+class Assembly:
+    """Puts a dataset's episodes together as they are read.
+
+    Attributes:
+        metadata: of the dataset.
+        spec: what to make of an episode.
+        files: every file that pictures lie in, in the order of the index -> its number.
+        videos: of each file that is a video, the file and its packets.
+        bad_trajectories: whether an episode that cannot be read is an error or left out.
+    """
+
+    metadata: Metadata
+    spec: DatasetSpec
+    files: Mapping[str, int]
+    videos: Mapping[str, tuple[Video, NDArray[np.int64]]]
+    bad_trajectories: BadTrajectories = "error"
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    parts: dict[int, dict[str, Any]] = field(default_factory=dict)
+    raw: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cameras = camera_features(self.metadata, self.spec)
+        self.episodes = {episode.number: episode for episode in self.metadata.episodes}
+        self.rows_found, self.problems = 0, dict[str, str]()
+        self.seen: Counter[int] = Counter()
+
+    def leave_out(self, file: str, trajectory: int, reason: str) -> None:
+        """Note an episode that cannot be read.
+
+        Raises:
+            BadShardError: such are not to be left out.
+        """
+        if self.bad_trajectories == "error":
+            what = f"episode {trajectory}: " if trajectory >= 0 else ""
+            raise BadShardError(f"{self.spec.name}: {self.metadata.folder / file}, {what}{reason}. {WAY_OUT}.")
+        self.skipped.append({"file": file, "trajectory": trajectory, "reason": reason})
+
+    def add(self, file: str, found: Iterable[Rows], problem: str | None) -> None:
+        """Take what was read of one parquet file."""
+        if problem is not None:
+            owners = [episode.number for episode in self.metadata.episodes if episode.data == file]
+            self.problems[file] = problem
+            if self.bad_trajectories == "error" or not owners:
+                self.leave_out(file, owners[0] if owners else -1, problem)
+        for rows in found:
+            self.rows_found += len(rows.columns["index"])
+            self.seen[rows.number] += 1
+            try:
+                if rows.number not in self.episodes:
+                    raise ValueError("meta/ knows no such episode")
+                if self.seen[rows.number] > 1:
+                    raise ValueError("its rows lie in several places")
+                self.parts[rows.number] = self._episode(rows, self.episodes[rows.number])
+            except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
+                self.parts.pop(rows.number, None)
+                blamed = error.file if isinstance(error, NoPictureError) else file
+                self.leave_out(blamed, rows.number, str(error.args[0] if error.args else error))
+
+    def finish(self) -> Index:
+        """The index.
+
+        Raises:
+            BadShardError: episodes are missing, `info.json` gives other counts, or nothing can be read.
+        """
+        for number, episode in self.episodes.items():
+            if not self.seen[number]:
+                reason = self.problems.get(episode.data, "its rows are in no parquet file that is there")
+                self.leave_out(episode.data, number, reason)
+        self._check_counts()
+        if not self.parts:
+            first = "".join(f"; of episode {one['trajectory']}: {one['reason']}" for one in self.skipped[:1])
+            raise BadShardError(f"{self.spec.name}: {self.metadata.folder}: no episode can be read{first}")
+        parts = [self.parts[number] for number in sorted(self.parts)]
+        names, split_of = self.metadata.splits()
+        lengths = [len(part["action"]) for part in parts]
+        texts, instruction = np.unique(np.concatenate([p["words"] for p in parts]).astype(bytes), return_inverse=True)
+        images = {role: np.concatenate([part[f"image/{role}"] for part in parts]) for role in self.spec.cameras}
+        shards, sizes = self._shards(images)
+        return Index(
+            action=np.concatenate([part["action"] for part in parts]),
+            proprio=np.concatenate([part["proprio"] for part in parts]),
+            bounds=np.cumsum([0, *lengths]),
+            split=np.array([names.index(split_of[number]) for number in sorted(self.parts)], np.int16),
+            instruction=instruction.astype(np.int32),
+            images=images,
+            splits=names,
+            instructions=tuple(text.decode("utf-8", "replace") for text in texts.tolist()),
+            files=tuple(self.files),
+            shards=shards,
+            sizes=sizes,
+            skipped=tuple(self.skipped),
+        )
+
+    def _episode(self, rows: Rows, episode: Episode) -> dict[str, Any]:
+        check_rows(rows, episode, self.metadata)
+        steps, times = episode.length, rows.columns["timestamp"].astype(np.float64)
+        features = set(self.cameras.values())
+        raw: dict[str, Any] = {key: value for key, value in rows.columns.items() if key not in features}
+        raw |= slices(self.metadata, raw) | {"language_instruction": words(self.metadata, raw["task_index"])}
+        for key in features:
+            is_video = self.metadata.features[key].dtype == "video"
+            raw[key] = self._frames(key, episode, times) if is_video else self._pictures(rows, key)
+        raw |= {key: raw[feature] for role, key in self.spec.cameras.items() if key and (feature := self.cameras[role])}
+        trajectory = self.spec.transform(raw)
+        action = np.asarray(leaf_at(trajectory, "action"), np.float32)
+        if action.ndim != 2:
+            raise ValueError(f"an action is no vector (shape {list(action.shape)})")
+        self.spec.check_width(action.shape[1])
+        self.spec.action_mask(action.shape[1]), self.spec.absolute_mask(action.shape[1])
+        states = {
+            key: np.asarray(leaf_at(trajectory, key), np.float32).reshape(len(action), -1)
+            for key in self.spec.state
+            if key
+        }
+        check_finite({"action": action} | states, ["action", *states])
+        zeros = np.zeros((steps, 1), np.float32)
+        columns = [np.zeros((len(action), 0), np.float32)]
+        columns += [zeros[: len(action)] if key is None else states[key] for key in self.spec.state]
+        self._keep_raw(rows)
+        places = {
+            f"image/{role}": np.zeros((len(action), 3), np.int64) if key is None else np.asarray(trajectory[key])
+            for role, key in self.spec.cameras.items()
+        }
+        instruction = np.broadcast_to(np.asarray(leaf_at(trajectory, self.spec.language), object), (len(action),))
+        return {"action": action, "proprio": np.concatenate(columns, axis=1), "words": instruction} | places
+
+    def _frames(self, key: str, episode: Episode, times: NDArray[np.float64]) -> NDArray[np.int64]:
+        clip = episode.clips[key]
+        video, packets = self.videos[clip.path]
+        found = match(video, packets, clip.start + times, self.metadata.fps)
+        if (absent := np.flatnonzero(found < 0)).size:
+            if video.problem and not len(packets):
+                raise NoPictureError(clip.path, video.problem)
+            frame, why = absent[0], f" ({video.problem})" if video.problem else ""
+            raise NoPictureError(
+                clip.path,
+                f"there is no picture for frame {frame}, at {clip.start + times[frame]:.4f} s, "
+                f"and for {len(absent)} of {len(times)} frames altogether{why}",
+            )
+        places = packets[found]
+        return np.stack([np.full(len(found), self.files[clip.path]), places[:, 1], places[:, 2]], axis=1)
+
+    def _pictures(self, rows: Rows, key: str) -> NDArray[np.int64]:
+        places = rows.columns[key]
+        return np.column_stack([np.full(len(places), self.files[records_of(rows.file)]), places])
+
+    def _keep_raw(self, rows: Rows) -> None:
+        for name, column in rows.columns.items():
+            if self.metadata.features[name].dtype.startswith("float") and column.ndim == 2 and name != "timestamp":
+                self.raw.setdefault(name, []).append(column)
+
+    def _check_counts(self) -> None:
+        info, episodes = self.metadata.info, len(self.metadata.episodes)
+        said = int(info.get("total_episodes", episodes))
+        for trajectory in range(episodes, said):
+            self.leave_out(INFO, trajectory, f"total_episodes is {said}, but meta/ describes {episodes}")
+        if said < episodes:
+            self.leave_out(INFO, -1, f"total_episodes is {said}, but meta/ describes {episodes}")
+        described = sum(episode.length for episode in self.metadata.episodes)
+        if (total := int(info.get("total_frames", described))) not in (described, self.rows_found):
+            self.leave_out(INFO, -1, f"total_frames is {total}, but the episodes have {described}")
+
+    def _shards(self, images: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which steps lie in which file, for shuffling in windows; nothing where files come back later."""
+        role = next(iter(self.cameras), None)
+        files = images[role][:, 0] if role else np.zeros(0, np.int64)
+        if not len(files) or (np.diff(files) < 0).any():
+            return np.zeros(1, np.int64), np.zeros(0, np.int64)
+        sizes = [
+            self.videos[name][0].size if name in self.videos else _packed(number, images)
+            for name, number in self.files.items()
+        ]
+        return np.searchsorted(files, np.arange(len(self.files) + 1)).astype(np.int64), np.array(sizes, np.int64)
+
+
+def _packed(number: int, images: Mapping[str, NDArray[np.int64]]) -> int:
+    return int(sum(places[places[:, 0] == number, 2].sum() for places in images.values()))
+
+
+def picture_files(metadata: Metadata, cameras: Mapping[str, str], data_files: list[str]) -> dict[str, int]:
+    """Every file that pictures lie in -> its number: the first camera's in the order of the steps, then the others'."""
+    names: list[str] = []
+    for feature in cameras.values():
+        if metadata.features[feature].dtype == "image":
+            names += [records_of(name) for name in data_files]
+        else:
+            names += [episode.clips[feature].path for episode in metadata.episodes]
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}
+
+
+def place(folder: Path, pictures: Path, name: str) -> Path:
+    """Where a file of the index lies: pictures that were copied have a folder of their own."""
+    return (pictures if name.endswith(PACKED) else folder) / name

@@ -1,0 +1,155 @@
+"""LeRobot datasets that lie elsewhere: in an object store or on a web server, file by file, or on the hub, whole."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from openvla_lightning.data.source.lerobot.metadata import INFO, read_metadata
+from openvla_lightning.data.source.shards import WEB, Shards
+
+FIRST_EPISODES = "meta/episodes/chunk-000/file-000.parquet"
+META = (
+    INFO,
+    "meta/tasks.parquet",
+    "meta/tasks.jsonl",
+    "meta/episodes.jsonl",
+    "meta/episodes_stats.jsonl",
+    "meta/stats.json",
+    "meta/modality.json",
+    FIRST_EPISODES,
+)
+"""What is asked for where a web server does not list its folders."""
+
+
+class RemoteFiles(Shards):
+    """The files of the LeRobot dataset at a URL, fetched whole into the cache when they are needed.
+
+    Args:
+        url: of the dataset's folder.
+        cache_dir: where everything fetched is kept; None: the user's cache.
+        cache_gb: gigabytes of files that the whole cache holds, over all datasets.
+    """
+
+    INFO = INFO
+
+    def __init__(self, url: str, cache_dir: str | Path | None, cache_gb: float) -> None:
+        root, _, name = url.rstrip("/").rpartition("/")
+        super().__init__(root, name, cache_dir, cache_gb)
+
+    @cached_property
+    def url(self) -> str:
+        """The dataset's folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        self._store.info(f"{self.base}/{INFO}")
+        return self.base
+
+    @cached_property
+    def folder(self) -> Path:
+        """The local folder of this dataset, with a copy of `meta/`."""
+        folder = self.cache / f"{self.name}_{quote(self.url, safe='')[-60:].replace('%', '_')}"
+        for room in ("shards", "partial", "locks"):
+            (folder / room).mkdir(parents=True, exist_ok=True)
+        for name in self._find("meta") or META:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            partial = (folder / name).with_suffix(f".{os.getpid()}.partial")
+            with suppress(FileNotFoundError):
+                self._store.get_file(f"{self.url}/{name}", str(partial))
+                partial.replace(folder / name)
+            partial.unlink(missing_ok=True)
+        return folder
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Name of each file, quoted so that it has no slash -> its bytes, without those that are not there."""
+        found = self._find("data") | self._find("videos")
+        if not found:
+            metadata = read_metadata(self.folder)
+            names = dict.fromkeys(episode.data for episode in metadata.episodes)
+            names |= dict.fromkeys(clip.path for episode in metadata.episodes for clip in episode.clips.values())
+            for name in names:
+                with suppress(FileNotFoundError):
+                    found[name] = int(self._store.info(f"{self.url}/{name}")["size"])
+        return {quote(name, safe=""): size for name, size in found.items()}
+
+    @property
+    def names(self) -> dict[str, int]:
+        """Name of each file below the dataset -> its bytes."""
+        return {unquote(name): size for name, size in self.sizes.items()}
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[Path]:
+        """The local copy of a file, fetched if need be; it stays at least as long as this context.
+
+        Raises:
+            OSError: it cannot be fetched, or what arrives is not as long as the store says.
+        """
+        with super().held(quote(name, safe="")) as path:
+            yield path
+
+    def _address(self, name: str) -> str:
+        return f"{self.url}/{unquote(name)}"
+
+    def _find(self, part: str) -> dict[str, int]:
+        """Name -> bytes of every file below a folder of the dataset; nothing where the store does not list."""
+        try:
+            found = self._store.find(f"{self.url}/{part}", detail=True)
+        except Exception:
+            if self.base.startswith(WEB):  # not every web server lists
+                return {}
+            raise
+        names = {
+            f"{part}/" + path.rsplit(f"/{part}/", 1)[1]: entry for path, entry in found.items() if f"/{part}/" in path
+        }
+        return {name: int(entry.get("size") or 0) for name, entry in names.items()}
+
+
+def downloaded(hub: str) -> Path | None:
+    """Where a dataset of the hub was downloaded to; None when it was not."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    name, _, revision = hub.partition("@")
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision or None, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def download(hub: str, videos: Sequence[str] | None = None) -> Path:
+    """Download a dataset of the hub, or what is not there yet of it.
+
+    Args:
+        hub: `owner/name`, or `owner/name@revision`.
+        videos: the cameras whose videos are wanted; None: `meta/` alone.
+
+    Returns:
+        Its folder in the hub's cache.
+
+    Raises:
+        OSError: the hub cannot be reached and nothing was downloaded before, or it has no such dataset.
+    """
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = hub.partition("@")
+    patterns = ["meta/*"]
+    if videos is not None:
+        patterns += ["data/*", *(f"videos/{key}/*" for key in videos), *(f"videos/*/{key}/*" for key in videos)]
+    options: dict[str, Any] = {"repo_type": "dataset", "revision": revision or None, "allow_patterns": patterns}
+    return Path(snapshot_download(name, **options))
+
+
+@contextmanager
+def local(remote: RemoteFiles | None, folder: Path, name: str) -> Iterator[Path]:
+    """A file of the dataset as one on the disk; where it is missing, a path to nothing."""
+    if remote is None or name not in remote.names:
+        yield folder / name
+    else:
+        with remote.held(name) as path:
+            yield path

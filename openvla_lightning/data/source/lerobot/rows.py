@@ -1,0 +1,199 @@
+"""The rows of a dataset's parquet files, episode by episode, and the pictures that lie in them."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, Episode, Feature, Metadata
+from openvla_lightning.data.source.records import BadShardError
+
+PICTURES_AT_ONCE = 64
+TIME_TOLERANCE = 1e-4
+"""Seconds between a row's time and its place in the grid of frames; the lerobot library's own."""
+
+
+@dataclass(frozen=True)
+class DataJob:
+    """One parquet file to read.
+
+    Attributes:
+        path: the file below the dataset.
+        features: columns to read besides the five that say which row it is.
+        pictures: columns with encoded pictures.
+        records: where their bytes are copied to; one file for each parquet file.
+    """
+
+    path: str
+    features: Mapping[str, Feature]
+    pictures: tuple[str, ...] = ()
+    records: Path | None = None
+
+
+@dataclass
+class Rows:
+    """All rows of one episode.
+
+    Attributes:
+        file: the parquet file they are in.
+        columns: name -> values [T, ...]; pictures are int64 [T, 2], offset and length in the file's records.
+    """
+
+    number: int
+    file: str
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def read_rows(job: DataJob, path: Path) -> tuple[list[Rows], str | None]:
+    """Read one parquet file, which lies at `path`; the second value says why when that is impossible."""
+    import pyarrow
+    import pyarrow.parquet
+
+    if not path.exists():
+        return [], "the file is missing"
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        there = file.schema_arrow.names
+        wanted = [*ROW_COLUMNS, *job.features]
+        if absent := [name for name in [*wanted, *job.pictures] if name not in there]:
+            return [], f"it has no column {', '.join(absent)}"
+        table = file.read(wanted)
+        columns = {name: values(table.column(name), job.features.get(name), name) for name in wanted}
+        if job.pictures:
+            columns |= _copy_pictures(file, job)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        return [], f"it cannot be read: {' '.join(str(error).split())}"
+    numbers = columns["episode_index"]
+    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)] if len(numbers) else [0]
+    found = []
+    for first, last in pairwise(edges):
+        part = {name: column[first:last] for name, column in columns.items()}
+        found.append(Rows(int(numbers[first]), job.path, part))
+    return found, None
+
+
+def values(column: Any, feature: Feature | None, name: str) -> NDArray[Any]:
+    """A parquet column as an array [T, ...] in the shape that `info.json` gives it.
+
+    Raises:
+        ValueError: values are missing, lists differ in length, or are not as long as `info.json` says.
+    """
+    import pyarrow
+
+    array = column.combine_chunks() if isinstance(column, pyarrow.ChunkedArray) else column
+    if isinstance(array, pyarrow.ChunkedArray):
+        array = pyarrow.concat_arrays(array.chunks)
+    steps = len(array)
+    while pyarrow.types.is_list(array.type) or _is_fixed(array.type) or pyarrow.types.is_large_list(array.type):
+        if array.null_count:
+            raise ValueError(f"{name} is empty in {array.null_count} rows")
+        if not _is_fixed(array.type):
+            lengths = np.unique(np.diff(array.offsets.to_numpy()))
+            if len(lengths) > 1:
+                raise ValueError(f"{name} has {lengths[0]} numbers in some rows and {lengths[-1]} in others")
+        array = array.flatten()
+    if array.null_count:
+        raise ValueError(f"{name} is empty in {array.null_count} rows")
+    numbers = array.to_numpy(zero_copy_only=False)
+    if feature is None:
+        return numbers
+    if len(numbers) != steps * feature.width:
+        found = len(numbers) // max(1, steps)
+        raise ValueError(f"{name} has {found} numbers a row, info.json says {feature.width}")
+    return numbers.reshape(steps, feature.width) if numbers.dtype != object else numbers
+
+
+def _is_fixed(kind: Any) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_fixed_size_list(kind)
+
+
+def check_rows(rows: Rows, episode: Episode, metadata: Metadata) -> None:
+    """Raise ValueError for an episode whose rows are not what `meta/` says, with the first wrong row."""
+    columns, found = rows.columns, len(rows.columns["index"])
+    if found != episode.length:
+        raise ValueError(f"{rows.file} holds {found} rows of it, meta/ says {episode.length}")
+    frames = columns["frame_index"]
+    if (wrong := np.flatnonzero(frames != np.arange(found))).size:
+        raise ValueError(f"frame_index of row {wrong[0]} is {frames[wrong[0]]}")
+    start = episode.first if episode.first is not None else int(columns["index"][0])
+    if (wrong := np.flatnonzero(columns["index"] != start + np.arange(found))).size:
+        raise ValueError(f"index of frame {wrong[0]} is {columns['index'][wrong[0]]}, expected {start + wrong[0]}")
+    times = columns["timestamp"].astype(np.float64)
+    off = np.abs(times - frames / metadata.fps)
+    allowed = TIME_TOLERANCE + np.spacing(columns["timestamp"].astype(np.float32))
+    if (wrong := np.flatnonzero(~(off <= allowed))).size:
+        frame = wrong[0]
+        raise ValueError(
+            f"timestamp of frame {frame} is {times[frame]:.4f} s; at {metadata.fps:g} frames a second it should be "
+            f"{frame / metadata.fps:.4f} s"
+        )
+    unknown = sorted(set(columns["task_index"].tolist()) - metadata.tasks.keys())
+    if unknown:
+        raise ValueError(f"task_index {unknown[0]} is not among the {len(metadata.tasks)} tasks of meta/")
+
+
+def check_finite(trajectory: Mapping[str, NDArray[Any]], names: list[str]) -> None:
+    """Raise ValueError where a value that is used is not finite, with frame and dimension."""
+    for name in names:
+        column = trajectory[name]
+        if column.dtype.kind == "f" and (wrong := np.argwhere(~np.isfinite(column))).size:
+            frame, *place = wrong[0].tolist()
+            raise ValueError(
+                f"{name} of frame {frame}, dimension {place[0] if place else 0}, is {column[tuple(wrong[0])]}"
+            )
+
+
+def _copy_pictures(file: Any, job: DataJob) -> dict[str, NDArray[np.int64]]:
+    """Copy encoded pictures out of compressed parquet, into a file where each is one read away."""
+    if job.records is None:
+        raise ValueError(f"nowhere to copy {', '.join(job.pictures)} to")
+    kept = job.records.with_suffix(".npz")
+    if job.records.exists() and kept.exists():  # of a pass that was interrupted later on
+        with np.load(kept) as places:
+            return {name: places[name] for name in job.pictures}
+    found: dict[str, list[tuple[int, int]]] = {name: [] for name in job.pictures}
+    job.records.parent.mkdir(parents=True, exist_ok=True)
+    partial = job.records.with_name(f".{job.records.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as records:
+            for name, picture in _pictures(file, job.pictures):
+                found[name].append((records.tell(), records.write(picture)))
+        arrays = {name: np.array(places, np.int64).reshape(-1, 2) for name, places in found.items()}
+        with kept.with_suffix(".partial").open("wb") as places_file:
+            np.savez(places_file, **arrays)  # type: ignore[arg-type]
+        kept.with_suffix(".partial").replace(kept)
+        partial.replace(job.records)
+    finally:
+        partial.unlink(missing_ok=True)
+    return arrays
+
+
+def _pictures(file: Any, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    row = 0
+    for batch in file.iter_batches(PICTURES_AT_ONCE, columns=list(names)):
+        for name in names:
+            for i, picture in enumerate(batch.column(name).to_pylist()):
+                encoded = picture.get("bytes") if isinstance(picture, dict) else picture
+                if not encoded:
+                    raise ValueError(f"{name} of row {row + i} holds no picture")
+                yield name, encoded
+        row += len(batch)
+
+
+def check_space(name: str, folder: Path, compressed: int) -> None:
+    """Raise BadShardError where the pictures of parquet files of so many bytes do not fit on the disk."""
+    home = next(parent for parent in folder.parents if parent.exists())
+    there = sum(path.stat().st_size for path in folder.glob("*")) if folder.exists() else 0
+    if (needed := compressed - there) > (free := shutil.disk_usage(home).free):
+        raise BadShardError(
+            f"{name}: its pictures lie compressed in parquet files and are copied once, which takes "
+            f"{needed / 1e9:.1f} GB in {home}; {free / 1e9:.1f} GB are free"
+        )

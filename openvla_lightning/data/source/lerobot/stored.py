@@ -1,0 +1,55 @@
+"""The statistics that a LeRobot dataset stores, against those of its data."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvla_lightning.data.source.lerobot.metadata import Metadata, stored_statistics
+
+TOLERANCE = 0.01
+"""Share of a dimension's range by which a stored number may be off before it is worth a line."""
+
+
+def compare(metadata: Metadata, columns: Mapping[str, Sequence[NDArray[Any]]]) -> list[str]:
+    """One line for each feature whose stored statistics are not those of `columns`.
+
+    LeRobot's q01 and q99 are averages, later envelopes, of the quantiles of single episodes, and not quantiles of the
+    data; deleted or merged episodes leave stale numbers behind. This reader uses none of them.
+
+    Args:
+        metadata: of the dataset.
+        columns: feature -> values [T, D] of every episode.
+    """
+    stored = stored_statistics(metadata)
+    lines = []
+    for name in sorted(stored.keys() & columns.keys()):
+        values = np.concatenate(list(columns[name])).astype(np.float64)
+        if off := list(_differences(stored[name], values)):
+            _, line = max(off)
+            more = f", and {len(off) - 1} more" if len(off) > 1 else ""
+            lines.append(f"the stored statistics of {name} are not those of its data: {line}{more}; they are not used")
+    return lines
+
+
+def _differences(stored: Mapping[str, NDArray[np.float64]], values: NDArray[np.float64]) -> Iterator[tuple[float, str]]:
+    true = {
+        "min": values.min(axis=0),
+        "max": values.max(axis=0),
+        "mean": values.mean(axis=0),
+        "std": values.std(axis=0),
+    }
+    true["q01"], true["q99"] = np.quantile(values, [0.01, 0.99], axis=0)
+    width = np.maximum(true["max"] - true["min"], 1e-12)
+    for measure in sorted(stored.keys() & true.keys()):
+        if len(stored[measure]) != len(width):
+            continue
+        off = np.abs(stored[measure] - true[measure]) / width
+        dimension = int(np.argmax(off))
+        if off[dimension] > TOLERANCE:
+            yield (
+                float(off[dimension]),
+                f"{measure} of dimension {dimension} is said to be {stored[measure][dimension]:.4g} and is "
+                f"{true[measure][dimension]:.4g}",
+            )
