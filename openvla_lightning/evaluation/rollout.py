@@ -6,7 +6,7 @@ with them the rounding of the policy's arithmetic, depend on `num_envs` and the 
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from zlib import crc32
 
 import numpy as np
@@ -116,6 +116,7 @@ class _Running:
     pending: np.ndarray | None = None
     length: int = 0
     frames: list[np.ndarray] | None = None
+    actions: list[np.ndarray] = field(default_factory=list)
 
 
 OnEpisode = Callable[[int, Episode, list[np.ndarray] | None], None]
@@ -199,6 +200,7 @@ def rollout(
                 episode.length,
                 progress=1.0 if outcome.success else outcome.progress,
                 error=outcome.error,
+                jerk=None if outcome.error else jerk(episode.actions),
             )
             if on_episode:
                 on_episode(episode.number, finished, None if outcome.error else episode.frames)
@@ -206,6 +208,7 @@ def rollout(
                 raise WorkerError(f"no episode ran without an error; the last one:\n{outcome.error}")
 
         def move(episode: _Running, action: np.ndarray) -> Move:
+            episode.actions.append(action)
             if not control.delay:
                 return Move(action)
             pending, episode.pending = episode.pending, action
@@ -252,6 +255,18 @@ def rollout(
                 workers.send(commands)
                 groups.append(commands)
     return [episodes[number] for number in sorted(episodes)]
+
+
+def jerk(actions: Sequence[np.ndarray]) -> float | None:
+    """How much motion jerks: the mean size of the second difference of actions [D], their last number left out.
+
+    Actions are changes of place and rotation, so their second difference is the third one of the pose. It compares
+    policies in one world, in its units. The last number is the gripper's. None for fewer than three actions.
+    """
+    if len(actions) < 3:
+        return None
+    changes = np.diff(np.stack(actions)[:, :-1], n=2, axis=0)
+    return float(np.linalg.norm(changes, axis=1).mean())
 
 
 def loaded(policy: Actor | Callable[[], Actor]) -> Actor:
