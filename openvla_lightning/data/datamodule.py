@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from openvla_lightning.data.augment import Augmentation
+from openvla_lightning.data.cotraining import CoTraining
 from openvla_lightning.data.curriculum import intended, read_curriculum, stages
 from openvla_lightning.data.filters import FilterReport, NoopFilter, check_filter, select
 from openvla_lightning.data.images import ImageMode
@@ -18,6 +19,7 @@ from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, che
 from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
 from openvla_lightning.data.preflight import (
     BadInstructions,
+    MissingDataError,
     check_sources,
     refuse_actions,
     refused_instructions,
@@ -67,6 +69,8 @@ class VLADataModule(ResumableDataModule):
         datasets: the user's own datasets, name -> options of `oxe.describe`.
         seed: of order and augmentation.
         num_workers: loader processes per device; None: one for every two cores, at most 8, none on two cores.
+        conversations: `{source, share, name}` of conversations that are learnt beside the steps, see `CoTraining`;
+            None: none.
         bad_instructions: what to do with steps whose instruction the model cannot be given (too long, not printable):
             `skip` leaves them out and counts them, `error` stops before training.
         limit_val_samples: at most this many held-out steps, over all datasets; None: all.
@@ -109,6 +113,7 @@ class VLADataModule(ResumableDataModule):
         num_workers: int | None = None,
         limit_val_samples: int | None = None,
         bad_instructions: BadInstructions = "skip",
+        conversations: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(collate, global_batch_size, num_workers)
         check_weights(mix)
@@ -158,6 +163,13 @@ class VLADataModule(ResumableDataModule):
         self.sources: dict[str, Source] = {
             name: cached(source(name=name, spec=own.get(name)), cache, self.cameras) for name in drawn
         }
+        self.cotraining = (
+            None if conversations is None else CoTraining(**conversations, image_size=image_size, seed=seed)
+        )
+        if self.cotraining is not None and proprio:
+            raise ValueError(
+                "data.conversations: a model that is told its proprioception cannot be shown conversations"
+            )
         self.filter_report: dict[str, FilterReport] = {}
         self.statistics: dict[str, DatasetStatistics] = {}
         self.stages: list[Stage] = []
@@ -176,12 +188,16 @@ class VLADataModule(ResumableDataModule):
                 hold.
         """
         check_sources(self.sources, self.cameras)
+        if self.cotraining is not None and (problem := self.cotraining.source.missing()):
+            raise MissingDataError(problem)
 
     def prepare_data(self) -> None:
         """Index the datasets and measure their statistics, unless that was done before."""
         self.check()
         for source in self.sources.values():
             source.prepare()
+        if self.cotraining is not None:
+            self.cotraining.source.prepare()
 
     def setup(self, stage: str | None = None) -> None:
         """Open the indexed datasets, split and filter them."""
