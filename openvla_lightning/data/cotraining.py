@@ -55,12 +55,9 @@ class CoTraining:
         group = kinds[int(uniform(first ^ key(self.seed, 21))[0] >= len(kinds[0]) / len(with_image))]
         count = max(1, round(self.share * len(numbers)))
         asked = np.array([numbers[place % len(numbers)] + place // len(numbers) for place in range(count)], np.int64)
-        places = [
-            int(
-                group[permute(np.array([number % len(group)]), len(group), key(self.seed, 22, number // len(group)))[0]]
-            )
-            for number in asked.tolist()
-        ]
+        epochs, within = np.divmod(asked, len(group))
+        seeds = np.array([key(self.seed, 22, epoch) for epoch in epochs.tolist()], np.uint64)
+        places = group[permute(within, len(group), seeds)].tolist()
         return [self._read(place, number) for place, number in zip(places, asked.tolist(), strict=True)]
 
     def _read(self, place: int, number: int) -> Conversation:

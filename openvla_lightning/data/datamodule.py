@@ -163,13 +163,11 @@ class VLADataModule(ResumableDataModule):
         self.sources: dict[str, Source] = {
             name: cached(source(name=name, spec=own.get(name)), cache, self.cameras) for name in drawn
         }
-        self.cotraining = (
-            None if conversations is None else CoTraining(**conversations, image_size=image_size, seed=seed)
-        )
+        self.cotraining: CoTraining | None = None
+        if conversations is not None:
+            self.cotraining = CoTraining(**conversations, image_size=image_size, seed=seed)
         if self.cotraining is not None and proprio:
-            raise ValueError(
-                "data.conversations: a model that is told its proprioception cannot be shown conversations"
-            )
+            raise ValueError("data.conversations: a model that is told its proprioception cannot be shown them")
         self.filter_report: dict[str, FilterReport] = {}
         self.statistics: dict[str, DatasetStatistics] = {}
         self.stages: list[Stage] = []

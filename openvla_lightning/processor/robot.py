@@ -224,7 +224,7 @@ class Processor:
         pixels = self.transform.normalise(inputs.pixel_values)
         return replace(inputs, pixel_values=pixels if dtype is None else pixels.to(dtype))
 
-    def _written(self, instructions: Sequence[str], actions: Tensor | None, dim: int) -> dict[str, Tensor]:
+    def _written(self, instructions: Sequence[str], actions: Tensor | None, dim: int) -> dict[str, Any]:
         """`input_ids`, `attention_mask`, `labels` and `places` of prompts and of what the head writes after them.
 
         Raises:
