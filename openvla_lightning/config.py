@@ -45,8 +45,8 @@ class ConfigError(ValueError):
 def for_people(*kinds: type[Exception]) -> Iterator[None]:
     """Decorates what a script calls: errors of these kinds end the process with their message, without a traceback.
 
-    So does a ValueError with which a class refuses the arguments that the config gives it, and a package that it
-    misses. With HYDRA_FULL_ERROR=1 the traceback comes along, as it does for Hydra's own errors.
+    The same holds for a ValueError from a constructor named in the config, and for a missing package. With
+    HYDRA_FULL_ERROR=1 the traceback comes along, as it does for Hydra's own errors.
     """
     caught: tuple[type[Exception], ...] = (*kinds, InstantiationException)
     try:
@@ -78,6 +78,7 @@ def sweep_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | 
 
 OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)  # a sweep has one folder
+OmegaConf.register_new_resolver("max", max, replace=True)
 OmegaConf.register_new_resolver("modulo", lambda number, by: number % by, replace=True)
 
 

@@ -41,13 +41,15 @@ class Platform:
 
 
 LIBERO = Platform(8, "quantile", ("primary", "wrist"))
+LIBERO_BLIND = Platform(8, "quantile", ("primary",))
+"""Without proprioception, as in the paper's ablations: one camera."""
 BRIDGE = Platform(5, "quantile", ("primary",))
 ALOHA = Platform(25, "minmax", ("primary", "left_wrist", "right_wrist"))
 
 
 def platform(action_dim: int, proprio_dim: int | None) -> Platform | None:
     """The released robot with actions and states of this width; None when there was none."""
-    known = {(7, 8): LIBERO, (7, None): LIBERO, (7, 7): BRIDGE, (14, 14): ALOHA, (14, None): ALOHA}
+    known = {(7, 8): LIBERO, (7, None): LIBERO_BLIND, (7, 7): BRIDGE, (14, 14): ALOHA, (14, None): ALOHA}
     return known.get((action_dim, proprio_dim))
 
 
@@ -78,10 +80,12 @@ class OFT:
         vla = {**plain.vla, "proprio_dim": parts.proprio_dim}
         if parts.film:
             vla["film"] = ours.get("film", "released")
-        robot = platform(parts.action_dim, parts.proprio_dim) if parts.action_dim else None
+        width = parts.action_dim or _width(plain.norm_stats)
+        robot = platform(width, parts.proprio_dim) if width else None
         processor = _processor(plain.processor, parts, robot, ours)
         if "action_head" in parts.files:
-            vla["action_head"] = processor["action_head"]
+            head = processor["action_head"]
+            vla["action_head"] = {**head, "action_chunk": head["action_chunk"] or 1}  # no matter to its network
         vla = {key: value for key, value in vla.items() if value is not None}
         strategy = plain.strategy
         if parts.adapters and strategy is None:
@@ -130,6 +134,12 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
+def _width(norm_stats: Mapping[str, Any]) -> int | None:
+    """D, where all datasets agree on it."""
+    widths = {len(stats["action"]["q01"]) for stats in norm_stats.values()}
+    return widths.pop() if len(widths) == 1 else None
+
+
 def _scaled(norm_stats: Mapping[str, Any], robot: Platform | None) -> dict[str, Any]:
     """Statistics that say how the released code scaled by them, where that is not the usual way."""
     if robot is None or robot.normalisation == "quantile":
@@ -140,17 +150,19 @@ def _scaled(norm_stats: Mapping[str, Any], robot: Platform | None) -> dict[str, 
 def _processor(
     plain: Mapping[str, Any], parts: Parts, robot: Platform | None, ours: Mapping[str, Any]
 ) -> dict[str, Any]:
-    head: dict[str, Any] | None = ours.get("action_head")
-    if head is None and parts.head is not None:
+    chunk = robot.action_chunk if robot else None
+    if parts.head is None:  # tokens, predicted all at once
+        head = {**plain.get("action_head", {}), "action_chunk": chunk, "parallel": True}
+    else:
         names = {"l1": "L1Head", "diffusion": "DiffusionHead"}
-        chunk = robot.action_chunk if robot else None
         head = {"class": names[parts.head], "action_chunk": chunk, "action_dim": parts.action_dim}
-    result = dict(plain)
-    if head is not None:
-        usual = robot.cameras if robot else plain.get("cameras", ("primary",))
-        result |= {"action_head": head, "cameras": list(ours.get("cameras") or usual)}
-    result["proprio"] = parts.proprio_dim is not None
-    return result
+    cameras = ours.get("cameras") or (robot.cameras if robot else ("primary",))
+    return {
+        **plain,
+        "action_head": ours.get("action_head") or head,
+        "cameras": list(cameras),
+        "proprio": parts.proprio_dim is not None,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,25 @@ def dtype_problems(found: Mapping[str, torch.dtype], stated: torch.dtype | None)
     return problems
 
 
+def with_added(vla: VLA, shapes: Shapes) -> Shapes:
+    """`shapes`, and those of added parts that are missing there as a whole."""
+    names = {parameter: name for name, parameter in vla.named_parameters()}
+    for part in vla.added():
+        own = {names[parameter]: (tuple(parameter.shape), parameter.dtype) for parameter in part.parameters()}
+        if not own.keys() & shapes.keys():
+            shapes = {**shapes, **own}
+    return shapes
+
+
+def begin_added(vla: VLA) -> None:
+    """Give added parts that are on the meta device still, FiLM's for example, random weights to start from."""
+    for part in vla.added():
+        for module in part.modules():
+            if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+                module.to_empty(device="cpu", recurse=False)
+                module.reset_parameters()  # type: ignore[operator]
+
+
 def fill(
     path: str | Path,
     vla: VLA,

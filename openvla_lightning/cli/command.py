@@ -31,7 +31,8 @@ def command(config_name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]
             except ValueError as error:
                 raise SystemExit(f"error: {error}") from None
             overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-            if problem := help.misspelt_addition(help.groups(CONF, config_name), overrides):
+            problem = help.renamed(overrides) or help.misspelt_addition(help.groups(CONF, config_name), overrides)
+            if problem:
                 raise SystemExit(f"error: {problem}")
             try:
                 return script()

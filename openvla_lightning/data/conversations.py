@@ -95,10 +95,6 @@ class ConversationDataModule(ResumableDataModule):
         ValueError: an argument makes no sense.
     """
 
-    statistics: dict[str, Any] = {}  # noqa: RUF012  (nothing here has actions)
-    crop_area = None
-    normalisation = "quantile"
-
     def __init__(
         self,
         source: Callable[..., Any],

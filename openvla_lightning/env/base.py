@@ -64,7 +64,8 @@ class RolloutEnv(Protocol):
     def reset(self, *, seed: int, options: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Start the episode of `options["task"]`; return an observation and an info.
 
-        The observation holds `image`, uint8 [H, W, 3], what the policy sees. The info holds `instruction`.
+        The observation holds `image`, uint8 [H, W, 3], the view `primary`; it may hold further views, `wrist_image` for
+        one, and `proprio`, float32 [P], in the dataset's units. The info holds `instruction`.
         """
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:

@@ -36,7 +36,7 @@ class StageError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Agreement:
     """One step on the way from picture to action: what is compared, whether it agrees, and what was seen."""
 
     name: str
@@ -141,14 +141,14 @@ def _floats(processor: Processor, pixels: Tensor) -> Tensor:
 
 def _stages(
     found: dict[str, np.ndarray], policy: Policy, accuracy: float | None, datasets: Sequence[str]
-) -> list[Stage]:
+) -> list[Agreement]:
     pixels, units = float(found["pixels"].max()), float(found["units"].max())
     prompts, decoding = float(found["prompts"].mean()), float(found["decoding"].mean())
     stages = [
-        Stage("pictures", pixels < SAME_PIXELS, f"at most {pixels:.4f} apart"),
-        Stage("words", prompts == 1, f"{prompts:.1%} the same"),
-        Stage("decoding", decoding > SAME_TOKENS, f"{decoding:.1%} the same"),
-        Stage("units", units < SAME_ACTIONS, f"{policy.unnorm_key}, {units:.2g} apart"),
+        Agreement("pictures", pixels < SAME_PIXELS, f"at most {pixels:.4f} apart"),
+        Agreement("words", prompts == 1, f"{prompts:.1%} the same"),
+        Agreement("decoding", decoding > SAME_TOKENS, f"{decoding:.1%} the same"),
+        Agreement("units", units < SAME_ACTIONS, f"{policy.unnorm_key}, {units:.2g} apart"),
     ]
     logged = logged_accuracy(policy.provenance.get("path"), datasets)
     if logged is not None and accuracy is not None:
@@ -156,7 +156,7 @@ def _stages(
         noise += 3 * float(found["token_accuracy"].std()) / len(found["token_accuracy"]) ** 0.5
         text = f"{accuracy:.3f} now, {mean:.3f} ± {noise:.3f} then"
         # higher is no fault: training saw augmented pictures, and went on learning
-        stages.append(Stage("training log", accuracy >= mean - noise, text))
+        stages.append(Agreement("training log", accuracy >= mean - noise, text))
     return stages
 
 

@@ -10,7 +10,7 @@ from rich.progress import track
 
 from openvla_lightning.actions import ActionTokenizer
 from openvla_lightning.env.recorded import RecordedEpisode, Replay, Replayed, drive
-from openvla_lightning.evaluation.open_loop import Stage, StageError
+from openvla_lightning.evaluation.open_loop import Agreement, StageError
 from openvla_lightning.report.page import write_page
 from openvla_lightning.report.tables import markdown, table
 from openvla_lightning.statistics import DatasetStatistics
@@ -63,7 +63,7 @@ def as_tokens(actions: NDArray[np.float64], statistics: DatasetStatistics, num_b
     return statistics.unnormalise(tokenizer.decode(ids))
 
 
-def _stages(pairs: Sequence[tuple[RecordedEpisode, Replayed]], through_tokens: Sequence[bool]) -> list[Stage]:
+def _stages(pairs: Sequence[tuple[RecordedEpisode, Replayed]], through_tokens: Sequence[bool]) -> list[Agreement]:
     lengths = sum(len(recorded.images) == len(replayed.images) for recorded, replayed in pairs)
     first = max(_levels(recorded.images[0], replayed.images[0]) for recorded, replayed in pairs)
     motion = max(_furthest(recorded, replayed) for recorded, replayed in pairs)
@@ -74,12 +74,12 @@ def _stages(pairs: Sequence[tuple[RecordedEpisode, Replayed]], through_tokens: S
     succeeded, count = sum(replayed.success for _, replayed in pairs), len(pairs)
     rounded = sum(through_tokens)
     return [
-        Stage("first picture", first < SAME_PICTURE, f"at most {first:.2f} levels apart"),
-        Stage("motion", motion < SAME_MOTION, f"at most {motion:.2g} apart (m, rad, opening)"),
-        Stage("pictures", pictures < SAME_PICTURE, f"at most {pictures:.2f} levels apart"),
-        Stage("length", lengths == count, f"{lengths} of {count} episodes end when they did"),
-        Stage("success", succeeded == count, f"{succeeded} of {count} episodes"),
-        Stage("success through tokens", rounded >= THROUGH_TOKENS * count, f"{rounded} of {count} episodes"),
+        Agreement("first picture", first < SAME_PICTURE, f"at most {first:.2f} levels apart"),
+        Agreement("motion", motion < SAME_MOTION, f"at most {motion:.2g} apart (m, rad, opening)"),
+        Agreement("pictures", pictures < SAME_PICTURE, f"at most {pictures:.2f} levels apart"),
+        Agreement("length", lengths == count, f"{lengths} of {count} episodes end when they did"),
+        Agreement("success", succeeded == count, f"{succeeded} of {count} episodes"),
+        Agreement("success through tokens", rounded >= THROUGH_TOKENS * count, f"{rounded} of {count} episodes"),
     ]
 
 
@@ -95,7 +95,7 @@ def _furthest(recorded: RecordedEpisode, replayed: Replayed) -> float:
 
 
 def _write(
-    stages: Sequence[Stage],
+    stages: Sequence[Agreement],
     pairs: Sequence[tuple[RecordedEpisode, Replayed]],
     env: Replay,
     folder: Path,

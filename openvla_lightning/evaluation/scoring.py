@@ -14,7 +14,8 @@ from openvla_lightning.env.recorded import Offline
 from openvla_lightning.env.workers import BuildError
 from openvla_lightning.evaluation.control import Actor, Control
 from openvla_lightning.evaluation.held_out import score_offline
-from openvla_lightning.evaluation.rollout import Plan, loaded, plan_episodes
+from openvla_lightning.evaluation.plan import Plan, plan_episodes
+from openvla_lightning.evaluation.rollout import loaded
 from openvla_lightning.evaluation.session import Enough, SelfTestError, Session
 from openvla_lightning.evaluation.stopping import Decided, shuffled
 from openvla_lightning.report.results import Results
@@ -38,6 +39,9 @@ def evaluate(
     control: str = "blocking",
     rate_hz: float | None = None,
     latency: float | None = None,
+    execute: int | None = None,
+    ensemble: str | None = None,
+    ensemble_horizon: int | None = None,
     self_test: bool = True,
     stop: str = "never",
     against: str | Path | None = None,
@@ -68,7 +72,7 @@ def evaluate(
         interval_width: how narrow `auto` is content with, 0 to 1.
         seed: chooses the scenes; the same seed shows every policy the same ones.
         instructions: `own`, or `shuffled` between episodes (see `plan_episodes`).
-        control, rate_hz, latency: see `control.Control`.
+        control, rate_hz, latency, execute, ensemble, ensemble_horizon: see `control.Control`.
         self_test: look first at whether the world's actions and pictures mean what they should.
         stop: `decided` ends as soon as it is known whether this policy is better or worse than the one of `against`
             (see `stopping.Decided`); episodes are then played in a random order. `never`: all are played.
@@ -78,7 +82,7 @@ def evaluate(
         num_workers: processes that simulate; as many as CPU cores by default. Does not change results.
         save_videos: at most so many successes and so many failures of each task family are kept as MP4.
         label: the policy's name in tables.
-        task_set: the tasks' name in tables, when all are played; otherwise what `tasks` says comes with it.
+        task_set: name of the task set in tables; a selection of tasks is added to it.
         config: resolved config of the run, kept in results.json.
 
     Raises:
@@ -118,7 +122,8 @@ def evaluate(
             decided = _stopping(stop, against, margin)
             session = Session(results, Path(output_dir), enough, save_videos, console, decided)
             plans = functools.partial(_plan, tasks, enough, seed, instructions, decided is not None)
-            session.run(load, env, plans, Control(control, rate_hz, latency), self_test, num_envs, num_workers)
+            how = Control(control, rate_hz, latency, False, execute, ensemble, ensemble_horizon)
+            session.run(load, env, plans, how, self_test, num_envs, num_workers)
         results.complete = True
     finally:
         results.timing["seconds"] = round(time.monotonic() - started, 1)

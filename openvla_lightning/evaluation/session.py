@@ -14,12 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from openvla_lightning.env.base import Check, EnvFactory, Task
-from openvla_lightning.evaluation.control import Actor, Control
+from openvla_lightning.evaluation.control import Actor, Control, ask
 from openvla_lightning.evaluation.journal import Journal
-from openvla_lightning.evaluation.rollout import Plan, rollout
+from openvla_lightning.evaluation.plan import Plan
+from openvla_lightning.evaluation.rollout import rollout
 from openvla_lightning.evaluation.stopping import Decided
 from openvla_lightning.evaluation.video import write_video
 from openvla_lightning.report.results import Episode, Results, success_rate
+from openvla_lightning.types import Observation
 
 AUTO_FEWEST, AUTO_MOST = 10, 200
 """Episodes of each task with `episodes_per_task=auto`."""
@@ -189,12 +191,22 @@ class _Timed:
 
     def __init__(self, policy: Actor, seconds: list[float]) -> None:
         self._policy, self._seconds = policy, seconds
+        self.history: int = getattr(policy, "history", 1)
 
     def act(self, image: Sequence[np.ndarray], instruction: Sequence[str]) -> np.ndarray:
+        seen = [Observation({"primary": picture}, words) for picture, words in zip(image, instruction, strict=True)]
+        return self.act_chunk(seen)[:, 0]
+
+    def act_chunk(self, observations: Sequence[Observation]) -> np.ndarray:
         started = time.perf_counter()
-        actions = self._policy.act(image, instruction)
+        actions = ask(self._policy, observations)
         self._seconds.append(time.perf_counter() - started)
         return actions
+
+    def standing(self, image: np.ndarray, instruction: str) -> Observation:
+        if hasattr(self._policy, "standing"):
+            return self._policy.standing(image, instruction)
+        return Observation({"primary": image}, instruction)
 
 
 def available_cores() -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from openvla_lightning.evaluation.rollout import Plan
+from openvla_lightning.evaluation.plan import Plan
 from openvla_lightning.report.results import Episode, Results
 from openvla_lightning.report.sequential import LEVEL, Verdict, capital, judge
 

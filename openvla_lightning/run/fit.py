@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from openvla_lightning.callbacks import NonFiniteError
-from openvla_lightning.callbacks.parameters import ParameterTable
+from openvla_lightning.callbacks.parameter_table import ParameterTable
 from openvla_lightning.checkpoint.disk import CheckpointWriteError
 from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.config import ConfigError, for_people, validate

@@ -90,7 +90,7 @@ def serve(
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, but that the first signal lets everyone who was accepted get an answer, WebSockets too."""
+    """uvicorn's server; after the first signal, every accepted request is still answered, over WebSockets, too."""
 
     def __init__(self, config: uvicorn.Config, service: Service, stop_seconds: float) -> None:
         super().__init__(config)

@@ -15,7 +15,8 @@ from toy_world import ToyWorld, Walker
 from openvla_lightning.env import workers
 from openvla_lightning.env.base import EVALUATION_SEEDS
 from openvla_lightning.env.workers import WorkerError
-from openvla_lightning.evaluation.rollout import jerk, plan_episodes, rollout, shuffle_instructions
+from openvla_lightning.evaluation.plan import plan_episodes, shuffle_instructions
+from openvla_lightning.evaluation.rollout import rollout
 
 TASKS = list(ToyWorld().tasks.values())
 
@@ -206,11 +207,3 @@ def test_a_shuffle_is_a_permutation_without_fixed_words(words, seed):
 def test_episodes_are_plain_data():
     episode = rollout(Walker(), ToyWorld, lambda tasks: plan_episodes(tasks.values(), 1)[:1], 1, 1)[0]
     assert {type(value) for value in dataclasses.astuple(episode)} <= {str, int, bool, float, type(None)}
-
-
-def test_jerk_is_nothing_for_even_motion_and_grows_with_shaking() -> None:
-    even = [np.array([0.1 * step, 0.0, step % 2]) for step in range(10)]  # the gripper's number does not count
-    assert jerk(even) == pytest.approx(0.0)
-    shaking = [np.array([0.1 * step + 0.5 * (step % 2), 0.0, 1.0]) for step in range(10)]
-    assert jerk(shaking) == pytest.approx(1.0)
-    assert jerk(even[:2]) is None

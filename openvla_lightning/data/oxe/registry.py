@@ -34,7 +34,7 @@ ENCODINGS: dict[str, tuple[int, tuple[int, ...]]] = {
 FORMATS = ("rlds", "lerobot")
 
 
-class UnknownDatasetError(ValueError):
+class UnregisteredDatasetError(ValueError):
     """A mixture names a dataset that nobody has described."""
 
 
@@ -161,7 +161,7 @@ def known_datasets() -> list[str]:
 
 
 def check_names(names: Iterable[str], described: Iterable[str] = ()) -> None:
-    """Raise UnknownDatasetError for the names that are neither known nor in `described`."""
+    """Raise UnregisteredDatasetError for the names that are neither known nor in `described`."""
     _load()
     known = {*_SPECS, *described}
     problems = []
@@ -170,7 +170,7 @@ def check_names(names: Iterable[str], described: Iterable[str] = ()) -> None:
             near = get_close_matches(name, known, n=2)
             problems.append(f"{name!r}" + (f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""))
     if problems:
-        raise UnknownDatasetError(
+        raise UnregisteredDatasetError(
             f"unknown dataset in the mixture: {', '.join(problems)}. Known: {', '.join(sorted(known))}. "
             f"Describe your own under data.datasets (docs/data.md)."
         )
@@ -180,7 +180,7 @@ def dataset_spec(name: str) -> DatasetSpec:
     """Return what is known of dataset `name`.
 
     Raises:
-        UnknownDatasetError: nothing is; the message names the nearest known ones.
+        UnregisteredDatasetError: nothing is; the message names the nearest known ones.
     """
     check_names([name])
     return _SPECS[name]
@@ -208,7 +208,7 @@ def standardise(dataset_name: str, trajectory: Trajectory) -> Trajectory:
         `language_instruction` [T'], `observation`, and the other keys cut to the same T'.
 
     Raises:
-        UnknownDatasetError: nobody described it.
+        UnregisteredDatasetError: nobody described it.
     """
     spec = dataset_spec(dataset_name)
     standardised = spec.transform(trajectory)

@@ -39,7 +39,7 @@ Episode = Callable[[str, int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Shard:
+class PlannedShard:
     """Episodes [first, first + length) of a split, which become one file."""
 
     path: Path
@@ -129,18 +129,20 @@ def _name_and_version(folder: Path) -> tuple[str, str]:
     return parts[-1], "1.0.0"
 
 
-def _shards(folder: Path, splits: dict[str, int], per_shard: int) -> list[Shard]:
+def _shards(folder: Path, splits: dict[str, int], per_shard: int) -> list[PlannedShard]:
     name, _ = _name_and_version(folder)
     shards = []
     for split, episodes in splits.items():
         total = -(-episodes // per_shard)
         for i in range(total):
             path = folder / f"{name}-{split}.tfrecord-{i:05d}-of-{total:05d}"
-            shards.append(Shard(path, split, i * per_shard, min(per_shard, episodes - i * per_shard)))
+            shards.append(PlannedShard(path, split, i * per_shard, min(per_shard, episodes - i * per_shard)))
     return shards
 
 
-def _write_shards(shards: list[Shard], features: Any, episode: Episode, workers: int | None, progress: bool) -> None:
+def _write_shards(
+    shards: list[PlannedShard], features: Any, episode: Episode, workers: int | None, progress: bool
+) -> None:
     missing = [shard for shard in shards if not shard.path.exists()]
     if not missing:
         return
@@ -165,7 +167,7 @@ def _write_shards(shards: list[Shard], features: Any, episode: Episode, workers:
                 raise
 
 
-def _write_shard(shard: Shard, features: Any, episode: Episode, advance: Callable[[], Any] = count) -> None:
+def _write_shard(shard: PlannedShard, features: Any, episode: Episode, advance: Callable[[], Any] = count) -> None:
     feature, serializer = _features_from(json.dumps(features))
     partial = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
@@ -224,7 +226,7 @@ def _jpeg(image: np.ndarray | bytes, path: str) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=JPEG_QUALITY, colorsubsampling="444")
 
 
-def _write_metadata(folder: Path, features: Any, shards: list[Shard], description: str) -> None:
+def _write_metadata(folder: Path, features: Any, shards: list[PlannedShard], description: str) -> None:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
