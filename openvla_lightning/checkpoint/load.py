@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
+from openvla_lightning.checkpoint.cogact import CogACT
 from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, Format
 from openvla_lightning.checkpoint.oft import OFT
 from openvla_lightning.checkpoint.peft_folder import PeftFolder
@@ -26,7 +27,7 @@ from openvla_lightning.processor import Processor
 from openvla_lightning.strategy import LoRA, from_config
 from openvla_lightning.strategy.lora import merge as merge_adapters
 
-FORMATS: tuple[Format, ...] = (Prismatic(), OFT(), Released(), PeftFolder(), Training())
+FORMATS: tuple[Format, ...] = (CogACT(), Prismatic(), OFT(), Released(), PeftFolder(), Training())
 """Every format that is read; the first that recognises a path reads it."""
 
 _DOWNLOAD = ("*.json", "*.safetensors", "*.model", "*.txt", "*--*_checkpoint.pt", "adapter_model.bin")

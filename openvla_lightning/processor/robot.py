@@ -223,7 +223,7 @@ class Processor(TextProcessor):
         instructions: str | Sequence[str],
         padding_side: Literal["left", "right"] = "right",
         normalise: bool = True,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Make the inputs of `VLA.generate`: `pixel_values`, `input_ids`, `attention_mask`.
 
         Args:
