@@ -16,6 +16,7 @@ COMMANDS = {
     "data-report": ("openvla_lightning.data.report", "look at datasets before training on them"),
     "export": ("openvla_lightning.model.checkpoint", "write a run in the released layout, its adapter merged"),
     "bench": ("openvla_lightning.bench_latency", "measure the latency of acting"),
+    "convert": ("openvla_lightning.data.convert", "RLDS to LeRobot, LeRobot or HDF5 to RLDS"),
     "demo": ("openvla_lightning.demo", "train, fine-tune and evaluate a small VLA in a simulator"),
 }
 """Command -> the module that runs it, and what it does."""
