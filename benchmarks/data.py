@@ -116,7 +116,11 @@ def frames() -> Iterator[bytes]:
 
 def collate(steps: list[Step]) -> Batch:
     """A batch without words: what the released figures are of, too."""
-    pixels = torch.from_numpy(np.stack([step.images["primary"] for step in steps])).permute(0, 3, 1, 2).contiguous()
+    pixels = (
+        torch.from_numpy(np.stack([step.observation.images["primary"] for step in steps]))
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
     actions = torch.from_numpy(np.stack([step.action for step in steps]))
     ids = torch.zeros(len(steps), 1, dtype=torch.long)
     return Batch(

@@ -108,7 +108,9 @@ class VLAModule(L.LightningModule):
 
     def _learner(self) -> VLA:
         """The model, with what learns chosen."""
-        vla = self.build(action_head=self.action_head)
+        proprio_dim = self.trainer.datamodule.proprio_dim if self.processor.proprio else None  # type: ignore[attr-defined]
+        asked = {} if proprio_dim is None else {"proprio_dim": proprio_dim}
+        vla = self.build(action_head=self.action_head, **asked)
         start_from(vla)
         if self.quantisation is not None:
             self.quantisation(vla, torch.get_default_device())

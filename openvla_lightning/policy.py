@@ -1,4 +1,4 @@
-"""A trained model as a policy: image and instruction in, a robot action in physical units out."""
+"""A trained model as a policy: what a robot sees and is told in, actions in its own units out."""
 
 import hashlib
 import threading
@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from openvla_lightning.action_head import Acting
@@ -19,7 +20,7 @@ from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
 from openvla_lightning.quantisation import Format
 from openvla_lightning.statistics import DatasetStatistics, Normalisation, choose_key
-from openvla_lightning.types import Prediction, Step
+from openvla_lightning.types import Observation, Prediction, Step
 
 ImageLike = np.ndarray | Image.Image
 RELEASED_CROP = 0.9
@@ -48,6 +49,7 @@ class Policy:
         action_ids_only: choose among the ids that stand for actions, instead of, as released, among all words. The
             answer is the same while the model says actions; any other word would become an outermost action.
         temperature, top_k: see `Choice`; 0 is the most likely id, as released.
+        decoding: `stepwise`, or `parallel_exact`: ids are guessed and verified, the same ones in fewer passes.
         seed: of what is drawn.
         compile: what runs often; None: where it pays.
         options: further ones of the action head's decoder, such as a number of denoising steps.
@@ -76,6 +78,7 @@ class Policy:
         seed: int = 0,
         compile: bool | None = None,
         options: Mapping[str, Any] | None = None,
+        decoding: str = "stepwise",
     ) -> None:
         self.unnorm_key = choose_key(norm_stats, unnorm_key)
         self.norm_stats, self._normalisation = norm_stats, normalisation
@@ -85,8 +88,8 @@ class Policy:
         self.dtype = choose_dtype(dtype, self.device)
         self.vla = (vla if vla.quantisation else vla.to(self.device, self.dtype)).eval()
         self.processor = processor
-        given = {"action_ids_only": action_ids_only, "temperature": temperature, "top_k": top_k}
-        usual = {"action_ids_only": False, "temperature": 0.0, "top_k": None}
+        given = {"action_ids_only": action_ids_only, "temperature": temperature, "top_k": top_k, "decoding": decoding}
+        usual = {"action_ids_only": False, "temperature": 0.0, "top_k": None, "decoding": "stepwise"}
         self.acting = Acting(
             normalise=processor.transform.normalise,
             compile=compile,
@@ -213,21 +216,84 @@ class Policy:
             raise ValueError("no images to act on")
         if strangers := {type(picture).__name__ for picture in images if not isinstance(picture, ImageLike)}:
             raise TypeError(f"an image is a uint8 array [H, W, 3] or a PIL image, not {', '.join(sorted(strangers))}")
-        keys = [unnorm_key] * len(images) if unnorm_key is None or isinstance(unnorm_key, str) else list(unnorm_key)
-        if len(keys) != len(images):
-            raise ValueError(f"{len(images)} images and {len(keys)} unnorm_keys; give one, or as many")
+        keys = unnorm_key if unnorm_key is None or isinstance(unnorm_key, str) else list(unnorm_key)
+        if len(self.processor.views) > 1 or self.processor.proprio:
+            raise ValueError(f"one image is not enough for this policy, which {self._needs}: ask act_chunk")
+        (view,) = self.processor.views
+        observations = [Observation({view: image}, text) for image, text in zip(images, instructions, strict=True)]
+        actions = self.act_chunk(observations, keys)[:, 0]
+        return actions[0] if single else actions
+
+    def act_chunk(
+        self, observations: Sequence[Observation], unnorm_key: str | Sequence[str | None] | None = None
+    ) -> NDArray[np.float64]:
+        """Predict the next actions, in the dataset's own units; see `act`.
+
+        Args:
+            observations: what each robot sees, is told and, where the policy was trained with it, feels of itself.
+            unnorm_key: whose units, or a list with one for each robot; None: those of the policy.
+
+        Returns:
+            float64 [B, T, D], T actions to execute one after the other.
+
+        Raises:
+            UnknownDatasetError: for an unknown unnorm_key, naming the known ones.
+            ValueError: for observations without a view or the proprioception that the policy needs, actions of
+                different width, or an image of the wrong shape or dtype.
+        """
+        count = len(observations)
+        if not count:
+            raise ValueError("no images to act on")
+        keys = [unnorm_key] * count if unnorm_key is None or isinstance(unnorm_key, str) else list(unnorm_key)
+        if len(keys) != count:
+            raise ValueError(f"{count} images and {len(keys)} unnorm_keys; give one, or as many")
         scales = [self._scale(key) for key in keys]
         if len(dims := {statistics.action_dim for statistics, _ in scales}) > 1:
             raise ValueError(f"actions {sorted(dims)} numbers wide do not fit one array: ask for them one by one")
-        normalised = self._decode(images, instructions, dims.pop())[:, 0]
-        actions = np.stack(
-            [
-                statistics.unnormalise(row, method=method)
-                for row, (statistics, method) in zip(normalised, scales, strict=True)
-            ]
-        )
+        states = [self._state(seen, *scale) for seen, scale in zip(observations, scales, strict=True)]
+        dim = dims.pop()
+        with self._lock:
+            inputs = self.processor.inputs(observations, dim, states)
+            self.clock("preprocess")
+            normalised = self._decoder(inputs, dim, self._generator).double().cpu().numpy()
+        pairs = zip(normalised, scales, strict=True)
+        actions = np.stack([statistics.unnormalise(chunk, method=method) for chunk, (statistics, method) in pairs])
         self.clock("unnormalise")
-        return actions[0] if single else actions
+        return actions
+
+    def _state(
+        self, seen: Observation, statistics: DatasetStatistics, method: Normalisation
+    ) -> NDArray[np.float32] | None:
+        """Normalised proprioception; None for a policy that is told none.
+
+        Raises:
+            ValueError: when the observation lacks what the policy needs.
+        """
+        if absent := [view for view in self.processor.views if view not in seen.images]:
+            has = ", ".join(seen.images) or "none"
+            raise ValueError(f"this policy {self._needs}: there is no image {', '.join(absent)}, but {has}")
+        if not self.processor.proprio:
+            return None
+        if seen.proprio is None:
+            raise ValueError(f"this policy {self._needs}: there is no proprio")
+        return statistics.normalise(seen.proprio, method, "proprio")
+
+    @property
+    def _needs(self) -> str:
+        told = " and is told its robot's proprioception" if self.processor.proprio else ""
+        return f"looks at {', '.join(self.processor.views)}{told}"
+
+    @property
+    def reads(self) -> dict[str, Any]:
+        """What a DataModule has to serve for this policy: arguments of `VLADataModule`."""
+        return {
+            "image_size": self.processor.transform.image_size,
+            "normalisation": self.normalisation,
+            "cameras": self.processor.cameras,
+            "history": self.processor.history,
+            "proprio": self.processor.proprio,
+            "action_chunk": self.processor.action_head.action_chunk,
+        }
 
     def warm_up(
         self, batch_sizes: Sequence[int] = (1,), instructions: Sequence[str] = ("pick up the object",)
@@ -240,9 +306,11 @@ class Policy:
         """
         started = time.monotonic()
         side = self.processor.transform.image_size
+        black = dict.fromkeys(self.processor.views, np.zeros((side, side, 3), np.uint8))
+        still = np.zeros(len(self.statistics.proprio.get("q01", ())), np.float32)
         for size in batch_sizes:
             for instruction in instructions:
-                self.act([np.zeros((side, side, 3), np.uint8)] * size, [instruction] * size)
+                self.act_chunk([Observation(black, instruction, still)] * size)
         return time.monotonic() - started
 
     @torch.inference_mode()
@@ -255,13 +323,6 @@ class Policy:
         batch = self.processor.collate(list(steps)).to(self.device)
         with self._lock:
             return self.processor.action_head.loss(self.vla, self.processor.normalise(batch, self.dtype))[1]
-
-    def _decode(self, images: list[ImageLike], instructions: list[str], dim: int) -> np.ndarray:
-        """Normalised actions [B, T, dim]."""
-        with self._lock:
-            inputs = self.processor.inputs(images, instructions, dim)
-            self.clock("preprocess")
-            return self._decoder(inputs, dim, self._generator).double().cpu().numpy()
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -4,6 +4,7 @@ Letters: B samples, V views, L text tokens (prompt, what the head writes, paddin
 D action dimensions, P proprioception dimensions, K places.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -15,22 +16,59 @@ IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One timestep of a robot demonstration, normalised and ready for a `Processor`.
+class Observation:
+    """What is seen and told at one moment, whoever shows it: a world, a robot, a dataset. Raw, in the robot's units.
 
     Attributes:
-        images: camera name -> uint8 array [H, W, 3], RGB; `primary` is the camera the policy looks through.
-        instruction: what the robot was told, as written in the dataset.
+        images: view -> uint8 array [H, W, 3], RGB, or PIL image, of any size. A view is a camera's name (`primary`,
+            `wrist`), or that of an earlier picture: `primary@-1` is one step earlier.
+        instruction: what the robot is told.
+        proprio: float32 array [P], what the robot feels of itself; None where that is not known.
+    """
+
+    images: Mapping[str, Any]
+    instruction: str
+    proprio: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One timestep of a robot demonstration, ready for a `Processor`.
+
+    Attributes:
+        observation: what was seen and told, as recorded.
         action: float32 array [T, D], normalised to about [-1, 1] by the dataset's own statistics.
         dataset_name: which dataset of the mixture this came from; also its `unnorm_key`.
         number: place in the order of training, from which all its random numbers follow.
+        proprio: float32 array [P], the observation's, normalised by the dataset's own statistics; None: not loaded.
+        padded: bool array [T], True for actions past the end of the trajectory, to be left out of the loss; None: none.
     """
 
-    images: dict[str, np.ndarray]
-    instruction: str
+    observation: Observation
     action: np.ndarray
     dataset_name: str
     number: int = 0
+    proprio: np.ndarray | None = None
+    padded: np.ndarray | None = None
+
+
+def views_of(cameras: Sequence[str], history: int) -> tuple[str, ...]:
+    """The views of so many steps: each camera now, then each one step earlier, and so on.
+
+    Raises:
+        ValueError: for fewer than one step, no camera, or one twice.
+    """
+    if history < 1:
+        raise ValueError(f"data.history={history}: at least the step itself, 1")
+    if not cameras or len(set(cameras)) < len(cameras) or isinstance(cameras, str):
+        raise ValueError(f"data.cameras={cameras}: a list of different cameras, at least one")
+    return tuple(f"{camera}@-{back}" if back else camera for back in range(history) for camera in cameras)
+
+
+def camera_of(view: str) -> tuple[str, int]:
+    """The camera of a view, and how many steps back it looks."""
+    camera, _, back = view.partition("@-")
+    return camera, int(back or 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,13 +25,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever asks for golden numbers is marked so."""
     for item in items:
-        if {"golden", "whole_golden"} & set(getattr(item, "fixturenames", ())):
+        if {"golden", "each_golden"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.golden)
 
 
 @pytest.fixture(scope="session")
-def whole_golden() -> Path:
-    """Folder of all golden numbers made by the released code (environment variable OPENVLA_GOLDEN)."""
+def golden() -> Path:
+    """Folder of all golden numbers made by released code (environment variable OPENVLA_GOLDEN); skips without it."""
     folder = os.environ.get("OPENVLA_GOLDEN")
     if not folder:
         pytest.skip("OPENVLA_GOLDEN is not set, and the small set of golden numbers has none of these")
@@ -41,19 +41,15 @@ def whole_golden() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def small_golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small set of golden numbers that is kept here, in the same layout."""
+@pytest.fixture(scope="session", params=golden_sets.NAMES)
+def each_golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of golden numbers of the released code: the small set kept here, and `golden` where there is one."""
+    if request.param == "whole":
+        return request.getfixturevalue("golden")
     folder = tmp_path_factory.mktemp("golden")
     with tarfile.open(golden_sets.SMALL) as archive:
         archive.extractall(folder, filter="data")
     return folder
-
-
-@pytest.fixture(scope="session", params=golden_sets.NAMES)
-def golden(request: pytest.FixtureRequest) -> Path:
-    """Golden numbers made by the released code: the small set, and all of them where OPENVLA_GOLDEN says."""
-    return request.getfixturevalue(f"{request.param}_golden")
 
 
 @pytest.fixture(scope="session")

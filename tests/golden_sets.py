@@ -11,7 +11,7 @@ import pytest
 
 SMALL = Path(__file__).parent / "golden" / "released.tar.xz"
 NAMES = ["small", "whole"] if os.environ.get("OPENVLA_GOLDEN") else ["small"]
-LARGEST = pytest.mark.parametrize("golden", NAMES[-1:], indirect=True)
+LARGEST = pytest.mark.parametrize("each_golden", NAMES[-1:], indirect=True)
 """For what takes seconds and is the same in every set."""
 
 
@@ -35,7 +35,7 @@ def manifest(name: str) -> dict[str, Any]:
 
 
 def cases(on_disk: bool = False) -> list[Any]:
-    """Arguments `golden` (indirect) and `dataset`: every dataset of every set, or those whose files are kept."""
+    """Arguments `each_golden` (indirect) and `dataset`: every dataset of every set, or those whose files are kept."""
     return [
         pytest.param(name, dataset, id=f"{name}-{dataset}")
         for name in NAMES

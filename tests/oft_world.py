@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from openvla_lightning.action_head.diffusion import DiffusionHead
-from openvla_lightning.action_head.regression import BLANK, L1Head
+from openvla_lightning.action_head.regression import L1Head
 from openvla_lightning.checkpoint.load import load_vla
 from openvla_lightning.model import VLA
+from openvla_lightning.model.parallel_decoding import BLANK
 from openvla_lightning.types import IGNORE_INDEX, Batch
 
 

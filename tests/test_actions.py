@@ -15,8 +15,8 @@ ACTIONS = arrays(np.float64, st.integers(1, 20), elements=st.floats(-1, 1))
 
 
 @pytest.mark.parametrize("precision", ["f64", "f32"])
-def test_released_ids_and_bin_centres(golden: Path, precision: str) -> None:
-    expected = np.load(golden / "model" / "action_tokenizer.npz")
+def test_released_ids_and_bin_centres(each_golden: Path, precision: str) -> None:
+    expected = np.load(each_golden / "model" / "action_tokenizer.npz")
     tokenizer = ActionTokenizer()
     ids = tokenizer.encode(expected[f"actions_{precision}"])
     assert ids.dtype == np.int64
@@ -25,9 +25,9 @@ def test_released_ids_and_bin_centres(golden: Path, precision: str) -> None:
     np.testing.assert_array_equal(tokenizer.decode(expected["all_token_ids"]), expected["all_decoded"])
 
 
-def test_unnormalised_actions(golden: Path) -> None:
-    expected = np.load(golden / "model" / "action_tokenizer.npz")
-    for key, stats in json.loads((golden / "model" / "action_norm_stats.json").read_text()).items():
+def test_unnormalised_actions(each_golden: Path) -> None:
+    expected = np.load(each_golden / "model" / "action_tokenizer.npz")
+    for key, stats in json.loads((each_golden / "model" / "action_norm_stats.json").read_text()).items():
         normalised = ActionTokenizer().decode(expected[f"unnorm/{key}/token_ids"])
         actions = DatasetStatistics.from_dict(stats).unnormalise(normalised)
         np.testing.assert_allclose(actions, expected[f"unnorm/{key}/actions"], atol=1e-9, rtol=0)

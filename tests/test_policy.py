@@ -200,8 +200,8 @@ def test_an_unknown_key_is_refused_before_weights_are_read(vla, processor, tmp_p
     assert str(error.value) == "no statistics for unnorm_key 'toys'; did you mean 'toy'? known: toy"
 
 
-def test_actions_of_the_released_code(golden, monkeypatch):
-    folder = one(golden / "model", "tiny_*")
+def test_actions_of_the_released_code(each_golden, monkeypatch):
+    folder = one(each_golden / "model", "tiny_*")
     numbers = np.load(folder / "golden.npz")
     for key in json.loads((folder / "dataset_statistics.json").read_text()):
         policy = Policy.from_pretrained(folder, key, device="cpu", dtype="float32", tokenizer="tiny")

@@ -111,7 +111,7 @@ def test_recordings_become_a_dataset_as_the_page_says(own: Path, tmp_path: Path)
     np.testing.assert_allclose([steps.action["min"][5], steps.action["max"][5]], np.radians(8), rtol=1e-4)
     np.testing.assert_allclose([steps.action["min"][0], steps.action["max"][0]], [0.01, 0.12], rtol=1e-4)
     step = next(iter(datamodule.train_dataloader()))[0]
-    assert step.instruction == "Go"
+    assert step.observation.instruction == "Go"
     assert step.action.shape == (1, 7)
 
 

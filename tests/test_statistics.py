@@ -19,8 +19,8 @@ actions = hnp.arrays(np.float32, st.tuples(st.integers(2, 40), st.just(3)), elem
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("part", ["action", "proprio"])
-def test_normalise_bit_for_bit_as_released(golden: Path, method, part) -> None:
-    arrays = np.load(one(golden / "data" / "transforms", "golden_units_*.npz"))
+def test_normalise_bit_for_bit_as_released(each_golden: Path, method, part) -> None:
+    arrays = np.load(one(each_golden / "data" / "transforms", "golden_units_*.npz"))
     stored = {
         name: {key.split("/")[-1]: arrays[key] for key in arrays.files if key.startswith(f"normalise/stats/{name}/")}
         for name in ("action", "proprio")
@@ -30,9 +30,9 @@ def test_normalise_bit_for_bit_as_released(golden: Path, method, part) -> None:
     np.testing.assert_array_equal(out, arrays[f"normalise/{METHODS[method]}/{part}_out"])
 
 
-def test_measured_on_bridge_as_released(golden: Path) -> None:
-    arrays = np.load(golden / "data" / "bridge" / "golden_bridge.npz")
-    stored = json.loads((golden / "data" / "bridge" / "golden_bridge.json").read_text())["bridge_orig_statistics"]
+def test_measured_on_bridge_as_released(each_golden: Path) -> None:
+    arrays = np.load(each_golden / "data" / "bridge" / "golden_bridge.npz")
+    stored = json.loads((each_golden / "data" / "bridge" / "golden_bridge.json").read_text())["bridge_orig_statistics"]
     steps = [arrays[f"bridge_orig/{split}/action_unnormalised"] for split in ("train", "val")]
     count = stored["num_trajectories"]
     measured = DatasetStatistics.from_array(np.concatenate(steps), mask=MASK, num_trajectories=count)
@@ -48,8 +48,8 @@ def test_measured_on_bridge_as_released(golden: Path) -> None:
             np.testing.assert_array_equal(ours, arrays[f"bridge_orig/{split}/action_{name}"])
 
 
-def test_unnormalise_as_released(golden: Path) -> None:
-    path = golden / "model" / "action_norm_stats.json"
+def test_unnormalise_as_released(each_golden: Path) -> None:
+    path = each_golden / "model" / "action_norm_stats.json"
     stored = json.loads(path.read_text())
     for key, values in stored.items():
         statistics = DatasetStatistics.from_json(path, key)

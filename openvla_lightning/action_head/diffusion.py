@@ -1,7 +1,8 @@
-"""A chunk of actions by denoising: OpenVLA-OFT's diffusion head and its DDIM schedule."""
+"""A chunk of actions by denoising: OpenVLA-OFT's diffusion head."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from openvla_lightning.action_head.base import Acting, Decoder, on_device, options_of
-from openvla_lightning.action_head.regression import L1Head, MLPResNet, mean_where
+from openvla_lightning.action_head.noise_schedule import NoiseSchedule, Predict
+from openvla_lightning.action_head.regression import L1Head, MLPResNet, mean_where, normalised
+from openvla_lightning.model.parallel_decoding import ParallelReader
 from openvla_lightning.model.projector import MLP
 from openvla_lightning.types import Batch, Inputs, Prediction
 
@@ -36,13 +39,13 @@ class DiffusionHead(L1Head):
         self, action_chunk: int = 8, action_dim: int = 7, train_steps: int = 50, steps: int = 50, seed: int = 0
     ) -> None:
         super().__init__(action_chunk, action_dim)
-        self.schedule, self.steps, self.seed = DDIM(train_steps), steps, seed
-        self.schedule.timesteps(steps)
+        self.schedule, self.steps, self.seed = NoiseSchedule(train_steps), steps, seed
+        self.schedule.kept(steps)
 
     @property
     def config(self) -> dict[str, Any]:
         """Plain constructor arguments."""
-        own = {"train_steps": self.schedule.train_steps, "steps": self.steps, "seed": self.seed}
+        own = {"train_steps": self.schedule.steps, "steps": self.steps, "seed": self.seed}
         return {**super().config, **own}
 
     def network(self, dim: int) -> nn.Module | None:
@@ -60,112 +63,100 @@ class DiffusionHead(L1Head):
     def draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Noise [B, T, D] and noise levels, int64 [B], of these samples."""
         shape = tuple(batch.actions.shape[1:])
-        draws = [np.random.Generator(np.random.Philox(key=[self.seed, number])) for number in batch.numbers]
+        numbers = batch.numbers or range(len(batch))
+        draws = [np.random.Generator(np.random.Philox(key=[self.seed, number])) for number in numbers]
         noise = np.stack([draw.standard_normal(shape, np.float32) for draw in draws])
-        levels = np.array([draw.integers(self.schedule.train_steps) for draw in draws], np.int64)
+        levels = np.array([draw.integers(self.schedule.steps) for draw in draws], np.int64)
         device = batch.actions.device
         return torch.from_numpy(noise).to(device), torch.from_numpy(levels).to(device)
 
     def denoising_loss(self, vla: "VLA", batch: Batch, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Prediction]:
         """As `loss`, with this noise [B, T, D] at these levels [B]."""
-        noisy = self.schedule.add_noise(batch.actions, noise, timesteps)
+        noisy = self.schedule.noised(batch.actions, noise, timesteps)
         predicted = self.noise(vla, batch, noisy, timesteps)
         loss = mean_where((predicted - noise) ** 2, batch.padded)
-        clean = self.schedule.clean(noisy, predicted.detach(), timesteps)
+        clean = self.schedule.clean(noisy, predicted.detach(), timesteps).clamp(-1, 1)
         return loss, Prediction(actions=clean, targets=batch.actions)
 
     def noise(
-        self, vla: "VLA", inputs: Inputs, noisy: Tensor, timesteps: Tensor, visual: Tensor | None = None
+        self,
+        vla: "VLA",
+        inputs: Inputs,
+        noisy: Tensor,
+        timesteps: Tensor,
+        visual: Tensor | None = None,
+        reader: ParallelReader | None = None,
     ) -> Tensor:
-        """The noise float32 [B, T, D] in `noisy` at noise levels `timesteps`, int64 [B]."""
+        """The noise float32 [B, T, D] in `noisy` at noise levels `timesteps`, int64 [B]; of a `reader` sooner."""
         network: Any = vla.action_head
         extra = time_embedding(timesteps, vla.llm.dim)[:, None]
         slots = network.slots(noisy)
-        hidden = vla.states(inputs, slots=slots, extra=extra, causal=False, visual=visual)
-        return network(hidden[:, : slots.shape[1]]).float()
+        inputs = replace(inputs, places=inputs.places[:, : slots.shape[1]])
+        if reader is None:
+            hidden = vla.states(inputs, slots=slots, extra=extra, causal=False, visual=visual)
+        else:
+            hidden = reader.states(inputs, slots=slots, extra=extra, visual=visual)
+        return network(hidden).float()
 
     def denoise(self, vla: "VLA", inputs: Inputs, noise: Tensor, steps: int | None = None) -> Iterator[Tensor]:
         """The chunk [B, T, D] after each denoising step, from pure noise of that shape."""
         visual = vla.see(inputs, self.places)
 
-        def predict(sample: Tensor, timestep: int) -> Tensor:
-            levels = torch.full((len(sample),), timestep, device=sample.device)
+        def predict(sample: Tensor, levels: Tensor) -> Tensor:
             return self.noise(vla, inputs, sample, levels, visual)
 
-        return self.schedule.denoise(noise, predict, steps or self.steps)
+        return self._ddim(predict, noise, steps or self.steps)
+
+    def _ddim(self, predict: Predict, noise: Tensor, steps: int) -> Iterator[Tensor]:
+        """As diffusers' `DDIMScheduler` in its usual settings: clean estimates are clipped, their noise is not."""
+        for sample, _ in self.schedule.ddim(predict, noise, steps, clip=True, renoise=False):
+            yield sample
 
     def decoder(self, vla: "VLA", acting: Acting) -> Decoder:
         """From noise that the generator draws on the CPU. Its option: `steps`, of denoising."""
         steps = options_of(self, acting, {"steps": self.steps})["steps"]
-        self.schedule.timesteps(steps)
+        self.schedule.kept(steps)
+        chunk = (self.action_chunk, self.action_dim)
+        if not acting.static:
 
+            def plain(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
+                noise = _start(len(inputs), chunk, generator)
+                given = on_device(inputs, vla, acting)
+                *_, actions = self.denoise(vla, given, noise.to(given.input_ids.device), steps)
+                return actions
+
+            return plain
+        reader = ParallelReader(vla, acting.compile)
+        see = reader.captured(lambda inputs: vla.see(normalised(inputs, acting), self.places))
+
+        def noise_in(inputs: Inputs, visual: Tensor, sample: Tensor, levels: Tensor) -> Tensor:
+            return self.noise(vla, inputs, sample, levels, visual, reader)
+
+        predict = reader.captured(noise_in)
+
+        @torch.inference_mode()
         def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
-            noise = torch.randn(len(inputs.input_ids), self.action_chunk, self.action_dim, generator=generator)
-            given = on_device(inputs, vla, acting)
-            *_, actions = self.denoise(vla, given, noise.to(given.input_ids.device), steps)
-            return actions
+            noise = _start(len(inputs), chunk, generator)
+            given = reader.arranged(inputs)
+            rows = torch.arange(len(given)).clamp(max=len(inputs) - 1)  # as those of `given`
+            acting.clock("copy")
+            visual = see(given)
+            acting.clock("vision")
+            few = replace(given, pixel_values=given.pixel_values[:, :0])  # seen already: nothing to copy at each step
+
+            def noise_at(sample: Tensor, levels: Tensor) -> Tensor:
+                return predict(few, visual, sample, levels)
+
+            *_, actions = self._ddim(noise_at, noise[rows].to(reader.device), steps)
+            acting.clock("decode")
+            return actions[: len(inputs)]
 
         return decode
 
 
-class DDIM:
-    """The schedule that diffusers' `DDIMScheduler(num_train_timesteps, beta_schedule="squaredcos_cap_v2")` has.
-
-    Its other settings are the defaults: the network predicts the noise, the denoised sample is clipped to [-1, 1] (and
-    the noise is not derived anew from it), timesteps are spaced from the first one (`leading`), the last step ends at
-    alpha 1, and no noise is added on the way (eta 0).
-
-    Args:
-        train_steps: how many noise levels there are.
-    """
-
-    def __init__(self, train_steps: int = 50) -> None:
-        self.train_steps = train_steps
-
-        def signal(t: float) -> float:
-            return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-
-        levels = [1 - signal((i + 1) / train_steps) / signal(i / train_steps) for i in range(train_steps)]
-        self.betas = torch.tensor([min(beta, 0.999) for beta in levels], dtype=torch.float32)
-        self.alphas_cumprod = torch.cumprod(1.0 - self.betas, dim=0)
-
-    def add_noise(self, samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Samples [B, ...] at noise levels `timesteps`, int64 [B]: sqrt(alpha) x + sqrt(1 - alpha) noise."""
-        alpha = self.alphas_cumprod.to(samples.device)[timesteps].to(samples.dtype)
-        alpha = alpha.reshape(-1, *[1] * (samples.ndim - 1))
-        return alpha.sqrt() * samples + (1 - alpha).sqrt() * noise
-
-    def clean(self, noisy: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The samples [B, ...] without the noise that was predicted in them at levels int64 [B], within [-1, 1]."""
-        alpha = self.alphas_cumprod.to(noisy.device)[timesteps].to(noisy.dtype)
-        alpha = alpha.reshape(-1, *[1] * (noisy.ndim - 1))
-        return ((noisy - (1 - alpha).sqrt() * noise) / alpha.sqrt()).clamp(-1, 1)
-
-    def timesteps(self, steps: int) -> list[int]:
-        """Noise levels that denoising in so many steps visits, highest first.
-
-        Raises:
-            ValueError: for more steps than there are levels, or none.
-        """
-        if not 1 <= steps <= self.train_steps:
-            raise ValueError(f"denoising takes 1 to {self.train_steps} steps, got {steps}")
-        stride = self.train_steps // steps
-        return [i * stride for i in reversed(range(steps))]
-
-    def step(self, sample: Tensor, noise: Tensor, timestep: int, steps: int) -> Tensor:
-        """The sample one of `steps` steps later, from the noise that was predicted in it at `timestep`."""
-        alpha = float(self.alphas_cumprod[timestep])
-        before = timestep - self.train_steps // steps
-        alpha_before = float(self.alphas_cumprod[before]) if before >= 0 else 1.0
-        clean = ((sample - (1 - alpha) ** 0.5 * noise) / alpha**0.5).clamp(-1, 1)
-        return alpha_before**0.5 * clean + (1 - alpha_before) ** 0.5 * noise
-
-    def denoise(self, noise: Tensor, predict: Callable[[Tensor, int], Tensor], steps: int) -> Iterator[Tensor]:
-        """The samples after each of `steps` steps from pure noise; `predict` gives the noise in (sample, timestep)."""
-        sample = noise
-        for timestep in self.timesteps(steps):
-            sample = self.step(sample, predict(sample, timestep), timestep, steps)
-            yield sample
+def _start(rows: int, chunk: tuple[int, int], generator: torch.Generator | None) -> Tensor:
+    """Noise [rows, T, D] to start from, row by row: drawn together, a row's would depend on how many there are."""
+    return torch.stack([torch.randn(chunk, generator=generator) for _ in range(rows)])
 
 
 def time_embedding(timesteps: Tensor, dim: int) -> Tensor:

@@ -1,21 +1,20 @@
 """A chunk of actions in one forward pass, as numbers (OpenVLA-OFT, section IV: L1 regression)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from openvla_lightning.action_head.base import Acting, Decoder, on_device, options_of
+from openvla_lightning.action_head.base import Acting, Decoder, Given, on_device, options_of
 from openvla_lightning.action_head.metrics import ActionMetrics
+from openvla_lightning.model.parallel_decoding import BLANK, ParallelReader, parallel_states
 from openvla_lightning.types import Batch, Inputs, Prediction
 
 if TYPE_CHECKING:
     from openvla_lightning.model.vla import VLA
-
-BLANK = 1
-"""Id at the places whose embeddings are zeros, as released: any would do."""
 
 
 class L1Head:
@@ -73,20 +72,31 @@ class L1Head:
         """L1, overall and for each of `datasets`."""
         return ActionMetrics(datasets)
 
-    def predict(self, vla: "VLA", inputs: Inputs, visual: Tensor | None = None) -> Tensor:
-        """Normalised actions float32 [B, T, D]."""
-        return vla.action_head(parallel_states(vla, inputs, self.places, visual)).float()
+    def predict(self, vla: "VLA", inputs: Inputs, reader: ParallelReader | None = None) -> Tensor:
+        """Normalised actions float32 [B, T, D]; of a `reader` the same, sooner."""
+        return vla.action_head(parallel_states(vla, inputs, self.places, reader)).float()
 
     def decoder(self, vla: "VLA", acting: Acting) -> Decoder:
         """One forward pass; nothing is drawn."""
         options_of(self, acting, {})
-        return lambda inputs, dim, generator: self.predict(vla, on_device(inputs, vla, acting))
+        if not acting.static:
+            return lambda inputs, dim, generator: self.predict(vla, on_device(inputs, vla, acting))
+        reader = ParallelReader(vla, acting.compile)
+        act = reader.captured(lambda inputs: self.predict(vla, normalised(inputs, acting), reader))
+
+        def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
+            given = reader.arranged(inputs)
+            acting.clock("copy")
+            actions = act(given)[: len(inputs)].clone()
+            acting.clock("decode")
+            return actions
+
+        return decode
 
 
-def parallel_states(vla: "VLA", inputs: Inputs, count: int, visual: Tensor | None = None) -> Tensor:
-    """Hidden states [B, count, dim] at the first `count` places: their embeddings are zeros, all positions see all."""
-    zeros = torch.zeros(len(inputs.input_ids), count, vla.llm.dim, device=inputs.input_ids.device)
-    return vla.states(inputs, slots=zeros, causal=False, visual=visual)[:, :count]
+def normalised(inputs: Given, acting: Acting) -> Given:
+    """Inputs whose pixels the towers can read, where they are."""
+    return replace(inputs, pixel_values=acting.normalise(inputs.pixel_values))
 
 
 def mean_where(error: Tensor, padded: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
 """Actions as token ids of the language model, learnt by next-token prediction."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from openvla_lightning.action_head.base import Acting, Decoder, on_device, optio
 from openvla_lightning.action_head.metrics import ActionMetrics
 from openvla_lightning.actions import ActionTokenizer
 from openvla_lightning.model.decoding import Choice
+from openvla_lightning.model.jacobi_decoding import JacobiDecoder
 from openvla_lightning.model.llm import next_token_loss
+from openvla_lightning.model.parallel_decoding import BLANK, ParallelReader, parallel_states
 from openvla_lightning.model.static_decoding import StaticDecoder
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.types import IGNORE_INDEX, Batch, Inputs, Prediction
@@ -23,14 +26,18 @@ class TokenHead:
     Args:
         num_bins: ids set aside for actions.
         vocab_size: ids in the tokenizer in use, without padding; the action ids are its last ones.
-        action_chunk: T, actions written one after the other.
+        action_chunk: T, actions of a chunk.
+        parallel: predict all ids of a chunk in one forward pass, as OpenVLA-OFT does, instead of one after the other:
+            attention goes in both directions, and the places of the ids hold zeros in training and acting alike.
     """
 
-    def __init__(self, num_bins: int = 256, vocab_size: int = 32000, action_chunk: int = 1) -> None:
+    def __init__(
+        self, num_bins: int = 256, vocab_size: int = 32000, action_chunk: int = 1, parallel: bool = False
+    ) -> None:
         if action_chunk < 1:
             raise ValueError(f"action_chunk must be at least 1, got {action_chunk}")
         self.tokenizer = ActionTokenizer(vocab_size=vocab_size, bins=num_bins)
-        self.action_chunk = action_chunk
+        self.action_chunk, self.parallel = action_chunk, parallel
         self._centers = torch.from_numpy(self.tokenizer.bin_centers).float()
 
     @property
@@ -40,12 +47,16 @@ class TokenHead:
             "num_bins": self.tokenizer.num_bins,
             "vocab_size": self.tokenizer.vocab_size,
             "action_chunk": self.action_chunk,
+            **({"parallel": True} if self.parallel else {}),
         }
 
     def write(self, actions: Tensor | None, rows: int, dim: int, end: int) -> list[list[int]]:
-        """The chunk's ids, timestep after timestep, and the end token; nothing when acting: the decoder writes them."""
+        """The chunk's ids, timestep after timestep, and the end token.
+
+        When acting nothing, for the decoder writes them; all at once, blank places and the end token.
+        """
         if actions is None:
-            return [[] for _ in range(rows)]
+            return [[*[BLANK] * (self.action_chunk * dim), end] if self.parallel else [] for _ in range(rows)]
         return [[*ids, end] for ids in self.encode(actions).tolist()]
 
     def network(self, dim: int) -> nn.Module | None:
@@ -62,7 +73,7 @@ class TokenHead:
 
     def loss(self, vla: VLA, batch: Batch) -> tuple[Tensor, Prediction]:
         """What `criterion` says of the ids at `batch.places`, and the actions behind the most likely ids there."""
-        logits = next_token_logits(vla, batch)
+        logits = self._parallel_logits(vla, batch) if self.parallel else next_token_logits(vla, batch)
         targets = batch.labels[:, 1:].gather(1, batch.places)
         if batch.padded is not None:
             targets = self._without_padded(targets, batch)
@@ -98,15 +109,26 @@ class TokenHead:
         return ActionMetrics(datasets)
 
     def decoder(self, vla: VLA, acting: Acting) -> Decoder:
-        """Writes the chunk's ids one after the other.
+        """Writes the chunk's ids one after the other, or all at once.
 
         Its options: `action_ids_only` (choose among the ids that stand for actions, instead of, as released, among all
-        words), `temperature` and `top_k` (see `Choice`).
+        words), `temperature` and `top_k` (see `Choice`), and `decoding`: `stepwise`, or `parallel_exact`, which guesses
+        the ids of the action before and verifies them in one pass: the same ids, in fewer passes.
         """
-        own = options_of(self, acting, {"action_ids_only": False, "temperature": 0.0, "top_k": None})
+        usual = {"action_ids_only": False, "temperature": 0.0, "top_k": None, "decoding": "stepwise"}
+        own = options_of(self, acting, usual)
+        if own["decoding"] not in ("stepwise", "parallel_exact"):
+            raise ValueError(f"decoding={own['decoding']} is not known; choose stepwise or parallel_exact")
         within = (self.tokenizer.first_id, self.tokenizer.vocab_size) if own["action_ids_only"] else None
         choice = Choice(own["temperature"], own["top_k"], within)
-        fast = StaticDecoder(vla, acting.normalise, choice, acting.compile) if acting.static else None
+        if self.parallel:
+            return self._parallel_decoder(vla, acting, choice)
+        fast: StaticDecoder | JacobiDecoder | None = None
+        if own["decoding"] == "parallel_exact":
+            middle = self.tokenizer.first_id + self.tokenizer.num_bins // 2
+            fast = JacobiDecoder(vla, acting.normalise, choice, middle)
+        elif acting.static:
+            fast = StaticDecoder(vla, acting.normalise, choice, acting.compile)
 
         def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
             count = self.action_chunk * dim
@@ -124,6 +146,34 @@ class TokenHead:
                     generator=generator,
                 )
             return self.decode(ids).reshape(len(inputs), self.action_chunk, dim)
+
+        return decode
+
+    def _parallel_logits(self, vla: VLA, batch: Batch) -> Tensor:
+        zeros = torch.zeros(len(batch), batch.actions[0].numel(), vla.llm.dim, device=batch.input_ids.device)
+        return vla.logits(batch, slots=zeros)
+
+    def _parallel_decoder(self, vla: VLA, acting: Acting, choice: Choice) -> Decoder:
+        reader = ParallelReader(vla, acting.compile) if acting.static else None
+
+        def ids(inputs: Inputs, noise: Tensor | None = None) -> Tensor:
+            count = inputs.places.shape[1] - 1  # the last place is the end token's
+            inputs = replace(inputs, pixel_values=acting.normalise(inputs.pixel_values))
+            hidden = parallel_states(vla, inputs, count, reader)
+            flat = None if noise is None else noise.flatten(0, 1)
+            return choice.ids(vla.llm, hidden.flatten(0, 1), flat).reshape(hidden.shape[:2])
+
+        write = ids if reader is None else reader.captured(ids)
+
+        @torch.inference_mode()
+        def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
+            device = next(vla.parameters()).device
+            given = inputs.to(device) if reader is None else reader.arranged(inputs)
+            noise = choice.noise(vla.llm, len(given), self.action_chunk * dim, generator)
+            acting.clock("copy")
+            found = write(given) if noise is None else write(given, noise.to(device))
+            acting.clock("decode")
+            return self.decode(found[: len(inputs)]).reshape(len(inputs), self.action_chunk, dim)
 
         return decode
 

@@ -20,7 +20,7 @@ from openvla_lightning.checkpoint.format import Base, CheckpointError, Descripti
 from openvla_lightning.checkpoint.oft_parts import ADAPTER_NAME, ALPHA, PART_FILE, Parts, part_of, read_parts
 from openvla_lightning.checkpoint.released import Released
 from openvla_lightning.checkpoint.tensors import dtype_problems
-from openvla_lightning.strategy import LoRA
+from openvla_lightning.strategy import LoRA, to_config
 
 ADAPTER, _WEIGHTS = "lora_adapter", "adapter_model.safetensors"
 
@@ -84,7 +84,8 @@ class OFT:
         vla = {key: value for key, value in vla.items() if value is not None}
         strategy = plain.strategy
         if parts.adapters and strategy is None:
-            strategy = LoRA(parts.rank or 1, min(parts.rank or 1, ALPHA), targets=list(parts.adapters)).config
+            rank = parts.rank or 1
+            strategy = to_config(LoRA(rank, min(rank, ALPHA), targets=list(parts.adapters)))
         return replace(
             plain,
             format=self,
@@ -117,7 +118,7 @@ class OFT:
             files=(path / ADAPTER / _WEIGHTS,),
             shapes={name: (tuple(tensor.shape), tensor.dtype) for name, tensor in adapter.tensors().items()},
             norm_stats=read_norm_stats(path, {}),
-            strategy=LoRA(adapter.rank, adapter.alpha, targets=list(adapter.layers)).config,
+            strategy=to_config(LoRA(adapter.rank, adapter.alpha, targets=list(adapter.layers))),
             base=Base(adapter.base, None),
             folder=path,
         )
@@ -145,7 +146,9 @@ def _processor(
         head = {"class": names[parts.head], "action_chunk": chunk, "action_dim": parts.action_dim}
     result = dict(plain)
     if head is not None:
-        result["action_head"] = head
+        usual = robot.cameras if robot else plain.get("cameras", ("primary",))
+        result |= {"action_head": head, "cameras": list(ours.get("cameras") or usual)}
+    result["proprio"] = parts.proprio_dim is not None
     return result
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -220,7 +220,7 @@ def keeps_apart(vla: VLA) -> bool:
         for name, module in vla.vision_backbone.named_modules()
         if name.rpartition(".")[2] in RELEASED_TARGETS and not isinstance(module, nn.Identity | nn.Dropout)
     }
-    adapted = [module for module in layers.values() if isinstance(module, BaseTunerLayer)]
+    adapted: list[Any] = [module for module in layers.values() if isinstance(module, BaseTunerLayer)]
     if not adapted or len(adapted) < len(layers):
         return False
     ranks = {module.r[ADAPTER_NAME] for module in adapted}

@@ -34,13 +34,16 @@ def processor_arguments(path: Path, config: dict[str, Any], images: dict[str, An
         "action_head": {
             "num_bins": config.get("n_action_bins", 256),
             "vocab_size": text.get("vocab_size", 32064) - config.get("pad_to_multiple_of", 64),
+            "action_chunk": ours.get("action_chunk", 1),
         },
         "tokenizer": str(path) if has_tokenizer else config["hf_llm_id"],
         "image_size": config["image_sizes"][0],
         "prompt": ours.get("prompt", prompt_of(config["llm_backbone_id"])),
         "resize_strategy": config.get("image_resize_strategy", "resize-naive"),
         "crop_area": ours.get("crop_area"),
-        "camera": ours.get("camera", "primary"),
+        "cameras": ours.get("cameras") or [ours.get("camera", "primary")],
+        "history": ours.get("history", 1),
+        "proprio": ours.get("proprio", False),
         "pad_token_id": config.get("pad_token_id", text.get("pad_token_id")),
         "max_length": config.get("llm_max_length", 2048),
     }
@@ -137,7 +140,9 @@ def preprocessor_config(arguments: dict[str, Any], base: dict[str, Any]) -> dict
         * towers,
         "use_fused_vision_backbone": towers == 2,
     }
-    usual = {"prompt": "pure", "crop_area": None, "camera": "primary"}
+    usual: dict[str, Any] = {"prompt": "pure", "crop_area": None, "cameras": ["primary"], "history": 1}
+    usual |= {"proprio": False, "action_chunk": 1}
+    arguments = {"action_chunk": arguments.get("action_head", {}).get("action_chunk", 1), **arguments}
     if ours := {k: arguments[k] for k, value in usual.items() if arguments.get(k, value) != value}:
         result[OURS] = ours
     if base:

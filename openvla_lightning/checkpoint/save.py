@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from openvla_lightning.action_head import TokenHead
 from openvla_lightning.checkpoint import preprocessor
 from openvla_lightning.checkpoint.architecture import OURS, released_config
 from openvla_lightning.checkpoint.oft_parts import FILM_NAME, keeps_apart, part_of, read_parts, write_parts
@@ -31,8 +32,10 @@ def save_vla(
     """Write `vla` into `folder`; see `VLA.save_pretrained`.
 
     Raises:
-        ValueError: when the weights hold quantised values, or several dtypes and `dtype` does not say which to write.
+        ValueError: when the weights hold quantised values, or several dtypes and `dtype` does not say which to write;
+            when the released code would read the model and act wrongly.
     """
+    _check_room(vla, processor)
     state = _released_state(vla)
     dtypes = {tensor.dtype for key, (tensor, _) in state.items() if key.endswith("weight")}
     if vla.quantisation is not None or not all(kind.is_floating_point for kind in dtypes):
@@ -75,6 +78,20 @@ def save_vla(
     (folder / "README.md").write_text(model_card(vla, config), encoding="utf-8")
 
 
+def _check_room(vla: VLA, processor: "Processor | None") -> None:
+    """Refuse what the released code would read and act wrongly with: tokens one after the other beside what is new."""
+    head = None if processor is None else processor.action_head
+    if processor is None or type(head) is not TokenHead or getattr(head, "parallel", False):
+        return
+    own = [name for name in ("proprio_projector",) if hasattr(vla, name)] + (["film"] if vla.film else [])
+    own += [f"the views {', '.join(processor.views)}"] if len(processor.views) > 1 else []
+    if own:
+        raise ValueError(
+            f"the released layout has no place for {', '.join(own)} beside tokens written one after the other: "
+            "keep the checkpoint of training, which Policy.from_pretrained reads as well"
+        )
+
+
 def _released_state(vla: VLA) -> "dict[str, tuple[Tensor, BaseTunerLayer | None]]":
     """What a released VLA has of `vla`, under its names: each tensor, and the adapter to be merged into it.
 
@@ -96,7 +113,7 @@ def _unsaid(vla: VLA, arguments: dict[str, Any]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     if head.get("class", "TokenHead") != "TokenHead" or head.get("parallel"):
         said["action_head"] = head
-        said["cameras"] = list(arguments.get("cameras") or [arguments.get("camera", "primary")])
+        said["cameras"] = list(arguments.get("cameras") or ["primary"])
     if vla.film not in (None, "released"):
         said["film"] = vla.film
     return said

@@ -127,7 +127,7 @@ def check_adapter(checkpoint: Mapping[str, Any], base: Base | None, vla: VLA) ->
     if recorded is None:
         return
     if base is None or base.sha256 != recorded["sha256"]:
-        on = "random weights" if base is None else f"{base.path} (sha256 {base.sha256[:12]})"
+        on = "random weights" if base is None else f"{base.path} (sha256 {str(base.sha256)[:12]})"
         problem = f"this run stands on {on}, the adapter on {recorded['path']} (sha256 {recorded['sha256'][:12]})"
         raise CheckpointError("the adapter", [problem])
     if lacking := {f"vla.{name}" for name in learnt_names(vla)} - set(checkpoint["state_dict"]):

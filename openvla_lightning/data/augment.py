@@ -43,9 +43,9 @@ class Augmentation:
         self.shared_draw = shared_draw
         self.num_draws = sum(len(ranges) for _, ranges in self.operations)
 
-    def draws(self, seed: int, numbers: Sequence[int]) -> NDArray[np.float32]:
-        """Uniform numbers in [0, 1), float32 [B, num_draws]: a function of the seed and the samples' numbers."""
-        streams = mix(np.asarray(numbers, np.uint64) + key(seed, 4))
+    def draws(self, seed: int, numbers: Sequence[int], camera: int = 0) -> NDArray[np.float32]:
+        """Uniform numbers in [0, 1), float32 [B, num_draws]: a function of seed, samples' numbers and camera."""
+        streams = mix(np.asarray(numbers, np.uint64) + (key(seed, 4, camera) if camera else key(seed, 4)))
         columns: Uint = np.arange(self.num_draws, dtype=np.uint64)
         drawn = uniform(np.add.outer(streams, columns)).astype(np.float32)
         return np.minimum(drawn, np.float32(1 - 2**-24))  # rounding may reach 1

@@ -22,13 +22,14 @@ from openvla_lightning.data.preflight import (
     refuse_actions,
     refused_instructions,
     say,
+    say_black,
 )
 from openvla_lightning.data.round_trip import LOOKED_AT, RoundTrip, round_trip
 from openvla_lightning.data.source import Source, SourceFactory
 from openvla_lightning.data.source.transcoded import Cache, cached
-from openvla_lightning.data.steps import ChunkEnd, DatasetSteps, StepBatches, windowed_walks
+from openvla_lightning.data.steps import ChunkEnd, DatasetSteps, Order, StepBatches, windowed_walks
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
-from openvla_lightning.types import Step
+from openvla_lightning.types import Step, views_of
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,9 @@ class VLADataModule(ResumableDataModule):
         chunk_end: what becomes of chunks that reach past the end of their trajectory: see `DatasetSteps`.
         val_fraction: share of the trajectories to hold out in datasets without a split `val`.
         augment: operations of `Augmentation` for training images; None: no augmentation.
-        cameras: roles to load; the first is what the policy looks through.
+        cameras: roles to load, as views one after the other; where a dataset lacks one but the first, it is black.
+        history: pictures of how many steps to load, the step's own and those before it.
+        proprio: load what the robot feels of itself, normalised as actions are.
         images: `released` (decoded and resized as the released pipeline does) or `fast`.
         cache: `jpeg`: frames of videos, and PNGs, become JPEG records once, which are read many times faster.
         window_gb: for storage that is slow to read at random: shuffle within so many gigabytes of shards at a time;
@@ -96,6 +99,8 @@ class VLADataModule(ResumableDataModule):
         val_fraction: float = 0.05,
         augment: Mapping[str, Any] | None = None,
         cameras: Sequence[str] = ("primary",),
+        history: int = 1,
+        proprio: bool = False,
         images: ImageMode = "released",
         cache: Cache = "none",
         window_gb: float | None = None,
@@ -136,6 +141,7 @@ class VLADataModule(ResumableDataModule):
         self.noop_filter: NoopFilter = noop_filter if filter_noops else "none"
         self.of_training, self.images, self.window_gb = statistics == "train", images, window_gb
         self.val_fraction, self.cameras, self.seed = val_fraction, tuple(cameras), seed
+        self.history, self.proprio, self.views = history, proprio, views_of(cameras, history)
         self.limit_val_samples = limit_val_samples
         self.bad_instructions: BadInstructions = bad_instructions
         self.refuses: Callable[[str, int], str | None] = getattr(
@@ -166,7 +172,8 @@ class VLADataModule(ResumableDataModule):
 
         Raises:
             MissingDataError: naming every dataset that is not there and where to get it.
-            ValueError: a dataset has no such camera, or a description names what its files do not hold.
+            ValueError: a dataset lacks the first camera, all lack another, or a description names what its files do not
+                hold.
         """
         check_sources(self.sources, self.cameras)
 
@@ -184,6 +191,8 @@ class VLADataModule(ResumableDataModule):
         dims = {name: source.statistics.action_dim for name, source in self.sources.items()}
         if len(set(dims.values())) > 1:
             raise ValueError(f"one model cannot learn actions of different dimensions: {dims}")
+        _ = self.proprio_dim
+        say_black(self.sources, self.cameras)
         self.refused = {
             name: refused_instructions(source, self.refuses, dims[name], self.bad_instructions)
             for name, source in self.sources.items()
@@ -228,6 +237,22 @@ class VLADataModule(ResumableDataModule):
         return found
 
     @property
+    def proprio_dim(self) -> int | None:
+        """P, numbers of proprioception of every dataset; None where none is loaded. After `prepare_data`.
+
+        Raises:
+            ValueError: when a dataset has none, or they are of different width.
+        """
+        if not self.proprio:
+            return None
+        dims = {name: source.index.proprio.shape[1] for name, source in self.sources.items()}
+        if absent := [name for name, dim in dims.items() if not dim]:
+            raise ValueError(f"data.proprio=true: no proprioception is read from {', '.join(absent)} (its `state`)")
+        if len(set(dims.values())) > 1:
+            raise ValueError(f"one model cannot be told proprioception of different dimensions: {dims}")
+        return next(iter(dims.values()))
+
+    @property
     def epoch_samples(self) -> int:
         """Samples after which every dataset of weight 1 (without one: every dataset) was seen once, as released."""
         primary = [name for name in self.mix if self.mix[name] == 1.0] or list(self.mix)
@@ -243,26 +268,34 @@ class VLADataModule(ResumableDataModule):
         sizes = [len(steps) for steps in self.train.values()]
         walks = windowed_walks(self.train, self.window_gb) if self.window_gb is not None else {}
         self.order = GlobalOrder(sizes, self.stages, self.seed, walks)
-        batches = StepBatches(self.train, self.order, self.image_size, self.cameras, self.images, swap_seed=self.seed)
+        batches = self._step_batches(self.train, self.order, swap_seed=self.seed)
         return self.training_loader(batches, self.epoch_samples)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Held-out steps of all datasets, each once, in one fixed shuffled order."""
         held_out = {name: steps for name, steps in self.val.items() if len(steps)}
         order = HeldOutOrder([len(steps) for steps in held_out.values()] or [0], self.seed)
-        batches = StepBatches(held_out, order, self.image_size, self.cameras, self.images)
+        batches = self._step_batches(held_out, order, swap_seed=None)
         total = sum(len(steps) for steps in held_out.values())
         if self.limit_val_samples is not None:
             total = min(total, self.limit_val_samples)
         return self.held_out_loader(batches, total)
 
+    def _step_batches(self, datasets: Mapping[str, DatasetSteps], order: Order, swap_seed: int | None) -> StepBatches:
+        kinds = (self.image_size, self.cameras, self.images, swap_seed, self.history, self.proprio)
+        return StepBatches(datasets, order, *kinds)
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment the images of training, on the device."""
         if self.augmentation is None or self.trainer is None or not self.trainer.training:
             return batch
-        draws = torch.from_numpy(self.augmentation.draws(self.seed, batch.numbers))
-        pixels = self.augmentation(batch.pixel_values, draws.to(batch.pixel_values.device, non_blocking=True))
-        return replace(batch, pixel_values=pixels)
+        pixels, cameras = batch.pixel_values, len(self.cameras)
+        drawn = [self.augmentation.draws(self.seed, batch.numbers, camera) for camera in range(cameras)]
+        # Each camera by itself, as OpenVLA-OFT does, and all of its pictures alike: nothing seems to move.
+        draws = torch.from_numpy(np.stack([drawn[view % cameras] for view in range(len(self.views))], axis=1))
+        images = pixels.reshape(-1, 3, *pixels.shape[2:])
+        augmented = self.augmentation(images, draws.flatten(0, 1).to(pixels.device, non_blocking=True))
+        return replace(batch, pixel_values=augmented.reshape(pixels.shape))
 
     def where(self, number: int) -> str:
         """Where a sample of training lies, in words: its trajectory, step and file."""

@@ -23,7 +23,8 @@ def check_sources(sources: Mapping[str, Source], cameras: Sequence[str]) -> None
 
     Raises:
         MissingDataError: naming every dataset that is not there and where to get it.
-        ValueError: a dataset has no such camera, or a description names what its files do not hold.
+        ValueError: a dataset lacks the first camera, all of them lack another, or a description names what its files
+            do not hold.
     """
     if problems := [problem for source in sources.values() if (problem := source.missing())]:
         raise MissingDataError(
@@ -36,9 +37,19 @@ def check_sources(sources: Mapping[str, Source], cameras: Sequence[str]) -> None
             )
         )
     for name, source in sources.items():
-        if absent := [role for role in cameras if role not in source.spec.cameras]:
-            raise ValueError(f"{name} has no camera {', '.join(absent)}; it has {', '.join(source.spec.cameras)}")
+        known = source.spec.cameras
+        nobodys = [role for role in cameras if not any(role in other.spec.cameras for other in sources.values())]
+        if absent := nobodys or [role for role in cameras[:1] if role not in known]:
+            raise ValueError(f"{name} has no camera {', '.join(absent)}; it has {', '.join(known)}")
         source.check()
+
+
+def say_black(sources: Mapping[str, Source], cameras: Sequence[str]) -> None:
+    """Warn of cameras that a dataset lacks."""
+    for name, source in sources.items():
+        has = {role for role, place in source.spec.cameras.items() if place is not None}
+        if len(cameras) > 1 and (absent := [role for role in cameras if role not in has]):
+            log.warning(f"{name} has no camera {', '.join(absent)}: its pictures are black")
 
 
 def refused_instructions(

@@ -13,7 +13,7 @@ from openvla_lightning.data.mixture import Walk, WindowedWalk
 from openvla_lightning.data.permutation import key, uniform
 from openvla_lightning.data.source import Source
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
-from openvla_lightning.types import Step
+from openvla_lightning.types import Observation, Step, camera_of, views_of
 
 ChunkEnd = Literal["neutral", "mask", "drop"]
 Order = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.int64]]]
@@ -95,6 +95,10 @@ class DatasetSteps:
         absolute = np.array(self.source.spec.absolute_mask(actions.shape[-1]))
         return np.where(beyond[..., None] & ~absolute, np.float32(0), actions)
 
+    def normalised(self, proprio: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Proprioception [P] in the model's units: scaled as actions are, in all dimensions."""
+        return self.statistics.normalise(proprio, self.normalisation, "proprio")
+
     def spread(self, most: int) -> NDArray[np.float32]:
         """Actions of at most about `most` steps, evenly spread, in the dataset's units: float32 [n, D]."""
         return self.source.index.action[self.steps[:: max(1, len(self.steps) // most)]]
@@ -113,17 +117,35 @@ class DatasetSteps:
         """Where a step lies, in words: dataset, trajectory, step and file."""
         return f"{self.source.name}, {self.source.where(int(self.steps[position]))}"
 
-    def image(self, role: str, position: int, size: int, mode: ImageMode = "released") -> NDArray[np.uint8]:
-        """A camera's image, uint8 [size, size, 3]; black where the dataset has none.
+    def image(
+        self, role: str, position: int, size: int, mode: ImageMode = "released", back: int = 0
+    ) -> NDArray[np.uint8]:
+        """A camera's image `back` steps earlier, uint8 [size, size, 3]; black where the dataset has none.
+
+        Before the first step of a trajectory it is the first step's.
 
         Raises:
             SampleError: it cannot be read or decoded, with where it lies.
         """
+        black = role not in self.source.spec.cameras
         try:
-            image = self.source.image(role, int(self.steps[position]), size, mode)
+            image = None if black else self.source.image(role, self._earlier(position, back), size, mode)
         except (ValueError, OSError) as error:
             raise SampleError(f"{self.where(position)}, {role} image: {error}") from error
         return np.zeros((size, size, 3), np.uint8) if image is None else image
+
+    def _earlier(self, position: int, back: int) -> int:
+        """The step of the index that comes `back` steps before a position, of those that are served."""
+        step = int(self.steps[position])
+        if not back:
+            return step
+        index = self.source.index
+        first = int(np.searchsorted(self.whole, index.bounds[index.trajectory[step]]))
+        return int(self.whole[max(first, int(np.searchsorted(self.whole, step)) - back)])
+
+    def proprio(self, position: int) -> NDArray[np.float32]:
+        """Proprioception float32 [P], in the robot's units."""
+        return np.asarray(self.source.index.proprio[self.steps[position]], np.float32)
 
 
 class StepBatches:
@@ -134,6 +156,8 @@ class StepBatches:
         order: sample numbers -> datasets, positions.
         image_size: side of the square images.
         cameras: roles to load.
+        history: how many steps' pictures to load, the step's own and those before it.
+        proprio: load the proprioception.
         images: how they are decoded and resized.
         swap_seed: exchange cameras at random, in datasets that say so, as this seed has it; None: never.
     """
@@ -146,31 +170,42 @@ class StepBatches:
         cameras: Sequence[str],
         images: ImageMode = "released",
         swap_seed: int | None = None,
+        history: int = 1,
+        proprio: bool = False,
     ) -> None:
         self.names, self.datasets, self.order = list(datasets), list(datasets.values()), order
-        self.image_size, self.cameras, self.images = image_size, cameras, images
-        self.swap_seed = swap_seed
+        self.image_size, self.views, self.images = image_size, views_of(cameras, history), images
+        self.swap_seed, self.proprio = swap_seed, proprio
 
     def __getitem__(self, numbers: Sequence[int]) -> list[Step]:
         asked = np.asarray(numbers, np.int64)
         chosen, positions = self.order(asked)
         actions: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(asked)
+        padded: list[NDArray[np.bool_] | None] = [None] * len(asked)
         for i in np.unique(chosen).tolist():
             own = np.flatnonzero(chosen == i)
             for row, action in zip(own.tolist(), self.datasets[i].actions(positions[own]), strict=True):
                 actions[row] = action
+            if (past := self.datasets[i].padded(positions[own])) is not None:
+                for row, mask in zip(own.tolist(), past, strict=True):
+                    padded[row] = mask
         places = [(self.datasets[i], p) for i, p in zip(chosen.tolist(), positions.tolist(), strict=True)]
-        images = {role: self._images(role, places, asked) for role in self.cameras}
-        return [
-            Step(
-                images={role: pixels[row] for role, pixels in images.items()},
-                instruction=dataset.instruction(position),
-                action=actions[row],
-                dataset_name=self.names[chosen[row]],
-                number=int(asked[row]),
+        images = {view: self._images(view, places, asked) for view in self.views}
+        steps = []
+        for row, (dataset, position) in enumerate(places):
+            state = dataset.proprio(position) if self.proprio else None
+            pictures = {view: pixels[row] for view, pixels in images.items()}
+            steps.append(
+                Step(
+                    observation=Observation(pictures, dataset.instruction(position), state),
+                    action=actions[row],
+                    dataset_name=self.names[chosen[row]],
+                    number=int(asked[row]),
+                    proprio=None if state is None else dataset.normalised(state),
+                    padded=padded[row],
+                )
             )
-            for row, (dataset, position) in enumerate(places)
-        ]
+        return steps
 
     def where(self, number: int) -> str:
         """Where a sample lies, in words."""
@@ -178,14 +213,15 @@ class StepBatches:
         return self.datasets[dataset].where(int(position))
 
     def _images(
-        self, role: str, places: Sequence[tuple[DatasetSteps, int]], numbers: NDArray[np.int64]
+        self, view: str, places: Sequence[tuple[DatasetSteps, int]], numbers: NDArray[np.int64]
     ) -> NDArray[np.uint8]:
+        role, back = camera_of(view)
         swapped = np.zeros(len(numbers), bool)
         if self.swap_seed is not None:
             swapped = uniform(key(self.swap_seed, 6) + numbers.astype(np.uint64)) < 0.5
         return np.stack(
             [
-                dataset.image(dataset.other(role) if other else role, position, self.image_size, self.images)
+                dataset.image(dataset.other(role) if other else role, position, self.image_size, self.images, back)
                 for (dataset, position), other in zip(places, swapped.tolist(), strict=True)
             ]
         )

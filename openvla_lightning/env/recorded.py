@@ -46,7 +46,7 @@ class Offline:
     one may still fail closed-loop: success rates need a simulator or a robot.
 
     Args:
-        data: builds a `VLADataModule` when called with `collate`, `image_size` and `normalisation`.
+        data: builds a `VLADataModule` when called with `collate` and what a policy reads.
         dataset: which dataset of the mixture; None: each of them.
         num_steps: how many held-out steps of each dataset to look at; fewer when the split is smaller.
     """
@@ -69,19 +69,17 @@ class Offline:
         self._names(data)
         data.check()
 
-    def open(
-        self, image_size: int, normalisation: str
-    ) -> tuple[Iterator[list[Step]], Mapping[str, DatasetStatistics], list[str]]:
+    def open(self, **reads: Any) -> tuple[Iterator[list[Step]], Mapping[str, DatasetStatistics], list[str]]:
         """Open the held-out split for a policy.
 
         Args:
-            image_size, normalisation: those the policy was trained with.
+            reads: `Policy.reads`: image size, views, normalisation, ... that it was trained with.
 
         Returns:
             Lists of steps, each of one dataset and `num_steps` of it in all; the statistics that normalised their
             actions, by dataset; the datasets' names.
         """
-        data = self.build(collate=list, image_size=image_size, normalisation=normalisation)
+        data = self.build(collate=list, **reads)
         names = self._names(data)
         data.prepare_data()
         data.setup(self.stage)

@@ -26,7 +26,7 @@ class Confusion:
     def add(self, steps: Sequence[Step]) -> None:
         """Keep what is needed of a batch."""
         for step in steps:
-            kept = self.steps.setdefault(step.instruction, [])
+            kept = self.steps.setdefault(step.observation.instruction, [])
             if len(kept) < STEPS:
                 kept.append(step)
 
@@ -47,4 +47,8 @@ class Confusion:
 
 
 def _error(policy: Policy, steps: Sequence[Step], told: str) -> float:
-    return float(policy.predict([replace(step, instruction=told) for step in steps]).error.mean())
+    return float(policy.predict([_told(step, told) for step in steps]).error.mean())
+
+
+def _told(step: Step, instruction: str) -> Step:
+    return replace(step, observation=replace(step.observation, instruction=instruction))

@@ -35,7 +35,7 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
     """
     if not isinstance(policy, Policy):
         raise TypeError(f"env=offline looks into the model, so it needs a Policy, not {type(policy).__name__}")
-    batches, statistics, names = env.open(policy.processor.transform.image_size, policy.normalisation)
+    batches, statistics, names = env.open(**policy.reads)
     found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in names}
     words: dict[str, list[str]] = {name: [] for name in names}
     confusions = {name: Confusion() for name in names}
@@ -44,7 +44,7 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
         for steps in batches:
             name = steps[0].dataset_name
             found[name].append(_score(policy, steps, statistics[name]))
-            words[name] += [step.instruction for step in steps]
+            words[name] += [step.observation.instruction for step in steps]
             confusions[name].add(steps)
             progress.update(bar, advance=len(steps))
         progress.update(bar, total=progress.tasks[bar].completed)
@@ -68,8 +68,8 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
 def _score(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistics) -> dict[str, np.ndarray]:
     """Each metric by choice or number [B, N], but [B, D] for what is executed; only `l1`s of a head without choices."""
     method, prediction = policy.normalisation, policy.predict(steps)
-    images = [step.images[policy.processor.camera] for step in steps]
-    told = policy.statistics.normalise(policy.act(images, [step.instruction for step in steps]), method=method)
+    acted = policy.act_chunk([step.observation for step in steps])[:, 0]
+    told = policy.statistics.normalise(acted, method=method)
     first = np.stack([step.action[0] for step in steps]).astype(np.float64)
     both = statistics.unnormalise(np.stack([told, first]), method=method)
     found = {"token_accuracy": prediction.correct, "l1": prediction.error, "entropy": prediction.entropy}

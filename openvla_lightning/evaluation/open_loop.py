@@ -64,7 +64,7 @@ def check_open_loop(
     """
     env.check()
     policy = policy if isinstance(policy, Policy) else policy()
-    batches, statistics, _ = env.open(policy.processor.transform.image_size, policy.normalisation)
+    batches, statistics, _ = env.open(**policy.reads)
     parts: list[dict[str, np.ndarray]] = []
     names: list[str] = []
     for steps in batches:
@@ -89,17 +89,16 @@ def _compare(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistic
     processor, head = policy.processor, policy.processor.action_head
     whole = Processor.from_config({**processor.config, "crop_area": None})  # training crops by augmentation alone
     batch = whole.collate(list(steps))
-    images = [step.images[processor.camera] for step in steps]
-    words = [step.instruction for step in steps]
+    observations, states = [step.observation for step in steps], [step.proprio for step in steps]
     prediction, dim = policy.predict(steps), statistics.action_dim
-    shown = whole.inputs(images, words, dim)
+    shown = whole.inputs(observations, dim, states)
     lengths = [int((labels == IGNORE_INDEX).int().argmin()) or len(labels) for labels in batch.labels]
     rows = zip(shown.input_ids, batch.input_ids, lengths, strict=True)
     prompts = [torch.equal(ids[:length], trained[:length]) for ids, trained, length in rows]
-    inputs = processor.inputs(images, words, dim)
+    inputs = processor.inputs(observations, dim, states)
     plain = replace(policy.acting, static=False, options=None, clock=lambda stage: None)
     decoded = head.decoder(policy.vla, plain)(inputs, dim, torch.Generator().manual_seed(0)).cpu()
-    acted = policy.act(images, words)
+    acted = policy.act_chunk(observations)[:, 0]
     expected = statistics.unnormalise(decoded[:, 0].double().numpy(), method=policy.normalisation)
     back = statistics.normalise(acted, method=policy.normalisation)
     found = {

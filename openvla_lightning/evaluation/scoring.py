@@ -16,6 +16,7 @@ from openvla_lightning.evaluation.control import Actor, Control
 from openvla_lightning.evaluation.held_out import score_offline
 from openvla_lightning.evaluation.rollout import Plan, loaded, plan_episodes
 from openvla_lightning.evaluation.session import Enough, SelfTestError, Session
+from openvla_lightning.evaluation.stopping import Decided, shuffled
 from openvla_lightning.report.results import Results
 from openvla_lightning.report.versions import mismatches, versions
 from openvla_lightning.report.writing import write_report
@@ -38,6 +39,9 @@ def evaluate(
     rate_hz: float | None = None,
     latency: float | None = None,
     self_test: bool = True,
+    stop: str = "never",
+    against: str | Path | None = None,
+    margin: float | None = None,
     num_envs: int = 16,
     num_workers: int | None = None,
     save_videos: int = 1,
@@ -66,6 +70,10 @@ def evaluate(
         instructions: `own`, or `shuffled` between episodes (see `plan_episodes`).
         control, rate_hz, latency: see `control.Control`.
         self_test: look first at whether the world's actions and pictures mean what they should.
+        stop: `decided` ends as soon as it is known whether this policy is better or worse than the one of `against`
+            (see `stopping.Decided`); episodes are then played in a random order. `never`: all are played.
+        against: results of another policy on the same scenes, for `stop=decided`.
+        margin: a difference of success rates that does not matter, for `stop=decided`; None: every one does.
         num_envs: environments at a time. Half of them make one batch for the policy.
         num_workers: processes that simulate; as many as CPU cores by default. Does not change results.
         save_videos: at most so many successes and so many failures of each task family are kept as MP4.
@@ -107,8 +115,9 @@ def evaluate(
             results.offline = score_offline(load(), env, console)
         else:
             enough = Enough(episodes_per_task, interval_width)
-            session = Session(results, Path(output_dir), enough, save_videos, console)
-            plans = functools.partial(_plan, tasks, enough, seed, instructions)
+            decided = _stopping(stop, against, margin)
+            session = Session(results, Path(output_dir), enough, save_videos, console, decided)
+            plans = functools.partial(_plan, tasks, enough, seed, instructions, decided is not None)
             session.run(load, env, plans, Control(control, rate_hz, latency), self_test, num_envs, num_workers)
         results.complete = True
     finally:
@@ -127,10 +136,24 @@ def _name_tasks(tasks: str | Sequence[str], task_set: str | None) -> str:
 
 
 def _plan(
-    tasks: str | Sequence[str], enough: Enough, seed: int, instructions: str, known: Mapping[str, Task]
+    tasks: str | Sequence[str],
+    enough: Enough,
+    seed: int,
+    instructions: str,
+    in_random_order: bool,
+    known: Mapping[str, Task],
 ) -> list[Plan]:
     chosen = select_tasks(known, tasks)
-    return plan_episodes(chosen, enough.most(chosen), seed, instructions)
+    plans = plan_episodes(chosen, enough.most(chosen), seed, instructions)
+    return shuffled(plans, seed) if in_random_order else plans
+
+
+def _stopping(stop: str, against: str | Path | None, margin: float | None) -> Decided | None:
+    if stop not in ("never", "decided"):
+        raise ValueError(f"eval.stop={stop} is not known; choose never or decided")
+    if (stop == "decided") != (against is not None):
+        raise ValueError("eval.stop=decided compares with eval.against=FOLDER, results of another policy; give both")
+    return None if against is None else Decided(against, margin)
 
 
 def select_tasks(known: Mapping[str, Task], chosen: str | Sequence[str]) -> list[Task]:

@@ -17,6 +17,7 @@ from openvla_lightning.env.base import Check, EnvFactory, Task
 from openvla_lightning.evaluation.control import Actor, Control
 from openvla_lightning.evaluation.journal import Journal
 from openvla_lightning.evaluation.rollout import Plan, rollout
+from openvla_lightning.evaluation.stopping import Decided
 from openvla_lightning.evaluation.video import write_video
 from openvla_lightning.report.results import Episode, Results, success_rate
 
@@ -58,8 +59,17 @@ class Enough:
 class Session:
     """Keeps `results`, the journal, the videos and the progress bar up to date while episodes end."""
 
-    def __init__(self, results: Results, folder: Path, enough: Enough, save_videos: int, console: Console) -> None:
+    def __init__(
+        self,
+        results: Results,
+        folder: Path,
+        enough: Enough,
+        save_videos: int,
+        console: Console,
+        decided: Decided | None = None,
+    ) -> None:
         self._results, self._folder, self._enough, self._save_videos = results, folder, enough, save_videos
+        self._decided = decided
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[news]}"), console=console)
         self._finished: dict[int, Episode] = {}
@@ -82,6 +92,8 @@ class Session:
 
         def planned(known: Mapping[str, Task]) -> list[Plan]:
             self._plans = plans(known)
+            if self._decided is not None:
+                self._decided.check(self._plans)
             total = None if self._enough.auto else len(self._plans)
             self._progress.update(self._bar, total=total, description=self._results.row)
             return self._plans
@@ -108,6 +120,12 @@ class Session:
                 on_ready=self._begin,
                 on_self_test=self._check if self_test else None,
             )
+        if self._decided is not None:
+            verdict = self._decided.verdict(self._plans, self._finished)
+            against = self._decided.other.label
+            self._results.verdict = {"against": against, "planned": len(self._plans), **asdict(verdict)}
+            self._results.verdict["interval"] = list(verdict.interval)
+            self._console.print(f"{against} and {self._results.label}: {verdict}")
         if self._seconds:
             self._results.timing["seconds_per_call"] = round(sum(self._seconds) / len(self._seconds), 4)
 
@@ -138,6 +156,8 @@ class Session:
                 self._count(number, episode)
 
     def _wanted(self, plan: Plan) -> bool:
+        if self._decided is not None and self._decided.reached(self._plans, self._finished):
+            return False
         played = [e for e in self._finished.values() if e.task == plan.task.name]
         if any((e.seed, plan.instruction or e.instruction) == (plan.seed, e.instruction) for e in played):
             return False

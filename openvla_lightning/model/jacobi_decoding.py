@@ -5,12 +5,67 @@ first one after that is right, too, since it follows right ones alone; what come
 iteration, Santilli et al. 2023). A bad guess costs passes, never the answer.
 """
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from openvla_lightning.model.decoding import MOST_LIKELY, Choice
 from openvla_lightning.model.llm import CausalLM
+from openvla_lightning.types import Inputs
+
+if TYPE_CHECKING:
+    from openvla_lightning.model.vla import VLA
+
+
+class JacobiDecoder:
+    """Inputs in, ids out, as `StaticDecoder`; each action is guessed from the one before.
+
+    Which robot stands in which row of a batch does not matter to the answer, only to how good the guess is.
+
+    Args:
+        vla: in its place, in `eval`.
+        normalise: uint8 [B, 3V, H, W] -> float [B, 3 * towers * V, H, W] on any device (`ImageTransform.normalise`).
+        choice: how ids are chosen.
+        first: the id that the first guess consists of.
+
+    Attributes:
+        actions, passes: how often it was called, and how many passes of the language model that took in all.
+    """
+
+    def __init__(
+        self, vla: "VLA", normalise: Callable[[Tensor], Tensor], choice: Choice = MOST_LIKELY, first: int = 0
+    ) -> None:
+        _check(choice)
+        self.vla, self.normalise, self.choice, self.first = vla, normalise, choice, first
+        self.actions = self.passes = 0
+        self._last: Tensor | None = None
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        inputs: Inputs,
+        count: int = 7,
+        generator: torch.Generator | None = None,
+        clock: Callable[[str], None] = lambda stage: None,
+    ) -> Tensor:
+        """Ids [B, count] on the device; arguments as those of `StaticDecoder`, with padding on the right."""
+        alike = bool(inputs.attention_mask.all())
+        given = inputs.to(next(self.vla.parameters()).device)
+        clock("copy")
+        pixels = self.normalise(given.pixel_values)
+        embeddings, prefix = self.vla.prompt(pixels, given.input_ids, given.attention_mask, given.proprio)
+        clock("vision")
+        lengths = None if alike else given.attention_mask.long().sum(1) + prefix.shape[1]
+        draft = self._last
+        if draft is None or draft.shape != (len(inputs), count):
+            draft = torch.full((len(inputs), count), self.first)
+        ids, passes = decode_in_parallel(self.vla.llm, embeddings, lengths, count, self.choice, draft)
+        clock("decode")
+        self._last, self.actions, self.passes = ids, self.actions + 1, self.passes + passes
+        return ids.clone()
 
 
 def decode_in_parallel(
@@ -37,8 +92,7 @@ def decode_in_parallel(
     Raises:
         ValueError: for a temperature above 0, whose draws cannot be guessed.
     """
-    if choice.temperature:
-        raise ValueError("parallel_exact writes the most likely ids: set temperature=0, or decoding=stepwise")
+    _check(choice)
     batch, width, _ = embeddings.shape
     device = embeddings.device
     rows = torch.arange(batch, device=device)
@@ -76,6 +130,11 @@ def decode_in_parallel(
         known = int(right.min())
         alone = known == before
     return guess, passes
+
+
+def _check(choice: Choice) -> None:
+    if choice.temperature:
+        raise ValueError("parallel_exact writes the most likely ids: set temperature=0, or decoding=stepwise")
 
 
 def choose(llm: CausalLM, hidden: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from openvla_lightning.model.sequence import at
+from openvla_lightning.model.positions import at
 from openvla_lightning.model.static_decoding import BUCKET, FAMILIES
+from openvla_lightning.types import Inputs
 
 if TYPE_CHECKING:
     from openvla_lightning.model.vla import VLA
-    from openvla_lightning.types import Inputs
 
 log = logging.getLogger(__name__)
 
+BLANK = 1
+"""Id at places whose embeddings are zeros, as OpenVLA-OFT released it: any would do."""
 _READS_ALONE = ("llama", "mistral", "qwen2")
 """`model_type`s whose last layer is computed at the places that are read, and nowhere else."""
 
@@ -47,7 +49,7 @@ class ParallelReader:
         self._pool: Any = None
 
     def states(
-        self, inputs: "Inputs", *, slots: Tensor, extra: Tensor | None = None, visual: Tensor | None = None
+        self, inputs: Inputs, *, slots: Tensor, extra: Tensor | None = None, visual: Tensor | None = None
     ) -> Tensor:
         """As `VLA.states` with `causal=False`."""
         vla, llm = self.vla, self.vla.llm
@@ -69,71 +71,92 @@ class ParallelReader:
         norm = decoder.final_layernorm if hasattr(decoder, "final_layernorm") else decoder.norm
         return norm(hidden)
 
-    def captured(self, function: "Callable[[Inputs], Tensor]") -> "Callable[[Inputs], Tensor]":
-        """`function` of inputs, as one CUDA graph for each of their shapes; as it is where there are no graphs.
+    def arranged(self, inputs: Inputs) -> Inputs:
+        """Inputs on the device; for graphs in a shape that others share.
 
-        On a GPU prompts are padded to a multiple of `BUCKET` tokens and batches, by repeating the last row, to a power
-        of two, so that there are few shapes.
+        Prompts are padded to a multiple of `BUCKET` tokens, and batches by repeating the last row to a power of two.
+        """
+        return (bucketed(inputs) if self.graph else inputs).to(self.device, non_blocking=True)
+
+    def captured(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """`function` of inputs and tensors as one CUDA graph for each of their shapes; as it is without graphs.
 
         Args:
-            function: of inputs on the device; it looks at no value on the host.
+            function: of arguments on the device; it looks at no value on the host. What it returns is overwritten by
+                the next call.
         """
-        graphs: dict[tuple[Any, ...], tuple[Inputs, Tensor, torch.cuda.CUDAGraph]] = {}
+        graphs: dict[tuple[Any, ...], tuple[list[Tensor], Tensor, torch.cuda.CUDAGraph]] = {}
 
         @torch.inference_mode()
-        def call(inputs: "Inputs") -> Tensor:
-            rows = len(inputs.input_ids)
+        def call(*given: Inputs | Tensor) -> Tensor:
             if not self.graph:
-                return function(inputs)
-            given = bucketed(inputs)
-            key = tuple(None if t is None else (t.shape, t.dtype) for t in _tensors(given).values())
+                return function(*given)
+            tensors = [tensor for argument in given for tensor in _tensors(argument).values() if tensor is not None]
+            key = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
             if key not in graphs:
                 try:
                     graphs[key] = self._capture(function, given)
                 except RuntimeError as error:  # an operation that cannot be captured, or no memory left to do it
                     log.warning(f"No CUDA graphs, so actions take longer: {str(error).splitlines()[0]}")
                     self.graph = False
-                    return function(inputs)
+                    return function(*given)
             static, out, graph = graphs[key]
-            for name, tensor in _tensors(given).items():
-                if tensor is not None:
-                    getattr(static, name).copy_(tensor, non_blocking=True)
+            for place, tensor in zip(static, tensors, strict=True):
+                place.copy_(tensor, non_blocking=True)
             graph.replay()
-            return out[:rows].clone()
+            return out
 
         return call
 
     def _capture(
-        self, function: "Callable[[Inputs], Tensor]", given: "Inputs"
-    ) -> "tuple[Inputs, Tensor, torch.cuda.CUDAGraph]":
-        static = replace(given, **{n: None if t is None else t.clone() for n, t in _tensors(given).items()})
+        self, function: Callable[..., Tensor], given: tuple[Inputs | Tensor, ...]
+    ) -> tuple[list[Tensor], Tensor, torch.cuda.CUDAGraph]:
+        static = [_cloned(argument) for argument in given]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles, and makes what libraries make on first use
             for _ in range(2):
-                function(static)
+                function(*static)
         torch.cuda.current_stream().wait_stream(side)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            out = function(static)
-        return static, out, graph
+            out = function(*static)
+        return [t for argument in static for t in _tensors(argument).values() if t is not None], out, graph
 
 
-def bucketed(inputs: "Inputs") -> "Inputs":
+def parallel_states(vla: "VLA", inputs: Inputs, count: int, reader: ParallelReader | None = None) -> Tensor:
+    """Hidden states [B, count, dim] at the first `count` places: their embeddings are zeros, all positions see all."""
+    zeros = torch.zeros(len(inputs.input_ids), count, vla.llm.dim, device=inputs.input_ids.device)
+    inputs = replace(inputs, places=inputs.places[:, :count])
+    return vla.states(inputs, slots=zeros, causal=False) if reader is None else reader.states(inputs, slots=zeros)
+
+
+def bucketed(inputs: Inputs) -> Inputs:
     """The same with padding to a shape that others share; rows beyond the first ones repeat the last."""
     count = len(inputs.input_ids)
     rows = torch.arange(1 << (count - 1).bit_length(), device=inputs.input_ids.device).clamp(max=count - 1)
-    values = {name: None if tensor is None else tensor[rows] for name, tensor in _tensors(inputs).items()}
+    given = _tensors(inputs)
+    values: dict[str, Any] = {name: None if tensor is None else tensor[rows] for name, tensor in given.items()}
     more = -inputs.input_ids.shape[1] % BUCKET
     for name in ("input_ids", "attention_mask"):
-        values[name] = nn.functional.pad(values[name], (0, more))  # type: ignore[arg-type]
+        values[name] = nn.functional.pad(values[name], (0, more))
     return replace(inputs, **values)
 
 
-def _tensors(inputs: "Inputs") -> dict[str, Tensor | None]:
-    found = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+def _tensors(given: Inputs | Tensor) -> dict[str, Tensor | None]:
+    if isinstance(given, Tensor):
+        return {"": given}
+    found = {field.name: getattr(given, field.name) for field in fields(given)}
     return {name: value for name, value in found.items() if value is None or isinstance(value, Tensor)}
+
+
+def _cloned(given: Inputs | Tensor) -> Inputs | Tensor:
+    if isinstance(given, Tensor):
+        return given.clone()
+    tensors = _tensors(given)
+    copies: dict[str, Any] = {name: None if tensor is None else tensor.clone() for name, tensor in tensors.items()}
+    return replace(given, **copies)
 
 
 def _layer(layer: nn.Module, hidden: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
@@ -158,7 +181,7 @@ def _last_layer(layer: Any, hidden: Tensor, mask: Tensor | None, rotary: Any, pl
     normed = layer.input_layernorm(hidden)
     shape = (*normed.shape[:-1], -1, attention.head_dim)
     keys, values = (project(normed).view(shape).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))
-    turn = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
+    turn = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     _, keys = turn(keys, keys, *rotary)
     own = tuple(wave.expand(len(hidden), -1, -1)[torch.arange(len(hidden))[:, None], places] for wave in rotary)
     few = at(hidden, places)

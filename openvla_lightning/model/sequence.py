@@ -1,13 +1,14 @@
 """The sequence that the language model reads: BOS, what the robot sees and feels, the text; and passes over it."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
 from openvla_lightning.model.llm import CausalLM, next_token_loss
+from openvla_lightning.model.positions import at, left_padding, roll, visible
 from openvla_lightning.model.projector import MLP, Projector
 from openvla_lightning.model.vision_backbone import VisionBackbone
 from openvla_lightning.types import VLAOutput
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from openvla_lightning.types import Inputs
 
 
-PASSES = ("states", "read", "see", "prompt", "generate")
+PASSES = ("states", "logits", "read", "see", "prompt", "generate")
 """Ways to run the model beside `forward`."""
 
 
@@ -78,11 +79,11 @@ class SequenceModel(nn.Module):
         Raises:
             ValueError: when the model reads proprioception and there is none, or of another width.
         """
-        shift = _left_padding(attention_mask)
-        text = self.language_model.embed(_roll(input_ids, shift))
+        shift = left_padding(attention_mask)
+        text = self.language_model.embed(roll(input_ids, shift))
         features, visual = None, None
         if pixel_values is not None:
-            language = self._language(text, _roll(attention_mask, shift), places)
+            language = self._language(text, roll(attention_mask, shift), places)
             if output_hidden_states:
                 features = self.vision_backbone.tower_features(pixel_values, language)
                 visual = self.projector(self.vision_backbone.fuse(features))
@@ -104,14 +105,14 @@ class SequenceModel(nn.Module):
             hidden_states=states,
         )
         if labels is not None:
-            targets = output.targets(_roll(labels, shift))
+            targets = output.targets(roll(labels, shift))
             output = replace(output, loss=next_token_loss(output.next_token_logits, targets))
         if shift is None:
             return output
         return replace(
             output,
-            logits=_roll(output.logits, -shift),
-            hidden_states=None if states is None else tuple(_roll(state, -shift) for state in states),
+            logits=roll(output.logits, -shift),
+            hidden_states=None if states is None else tuple(roll(state, -shift) for state in states),
         )
 
     def see(self, inputs: "Inputs", written: int = 0) -> Tensor:
@@ -164,6 +165,14 @@ class SequenceModel(nn.Module):
         hidden = self.language_model.decode(embeddings, None if causal else mask, causal=causal)
         return at(hidden, places)
 
+    def logits(self, inputs: "Inputs", *, slots: Tensor) -> Tensor:
+        """float32 logits [B, K, vocab] at `inputs.places` where every position sees every other: parallel decoding.
+
+        Arguments as in `states`.
+        """
+        embeddings, mask, places = self._sequence(inputs, slots, None, None)
+        return self.language_model.logits(at(self.language_model.decode(embeddings, mask, causal=False), places))
+
     def _sequence(
         self, inputs: "Inputs", slots: Tensor | None, extra: Tensor | None, visual: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -180,7 +189,7 @@ class SequenceModel(nn.Module):
             visual = self._see(inputs, 0 if slots is None else slots.shape[1])
         prefix = self._prefix(visual, inputs.proprio, text, extra)
         embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
-        return embeddings, _visible(inputs.attention_mask, prefix.shape[1]), prefix.shape[1] + inputs.places
+        return embeddings, visible(inputs.attention_mask, prefix.shape[1]), prefix.shape[1] + inputs.places
 
     def read(self, inputs: "Inputs", layer: int | None = None, logits: bool = False) -> Read:
         """Hidden states of the whole prompt, for a head that looks at all of them.
@@ -270,45 +279,10 @@ class SequenceModel(nn.Module):
         Arguments as in `forward`; `choice` says how ids are chosen, and draws come from `generator`, on the CPU. Rows
         of different length, padded on either side, give what each gives alone.
         """
-        shift = _left_padding(attention_mask)
-        embeddings, prefix = self._prompt(pixel_values, _roll(input_ids, shift), _roll(attention_mask, shift), proprio)
+        shift = left_padding(attention_mask)
+        embeddings, prefix = self._prompt(pixel_values, roll(input_ids, shift), roll(attention_mask, shift), proprio)
         lengths = None
         if attention_mask is not None and not bool(attention_mask.all()):
             lengths = attention_mask.long().sum(1) + prefix.shape[1]
         noise = choice.noise(self.language_model, len(input_ids), max_new_tokens, generator)
         return decode(self.language_model, embeddings, lengths, max_new_tokens, choice, noise)
-
-
-def at(hidden: Tensor, places: Tensor) -> Tensor:
-    """The hidden states [B, K, dim] at `places` [B, K] of [B, S, dim]."""
-    return hidden[torch.arange(len(hidden), device=hidden.device)[:, None], places]
-
-
-def _visible(attention_mask: Tensor | None, prefix: int) -> Tensor | None:
-    """Which of BOS, `prefix` tokens and the other text [B, L + prefix] are no padding; None where all are, if known.
-
-    A mask on an accelerator is taken to hide something: to look would be to wait for it.
-    """
-    if attention_mask is None or (attention_mask.device.type == "cpu" and bool(attention_mask.all())):
-        return None
-    mask = attention_mask.bool()
-    return torch.cat([mask[:, :1].expand(-1, 1 + prefix), mask[:, 1:]], dim=1)
-
-
-def _left_padding(attention_mask: Tensor | None) -> Tensor | None:
-    """How many padding positions open each row [B], or None when no row opens with padding."""
-    if attention_mask is None or bool(attention_mask[:, 0].all()):
-        return None
-    return attention_mask.int().argmax(dim=1)
-
-
-@overload
-def _roll(rows: Tensor, shift: Tensor | None) -> Tensor: ...
-@overload
-def _roll(rows: None, shift: Tensor | None) -> None: ...
-def _roll(rows: Tensor | None, shift: Tensor | None) -> Tensor | None:
-    """Rotate each row [B, N, ...] to the left by its own `shift` [B]: left padding becomes right padding."""
-    if shift is None or rows is None:
-        return rows
-    index = (torch.arange(rows.shape[1], device=rows.device) + shift[:, None]) % rows.shape[1]
-    return rows[torch.arange(len(rows), device=rows.device)[:, None], index]

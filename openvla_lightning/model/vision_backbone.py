@@ -144,10 +144,12 @@ class VisionBackbone(nn.Module):
         Raises:
             ValueError: when the channels are no whole number of images.
         """
-        views, rest = divmod(pixel_values.shape[1], 3 * len(self.towers))
+        channels, side = 3 * len(self.towers), self.image_size
+        views, rest = divmod(pixel_values.shape[1], channels)
         if rest or not views:
             raise ValueError(
-                f"pixel_values have {pixel_values.shape[1]} channels: expected {3 * len(self.towers)} for each view"
+                f"pixel_values must be [B, {channels}, {side}, {side}], or as many channels for each of several "
+                f"views, got {list(pixel_values.shape)}"
             )
         return views
 

@@ -62,11 +62,15 @@ class ImageTransform:
         return pixels.permute(0, 3, 1, 2).contiguous()
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Normalise uint8 [B, 3, H, W] by each tower's mean and std: float32 [B, 3 * towers, H, W], where they are."""
+        """Normalise uint8 [B, 3V, H, W] by each tower's mean and std: float32 [B, 3 * towers * V, H, W], on the device.
+
+        A view's channels are those of the first tower, then those of the second, as released.
+        """
         if pixels.device not in self._moments:
             self._moments[pixels.device] = tuple(moment.to(pixels.device) for moment in self._moments[CPU])
         mean, std = self._moments[pixels.device]
-        return ((pixels.float().div_(255)[:, None] - mean) / std).flatten(1, 2)
+        images = pixels.reshape(-1, 3, *pixels.shape[2:])
+        return ((images.float().div_(255)[:, None] - mean) / std).reshape(len(pixels), -1, *pixels.shape[2:])
 
     def resize(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return `image` as uint8 [image_size, image_size, 3].

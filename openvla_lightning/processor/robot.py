@@ -1,4 +1,4 @@
-"""(image, instruction, action) -> tensors. Holds a tokenizer and image settings, no weights."""
+"""(observation, action) -> tensors. Holds a tokenizer and image settings, no weights."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from openvla_lightning.processor.gate import accepted
 from openvla_lightning.processor.images import ImageTransform, ResizeStrategy
 from openvla_lightning.processor.prompt import PromptKind, build_prompt
 from openvla_lightning.processor.tokenizer import load_tokenizer
-from openvla_lightning.types import IGNORE_INDEX, Batch, Inputs, Step, learnt_places
+from openvla_lightning.types import IGNORE_INDEX, Batch, Inputs, Observation, Step, learnt_places, views_of
 
 ImageLike = Image.Image | NDArray[np.uint8]
 _SPACE = "▁"
@@ -43,7 +43,9 @@ class Processor:
         means, stds: instead of `towers`, one triple per tower.
         prompt: `pure` (openvla-7b) or `vicuna` (openvla-7b-v01).
         resize_strategy, crop_area: see `ImageTransform`.
-        camera: which of a step's images to use.
+        cameras: whose pictures the model sees, as views one after the other.
+        history: pictures of how many steps, this one and those before it.
+        proprio: whether the model is told what the robot feels of itself.
         pad_token_id: id to pad with; None takes the tokenizer's.
         max_length: longest text in tokens.
     """
@@ -59,7 +61,9 @@ class Processor:
         prompt: PromptKind = "pure",
         resize_strategy: ResizeStrategy = "resize-naive",
         crop_area: float | None = None,
-        camera: str = "primary",
+        cameras: Sequence[str] = ("primary",),
+        history: int = 1,
+        proprio: bool = False,
         pad_token_id: int | None = None,
         max_length: int = 2048,
     ) -> None:
@@ -69,7 +73,9 @@ class Processor:
             means, stds = pixel_statistics(towers or {})
         self.action_head = action_head
         self.transform = ImageTransform(image_size, means, stds, resize_strategy, crop_area)
-        self.prompt, self.camera, self.max_length = prompt, camera, max_length
+        self.prompt, self.max_length = prompt, max_length
+        self.views, self.cameras, self.history = views_of(cameras, history), tuple(cameras), history
+        self.proprio = proprio
         build_prompt("check the prompt kind", prompt)
         self._tokenizer_name = str(tokenizer)
         self._pad_token_id = pad_token_id
@@ -88,7 +94,9 @@ class Processor:
             "prompt": self.prompt,
             "resize_strategy": self.transform.resize_strategy,
             "crop_area": self.transform.crop_area,
-            "camera": self.camera,
+            "cameras": list(self.cameras),
+            "history": self.history,
+            "proprio": self.proprio,
             "pad_token_id": self._pad_token_id,
             "max_length": self.max_length,
         }
@@ -97,6 +105,8 @@ class Processor:
     def from_config(cls, config: Mapping[str, Any], **changes: Any) -> "Processor":
         """Rebuild from `config`; `changes` replace some arguments, for example `tokenizer="/path/to/folder"`."""
         arguments = {**copy.deepcopy(dict(config)), **changes}
+        if (camera := arguments.pop("camera", None)) is not None:  # of checkpoints that knew one
+            arguments.setdefault("cameras", [camera])
         if isinstance(arguments["action_head"], Mapping):
             arguments["action_head"] = rebuild(arguments["action_head"], USUAL_HEAD)
         return cls(**arguments)
@@ -191,15 +201,18 @@ class Processor:
         """Make a training batch.
 
         Raises:
-            KeyError: when a step lacks the camera, naming those it has.
-            ValueError: when a text is longer than `max_length`.
+            KeyError: when a step lacks a view, naming those it has.
+            ValueError: when a text is longer than `max_length`, or a step lacks the proprioception.
         """
         actions = torch.from_numpy(np.stack([step.action for step in steps])).float()
-        text = self._written([step.instruction for step in steps], actions, actions.shape[-1])
+        text = self._written([step.observation.instruction for step in steps], actions, actions.shape[-1])
+        padded = [step.padded for step in steps if step.padded is not None]
         return Batch(
-            pixel_values=self.transform.pixels([self._image(step) for step in steps]),
+            pixel_values=self._pixels([step.observation for step in steps], [step.dataset_name for step in steps]),
             **text,
+            proprio=self._states([step.proprio for step in steps]),
             actions=actions,
+            padded=torch.from_numpy(np.stack(padded)) if padded else None,
             dataset_names=[step.dataset_name for step in steps],
             numbers=[step.number for step in steps],
         )
@@ -233,26 +246,47 @@ class Processor:
             "places": learnt_places(labels),
         }
 
-    def _image(self, step: Step) -> NDArray[np.uint8]:
-        try:
-            return step.images[self.camera]
-        except KeyError:
-            raise KeyError(f"{step.dataset_name} has no camera {self.camera!r}; it has {list(step.images)}") from None
+    def _pixels(self, observations: Sequence[Observation], owners: Sequence[str] | None = None) -> Tensor:
+        """uint8 [B, 3V, H, W]."""
+        images = []
+        for row, observation in enumerate(observations):
+            if absent := [view for view in self.views if view not in observation.images]:
+                whose = "the observation" if owners is None else owners[row]
+                raise KeyError(f"{whose} has no view {', '.join(absent)}; it has {', '.join(observation.images)}")
+            images += [observation.images[view] for view in self.views]
+        pixels = self.transform.pixels(images)
+        return pixels.reshape(len(observations), -1, *pixels.shape[2:])
 
-    def inputs(self, images: Sequence[ImageLike], instructions: Sequence[str], dim: int) -> Inputs:
+    def _states(self, states: Sequence[NDArray[np.float32] | None]) -> Tensor | None:
+        """float32 [B, P], or None for a model that is told none."""
+        if not self.proprio:
+            return None
+        known = [state for state in states if state is not None]
+        if len(known) < len(states):
+            raise ValueError(
+                "the model is told the robot's proprioception, and there is none: data.proprio=true loads it"
+            )
+        return torch.from_numpy(np.stack(known)).float()
+
+    def inputs(
+        self, observations: Sequence[Observation], dim: int, proprio: Sequence[NDArray[np.float32] | None] | None = None
+    ) -> Inputs:
         """What a policy reads before it acts: pixels still uint8, and after the prompt what the head writes there.
 
         Args:
-            images: PIL, or uint8 [H, W, 3].
-            instructions: as many.
+            observations: with every view that the model looks at.
             dim: D, numbers of an action.
+            proprio: normalised, one for each observation, where the model is told it.
 
         Raises:
-            ValueError: for an image that is none, or an instruction that `gate.accepted` refuses.
+            KeyError: when an observation lacks a view.
+            ValueError: when the proprioception is missing; for an image that is none, or an instruction that
+                `gate.accepted` refuses.
         """
-        text = self._written([accepted(told) for told in instructions], None, dim)
+        text = self._written([accepted(observation.instruction) for observation in observations], None, dim)
         del text["labels"]
-        return Inputs(pixel_values=self.transform.pixels(images), **text)
+        states = [None] * len(observations) if proprio is None else proprio
+        return Inputs(pixel_values=self._pixels(observations), proprio=self._states(states), **text)
 
     def __call__(
         self,

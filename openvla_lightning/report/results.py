@@ -118,6 +118,7 @@ class Results:
         offline: token accuracy and L1 on held-out steps, see `openvla_lightning.env.recorded`.
         checkpoint: path, sha256, unnorm_key, normalisation.
         config: the whole resolved config of the run.
+        verdict: of an evaluation that stops when it is decided: against whom, and `report.sequential.Verdict`.
     """
 
     label: str
@@ -135,6 +136,7 @@ class Results:
     checkpoint: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    verdict: dict[str, Any] | None = None
 
     @property
     def overall(self) -> SuccessRate:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from openvla_lightning import ActionTokenizer
 from openvla_lightning.action_head import Acting
-from openvla_lightning.action_head.diffusion import DDIM, DiffusionHead, time_embedding
-from openvla_lightning.action_head.regression import parallel_states
+from openvla_lightning.action_head.diffusion import DiffusionHead, time_embedding
+from openvla_lightning.action_head.noise_schedule import NoiseSchedule
 from openvla_lightning.model.llm import next_token_loss
+from openvla_lightning.model.parallel_decoding import parallel_states
 from openvla_lightning.strategy import LoRA
 
 pytestmark = pytest.mark.golden
@@ -42,7 +43,7 @@ def loss_of(case: Case, vla: Any, step: int | None = None) -> tuple[Tensor, Tens
         head: Any = case.head()
         names = ("fwd/noise", "fwd/timesteps") if step is None else (f"train/noise_{step}", f"train/timesteps_{step}")
         noise, timesteps = case[names[0]], case[names[1]]
-        noisy = head.schedule.add_noise(batch.actions, noise, timesteps)
+        noisy = head.schedule.noised(batch.actions, noise, timesteps)
         predicted = head.noise(vla, batch, noisy, timesteps)
         return head.denoising_loss(vla, batch, noise, timesteps)[0], predicted
     # the end token is learnt, too
@@ -211,28 +212,33 @@ def _denoises(case: Case, request: Any, start: str, steps: int) -> None:
     """
     head: Any = case.head(steps=steps)
     timesteps = case.arrays[f"{start}/timesteps"].tolist()
-    assert head.schedule.timesteps(steps) == timesteps
+    assert head.schedule.kept(steps)[::-1] == timesteps
     noise, samples = case[f"{start}/noise"], case[f"{start}/samples"]
     samples = samples.reshape(steps, *noise.shape)
     predicted = case[f"{start}/noise_pred"].reshape(steps, *noise.shape)
     before = torch.cat([noise[None], samples[:-1]])
     visual = case.vla.see(request, case.places)
     for step, timestep in enumerate(timesteps):
-        close(head.schedule.step(before[step], predicted[step], timestep, steps), samples[step], 1e-6)
+        after = timesteps[step + 1] if step + 1 < steps else None
+
+        def moved(noise: Tensor, step: int = step, now: int = timestep, after: int | None = after) -> Tensor:
+            return head.schedule.ddim_step(before[step], noise, now, after, clip=True, renoise=False)[0]
+
+        close(moved(predicted[step]), samples[step], 1e-6)
         own = head.noise(case.vla, request, before[step], torch.full((len(noise),), timestep), visual)
         close(own, predicted[step], 1e-4)
-        close(head.schedule.step(before[step], own, timestep, steps), samples[step], 1e-4)
+        close(moved(own), samples[step], 1e-4)
     for ours, theirs in zip(head.denoise(case.vla, request, noise), samples, strict=True):
         close(ours, theirs, 1e-3)
 
 
 def test_noise_schedule(case: Case) -> None:
     needs(case, "diffusion")
-    schedule = DDIM(case.meta["num_diffusion_steps_train"])
-    close(schedule.betas, case["ddim/betas"], 1e-7)
-    close(schedule.alphas_cumprod, case["ddim/alphas_cumprod"], 1e-7)
+    schedule = NoiseSchedule(case.meta["num_diffusion_steps_train"])
+    close(torch.from_numpy(schedule.betas), case["ddim/betas"], 1e-6)
+    close(torch.from_numpy(schedule.alphas_cumprod), case["ddim/alphas_cumprod"], 1e-6)
     close(
-        schedule.add_noise(case.batch.actions, case["fwd/noise"], case["fwd/timesteps"]),
+        schedule.noised(case.batch.actions, case["fwd/noise"], case["fwd/timesteps"]),
         case["fwd/noisy_actions"],
         1e-6,
     )
@@ -247,7 +253,7 @@ def test_noise_follows_the_sample(case: Case) -> None:
     batch = case.batch
     noise, levels = head.draw(batch)
     assert (levels >= 0).all()
-    assert (levels < head.schedule.train_steps).all()
+    assert (levels < head.schedule.steps).all()
     batch = replace(batch, numbers=batch.numbers[::-1], actions=batch.actions.flip(0))
     again, levels_again = head.draw(batch)
     assert torch.equal(noise, again.flip(0))

@@ -15,7 +15,7 @@ from torch import Tensor
 from openvla_lightning.action_head import Acting, TokenHead
 from openvla_lightning.plugins import describe, rebuild
 from openvla_lightning.processor import Processor
-from openvla_lightning.types import IGNORE_INDEX, Batch, Prediction, Step, learnt_places
+from openvla_lightning.types import IGNORE_INDEX, Batch, Observation, Prediction, Step, learnt_places
 
 HEAD = "openvla_lightning.action_head.TokenHead"
 
@@ -24,7 +24,8 @@ def batch_of(head: TokenHead, chunks: np.ndarray) -> Batch:
     processor = Processor(head, image_size=8, means=[[0.5] * 3], stds=[[0.5] * 3])
     texts = ["lift the red cube", "push the yellow can to the left, gently", "stop"]
     steps = [
-        Step({"primary": np.zeros((8, 8, 3), np.uint8)}, texts[i % 3], chunk, "toy") for i, chunk in enumerate(chunks)
+        Step(Observation({"primary": np.zeros((8, 8, 3), np.uint8)}, texts[i % 3]), chunk, "toy")
+        for i, chunk in enumerate(chunks)
     ]
     return processor.collate(steps)
 

@@ -268,9 +268,9 @@ RELEASED_LIES = {
 
 
 @pytest.mark.parametrize("name", RELEASED_LIES)
-def test_lies_that_no_shape_shows_about_a_released_model(golden: Path, tmp_path: Path, name: str) -> None:
+def test_lies_that_no_shape_shows_about_a_released_model(each_golden: Path, tmp_path: Path, name: str) -> None:
     """What a known model must be is checked although the weights would fit."""
-    for file in one(golden / "model", "tiny_*").glob("*.[js]*"):
+    for file in one(each_golden / "model", "tiny_*").glob("*.[js]*"):
         shutil.copyfile(file, tmp_path / file.name)
     VLA.from_pretrained(tmp_path, guard=False)
     RELEASED_LIES[name](tmp_path, random.Random(0))

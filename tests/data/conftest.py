@@ -16,8 +16,8 @@ def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bridge_root(whole_golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bridge_root(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory with 25 real trajectories of Bridge V2."""
     root = tmp_path_factory.mktemp("bridge")
-    shutil.copytree(whole_golden / "data" / "bridge_sample" / "bridge_dataset", root / "bridge_dataset")
+    shutil.copytree(golden / "data" / "bridge_sample" / "bridge_dataset", root / "bridge_dataset")
     return root

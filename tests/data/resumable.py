@@ -24,7 +24,7 @@ NAMES = ("one", "two", "three")
 
 def collate(steps: list[Step]) -> Batch:
     """A batch without words."""
-    pixels = torch.from_numpy(np.stack([step.images["primary"] for step in steps])).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.stack([step.observation.images["primary"] for step in steps])).permute(0, 3, 1, 2)
     actions = torch.from_numpy(np.stack([step.action for step in steps]))
     ids = torch.zeros(len(steps), 1, dtype=torch.long)
     names, numbers = [step.dataset_name for step in steps], [step.number for step in steps]

@@ -43,7 +43,15 @@ def opened(data: VLADataModule) -> VLADataModule:
 def same(one: list[list[Step]], two: list[list[Step]]) -> bool:
     def plain(batches: list[list[Step]]) -> list[Any]:
         return [
-            [(s.dataset_name, s.instruction, s.action.tobytes(), *(i.tobytes() for i in s.images.values())) for s in b]
+            [
+                (
+                    s.dataset_name,
+                    s.observation.instruction,
+                    s.action.tobytes(),
+                    *(i.tobytes() for i in s.observation.images.values()),
+                )
+                for s in b
+            ]
             for b in batches
         ]
 

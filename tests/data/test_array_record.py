@@ -60,8 +60,8 @@ def test_workers_start_in_a_way_that_survives_what_was_read_before(tmp_path: Pat
     here = loader.dataset[next(iter(loader.batch_sampler or loader.sampler))]
     served = next(iter(loader))
     for one, other in zip(served, here, strict=True):
-        assert one.instruction == other.instruction
-        np.testing.assert_array_equal(one.images["primary"], other.images["primary"])
+        assert one.observation.instruction == other.observation.instruction
+        np.testing.assert_array_equal(one.observation.images["primary"], other.observation.images["primary"])
 
 
 def test_a_forked_process_is_told_why_it_cannot_read(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ PAPER: Any = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "augment" / "
 
 
 @pytest.fixture(scope="module")
-def bridge(whole_golden: Path) -> dict[str, np.ndarray]:
-    return dict(np.load(whole_golden / "data" / "bridge" / "golden_bridge.npz"))
+def bridge(golden: Path) -> dict[str, np.ndarray]:
+    return dict(np.load(golden / "data" / "bridge" / "golden_bridge.npz"))
 
 
 @pytest.mark.parametrize("number", range(12))

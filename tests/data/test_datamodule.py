@@ -38,13 +38,15 @@ def test_steps_arrive_whole(toy_root: Path) -> None:
     ]
     for step in steps:
         assert step.action.shape == (1, 7)
-        assert {role: image.shape for role, image in step.images.items()} == dict.fromkeys(
+        assert {role: image.shape for role, image in step.observation.images.items()} == dict.fromkeys(
             ("primary", "wrist", "secondary"), (24, 24, 3)
         )
-        assert not step.images["secondary"].any()
-        shade = step.images["primary"][12, 12].astype(int)
+        assert not step.observation.images["secondary"].any()
+        shade = step.observation.images["primary"][12, 12].astype(int)
         assert any(
-            words == step.instruction and action == step.action[0].tolist() and np.abs(pixel - shade).max() <= 2
+            words == step.observation.instruction
+            and action == step.action[0].tolist()
+            and np.abs(pixel - shade).max() <= 2
             for words, action, pixel in meant
         )
     report = data.filter_report["toy"]

@@ -122,8 +122,8 @@ def test_in_pieces_as_in_one(piece: int, lengths: list[int]) -> None:
     assert again[1] == whole[1]
 
 
-def test_droid_s_filter_as_released(golden: Path) -> None:
-    arrays = np.load(one(golden / "data" / "transforms", "golden_units_*.npz"))
+def test_droid_s_filter_as_released(each_golden: Path) -> None:
+    arrays = np.load(one(each_golden / "data" / "transforms", "golden_units_*.npz"))
     raw, keep = arrays["droid_zero_filter/raw6"], arrays["droid_zero_filter/keep"].astype(bool)
     source = Synthetic("droid", DatasetSpec("droid", SPEC.transform, {}, zero_filter=True))
     action = np.concatenate([raw, np.ones((len(raw), 1))], axis=1).astype(np.float32)

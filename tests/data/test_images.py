@@ -12,8 +12,8 @@ from openvla_lightning.data.images import decode, lanczos, load, resize
 
 
 @pytest.fixture(scope="module")
-def bridge(golden: Path) -> dict[str, np.ndarray]:
-    arrays = np.load(golden / "data" / "bridge" / "golden_bridge.npz")
+def bridge(each_golden: Path) -> dict[str, np.ndarray]:
+    arrays = np.load(each_golden / "data" / "bridge" / "golden_bridge.npz")
     return {name: arrays[name] for name in arrays.files if name.startswith("images/")}
 
 
@@ -33,8 +33,8 @@ def test_decode_and_resize_as_released(bridge: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("number", [7, 10, 11, 12, 13, 14])
-def test_fast_images_look_the_same(whole_golden: Path, number: int) -> None:
-    bridge = np.load(whole_golden / "data" / "bridge" / "golden_bridge.npz")
+def test_fast_images_look_the_same(golden: Path, number: int) -> None:
+    bridge = np.load(golden / "data" / "bridge" / "golden_bridge.npz")
     encoded = bridge[f"images/{number:02d}/encoded"].tobytes()
     off = differences(load(encoded, 224, "fast"), load(encoded, 224, "released"))
     assert off.mean() < 3

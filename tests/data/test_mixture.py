@@ -125,8 +125,8 @@ def test_released_weights() -> None:
     "name",
     ["bridge", "bridge_rt_1", "rtx", "oxe_magic_soup", "oxe_magic_soup_plus", "oxe_magic_soup_plus_minus"],
 )
-def test_the_released_mixtures_on_datasets_of_the_published_sizes(golden: Path, name: str) -> None:
-    published = json.loads((golden / "data/bridge/mixture_weights_published_sizes.json").read_text())
+def test_the_released_mixtures_on_datasets_of_the_published_sizes(each_golden: Path, name: str) -> None:
+    published = json.loads((each_golden / "data/bridge/mixture_weights_published_sizes.json").read_text())
     released = published["mixtures"][name]
     sizes = {dataset: facts["num_transitions"] for dataset, facts in published["sizes"].items()}
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

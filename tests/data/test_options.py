@@ -28,11 +28,14 @@ def test_cameras_that_change_places_do_so_in_half_of_the_samples(toy_root: Path)
     ]
     swapped = [batch[0] for batch in opened(toy(toy_root, **options)).train_dataloader()]
     changed = [
-        not np.array_equal(a.images["primary"], b.images["primary"]) for a, b in zip(plain, swapped, strict=True)
+        not np.array_equal(a.observation.images["primary"], b.observation.images["primary"])
+        for a, b in zip(plain, swapped, strict=True)
     ]
     assert 0.3 < np.mean(changed) < 0.7
     for a, b in zip(plain, swapped, strict=True):
-        assert {i.tobytes() for i in a.images.values()} == {i.tobytes() for i in b.images.values()}
+        assert {i.tobytes() for i in a.observation.images.values()} == {
+            i.tobytes() for i in b.observation.images.values()
+        }
     held_out = opened(toy(toy_root, **options)).val_dataloader()
     assert same(
         list(held_out), list(opened(toy(toy_root, **options | {"datasets": {"toy": toy_rlds.SPEC}})).val_dataloader())

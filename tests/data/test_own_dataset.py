@@ -11,10 +11,10 @@ from openvla_lightning.config import CONF
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
 
-def test_bridge_as_somebodys_own_dataset_is_one_file(whole_golden: Path, tmp_path: Path) -> None:
+def test_bridge_as_somebodys_own_dataset_is_one_file(golden: Path, tmp_path: Path) -> None:
     from openvla_lightning.run.start import data_report
 
-    shutil.copytree(whole_golden / "data" / "bridge_sample" / "bridge_dataset", tmp_path / "my_bridge")
+    shutil.copytree(golden / "data" / "bridge_sample" / "bridge_dataset", tmp_path / "my_bridge")
     mine = {"cameras": {"primary": "image_0"}, "state": ["state"], "encoding": "eef_pos", "control_hz": 5}
     mixes = tmp_path / "conf" / "data" / "mix"
     mixes.mkdir(parents=True)

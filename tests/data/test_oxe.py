@@ -25,10 +25,10 @@ ROOT = Path(__file__).parents[2]
 OURS = {"tabletop_pretrain", "tabletop_finetune", "tabletop_full"}
 
 
-@pytest.mark.parametrize(("golden", "dataset"), cases(), indirect=["golden"])
-def test_standardisation_as_released(golden: Path, dataset: str) -> None:
+@pytest.mark.parametrize(("each_golden", "dataset"), cases(), indirect=["each_golden"])
+def test_standardisation_as_released(each_golden: Path, dataset: str) -> None:
     count = 0
-    for raw, expected in trajectories(golden, dataset):
+    for raw, expected in trajectories(each_golden, dataset):
         result = flat(standardise(dataset, nested(raw)))
         assert set(expected) <= set(result)
         for path, leaf in expected.items():
@@ -40,12 +40,12 @@ def test_standardisation_as_released(golden: Path, dataset: str) -> None:
     assert count >= 3
 
 
-def test_every_dataset_has_golden_numbers(whole_golden: Path) -> None:
+def test_every_dataset_has_golden_numbers(golden: Path) -> None:
     assert set(manifest("whole")) == set(known_datasets()) - OURS - {"bridge_dataset"}  # bridge_orig by another name
 
 
-def test_every_released_dataset_is_known(golden: Path) -> None:
-    released = json.loads((golden / "data" / "oxe_datasets.json").read_text())
+def test_every_released_dataset_is_known(each_golden: Path) -> None:
+    released = json.loads((each_golden / "data" / "oxe_datasets.json").read_text())
     assert set(released["datasets"]) | OURS == set(known_datasets())
     encodings = {"EEF_POS": "eef_pos", "JOINT_POS": "joint_pos"}
     for name, facts in released["datasets"].items():
@@ -60,8 +60,8 @@ def test_every_released_dataset_is_known(golden: Path) -> None:
 
 
 @LARGEST
-def test_every_released_mixture_has_its_weights(golden: Path) -> None:
-    released = json.loads((golden / "data" / "oxe_datasets.json").read_text())["mixtures"]
+def test_every_released_mixture_has_its_weights(each_golden: Path) -> None:
+    released = json.loads((each_golden / "data" / "oxe_datasets.json").read_text())["mixtures"]
     for name, facts in released.items():
         entries = dict(reversed(facts["entries_in_order"]))  # of duplicates the first counts
         expected = {dataset: w for dataset, w in entries.items() if dataset not in facts["rejected_at_load"]}
@@ -70,8 +70,8 @@ def test_every_released_mixture_has_its_weights(golden: Path) -> None:
         assert mix == expected, name
 
 
-def test_without_its_first_step_bridge_is_as_released_and_with_it_as_octo_has_it(golden: Path) -> None:
-    arrays = np.load(golden / "data" / "bridge" / "golden_bridge.npz")
+def test_without_its_first_step_bridge_is_as_released_and_with_it_as_octo_has_it(each_golden: Path) -> None:
+    arrays = np.load(each_golden / "data" / "bridge" / "golden_bridge.npz")
     lengths = arrays["raw/train/traj_len"]
     octo, released = (arrays[f"{part}/train/EEF_state"] for part in ("octo_no_first_step_trim", "bridge_orig"))
     ends = np.cumsum([0, *lengths])
@@ -87,8 +87,8 @@ def test_without_its_first_step_bridge_is_as_released_and_with_it_as_octo_has_it
     np.testing.assert_array_equal(np.concatenate(trimmed), released)
 
 
-def test_euler_angles_as_released(golden: Path) -> None:
-    arrays = np.load(one(golden / "data" / "transforms", "golden_units_*.npz"))
+def test_euler_angles_as_released(each_golden: Path) -> None:
+    arrays = np.load(one(each_golden / "data" / "transforms", "golden_units_*.npz"))
     ours = euler_from_quaternion(arrays["quat_xyzw_to_euler/in"])
     np.testing.assert_allclose(ours, arrays["quat_xyzw_to_euler/out"], atol=1e-6, rtol=0)
 
@@ -121,9 +121,9 @@ def test_an_instruction_of_code_points_ends_at_the_first_zero() -> None:
     assert standardise("language_table", raw)["language_instruction"].tolist() == ["déjà 😀".encode(), b"a"]
 
 
-@pytest.mark.parametrize(("golden", "dataset"), cases(), indirect=["golden"])
-def test_standardising_leaves_its_input_alone(golden: Path, dataset: str) -> None:
-    raw, _ = next(trajectories(golden, dataset))
+@pytest.mark.parametrize(("each_golden", "dataset"), cases(), indirect=["each_golden"])
+def test_standardising_leaves_its_input_alone(each_golden: Path, dataset: str) -> None:
+    raw, _ = next(trajectories(each_golden, dataset))
     before = {path: leaf.copy() for path, leaf in raw.items()}
     standardise(dataset, nested(raw))
     for path, leaf in before.items():
@@ -131,8 +131,8 @@ def test_standardising_leaves_its_input_alone(golden: Path, dataset: str) -> Non
 
 
 @pytest.mark.parametrize(("unit", "function"), [("rel2abs", gripper.from_relative), ("binarize", gripper.binarise)])
-def test_gripper_conversions_as_released(golden: Path, unit: str, function) -> None:
-    arrays = np.load(one(golden / "data" / "transforms", "golden_units_*.npz"))
+def test_gripper_conversions_as_released(each_golden: Path, unit: str, function) -> None:
+    arrays = np.load(one(each_golden / "data" / "transforms", "golden_units_*.npz"))
     ends = np.cumsum([0, *arrays[f"{unit}/len"]])
     for start, end in pairwise(ends):
         given_, expected = arrays[f"{unit}/in"][start:end], arrays[f"{unit}/out"][start:end]

@@ -25,23 +25,23 @@ WITH_OTHER_IMAGES = {"bc_z", "droid", "berkeley_rpt_converted_externally_to_rlds
 
 
 @pytest.fixture(scope="module")
-def root(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(each_golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small datasets in every released schema."""
     folder = tmp_path_factory.mktemp("every")
-    with tarfile.open(one(golden / "data" / "transforms", "synthetic_rlds_*.tar.gz")) as archive:
+    with tarfile.open(one(each_golden / "data" / "transforms", "synthetic_rlds_*.tar.gz")) as archive:
         archive.extractall(folder, filter="data")
     return folder
 
 
 @pytest.fixture(scope="module")
-def manifest(golden: Path) -> dict[str, Any]:
+def manifest(each_golden: Path) -> dict[str, Any]:
     """What the released pipeline said of them."""
-    path = one(golden / "data" / "transforms", "golden_transforms_*.manifest.json")
+    path = one(each_golden / "data" / "transforms", "golden_transforms_*.manifest.json")
     return json.loads(path.read_text())["datasets"]
 
 
-@pytest.mark.parametrize(("golden", "dataset"), cases(on_disk=True), indirect=["golden"])
-def test_a_dataset_end_to_end(golden: Path, root: Path, manifest: dict[str, Any], dataset: str) -> None:
+@pytest.mark.parametrize(("each_golden", "dataset"), cases(on_disk=True), indirect=["each_golden"])
+def test_a_dataset_end_to_end(each_golden: Path, root: Path, manifest: dict[str, Any], dataset: str) -> None:
     facts, ulp = manifest[dataset], 1e-6 if dataset in OF_QUATERNIONS else 0
     source = RLDS(root, dataset)
     index, statistics = source.index, source.statistics
@@ -57,7 +57,7 @@ def test_a_dataset_end_to_end(golden: Path, root: Path, manifest: dict[str, Any]
         assert statistics.num_transitions == measured["num_transitions"]
         assert statistics.num_trajectories == measured["num_trajectories"]
     assert [index.splits[split] for split in index.split] == [t["split"] for t in facts["trajectories"]]
-    released = list(normalised(golden, dataset))
+    released = list(normalised(each_golden, dataset))
     yielded = [t for t in facts["trajectories"] if measured and t["split"] != "test"]
     assert len(released) == len(yielded)
     first = source.spec.drop_first
@@ -84,9 +84,9 @@ def images(source: RLDS) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("golden", "dataset"),
+    ("each_golden", "dataset"),
     [case for case in cases(on_disk=True) if set(case.values) & WITH_OTHER_IMAGES],
-    indirect=["golden"],
+    indirect=["each_golden"],
 )
 def test_the_images_of_a_dataset_are_where_the_index_says(root: Path, dataset: str) -> None:
     stored = list(images(RLDS(root, dataset)))

@@ -90,9 +90,9 @@ def test_sources_travel_to_other_processes_without_their_arrays(toy_root: Path) 
     np.testing.assert_array_equal(index.action, source.index.action)
 
 
-def test_bridge_as_released(whole_golden: Path, bridge_root: Path) -> None:
-    arrays = np.load(whole_golden / "data" / "bridge" / "golden_bridge.npz")
-    stored = json.loads((whole_golden / "data" / "bridge" / "golden_bridge.json").read_text())["bridge_orig_statistics"]
+def test_bridge_as_released(golden: Path, bridge_root: Path) -> None:
+    arrays = np.load(golden / "data" / "bridge" / "golden_bridge.npz")
+    stored = json.loads((golden / "data" / "bridge" / "golden_bridge.json").read_text())["bridge_orig_statistics"]
     source = RLDS(bridge_root, "bridge_dataset")
     index = source.index
     steps = {part: select(source, part, val_fraction=0, noop_filter="released")[0] for part in ("train", "val")}

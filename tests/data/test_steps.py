@@ -14,8 +14,8 @@ from openvla_lightning.data.source.synthetic import Synthetic
 from openvla_lightning.data.steps import DatasetSteps
 
 
-def test_chunks_as_released(golden: Path) -> None:
-    arrays = np.load(one(golden / "data" / "transforms", "golden_units_*.npz"))
+def test_chunks_as_released(each_golden: Path) -> None:
+    arrays = np.load(one(each_golden / "data" / "transforms", "golden_units_*.npz"))
     checked = 0
     for number in sorted({key.split("/")[1] for key in arrays.files if key.startswith("chunk/")}):
         case = {key.split("/")[-1]: arrays[key] for key in arrays.files if key.startswith(f"chunk/{number}/")}

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from openvla_lightning.processor import Processor
 from openvla_lightning.report.comparison import compare_all
 from openvla_lightning.report.results import Results
 from openvla_lightning.statistics import DatasetStatistics
-from openvla_lightning.types import Step
+from openvla_lightning.types import Observation, Step
 
 STATISTICS = DatasetStatistics.from_array(
     np.linspace(-np.arange(1, 8), np.arange(2, 9), 101), mask=[True] * 6 + [False]
@@ -34,7 +35,7 @@ STATISTICS = DatasetStatistics.from_array(
 class HeldOut:
     """A held-out split that is a list; batches of three."""
 
-    def __init__(self, steps: list[Step], collate: Callable, image_size: int, normalisation: str) -> None:
+    def __init__(self, steps: list[Step], collate: Callable, image_size: int, normalisation: str, **views: Any) -> None:
         self.steps, self.collate, self.settings = steps, collate, (image_size, normalisation)
         self.mix = dict.fromkeys((step.dataset_name for step in steps), 1.0)
         self.done: list[str] = []
@@ -89,7 +90,7 @@ def steps(policy: Policy) -> list[Step]:
         image = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         words = f"lift the {('red', 'blue')[index % 2]} cube"
         action = STATISTICS.normalise(policy.act(image, words))[None]
-        made.append(Step({"primary": image}, words, action, "toy"))
+        made.append(Step(Observation({"primary": image}, words), action, "toy"))
     return made
 
 
@@ -133,13 +134,13 @@ def test_a_policy_that_listens_errs_when_told_another_task(policy, steps):
     assert (np.diag(errors) == 0).all(), "it is always right when told the step's own words"
     assert errors.shape == (2, 2)
     assert errors.max() > 0, "told the other's words it does something else"
-    alike = [replace(step, instruction="lift the red cube") for step in steps]
+    alike = [replace(step, observation=replace(step.observation, instruction="lift the red cube")) for step in steps]
     assert score_offline(policy, offline(alike), Console(quiet=True))["datasets"]["toy"]["confusion"] is None
 
 
 def test_so_many_steps_and_no_more(policy, steps):
     for wanted, sizes in {5: [3, 2], 6: [3, 3], 100: [3, 3, 2]}.items():
-        batches, *_ = offline(steps, num_steps=wanted).open(32, "quantile")
+        batches, *_ = offline(steps, num_steps=wanted).open(image_size=32, normalisation="quantile")
         assert [len(batch) for batch in batches] == sizes
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
         offline(steps, num_steps=0)

@@ -1,5 +1,6 @@
 """The check of acting against training: it passes on what agrees and names the stage that does not."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from openvla_lightning.model import VLA
 from openvla_lightning.policy import Policy
 from openvla_lightning.processor import Processor
 from openvla_lightning.statistics import DatasetStatistics
-from openvla_lightning.types import Inputs
+from openvla_lightning.types import Inputs, Observation
 
 TOWERS = {"tiny": {"id": "convnext_atto", "depths": [1, 1, 1, 1], "dims": [8, 16, 16, 8]}}
 CONFIG: dict[str, Any] = {
@@ -105,8 +106,8 @@ def test_other_words_are_named(
 ) -> None:
     inputs = Processor.inputs
 
-    def shouting(self: Processor, images: Any, words: list[str], dim: int) -> Inputs:
-        return inputs(self, images, [f"{w}!" for w in words], dim)
+    def shouting(self: Processor, observations: list[Observation], *given: Any) -> Inputs:
+        return inputs(self, [replace(seen, instruction=f"{seen.instruction}!") for seen in observations], *given)
 
     monkeypatch.setattr(Processor, "inputs", shouting)
     with pytest.raises(StageError, match="words"):
@@ -121,7 +122,7 @@ def test_a_decoder_of_its_own_mind_is_named(policy: Policy, env: TrainingSteps, 
 
 
 def env_targets(policy: Policy, env: TrainingSteps) -> torch.Tensor:
-    batches, _, _ = env.open(32, "quantile")
+    batches, _, _ = env.open(image_size=32, normalisation="quantile")
     actions = policy.processor.collate(next(iter(batches))).actions
     return policy.processor.action_head.encode(actions)
 

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from openvla_lightning import VLA
-from openvla_lightning.checkpoint.released import released_config
+from openvla_lightning.checkpoint.architecture import released_config
 from openvla_lightning.model.llm import CausalLM
 from openvla_lightning.model.projector import MLP, FusedMLP, Projector
 from openvla_lightning.model.vision_backbone import VisionBackbone
@@ -54,8 +54,8 @@ def counts(vla: VLA) -> tuple[int, int]:
 
 @LARGEST
 @pytest.mark.parametrize(("build", "variant"), [(fused, "openvla-7b"), (siglip_only, "siglip-only")])
-def test_names_and_shapes_are_the_released_ones(golden: Path, build: Callable[[], VLA], variant: str) -> None:
-    variants = json.loads((golden / "model" / "openvla7b_hf_keys.json").read_text())["variants"]
+def test_names_and_shapes_are_the_released_ones(each_golden: Path, build: Callable[[], VLA], variant: str) -> None:
+    variants = json.loads((each_golden / "model" / "openvla7b_hf_keys.json").read_text())["variants"]
     expected = next(v for k, v in variants.items() if k.startswith(variant))["keys"]
     ours = {name: list(tensor.shape) for name, tensor in build().state_dict().items()}
     assert ours == {name: entry["shape"] for name, entry in expected.items()}
@@ -73,8 +73,10 @@ STAGES = {
 
 @LARGEST
 @pytest.mark.parametrize(("build", "variant"), [(fused, "fused"), (siglip_only, "siglip_only")])
-def test_trainable_parameters_of_partial_strategies(golden: Path, build: Callable[[], VLA], variant: str) -> None:
-    released = json.loads((golden / "model" / "lora_and_trainable_counts.json").read_text())["native_stages"][variant]
+def test_trainable_parameters_of_partial_strategies(each_golden: Path, build: Callable[[], VLA], variant: str) -> None:
+    released = json.loads((each_golden / "model" / "lora_and_trainable_counts.json").read_text())["native_stages"][
+        variant
+    ]
     vla = build()
     for stage, parts in STAGES.items():
         vla.requires_grad_(True)
@@ -86,8 +88,8 @@ OF_ADAPTERS = {32: (110_828_288, 97_603_968), 64: (221_656_576, 195_207_936)}
 """Rank -> parameters that learn, of the fused model and of the one with SigLIP alone."""
 
 
-def test_trainable_parameters_of_released_adapters(golden: Path) -> None:
-    released = json.loads((golden / "model" / "lora_and_trainable_counts.json").read_text())["lora"]
+def test_trainable_parameters_of_released_adapters(each_golden: Path) -> None:
+    released = json.loads((each_golden / "model" / "lora_and_trainable_counts.json").read_text())["lora"]
     for rank, expected in OF_ADAPTERS.items():
         assert expected == tuple(released[f"{variant}_r{rank}"]["trainable"] for variant in ("fused", "siglip_only"))
 
@@ -171,8 +173,8 @@ def test_every_llm_builds_and_sets_action_ids_apart(name: str) -> None:
 
 
 @LARGEST
-def test_a_new_model_writes_the_released_config(golden: Path) -> None:
-    variants = json.loads((golden / "model" / "openvla7b_hf_keys.json").read_text())["variants"]
+def test_a_new_model_writes_the_released_config(each_golden: Path) -> None:
+    variants = json.loads((each_golden / "model" / "openvla7b_hf_keys.json").read_text())["variants"]
     expected = next(v for k, v in variants.items() if k.startswith("openvla-7b"))
     ours = released_config(fused().config, {}, torch.bfloat16)
     text = ours.pop("text_config")

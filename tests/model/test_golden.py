@@ -16,14 +16,14 @@ from openvla_lightning.strategy import LoRA
 from openvla_lightning.strategy.lora import merge
 
 ACTION_COLUMNS = slice(31744, 32064)
-needs_all_words = pytest.mark.parametrize("golden", ["whole"], indirect=True)
+needs_all_words = pytest.mark.parametrize("each_golden", ["whole"], indirect=True)
 """For what depends on the whole vocabulary, as losses do: the small set holds a part of it."""
 
 
 @pytest.fixture(scope="module")
-def folder(golden: Path) -> Path:
+def folder(each_golden: Path) -> Path:
     """A checkpoint of the released code; in the small set with one sample, and a part of the vocabulary."""
-    return one(golden / "model", "tiny_*")
+    return one(each_golden / "model", "tiny_*")
 
 
 @pytest.fixture(scope="module")

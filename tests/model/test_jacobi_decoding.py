@@ -9,15 +9,16 @@ from test_decoding import ACTIONS, floats, plainly, prompts
 
 from openvla_lightning.model import VLA
 from openvla_lightning.model.decoding import Choice
-from openvla_lightning.model.jacobi_decoding import decode_in_parallel
+from openvla_lightning.model.jacobi_decoding import JacobiDecoder, decode_in_parallel
+from openvla_lightning.types import Inputs
 
 
 def in_parallel(vla: VLA, given: dict[str, torch.Tensor], count: int = 7, **options: Any) -> tuple[torch.Tensor, int]:
     with torch.inference_mode():
-        visual = vla.projector(vla.vision_backbone(floats(given["pixels"])))
-        lengths = given["attention_mask"].sum(1) + visual.shape[1]
+        pixels = floats(given["pixels"])
+        embeddings, prefix = vla.prompt(pixels, given["input_ids"], given["attention_mask"], None)
+        lengths = given["attention_mask"].sum(1) + prefix.shape[1]
         alike = bool(given["attention_mask"].all())
-        embeddings = vla._embed(given["input_ids"], visual)
         return decode_in_parallel(vla.llm, embeddings, None if alike else lengths, count, **options)
 
 
@@ -28,7 +29,7 @@ def test_the_ids_are_those_of_greedy_decoding(
 ) -> None:
     vla, choice, generator = build(config), Choice(within=within), torch.Generator().manual_seed(0)
     seen = set()
-    for trial in range(12):
+    for trial in range(5):
         given = prompts(rows + 8 * trial) if trial else prompts(rows)
         given = {name: tensor[:rows] for name, tensor in given.items()}
         expected = plainly(vla, given, choice=choice)
@@ -66,6 +67,24 @@ def test_few_ids(config: dict[str, Any], build: Callable[..., VLA], count: int) 
     for draft in (None, expected):
         ids, _ = in_parallel(vla, given, count, draft=draft)
         assert torch.equal(ids, expected)
+
+
+def test_the_action_before_is_the_first_guess(config: dict[str, Any], build: Callable[..., VLA]) -> None:
+    vla = build(config)
+    decoder = JacobiDecoder(vla, floats)
+    for rows in (3, 3, 2, 3):
+        given = prompts(rows)
+        inputs = Inputs(
+            pixel_values=given["pixels"],
+            input_ids=given["input_ids"],
+            attention_mask=given["attention_mask"],
+            places=torch.zeros(rows, 0, dtype=torch.int64),
+        )
+        before = decoder.passes
+        assert torch.equal(decoder(inputs), plainly(vla, given))
+        if decoder.actions == 2:
+            assert decoder.passes - before == 1, "the same scene again needs one pass"
+    assert decoder.actions == 4
 
 
 def test_draws_cannot_be_guessed(config: dict[str, Any], build: Callable[..., VLA]) -> None:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from openvla_lightning.action_head import TextHead, TokenHead
 from openvla_lightning.model import VLA
 from openvla_lightning.processor import ChatProcessor, Processor
-from openvla_lightning.types import IGNORE_INDEX, Batch, Conversation, Prediction, Step
+from openvla_lightning.types import IGNORE_INDEX, Batch, Conversation, Observation, Prediction, Step
 
 MEANS = STDS = [[0.5] * 3] * 2
 WAITS = {"aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.is_nonzero"}
@@ -33,7 +33,7 @@ def robot(rows: int, chunk: int, dim: int) -> tuple[TokenHead, Batch]:
     head = TokenHead(vocab_size=768)
     actions = np.random.default_rng(rows).uniform(-1, 1, (rows, chunk, dim)).astype(np.float32)
     steps = [
-        Step({"primary": np.full((56, 56, 3), 40 * row, np.uint8)}, WORDS[row % 3], actions[row], "toy")
+        Step(Observation({"primary": np.full((56, 56, 3), 40 * row, np.uint8)}, WORDS[row % 3]), actions[row], "toy")
         for row in range(rows)
     ]
     return head, Processor(head, image_size=56, means=MEANS, stds=STDS).collate(steps)

@@ -21,7 +21,7 @@ from openvla_lightning.model.vision_backbone import pixel_statistics
 from openvla_lightning.processor.images import ImageTransform, center_crop
 from openvla_lightning.processor.prompt import build_prompt
 from openvla_lightning.processor.tokenizer import TINY_VOCAB_SIZE, load_tokenizer, tiny_tokenizer
-from openvla_lightning.types import IGNORE_INDEX, Step
+from openvla_lightning.types import IGNORE_INDEX, Observation, Step
 
 TOWERS = {"dino": "vit_large_patch14_reg4_dinov2.lvd142m", "siglip": "vit_so400m_patch14_siglip_224"}
 
@@ -32,13 +32,12 @@ def processor() -> Processor:
 
 
 def step(instruction: str, value: float = 0.0) -> Step:
-    return Step(
-        {"primary": np.full((16, 16, 3), 128, np.uint8)}, instruction, np.full((1, 7), value, np.float32), "toy"
-    )
+    seen = Observation({"primary": np.full((16, 16, 3), 128, np.uint8)}, instruction)
+    return Step(seen, np.full((1, 7), value, np.float32), "toy")
 
 
-def test_pixels_are_bit_equal_to_the_released_processor(whole_golden: Path) -> None:
-    expected = np.load(whole_golden / "model" / "image_preprocess.npz")
+def test_pixels_are_bit_equal_to_the_released_processor(golden: Path) -> None:
+    expected = np.load(golden / "model" / "image_preprocess.npz")
     transform = ImageTransform(224, *pixel_statistics(TOWERS))
     images = [expected[f"image_{i}"] for i in range(3)]
     for image, resized in zip(images, expected["resized_uint8"], strict=True):
@@ -49,9 +48,9 @@ def test_pixels_are_bit_equal_to_the_released_processor(whole_golden: Path) -> N
     assert torch.equal(transform([Image.fromarray(image) for image in images]), pixels)
 
 
-def test_training_layout_is_the_released_collators(golden: Path) -> None:
+def test_training_layout_is_the_released_collators(each_golden: Path) -> None:
     """BOS, prompt, lone space, seven ids, end token, padding: rebuilt from the golden prompts and actions."""
-    arrays = np.load(one(golden / "model", "tiny_*") / "golden.npz")
+    arrays = np.load(one(each_golden / "model", "tiny_*") / "golden.npz")
     processor = Processor(TokenHead(), image_size=16, towers=TOWERS, pad_token_id=32000)
     prompts = {
         f"prompt {i}": arrays["input_ids"][i, : arrays["prompt_len"][i]].tolist() for i in range(len(arrays["actions"]))
@@ -59,7 +58,7 @@ def test_training_layout_is_the_released_collators(golden: Path) -> None:
     processor._prompt_ids = prompts
     processor._tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer()._tokenizer, eos_token="</s>")
     steps = [
-        Step(step("x").images, name, action[None].astype(np.float64), "toy")
+        Step(step(name).observation, action[None].astype(np.float64), "toy")
         for name, action in zip(prompts, arrays["actions"], strict=True)
     ]
     batch = processor.collate(steps)
@@ -191,7 +190,7 @@ def test_errors_say_what_is_wrong(processor: Processor) -> None:
     with pytest.raises(ValueError, match="tokens of 2048"):
         processor(image, "€" * 1000)
     with pytest.raises(KeyError, match="wrist"):
-        Processor.from_config({**processor.config, "camera": "wrist"}).collate([step("lift")])
+        Processor.from_config(processor.config, cameras=["wrist"]).collate([step("lift")])
     with pytest.raises(FileNotFoundError, match="tokenizer"):
         Processor(TokenHead(), tokenizer="./nowhere", towers=TOWERS)(image, "lift")
     with pytest.raises(ValueError, match="either towers"):

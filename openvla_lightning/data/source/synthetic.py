@@ -16,7 +16,7 @@ INSTRUCTIONS = ("pick up the cube", "open the drawer", "push the can to the left
 
 
 class Synthetic(Source):
-    """Random images and actions, the same for the same name.
+    """Random images, actions and proprioception, the same for the same name.
 
     Args:
         name: the dataset whose place this takes.
@@ -24,6 +24,7 @@ class Synthetic(Source):
         num_steps: steps in the training split; a quarter as many more are held out.
         action_dim: D.
         image_size: side of the square images, in pixels.
+        proprio_dim: P.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class Synthetic(Source):
         num_steps: int = 256,
         action_dim: int = 7,
         image_size: int = 64,
+        proprio_dim: int = 7,
     ) -> None:
         if num_steps < TRAJECTORY:
             raise ValueError(f"num_steps must be at least {TRAJECTORY}, one trajectory; got {num_steps}")
         self.name, self.num_steps, self.action_dim, self.image_size = name, num_steps, action_dim, image_size
+        self.proprio_dim = proprio_dim
         self.given = spec
 
     @cached_property
@@ -62,12 +65,12 @@ class Synthetic(Source):
         trajectories = self.num_steps // TRAJECTORY
         held_out = max(1, trajectories // 4)
         steps = (trajectories + held_out) * TRAJECTORY
-        rng = np.random.default_rng(list(self.name.encode()))
+        rng, states = (np.random.default_rng([*other, *self.name.encode()]) for other in ([], [1]))
         action = rng.uniform(-1, 1, (steps, self.action_dim)).astype(np.float32)
         action[:, -1] = action[:, -1] > 0
         return Index(
             action=action,
-            proprio=np.zeros((steps, 0), np.float32),
+            proprio=states.normal(size=(steps, self.proprio_dim)).astype(np.float32),
             bounds=np.arange(0, steps + 1, TRAJECTORY),
             split=np.array([0] * trajectories + [1] * held_out, np.int16),
             instruction=np.repeat(rng.integers(len(INSTRUCTIONS), size=steps // TRAJECTORY), TRAJECTORY).astype(
@@ -86,7 +89,8 @@ class Synthetic(Source):
     def measure(self, steps: NDArray[np.int32]) -> DatasetStatistics:
         """Of the random actions at the given steps."""
         mask, trajectories = self.spec.action_mask(self.action_dim), np.unique(self.index.trajectory[steps])
-        return DatasetStatistics.from_array(self.index.action[steps], mask=mask, num_trajectories=len(trajectories))
+        action, proprio = self.index.action[steps], self.index.proprio[steps]
+        return DatasetStatistics.from_array(action, proprio, mask=mask, num_trajectories=len(trajectories))
 
     def encoded(self, role: str, step: int) -> bytes | None:
         """Nothing is stored."""
