@@ -256,8 +256,12 @@ class Policy:
             inputs = self.processor.inputs(observations, dim, states)
             self.clock("preprocess")
             normalised = self._decoder(inputs, dim, self._generator).double().cpu().numpy()
-        pairs = zip(normalised, scales, strict=True)
-        actions = np.stack([statistics.unnormalise(chunk, method=method) for chunk, (statistics, method) in pairs])
+        actions = np.stack(
+            [
+                statistics.absolute(statistics.unnormalise(chunk, method=method), seen.proprio)
+                for seen, chunk, (statistics, method) in zip(observations, normalised, scales, strict=True)
+            ]
+        )
         self.clock("unnormalise")
         return actions
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,6 +25,7 @@ from openvla_lightning.data.preflight import (
     say,
     say_black,
 )
+from openvla_lightning.data.relative import measure_relative, state_columns
 from openvla_lightning.data.round_trip import LOOKED_AT, RoundTrip, round_trip
 from openvla_lightning.data.source import Source, SourceFactory
 from openvla_lightning.data.source.transcoded import Cache, cached
@@ -232,8 +234,13 @@ class VLADataModule(ResumableDataModule):
             if split == "train":
                 self.filter_report[name] = report
                 self.statistics[name] = source.measure(steps) if self.of_training else source.statistics
-            scale = (self.statistics[name], self.normalisation)
-            found[name] = DatasetSteps(source, steps, *scale, self.action_chunk, self.chunk_end)
+            build = partial(DatasetSteps, source, normalisation=self.normalisation, action_chunk=self.action_chunk)
+            own = self.statistics[name]
+            columns = state_columns(source.spec, own.action_dim, source.index.proprio.shape[1])
+            if split == "train" and columns is not None:
+                of = steps if self.of_training else np.arange(source.index.num_steps, dtype=np.int32)
+                self.statistics[name] = measure_relative(build(of, own), columns)
+            found[name] = build(steps, self.statistics[name], chunk_end=self.chunk_end)
         return found
 
     @property

@@ -133,9 +133,10 @@ def test_a_mixture_with_rlds_has_one_order_that_goes_on_where_it_was(mixed: Path
     resumed.load_state_dict(data.state_dict() | {"samples_served": 16})
     rest = [step for batch in resumed.train_dataloader() for step in batch]
     for one, other in zip(whole[16:], rest, strict=False):
-        assert (one.number, one.dataset_name, one.instruction) == (other.number, other.dataset_name, other.instruction)
+        assert (one.number, one.dataset_name) == (other.number, other.dataset_name)
+        assert one.observation.instruction == other.observation.instruction
         np.testing.assert_array_equal(one.action, other.action)
-        np.testing.assert_array_equal(one.images["primary"], other.images["primary"])
+        np.testing.assert_array_equal(one.observation.images["primary"], other.observation.images["primary"])
     number = next(step.number for step in whole if step.dataset_name == "toy")
     assert "episode" in data.where(number)
     assert ".mp4" in data.where(number)
@@ -147,7 +148,7 @@ def test_workers_forked_after_decoding_here_read_the_same(mixed: Path) -> None:
     assert FRAMES.decoders
     there = [step for batch in module(mixed, num_workers=2).train_dataloader() for step in batch]
     for one, other in zip(here, there, strict=True):
-        np.testing.assert_array_equal(one.images["primary"], other.images["primary"])
+        np.testing.assert_array_equal(one.observation.images["primary"], other.observation.images["primary"])
 
 
 def test_a_source_goes_to_spawned_workers(root: Path) -> None:
@@ -317,3 +318,18 @@ def test_damage_inside_a_video_is_found_where_every_frame_is_looked_at(root: Pat
         with pytest.raises(BadShardError, match=r"file-000.mp4: "):
             damaged.pixels("primary", 8)
         assert toy.seen(damaged.pixels("primary", 30))[:2] == places()[30]
+
+
+def test_a_description_is_the_same_one_in_every_process(root: Path) -> None:
+    code = (
+        "import toy_lerobot as toy, sys; from pathlib import Path\n"
+        "options = {'gripper': {'open': -1, 'closed': 1}, 'transform': 'toy_lerobot.seen'}\n"
+        "print(toy.opened(Path(sys.argv[1]), **options).spec.fingerprint)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    told = {
+        subprocess.run([sys.executable, "-c", code, str(root)], env=environment, capture_output=True, text=True).stdout
+        for _ in range(2)
+    }
+    assert len(told) == 1
+    assert len(told.pop().strip()) == 64
