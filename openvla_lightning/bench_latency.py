@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,21 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from openvla_lightning.action_head import TokenHead
+from openvla_lightning.action_head import ActionHead, TokenHead
 from openvla_lightning.cost.cards import Card, card
+from openvla_lightning.cost.limits import bound, stored
 from openvla_lightning.model.vision_backbone import pixel_statistics
 from openvla_lightning.model.vla import VLA
+from openvla_lightning.plugins import USUAL_HEAD, describe
 from openvla_lightning.policy import Policy, choose_device, choose_dtype
 from openvla_lightning.processor import Processor
-from openvla_lightning.quantisation import FastQuantisation, Format, Quantisation
+from openvla_lightning.quantisation import FastQuantisation, Quantisation, Quantiser
 from openvla_lightning.report.tables import markdown
 
+EXTREMES = ("q01", "q99", "min", "max")
 STAGES = ("preprocess", "copy", "vision", "prefill", "decode", "unnormalise")
 INSTRUCTION = "pick up the red cube and put it on the white plate"
-FORMATS: dict[str, Callable[[], Format]] = {
+FORMATS: dict[str, Callable[[], Quantiser]] = {
     "int8": lambda: Quantisation(8),
     "int4": lambda: Quantisation(4),
     **{kind: lambda kind=kind: FastQuantisation(kind) for kind in ("int8_weight", "int4_weight", "fp8")},  # type: ignore[misc]
@@ -79,14 +83,10 @@ class Row:
     bound: float | None = None
     baseline: list[float] = field(default_factory=list)
 
-    def median(self, stage: str) -> float:
-        """Of a stage; 0 for one that this head does not have."""
-        return float(np.median(self.stages[stage])) if self.stages.get(stage) else 0.0
-
     def cells(self) -> list[str]:
         """As a line of the table, in milliseconds."""
         low, high, worst = (1e3 * float(np.percentile(self.actions, share)) for share in (50, 95, 99))
-        stages = [f"{1e3 * self.median(stage):.1f}" for stage in STAGES]
+        stages = [f"{1e3 * float(np.median(self.stages.get(stage) or [0.0])):.1f}" for stage in STAGES]
         bound = "" if self.bound is None else f"{1e3 * self.bound:.1f}"
         theirs = float(np.median(self.baseline)) * 1e3 if self.baseline else 0.0
         released = [f"{theirs:.1f}", f"{theirs / low:.2f}"] if self.baseline else ["", ""]
@@ -97,10 +97,26 @@ class Row:
 HEADER = ["ms", *STAGES, "p50", "p95", "p99", "Hz", "GB", "bound", "released way", "times ours"]
 
 
-def random_policy(config: dict[str, Any], device: torch.device, dtype: torch.dtype, format_: Format | None) -> Policy:
-    """A policy of random weights, made on the device; without torch's slow initialisation on the way."""
+def random_policy(
+    config: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    format_: Quantiser | None,
+    head: ActionHead | None = None,
+    cameras: Sequence[str] = ("primary",),
+) -> Policy:
+    """A policy of random weights, made on the device; without torch's slow initialisation on the way.
+
+    Args:
+        config: of the VLA; with a `proprio_dim` the policy is told so many numbers.
+        device, dtype: of the weights.
+        format_: how they are quantised; None: not at all.
+        head: what actions are; None: tokens, one action at a time.
+        cameras: what it looks at.
+    """
+    head = head or TokenHead(vocab_size=config["llm"]["vocab_size"])
     with torch.device("meta"):
-        vla = VLA.from_config(config)
+        vla = VLA.from_config({**config, "action_head": describe(head, USUAL_HEAD)})
     generator = torch.Generator(device).manual_seed(0)
     for module in vla.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -116,9 +132,12 @@ def random_policy(config: dict[str, Any], device: torch.device, dtype: torch.dty
         format_(vla, device)
     towers = vla.vision_backbone.towers
     means, stds = pixel_statistics(towers)
-    head = TokenHead(vocab_size=config["llm"]["vocab_size"])
-    processor = Processor(head, image_size=vla.vision_backbone.image_size, means=means, stds=stds)
-    stats = {"random": {"action": {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}}}
+    told = vla.proprio_dim is not None
+    size = vla.vision_backbone.image_size
+    processor = Processor(head, image_size=size, means=means, stds=stds, cameras=cameras, proprio=told)
+    action = {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}
+    felt = {name: [value] * (vla.proprio_dim or 0) for name, value in zip(EXTREMES, (-1.0, 1.0) * 2, strict=True)}
+    stats = {"random": {"action": action | {"min": action["q01"], "max": action["q99"]}, "proprio": felt}}
     return Policy(vla, processor, stats, device=device, dtype=dtype)
 
 
@@ -155,39 +174,6 @@ def released_way(policy: Policy) -> Callable[[np.ndarray, str], np.ndarray]:
     return act
 
 
-def bound(policy: Policy, hardware: Card, tokens: int, count: int) -> float:
-    """Seconds that a chunk takes at least, at batch 1, where its ids are written one after the other.
-
-    That is the larger of reading weights and multiplying, stage by stage.
-
-    Args:
-        policy: whose weights.
-        hardware: what reads and multiplies.
-        tokens: in the prompt, visual ones included.
-        count: ids to write.
-    """
-    vla = policy.vla
-    read, times = hardware.bandwidth_gbs * 1e9, hardware.tflops * 1e12
-    embedding = vla.llm.model.embed_tokens.weight
-    layers, head = stored(vla.llm) - embedding.nbytes, vla.llm.lm_head.weight.numel()
-    numbers = sum(p.numel() for p in vla.llm.parameters()) - embedding.numel() - head
-    see = sum(p.numel() for p in [*vla.vision_backbone.parameters(), *vla.projector.parameters()])
-    patches = vla.vision_backbone.num_patches
-    vision = max(2 * see * patches / times, (stored(vla.vision_backbone) + stored(vla.projector)) / read)
-    prefill = max(2 * (numbers * tokens + head) / times, layers / read)
-    return vision + prefill + (count - 1) * layers / read
-
-
-def stored(module: nn.Module) -> int:
-    """Bytes of a module's weights as they lie in memory; of bitsandbytes' without the scales beside them."""
-
-    def size(tensor: Tensor) -> int:
-        flatten = getattr(tensor, "__tensor_flatten__", None)  # torchao's tensors consist of others
-        return tensor.nbytes if flatten is None else sum(size(getattr(tensor, name)) for name in flatten()[0])
-
-    return sum(size(parameter) for parameter in module.parameters())
-
-
 def measure(
     name: str,
     policy: Policy,
@@ -211,9 +197,10 @@ def measure(
         )
     row = Row(name, [], {stage: [] for stage in STAGES})
     for picture in pictures:
-        row.actions.append(_seconds(policy.act, picture, now))
+        seen = [policy.standing(picture, INSTRUCTION)]
+        row.actions.append(_seconds(partial(policy.act_chunk, seen), now))
         if theirs is not None:
-            row.baseline.append(_seconds(theirs, picture, now))
+            row.baseline.append(_seconds(partial(theirs, picture, INSTRUCTION), now))
     row.memory = torch.cuda.max_memory_allocated() if cuda else stored(policy.vla)
     last = [0.0]
 
@@ -227,18 +214,18 @@ def measure(
     policy.clock = clock
     for picture in pictures:
         last[0] = now()
-        policy.act(picture, INSTRUCTION)
+        policy.act_chunk([policy.standing(picture, INSTRUCTION)])
     if hardware is not None:
         tokens = len(policy.processor.prompt_ids(INSTRUCTION)) + policy.vla.vision_backbone.num_patches
         head = policy.processor.action_head
         if isinstance(head, TokenHead):
-            row.bound = bound(policy, hardware, tokens, head.action_chunk * policy.statistics.action_dim)
+            row.bound = bound(policy.vla, hardware, tokens, head.action_chunk * policy.statistics.action_dim)
     return row
 
 
-def _seconds(act: Callable[..., np.ndarray], picture: np.ndarray, now: Callable[[], float]) -> float:
+def _seconds(act: Callable[[], np.ndarray], now: Callable[[], float]) -> float:
     started = now()
-    act(picture, INSTRUCTION)  # its result lies on the CPU: nothing is left to wait for
+    act()  # its result lies on the CPU: nothing is left to wait for
     return now() - started
 
 
@@ -252,7 +239,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.5 * len(rows)), layout="constrained")
     left = np.zeros(len(rows))
     for stage in STAGES:
-        widths = np.array([1e3 * row.median(stage) for row in rows])
+        widths = np.array([1e3 * float(np.median(row.stages.get(stage) or [0.0])) for row in rows])
         axes.barh([row.name for row in rows], widths, left=left, label=stage)
         left += widths
     axes.invert_yaxis()

@@ -2,9 +2,11 @@
 
 with Client("http://127.0.0.1:8000") as policy:
     action = policy.act(image, "pick up the can")
+    actions = policy.act_chunk({"image": image, "wrist_image": wrist}, "pick up the can", proprio=state)
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 from urllib.request import Request, urlopen
 
@@ -13,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
+
+Picture = NDArray[np.uint8] | bytes
 
 
 class ServerError(RuntimeError):
@@ -47,18 +51,21 @@ class Client:
 
     def act(
         self,
-        image: NDArray[np.uint8] | bytes,
+        image: Picture | Mapping[str, Picture],
         instruction: str,
         unnorm_key: str | None = None,
         deadline_ms: float | None = None,
+        proprio: Sequence[float] | NDArray[np.floating] | None = None,
     ) -> NDArray[np.float64]:
         """Ask for an action.
 
         Args:
-            image: uint8 [H, W, 3], RGB; or the bytes of a PNG or JPEG.
+            image: uint8 [H, W, 3], RGB; or the bytes of a PNG or JPEG. For a policy with several views all of them, by
+                name: `image`, `wrist_image`, `image@-1` (one step earlier); `info` says which.
             instruction: what to do.
             unnorm_key: whose units; None: as the server was told.
             deadline_ms: after how long the answer is of no use; None: as the server was told.
+            proprio: [P], what the robot feels of itself, in its own units, for a policy that is told it.
 
         Returns:
             float64 [D], in the dataset's units, the gripper (1: open) last.
@@ -68,20 +75,34 @@ class Client:
             ConnectionError: when there is no server, or it went away.
             TimeoutError: when nothing came in time.
         """
-        if not isinstance(image, bytes):
-            image = np.ascontiguousarray(image)
-        fields: dict[str, Any] = {
-            "image": image
-            if isinstance(image, bytes)
-            else {"data": image.tobytes(), "dtype": image.dtype.str, "shape": list(image.shape)},
-            "instruction": instruction,
-        }
-        optional = {"unnorm_key": unnorm_key, "deadline_ms": deadline_ms}
+        return self._ask(image, instruction, unnorm_key, deadline_ms, proprio, "action")
+
+    def act_chunk(
+        self,
+        image: Picture | Mapping[str, Picture],
+        instruction: str,
+        unnorm_key: str | None = None,
+        deadline_ms: float | None = None,
+        proprio: Sequence[float] | NDArray[np.floating] | None = None,
+    ) -> NDArray[np.float64]:
+        """Ask for all actions that the policy gives at a time: float64 [T, D]; everything else as `act`."""
+        return self._ask(image, instruction, unnorm_key, deadline_ms, proprio, "actions")
+
+    def _ask(
+        self, image: Any, instruction: str, unnorm_key: Any, deadline_ms: Any, proprio: Any, wanted: str
+    ) -> NDArray[np.float64]:
+        pictures = image if isinstance(image, Mapping) else {"image": image}
+        fields: dict[str, Any] = {name: _packed(picture) for name, picture in pictures.items()}
+        fields["instruction"] = instruction
+        state = None if proprio is None else np.asarray(proprio, np.float64).tolist()
+        optional = {"unnorm_key": unnorm_key, "deadline_ms": deadline_ms, "proprio": state}
         fields |= {name: value for name, value in optional.items() if value is not None}
+        if wanted == "actions":
+            fields["chunk"] = True
         answer = self._exchange(msgpack.packb(fields))
         if "error" in answer:
             raise ServerError(answer["error"])
-        return np.array(answer["action"], np.float64)
+        return np.array(answer[wanted], np.float64)
 
     def info(self) -> dict[str, Any]:
         """What acts there: statistics, cameras, limits, versions."""
@@ -119,3 +140,10 @@ class Client:
             if isinstance(error, WebSocketException | ConnectionError):
                 raise ConnectionError(f"no answer from {self.url}: {error}") from error
             raise
+
+
+def _packed(picture: Picture) -> Any:
+    if isinstance(picture, bytes):
+        return picture
+    pixels = np.ascontiguousarray(picture)
+    return {"data": pixels.tobytes(), "dtype": pixels.dtype.str, "shape": list(pixels.shape)}

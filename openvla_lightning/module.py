@@ -20,7 +20,7 @@ from openvla_lightning.optim import AdamW
 from openvla_lightning.parallel import FSDP
 from openvla_lightning.plugins import USUAL_HEAD, describe
 from openvla_lightning.processor import Processor
-from openvla_lightning.quantisation import Format, plain_state
+from openvla_lightning.quantisation import Quantiser, plain_state
 from openvla_lightning.strategy import Strategy, to_config
 from openvla_lightning.types import Batch, Prediction
 
@@ -55,7 +55,7 @@ class VLAModule(L.LightningModule):
         processor: Processor,
         action_head: ActionHead,
         recipe: dict[str, Any] | None = None,
-        quantisation: Format | None = None,
+        quantisation: Quantiser | None = None,
         checkpoint_activations: Recompute = "none",
         compile_blocks: bool = False,
     ) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "step")
 STATE_BYTES = {"adamw": 8.0, "adamw_bf16": 4.0, "adamw_8bit": 2.03}
 """Kinds of AdamW, and what they remember of a parameter, in bytes: two numbers of 32, 16 or 8 bits."""
 
@@ -20,9 +20,11 @@ class AdamW:
         lr: peak learning rate.
         weight_decay: on every matrix; biases, norms and other vectors never decay.
         betas: AdamW's.
-        schedule: after warm-up `constant`, or `linear` / `cosine` down to `final_ratio * lr` at the last step.
+        schedule: after warm-up `constant`, `linear` / `cosine` down to `final_ratio * lr` at the last step, or `step`:
+            `lr`, and from optimiser step `drop_at` on `final_ratio * lr`.
         warmup_ratio: share of all steps over which the rate rises linearly from zero.
         final_ratio: of `lr`, where a decaying schedule ends.
+        drop_at: of `schedule=step`, which optimiser step the lower rate begins with.
         kind: `adamw`; `adamw_bf16` or `adamw_8bit` (bitsandbytes) to remember moments in 16 or 8 bits: 4 or 6 bytes a
             learning parameter less, for large models that learn in full. `adamw_8bit` cannot be sharded by FSDP.
 
@@ -39,14 +41,18 @@ class AdamW:
         warmup_ratio: float = 0.0,
         final_ratio: float = 0.0,
         kind: str = "adamw",
+        drop_at: int | None = None,
     ) -> None:
         if schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {schedule!r}: choose {', '.join(SCHEDULES)}")
+        if (schedule == "step") != (drop_at is not None):
+            raise ValueError(f"schedule={schedule} with drop_at={drop_at}: step needs drop_at, others take none")
         if kind not in STATE_BYTES:
             raise ValueError(f"unknown optimiser {kind!r}: choose {', '.join(STATE_BYTES)}")
         if not lr > 0:
             raise ValueError(f"lr must be positive, got {lr}")
         self.lr, self.weight_decay, self.betas = lr, weight_decay, (betas[0], betas[1])
+        self.drop_at = drop_at
         self.schedule, self.warmup_ratio, self.final_ratio, self.kind = schedule, warmup_ratio, final_ratio, kind
 
     def factor(self, step: int, total_steps: float) -> float:
@@ -54,6 +60,8 @@ class AdamW:
         warmup = round(self.warmup_ratio * total_steps)
         if step < warmup:
             return (step + 1) / warmup
+        if self.drop_at is not None:
+            return self.final_ratio if step >= self.drop_at else 1.0
         if self.schedule == "constant":
             return 1.0
         progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
@@ -71,7 +79,7 @@ class AdamW:
         learning = [p for p in parameters if p.requires_grad]
         if not learning:
             raise ValueError("no parameter requires a gradient: the strategy froze the whole model")
-        if not 0 < total_steps < math.inf and (self.schedule != "constant" or self.warmup_ratio):
+        if not 0 < total_steps < math.inf and (self.schedule not in ("constant", "step") or self.warmup_ratio):
             raise ValueError(f"schedule={self.schedule} needs an end: set trainer.max_steps")
         groups = [
             {"params": [p for p in learning if p.ndim >= 2], "weight_decay": self.weight_decay},

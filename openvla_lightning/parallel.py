@@ -19,7 +19,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 
 from openvla_lightning.checkpoint.disk import CheckpointWriteError, Queue, commit, on_host, remove, unfinished, write
 from openvla_lightning.checkpoint.format import CheckpointError
-from openvla_lightning.checkpoint.sharded import ABOUT, Reader, is_sharded, read_about
+from openvla_lightning.checkpoint.sharded import ABOUT, ShardReader, is_sharded, read_about
 from openvla_lightning.model.sequence import PASSES
 
 M = TypeVar("M", bound=nn.Module)
@@ -206,7 +206,7 @@ class FSDP(ModelParallelStrategy):
             problem = "it is one file: go on from it with the trainer that wrote it (gpu, ddp), or start from its "
             raise CheckpointError(path, [f"{problem}weights with model.init_from={path}"])
         assert self.model is not None
-        reader = Reader(path)
+        reader = ShardReader(path)
         stored = reader.read_metadata().state_dict_metadata
         weights = shards.get_model_state_dict(self.model)
         lacking = [f"{name}: missing" for name in weights if f"state_dict.{name}" not in stored]

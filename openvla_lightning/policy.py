@@ -1,6 +1,5 @@
 """A trained model as a policy: what a robot sees and is told in, actions in its own units out."""
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from openvla_lightning.action_head import Acting
+from openvla_lightning.actions import absolute
+from openvla_lightning.checkpoint.disk import fingerprint
 from openvla_lightning.checkpoint.load import describe, load_checkpoint
-from openvla_lightning.model.parameters import floating
+from openvla_lightning.model.parameters import choose_device, choose_dtype
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
-from openvla_lightning.quantisation import Format
-from openvla_lightning.statistics import DatasetStatistics, Normalisation, choose_key
+from openvla_lightning.quantisation import Quantiser
+from openvla_lightning.statistics import DatasetStatistics, Normalisation, choose_key, scale_of
 from openvla_lightning.types import Observation, Prediction, Step
 
 ImageLike = np.ndarray | Image.Image
@@ -40,23 +41,23 @@ class Policy:
         vla: the model; moved to `device` and `dtype`, unless it is quantised and hence in its place.
         processor: the one it was trained with.
         norm_stats: unnorm_key -> statistics of that dataset, as `DatasetStatistics` or in the released layout.
-        unnorm_key: whose statistics turn predictions into actions, or a name that is as usual for that dataset
-            (`libero_spatial` for `libero_spatial_no_noops`); None when there is one, or one was trained on last.
+        unnorm_key: whose statistics turn predictions into actions, or an alias of that dataset (`libero_spatial` for
+            `libero_spatial_no_noops`). None takes the only dataset, or the one of the last training.
         normalisation: how training normalised actions: `quantile`, `minmax` or `meanstd`; None what the statistics
             say of themselves, and `quantile`, as released, where they say nothing.
         device: `auto` takes the first GPU, else the CPU.
         dtype: `auto` takes bfloat16 on a GPU and float32 on a CPU.
         action_ids_only: choose among the ids that stand for actions, instead of, as released, among all words. The
             answer is the same while the model says actions; any other word would become an outermost action.
-        temperature, top_k: see `Choice`; 0 is the most likely id, as released.
+        temperature, top_k: see `Sampling`; 0 is the most likely id, as released.
         decoding: `stepwise`, or `parallel_exact`: ids are guessed and verified, the same ones in fewer passes.
         seed: of what is drawn.
         compile: what runs often; None: where it pays.
         options: further ones of the action head's decoder, such as a number of denoising steps.
 
     Attributes:
-        clock: called with each stage's name when it is over, for measuring: `preprocess`, those of the decoder,
-            `unnormalise`.
+        history: pictures of how many steps it looks at, this one and those before it.
+        clock: called with each stage's name when it is over: `preprocess`, those of the decoder, `unnormalise`.
 
     Raises:
         UnknownDatasetError: for an unknown or a missing unnorm_key, naming the known ones.
@@ -87,7 +88,7 @@ class Policy:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.vla = (vla if vla.quantisation else vla.to(self.device, self.dtype)).eval()
-        self.processor = processor
+        self.processor, self.history = processor, processor.history
         given = {"action_ids_only": action_ids_only, "temperature": temperature, "top_k": top_k, "decoding": decoding}
         usual = {"action_ids_only": False, "temperature": 0.0, "top_k": None, "decoding": "stepwise"}
         self.acting = Acting(
@@ -118,10 +119,7 @@ class Policy:
             return self.statistics, self.normalisation
         key = choose_key(self.norm_stats, unnorm_key)
         if key not in self._scales:
-            stats = self.norm_stats[key]
-            said = stats.get("normalisation") if isinstance(stats, Mapping) else None
-            statistics = stats if isinstance(stats, DatasetStatistics) else DatasetStatistics.from_dict(stats)
-            self._scales[key] = statistics, self._normalisation or said or "quantile"
+            self._scales[key] = scale_of(self.norm_stats[key], self._normalisation)
         return self._scales[key]
 
     @classmethod
@@ -131,10 +129,12 @@ class Policy:
         unnorm_key: str | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        quantisation: Format | None = None,
+        quantisation: Quantiser | None = None,
         center_crop: bool | float | None = None,
         tokenizer: str | Path | None = None,
         base: str | Path | None = None,
+        action_chunk: int | None = None,
+        cameras: Sequence[str] | None = None,
         **options: Any,
     ) -> Self:
         """Load a policy.
@@ -147,6 +147,9 @@ class Policy:
                 with the released augmentation; None as the checkpoint says.
             tokenizer: folder or hub id of the language model's tokenizer, where the checkpoint holds none.
             base: where the base of an adapter is now; None: where it was during training.
+            action_chunk: how many actions a call gives, for a folder of OpenVLA-OFT, which does not say it. None: as
+                the checkpoint says, or as released for actions and states of this width. See `load_checkpoint`.
+            cameras: whose pictures the policy looks at, one after the other; None: likewise.
             options: the other arguments of the class: `action_ids_only`, `temperature`, ...
 
         Raises:
@@ -164,8 +167,11 @@ class Policy:
         changes: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
         if center_crop is not None:
             changes["crop_area"] = RELEASED_CROP if center_crop is True else center_crop or None
+        if cameras is not None:
+            changes["cameras"] = list(cameras)
+        place = device if quantisation is None else "cpu"
         vla, processor, norm_stats = load_checkpoint(
-            description, dtype=dtype, device=device if quantisation is None else "cpu", base=base, **changes
+            description, dtype=dtype, device=place, base=base, action_chunk=action_chunk, **changes
         )
         if quantisation is not None:
             vla = quantisation(vla, device)
@@ -212,13 +218,11 @@ class Policy:
         instructions = [instruction] if isinstance(instruction, str) else list(instruction)
         if len(images) != len(instructions):
             raise ValueError(f"{len(images)} images and {len(instructions)} instructions; as many of each are needed")
-        if not images:
-            raise ValueError("no images to act on")
         if strangers := {type(picture).__name__ for picture in images if not isinstance(picture, ImageLike)}:
             raise TypeError(f"an image is a uint8 array [H, W, 3] or a PIL image, not {', '.join(sorted(strangers))}")
         keys = unnorm_key if unnorm_key is None or isinstance(unnorm_key, str) else list(unnorm_key)
         if len(self.processor.views) > 1 or self.processor.proprio:
-            raise ValueError(f"one image is not enough for this policy, which {self._needs}: ask act_chunk")
+            raise ValueError(f"one image is not enough for this policy, which {self.processor.needs}: ask act_chunk")
         (view,) = self.processor.views
         observations = [Observation({view: image}, text) for image, text in zip(images, instructions, strict=True)]
         actions = self.act_chunk(observations, keys)[:, 0]
@@ -250,7 +254,12 @@ class Policy:
         scales = [self._scale(key) for key in keys]
         if len(dims := {statistics.action_dim for statistics, _ in scales}) > 1:
             raise ValueError(f"actions {sorted(dims)} numbers wide do not fit one array: ask for them one by one")
-        states = [self._state(seen, *scale) for seen, scale in zip(observations, scales, strict=True)]
+        for seen in observations:
+            self.processor.check(seen)
+        states = [
+            stats.normalise(seen.proprio, method, "proprio") if self.processor.proprio else None  # type: ignore[arg-type]
+            for seen, (stats, method) in zip(observations, scales, strict=True)
+        ]
         dim = dims.pop()
         with self._lock:
             inputs = self.processor.inputs(observations, dim, states)
@@ -258,46 +267,17 @@ class Policy:
             normalised = self._decoder(inputs, dim, self._generator).double().cpu().numpy()
         actions = np.stack(
             [
-                statistics.absolute(statistics.unnormalise(chunk, method=method), seen.proprio)
+                absolute(statistics.unnormalise(chunk, method=method), statistics.relative_to, seen.proprio)
                 for seen, chunk, (statistics, method) in zip(observations, normalised, scales, strict=True)
             ]
         )
         self.clock("unnormalise")
         return actions
 
-    def _state(
-        self, seen: Observation, statistics: DatasetStatistics, method: Normalisation
-    ) -> NDArray[np.float32] | None:
-        """Normalised proprioception; None for a policy that is told none.
-
-        Raises:
-            ValueError: when the observation lacks what the policy needs.
-        """
-        if absent := [view for view in self.processor.views if view not in seen.images]:
-            has = ", ".join(seen.images) or "none"
-            raise ValueError(f"this policy {self._needs}: there is no image {', '.join(absent)}, but {has}")
-        if not self.processor.proprio:
-            return None
-        if seen.proprio is None:
-            raise ValueError(f"this policy {self._needs}: there is no proprio")
-        return statistics.normalise(seen.proprio, method, "proprio")
-
-    @property
-    def _needs(self) -> str:
-        told = " and is told its robot's proprioception" if self.processor.proprio else ""
-        return f"looks at {', '.join(self.processor.views)}{told}"
-
     @property
     def reads(self) -> dict[str, Any]:
         """What a DataModule has to serve for this policy: arguments of `VLADataModule`."""
-        return {
-            "image_size": self.processor.transform.image_size,
-            "normalisation": self.normalisation,
-            "cameras": self.processor.cameras,
-            "history": self.processor.history,
-            "proprio": self.processor.proprio,
-            "action_chunk": self.processor.action_head.action_chunk,
-        }
+        return {**self.processor.reads, "normalisation": self.normalisation}
 
     def warm_up(
         self, batch_sizes: Sequence[int] = (1,), instructions: Sequence[str] = ("pick up the object",)
@@ -310,12 +290,16 @@ class Policy:
         """
         started = time.monotonic()
         side = self.processor.transform.image_size
-        black = dict.fromkeys(self.processor.views, np.zeros((side, side, 3), np.uint8))
-        still = np.zeros(len(self.statistics.proprio.get("q01", ())), np.float32)
+        black = np.zeros((side, side, 3), np.uint8)
         for size in batch_sizes:
             for instruction in instructions:
-                self.act_chunk([Observation(black, instruction, still)] * size)
+                self.act_chunk([self.standing(black, instruction)] * size)
         return time.monotonic() - started
+
+    def standing(self, image: ImageLike, instruction: str) -> Observation:
+        """All that the policy needs to act, made of one image and a robot whose every number is 0."""
+        still = np.zeros(len(self.statistics.proprio.get("q01", ())), np.float32)
+        return Observation(dict.fromkeys(self.processor.views, image), instruction, still)
 
     @torch.inference_mode()
     def predict(self, steps: Sequence[Step]) -> Prediction:
@@ -327,39 +311,3 @@ class Policy:
         batch = self.processor.collate(list(steps)).to(self.device)
         with self._lock:
             return self.processor.action_head.loss(self.vla, self.processor.normalise(batch, self.dtype))[1]
-
-
-def choose_device(device: str | torch.device) -> torch.device:
-    """Resolve `auto`."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
-
-
-def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """Resolve `auto` and names such as `bfloat16`.
-
-    Raises:
-        ValueError: for a name that is no floating dtype of torch.
-    """
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if isinstance(dtype, str):
-        return floating(dtype)
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype} is not known; use auto, float32, bfloat16 or float16")
-    return dtype
-
-
-def fingerprint(path: str | Path) -> str | None:
-    """sha256 of a file, or of a folder's file names and hashes; None for what is not on this disk (a hub id)."""
-    path = Path(path)
-    if path.is_file():
-        with path.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
-    if not path.is_dir():
-        return None
-    total = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        total.update(f"{file.relative_to(path)} {fingerprint(file)}\n".encode())
-    return total.hexdigest()

@@ -15,7 +15,7 @@ KEEP = ("vision_backbone", "llm.lm_head")
 """Parts that stay as they are unless told otherwise: few of the weights, and much of the accuracy."""
 
 
-class Format(Protocol):
+class Quantiser(Protocol):
     """A way to quantise a model."""
 
     trains: bool
@@ -33,9 +33,9 @@ class Format(Protocol):
 
 
 class Quantisation:
-    """Replaces linear layers by their quantised likes; what they compute in stays the dtype they had.
+    """Replaces linear layers by quantised ones; the dtype that they compute in stays as it was.
 
-    A quantised model is placed for good: moving or casting it as a whole is left to nobody.
+    Do not move or cast a quantised model: it stays on its device in its dtype.
 
     On a CPU, layers whose inputs are no multiple of 64 wide stay as they are at 4 bits.
 
@@ -135,13 +135,14 @@ _NEEDS: dict[str, tuple[tuple[int, int], str] | None] = {
     "int4_weight": ((8, 0), "A100, RTX 30 or newer"),
     "fp8": ((8, 9), "L40S, RTX 40, H100 or newer"),
 }
-"""Format -> the GPU it needs; None: any device will do."""
+"""Quantiser -> the GPU it needs; None: any device will do."""
 
 
 class FastQuantisation:
     """Linear layers whose weights are read in fewer bits, by torchao, which is what acting waits for.
 
-    For acting alone: adapters on top learn with `Quantisation`. As there, a quantised model is placed for good.
+    This is for acting alone: adapters on top learn with `Quantisation`. Do not move or cast a quantised model: it stays
+    on its device in its dtype.
 
     Args:
         kind: `int8_weight` and `int4_weight` widen each weight while it is read; `fp8` also rounds what it multiplies.

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +118,10 @@ class DatasetStatistics:
         values = values.get("norm_stats") or values
         return cls.from_dict(values if "action" in values else choose(values, key))
 
+    def felt(self, columns: NDArray[np.int64]) -> "DatasetStatistics":
+        """The same with these columns of the proprioception alone."""
+        return replace(self, proprio={name: numbers[columns] for name, numbers in self.proprio.items()})
+
     def __eq__(self, other: object) -> bool:
         """Equal numbers; NaN is never equal."""
         return isinstance(other, DatasetStatistics) and self.to_dict() == other.to_dict()
@@ -137,21 +141,8 @@ class DatasetStatistics:
 
     @property
     def relative_to(self) -> NDArray[np.int64] | None:
-        """Which state each action dimension is relative to, int64 [D], -1 for none; None where all are as recorded."""
+        """Which state each action dimension is relative to, int64 [D], -1 for none; None: all are as recorded."""
         return self.action.get("relative_to")
-
-    def absolute(self, actions: NDArray[np.float64], proprio: ArrayLike | None) -> NDArray[np.float64]:
-        """Actions [T, D] in the dataset's units as the robot takes them, given its state [P] when the chunk begins.
-
-        Raises:
-            ValueError: they are relative to a state that is not given.
-        """
-        if (columns := self.relative_to) is None:
-            return actions
-        if proprio is None:
-            raise ValueError("these actions are relative to the robot's state: an observation needs its proprio")
-        state = np.asarray(proprio, np.float64)
-        return actions + np.where(columns >= 0, state[columns], 0.0)
 
     def normalise(
         self, values: ArrayLike, method: Normalisation = "quantile", part: Part = "action"
@@ -226,6 +217,15 @@ class DatasetStatistics:
         return x, numbers, numbers.get("mask", np.ones(width, bool))
 
 
+def scale_of(
+    entry: DatasetStatistics | Mapping[str, Any], method: Normalisation | None = None
+) -> tuple[DatasetStatistics, Normalisation]:
+    """Statistics, and how they were used: as `method` or the released layout's `normalisation` says, or `quantile`."""
+    if isinstance(entry, DatasetStatistics):
+        return entry, method or "quantile"
+    return DatasetStatistics.from_dict(entry), method or entry.get("normalisation") or "quantile"
+
+
 class UnknownDatasetError(KeyError):
     """Nothing is known of the actions of a dataset, or it is not clear which one is meant."""
 
@@ -241,7 +241,7 @@ def choose(norm_stats: Mapping[str, Any], key: str | None) -> Any:
 def choose_key(norm_stats: Mapping[str, Any], key: str | None) -> str:
     """Which of `norm_stats` is meant by `key`: itself, an alias, or when it is None the only one.
 
-    Of several, the only one is that which the last training was on; its entry says `latest`.
+    Without a key, several entries are resolved to the one marked `latest`, the dataset of the last training.
 
     Raises:
         UnknownDatasetError: naming the known keys and the nearest one.

@@ -65,6 +65,13 @@ def views_of(cameras: Sequence[str], history: int) -> tuple[str, ...]:
     return tuple(f"{camera}@-{back}" if back else camera for back in range(history) for camera in cameras)
 
 
+def key_of(view: str) -> str:
+    """How a world or a request calls a view: `image` is `primary`, `wrist_image` is `wrist`, `image@-1` is earlier."""
+    camera, back = camera_of(view)
+    name = "image" if camera == "primary" else f"{camera}_image"
+    return f"{name}@-{back}" if back else name
+
+
 def camera_of(view: str) -> tuple[str, int]:
     """The camera of a view, and how many steps back it looks."""
     camera, _, back = view.partition("@-")

@@ -70,7 +70,7 @@ class Case:
 
     def load(self, merge: bool = True) -> VLA:
         """A model of one's own."""
-        return load_vla(self.folder, dtype=torch.float32, merge=merge)
+        return load_vla(self.folder, dtype=torch.float32, merge=merge).train()  # FiLM sees padding there
 
     @property
     def batch(self) -> Batch:

@@ -62,9 +62,5 @@ def test_the_bound_of_the_full_model() -> None:
     assert sum(p.numel() for p in vla.parameters()) == 7_541_237_184
     assert stored(vla) == 2 * 7_541_237_184
 
-    class Given:
-        """What `bound` reads of a policy."""
-
-    Given.vla = vla  # type: ignore[attr-defined]
     h200 = next(known for known in CARDS if known.name == "H200")
-    assert 0.0193 < bound(Given, h200, 280) < 0.0225  # type: ignore[arg-type]
+    assert 0.0193 < bound(vla, h200, 280, 7) < 0.0225

@@ -17,7 +17,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from hydra_plugins_needed import skip_without_plugin
 
+from openvla_lightning import plugins
 from openvla_lightning.action_head import TokenHead
+from openvla_lightning.cli.commands import COMMANDS
 from openvla_lightning.config import validate
 from openvla_lightning.plugins import USUAL_HEAD, describe, rebuild
 
@@ -69,6 +71,17 @@ def composed(config: str, arguments: str, own: Path) -> Any:
 def test_a_script_command_composes(match: re.Match[str], own: Path) -> None:
     skip_without_plugin(match[2])
     validate(composed(match[1], match[2], own))
+
+
+@pytest.mark.parametrize("match", commands(r"openvla ([\w-]+)(.*)$"))
+def test_an_installed_command_exists_and_composes(
+    match: re.Match[str], own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert match[1] in (*COMMANDS, "completion", "<command>")
+    monkeypatch.setenv(plugins.VARIABLE, str(ROOT / "tests" / "my_lab" / "my_lab"))
+    if match[1] in ("train", "finetune", "evaluate") and "--help" not in match[2]:
+        skip_without_plugin(match[2])
+        validate(composed(match[1], re.sub(r'"?plugins=\S+', "", match[2]), own))
 
 
 @pytest.mark.parametrize("match", commands(r"make (\w+)"))

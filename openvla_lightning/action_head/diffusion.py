@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from openvla_lightning.action_head.base import Acting, Decoder, on_device, options_of
-from openvla_lightning.action_head.noise_schedule import NoiseSchedule, Predict
+from openvla_lightning.action_head.noise_schedule import NoiseSchedule, Predict, sources
 from openvla_lightning.action_head.regression import L1Head, MLPResNet, mean_where, normalised
 from openvla_lightning.model.parallel_decoding import ParallelReader
 from openvla_lightning.model.projector import MLP
@@ -63,8 +64,7 @@ class DiffusionHead(L1Head):
     def draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Noise [B, T, D] and noise levels, int64 [B], of these samples."""
         shape = tuple(batch.actions.shape[1:])
-        numbers = batch.numbers or range(len(batch))
-        draws = [np.random.Generator(np.random.Philox(key=[self.seed, number])) for number in numbers]
+        draws = sources(batch.numbers or range(len(batch)), self.seed)
         noise = np.stack([draw.standard_normal(shape, np.float32) for draw in draws])
         levels = np.array([draw.integers(self.schedule.steps) for draw in draws], np.int64)
         device = batch.actions.device
@@ -90,12 +90,12 @@ class DiffusionHead(L1Head):
         """The noise float32 [B, T, D] in `noisy` at noise levels `timesteps`, int64 [B]; of a `reader` sooner."""
         network: Any = vla.action_head
         extra = time_embedding(timesteps, vla.llm.dim)[:, None]
-        slots = network.slots(noisy)
-        inputs = replace(inputs, places=inputs.places[:, : slots.shape[1]])
+        inputs = replace(inputs, places=inputs.places[:, : self.places])
         if reader is None:
+            slots = partial(network.slots, noisy)
             hidden = vla.states(inputs, slots=slots, extra=extra, causal=False, visual=visual)
         else:
-            hidden = reader.states(inputs, slots=slots, extra=extra, visual=visual)
+            hidden = reader.states(inputs, slots=network.slots(noisy), extra=extra, visual=visual)
         return network(hidden).float()
 
     def denoise(self, vla: "VLA", inputs: Inputs, noise: Tensor, steps: int | None = None) -> Iterator[Tensor]:
@@ -120,7 +120,7 @@ class DiffusionHead(L1Head):
         if not acting.static:
 
             def plain(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
-                noise = _start(len(inputs), chunk, generator)
+                noise = start_noise(len(inputs), chunk, generator)
                 given = on_device(inputs, vla, acting)
                 *_, actions = self.denoise(vla, given, noise.to(given.input_ids.device), steps)
                 return actions
@@ -136,7 +136,7 @@ class DiffusionHead(L1Head):
 
         @torch.inference_mode()
         def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
-            noise = _start(len(inputs), chunk, generator)
+            noise = start_noise(len(inputs), chunk, generator)
             given = reader.arranged(inputs)
             rows = torch.arange(len(given)).clamp(max=len(inputs) - 1)  # as those of `given`
             acting.clock("copy")
@@ -154,9 +154,9 @@ class DiffusionHead(L1Head):
         return decode
 
 
-def _start(rows: int, chunk: tuple[int, int], generator: torch.Generator | None) -> Tensor:
-    """Noise [rows, T, D] to start from, row by row: drawn together, a row's would depend on how many there are."""
-    return torch.stack([torch.randn(chunk, generator=generator) for _ in range(rows)])
+def start_noise(rows: int, chunk: tuple[int, int], generator: torch.Generator | None) -> Tensor:
+    """Noise [rows, T, D] to start from: the same for each row, which is then in a batch what it is alone."""
+    return torch.randn(1, *chunk, generator=generator).expand(rows, -1, -1)
 
 
 def time_embedding(timesteps: Tensor, dim: int) -> Tensor:

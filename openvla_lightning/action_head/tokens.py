@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from openvla_lightning.action_head.base import Acting, Decoder, on_device, options_of
 from openvla_lightning.action_head.metrics import ActionMetrics
 from openvla_lightning.actions import ActionTokenizer
-from openvla_lightning.model.decoding import Choice
+from openvla_lightning.model.decoding import Sampling
 from openvla_lightning.model.jacobi_decoding import JacobiDecoder
 from openvla_lightning.model.llm import next_token_loss
 from openvla_lightning.model.parallel_decoding import BLANK, ParallelReader, parallel_states
@@ -112,15 +112,15 @@ class TokenHead:
         """Writes the chunk's ids one after the other, or all at once.
 
         Its options: `action_ids_only` (choose among the ids that stand for actions, instead of, as released, among all
-        words), `temperature` and `top_k` (see `Choice`), and `decoding`: `stepwise`, or `parallel_exact`, which guesses
-        the ids of the action before and verifies them in one pass: the same ids, in fewer passes.
+        words), `temperature` and `top_k` (see `Sampling`), and `decoding`: `stepwise`, or `parallel_exact`, which
+        guesses the ids of the action before and verifies them in one pass: the same ids, in fewer passes.
         """
         usual = {"action_ids_only": False, "temperature": 0.0, "top_k": None, "decoding": "stepwise"}
         own = options_of(self, acting, usual)
         if own["decoding"] not in ("stepwise", "parallel_exact"):
             raise ValueError(f"decoding={own['decoding']} is not known; choose stepwise or parallel_exact")
         within = (self.tokenizer.first_id, self.tokenizer.vocab_size) if own["action_ids_only"] else None
-        choice = Choice(own["temperature"], own["top_k"], within)
+        choice = Sampling(own["temperature"], own["top_k"], within)
         if self.parallel:
             return self._parallel_decoder(vla, acting, choice)
         fast: StaticDecoder | JacobiDecoder | None = None
@@ -153,7 +153,7 @@ class TokenHead:
         zeros = torch.zeros(len(batch), batch.actions[0].numel(), vla.llm.dim, device=batch.input_ids.device)
         return vla.logits(batch, slots=zeros)
 
-    def _parallel_decoder(self, vla: VLA, acting: Acting, choice: Choice) -> Decoder:
+    def _parallel_decoder(self, vla: VLA, acting: Acting, choice: Sampling) -> Decoder:
         reader = ParallelReader(vla, acting.compile) if acting.static else None
 
         def ids(inputs: Inputs, noise: Tensor | None = None) -> Tensor:

@@ -1,5 +1,6 @@
 """Checkpoints on disk: written beside and moved into place, in the background when asked."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -138,3 +139,17 @@ def on_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
     copied: dict[str, Any] = tree_map_only(Tensor, copy, checkpoint)
     return copied
+
+
+def fingerprint(path: str | Path) -> str | None:
+    """sha256 of a file, or of a folder's file names and hashes; None for what is not on this disk (a hub id)."""
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    if not path.is_dir():
+        return None
+    total = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        total.update(f"{file.relative_to(path)} {fingerprint(file)}\n".encode())
+    return total.hexdigest()

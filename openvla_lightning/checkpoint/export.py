@@ -72,7 +72,7 @@ def export(
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class MergeGap:
     """What merging changed for an adapter that was trained on a quantised base.
 
     Attributes:
@@ -107,7 +107,7 @@ def trained_quantisation(source: str | Path) -> dict[str, Any] | None:
 @torch.inference_mode()
 def quantisation_gap(
     source: str | Path, merged: str | Path, config: dict[str, Any], base: str | Path | None = None
-) -> Gap:
+) -> MergeGap:
     """Compare the model as it was trained, on a quantised base, with the merged one.
 
     Args:
@@ -141,7 +141,7 @@ def quantisation_gap(
     ids, logits = act(quantised, dim)
     del exact, quantised, weights
     merged_ids, merged_logits = act(load_vla(merged, guard=False), dim)
-    return Gap(
+    return MergeGap(
         weights=(change / size) ** 0.5,
         logits=float((merged_logits - logits).abs().mean()),
         tokens=float((merged_ids == ids).float().mean()),

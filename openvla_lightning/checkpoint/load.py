@@ -12,11 +12,12 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, Format, Shapes
+from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, Format
 from openvla_lightning.checkpoint.oft import OFT
+from openvla_lightning.checkpoint.peft_folder import PeftFolder
 from openvla_lightning.checkpoint.prismatic import Prismatic
 from openvla_lightning.checkpoint.released import Released
-from openvla_lightning.checkpoint.tensors import check_fits, fill
+from openvla_lightning.checkpoint.tensors import begin_added, check_fits, fill, usual_dtype, with_added
 from openvla_lightning.checkpoint.training import Training, learnt_names
 from openvla_lightning.model.hub import check_source
 from openvla_lightning.model.vision_backbone import VisionBackbone
@@ -25,10 +26,10 @@ from openvla_lightning.processor import Processor
 from openvla_lightning.strategy import LoRA, from_config
 from openvla_lightning.strategy.lora import merge as merge_adapters
 
-FORMATS: tuple[Format, ...] = (Prismatic(), OFT(), Released(), Training())
+FORMATS: tuple[Format, ...] = (Prismatic(), OFT(), Released(), PeftFolder(), Training())
 """Every format that is read; the first that recognises a path reads it."""
 
-_DOWNLOAD = ("*.json", "*.safetensors", "*.model", "*.txt", "*--*_checkpoint.pt")
+_DOWNLOAD = ("*.json", "*.safetensors", "*.model", "*.txt", "*--*_checkpoint.pt", "adapter_model.bin")
 
 
 def describe(path: str | Path | Description) -> Description:
@@ -100,6 +101,8 @@ def load_vla(
         learnt = learnt_names(vla)
         found |= {k: (tuple(v.shape), v.dtype) for k, v in vla.state_dict().items() if k not in learnt}
     check_fits(description, vla, found)
+    if dtype is None and description.one_dtype[0]:
+        dtype = usual_dtype(description.shapes)
     for tensors in description.format.tensors(description):
         adapters = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
         others = {name: tensor for name, tensor in tensors.items() if name not in adapters}
@@ -139,6 +142,7 @@ def load_checkpoint(
     guard: bool = True,
     merge: bool = True,
     base: str | Path | None = None,
+    action_chunk: int | None = None,
     **processor_changes: Any,
 ) -> tuple[VLA, Processor, dict[str, Any]]:
     """Load all that acting needs: model, processor, action statistics per dataset.
@@ -146,12 +150,30 @@ def load_checkpoint(
     Args:
         path: as in `VLA.from_pretrained`, or its description; so are `dtype`, `device` and `guard`.
         merge, base: as in `load_vla`.
-        processor_changes: arguments of `Processor` to replace, such as `tokenizer` or `crop_area`.
+        action_chunk: T, for a folder that does not say it: one of OpenVLA-OFT. Of one whose actions are tokens it says
+            that they are predicted all at once.
+        processor_changes: arguments of `Processor` to replace, such as `tokenizer`, `crop_area` or `cameras`.
+
+    Raises:
+        CheckpointError: as in `load_vla`, or when nobody says how long a chunk is.
     """
     description = _with_base(describe(path).check(), base)
+    description = replace(description, processor=_with_chunk(description, action_chunk))
     processor = Processor.from_config(description.processor, **processor_changes)
     vla = load_vla(description, dtype, device, guard, merge, base)
     return vla, processor, vla.norm_stats
+
+
+def _with_chunk(description: Description, action_chunk: int | None) -> dict[str, Any]:
+    """What the processor is built of, where the length of a chunk is known."""
+    head = dict(description.processor["action_head"])
+    if action_chunk is not None:
+        tokens = head.get("class", "TokenHead") == "TokenHead"
+        head |= {"action_chunk": action_chunk, **({"parallel": True} if tokens else {})}
+    if head.get("action_chunk", 1) is None:
+        problem = "it does not say how many actions a chunk has: pass action_chunk=8, or as many as it was trained with"
+        raise CheckpointError(description.path, [problem])
+    return {**description.processor, "action_head": head}
 
 
 def load_weights(
@@ -193,7 +215,7 @@ def load_weights(
             vla.vision_backbone.add_film(vla.llm.dim)
         own = vla.vision_backbone.state_dict()
         shapes |= {f"vision_backbone.{k}": (tuple(v.shape), v.dtype) for k, v in own.items()}
-    check_fits(description, vla, _with_added(vla, shapes))
+    check_fits(description, vla, with_added(vla, shapes))
     for tensors in batches:
         fill(description.path, vla, tensors, dtype, device, copy)
     _tell(vla, description)
@@ -211,26 +233,7 @@ def start_from(vla: VLA) -> None:
     if vla.init_from is not None and torch.get_default_device().type != "meta":
         device = None if vla.init_dtype is None else "cpu"
         load_weights(vla, vla.init_from, vla.fresh_vision, dtype=vla.init_dtype, device=device)
-        _begin_added(vla)
-
-
-def _with_added(vla: VLA, shapes: Shapes) -> Shapes:
-    """`shapes`, and those of added parts that are missing there as a whole."""
-    names = {parameter: name for name, parameter in vla.named_parameters()}
-    for part in vla.added():
-        own = {names[parameter]: (tuple(parameter.shape), parameter.dtype) for parameter in part.parameters()}
-        if not own.keys() & shapes.keys():
-            shapes = {**shapes, **own}
-    return shapes
-
-
-def _begin_added(vla: VLA) -> None:
-    """Give added parts that are on the meta device still, FiLM's for example, random weights to start from."""
-    for part in vla.added():
-        for module in part.modules():
-            if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
-                module.to_empty(device="cpu", recurse=False)
-                module.reset_parameters()  # type: ignore[operator]
+        begin_added(vla)
 
 
 def _tell(vla: VLA, description: Description) -> None:

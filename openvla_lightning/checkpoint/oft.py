@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from openvla_lightning.checkpoint.architecture import OURS
 from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, read_json, read_norm_stats
 from openvla_lightning.checkpoint.oft_parts import ADAPTER_NAME, ALPHA, PART_FILE, Parts, part_of, read_parts
 from openvla_lightning.checkpoint.released import Released
-from openvla_lightning.checkpoint.tensors import dtype_problems
+from openvla_lightning.checkpoint.tensors import dtype_problems, open_tensors
 from openvla_lightning.strategy import LoRA, to_config
 
 ADAPTER, _WEIGHTS = "lora_adapter", "adapter_model.safetensors"
@@ -41,13 +39,15 @@ class Platform:
 
 
 LIBERO = Platform(8, "quantile", ("primary", "wrist"))
+LIBERO_BLIND = Platform(8, "quantile", ("primary",))
+"""Without proprioception, as in the paper's ablations: one camera."""
 BRIDGE = Platform(5, "quantile", ("primary",))
 ALOHA = Platform(25, "minmax", ("primary", "left_wrist", "right_wrist"))
 
 
 def platform(action_dim: int, proprio_dim: int | None) -> Platform | None:
     """The released robot with actions and states of this width; None when there was none."""
-    known = {(7, 8): LIBERO, (7, None): LIBERO, (7, 7): BRIDGE, (14, 14): ALOHA, (14, None): ALOHA}
+    known = {(7, 8): LIBERO, (7, None): LIBERO_BLIND, (7, 7): BRIDGE, (14, 14): ALOHA, (14, None): ALOHA}
     return known.get((action_dim, proprio_dim))
 
 
@@ -71,16 +71,17 @@ class OFT:
         ours = plain.released.get("config.json", {}).get(OURS) or {}
         problems = list(plain.problems)
         shapes = {name: shape for name, shape in plain.shapes.items() if part_of(name, parts.film) is None}
-        one_dtype, stated = plain.one_dtype
-        if one_dtype and not problems:  # the parts may be of others
-            problems += dtype_problems({name: dtype for name, (_, dtype) in shapes.items()}, stated)
+        if plain.one_dtype[0] and not problems:
+            problems += dtype_problems({name: dtype for name, (_, dtype) in shapes.items()})
         vla = {**plain.vla, "proprio_dim": parts.proprio_dim}
         if parts.film:
             vla["film"] = ours.get("film", "released")
-        robot = platform(parts.action_dim, parts.proprio_dim) if parts.action_dim else None
+        width = parts.action_dim or _width(plain.norm_stats)
+        robot = platform(width, parts.proprio_dim) if width else None
         processor = _processor(plain.processor, parts, robot, ours)
         if parts.head is not None:
-            vla["action_head"] = processor["action_head"]
+            head = processor["action_head"]
+            vla["action_head"] = {**head, "action_chunk": head["action_chunk"] or 1}  # no matter to its network
         vla = {key: value for key, value in vla.items() if value is not None}
         strategy = plain.strategy
         if parts.adapters and strategy is None:
@@ -129,6 +130,12 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
+def _width(norm_stats: Mapping[str, Any]) -> int | None:
+    """D, where all datasets agree on it."""
+    widths = {len(stats["action"]["q01"]) for stats in norm_stats.values()}
+    return widths.pop() if len(widths) == 1 else None
+
+
 def _scaled(norm_stats: Mapping[str, Any], robot: Platform | None) -> dict[str, Any]:
     """Statistics that say how the released code scaled by them, where that is not the usual way."""
     if robot is None or robot.normalisation == "quantile":
@@ -139,17 +146,19 @@ def _scaled(norm_stats: Mapping[str, Any], robot: Platform | None) -> dict[str, 
 def _processor(
     plain: Mapping[str, Any], parts: Parts, robot: Platform | None, ours: Mapping[str, Any]
 ) -> dict[str, Any]:
-    head: dict[str, Any] | None = ours.get("action_head")
-    if head is None and parts.head is not None:
+    chunk = robot.action_chunk if robot else None
+    if parts.head is None:  # tokens, predicted all at once
+        head = {**plain.get("action_head", {}), "action_chunk": chunk, "parallel": True}
+    else:
         names = {"l1": "L1Head", "diffusion": "DiffusionHead"}
-        chunk = robot.action_chunk if robot else None
         head = {"class": names[parts.head], "action_chunk": chunk, "action_dim": parts.action_dim}
-    result = dict(plain)
-    if head is not None:
-        usual = robot.cameras if robot else plain.get("cameras", ("primary",))
-        result |= {"action_head": head, "cameras": list(ours.get("cameras") or usual)}
-    result["proprio"] = parts.proprio_dim is not None
-    return result
+    cameras = ours.get("cameras") or (robot.cameras if robot else ("primary",))
+    return {
+        **plain,
+        "action_head": ours.get("action_head") or head,
+        "cameras": list(cameras),
+        "proprio": parts.proprio_dim is not None,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +177,11 @@ class Adapter:
     rank: int
     alpha: int
     layers: tuple[str, ...]
+
+    @property
+    def weights(self) -> Path:
+        """The file with its tensors; older versions of peft pickled them."""
+        return _weights_of(self.path)
 
     def tensors(self) -> dict[str, Tensor]:
         """The adapters' tensors under the names they have in an adapted VLA."""
@@ -212,14 +226,17 @@ def read_adapter(folder: Path) -> Adapter:
 _ADAPTER_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
+def _weights_of(folder: Path) -> Path:
+    pickled = folder / "adapter_model.bin"
+    return pickled if pickled.is_file() and not (folder / _WEIGHTS).is_file() else folder / _WEIGHTS
+
+
 def _adapter_tensors(folder: Path) -> dict[tuple[str, str], Tensor]:
-    path = folder / _WEIGHTS
-    try:
-        content = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(folder, [f"{path.name} is missing, truncated or no safetensors file: {error}"]) from error
+    path = _weights_of(folder)
+    if not path.is_file():
+        raise CheckpointError(folder, [f"{path.name} is missing"])
     found = {}
-    for key, tensor in content.items():
+    for key, tensor in open_tensors(path):
         if (match := _ADAPTER_KEY.fullmatch(key)) is not None:
             if not match.group(1).startswith("vision_backbone.vision_backbone."):
                 found[match.group(1), match.group(2)] = tensor

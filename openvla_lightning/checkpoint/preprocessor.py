@@ -30,8 +30,10 @@ def processor_arguments(path: Path, config: dict[str, Any], images: dict[str, An
     text = config["text_config"]
     ours = images.get(OURS) or {}
     has_tokenizer = path.is_dir() and any((path / name).is_file() for name in TOKENIZER_FILES[:2])
+    said = config.get(OURS) or {}
     arguments: dict[str, Any] = {
-        "action_head": {
+        "action_head": said.get("action_head")
+        or {
             "num_bins": config.get("n_action_bins", 256),
             "vocab_size": text.get("vocab_size", 32064) - config.get("pad_to_multiple_of", 64),
             "action_chunk": ours.get("action_chunk", 1),
@@ -41,7 +43,7 @@ def processor_arguments(path: Path, config: dict[str, Any], images: dict[str, An
         "prompt": ours.get("prompt", prompt_of(config["llm_backbone_id"])),
         "resize_strategy": config.get("image_resize_strategy", "resize-naive"),
         "crop_area": ours.get("crop_area"),
-        "cameras": ours.get("cameras") or [ours.get("camera", "primary")],
+        "cameras": said.get("cameras") or ours.get("cameras") or [ours.get("camera", "primary")],
         "history": ours.get("history", 1),
         "proprio": ours.get("proprio", False),
         "pad_token_id": config.get("pad_token_id", text.get("pad_token_id")),

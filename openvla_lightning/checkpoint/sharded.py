@@ -39,7 +39,7 @@ def read_shapes(path: str | Path) -> dict[str, tuple[tuple[int, ...], torch.dtyp
     Raises:
         pickle.UnpicklingError: when the index holds anything else.
     """
-    stored = Reader(path).read_metadata().state_dict_metadata
+    stored = ShardReader(path).read_metadata().state_dict_metadata
     return {
         name.removeprefix("state_dict."): (tuple(about.size), about.properties.dtype)
         for name, about in stored.items()
@@ -50,11 +50,11 @@ def read_shapes(path: str | Path) -> dict[str, tuple[tuple[int, ...], torch.dtyp
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """The model's tensors, each put together from its shards; optimiser states stay on disk."""
     weights = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in read_shapes(path).items()}
-    dcp.load({"state_dict": weights}, storage_reader=Reader(path), no_dist=True)
+    dcp.load({"state_dict": weights}, storage_reader=ShardReader(path), no_dist=True)
     return weights
 
 
-class Reader(dcp.FileSystemReader):
+class ShardReader(dcp.FileSystemReader):
     """Torch's reader, except that the index of the shards cannot run code when it is unpickled."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:

@@ -11,6 +11,14 @@ import yaml
 WIDTH = 110
 """Columns of the help page."""
 
+RENAMED = {
+    "lora.lr": "optim.lr",
+    "lora.alpha": "strategy.alpha",
+    "lora.use_rslora": "strategy.use_rslora",
+    "processor.camera": "data.cameras",
+}
+"""Keys of earlier versions -> what they are called now."""
+
 GROUPS = {
     "model": "what is trained",
     "model/vision_backbone": "its vision towers",
@@ -106,7 +114,8 @@ def groups(conf: str | Path, script: str) -> dict[str, list[str]]:
     found = {}
     for root in roots:
         for folder in (conf / root, *sorted(path for path in (conf / root).iterdir() if path.is_dir())):
-            found[folder.relative_to(conf).as_posix()] = sorted(path.stem for path in folder.glob("*.yaml"))
+            options = sorted(path.stem for path in folder.glob("[!_]*.yaml"))  # _timm is what others begin with
+            found[folder.relative_to(conf).as_posix()] = options
     for name in APPENDED:
         files = sorted((conf / name).glob("*.yaml"))
         if name in ("experiment", "sweep"):  # each is for one script, which its first lines name
@@ -114,6 +123,15 @@ def groups(conf: str | Path, script: str) -> dict[str, list[str]]:
         if files and (name != "debug" or "trainer" in of_script):
             found[name] = [path.stem for path in files]
     return found
+
+
+def renamed(overrides: Sequence[str]) -> str | None:
+    """A message when a key goes by another name since; otherwise None."""
+    for text in overrides:
+        key, _, value = key_and_value(text)
+        if key in RENAMED:
+            return f"{key} is called {RENAMED[key]} now: {RENAMED[key]}={value}"
+    return None
 
 
 def misspelt_addition(groups: Iterable[str], overrides: Sequence[str]) -> str | None:

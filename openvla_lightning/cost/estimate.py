@@ -24,9 +24,9 @@ PROMPT_TOKENS = 26
 ACTION_DIM = 7
 """Numbers of an action: an arm's with a gripper. Other robots' change little."""
 UTILISATION = 0.4
-"""Share of a card's peak that a step is expected to reach, operations done twice counted in."""
+"""Expected share of a card's peak speed, recomputed operations included."""
 RESERVE = 1.05
-"""What fragments of the allocator add to a peak; beside it the CUDA context takes `CONTEXT` bytes."""
+"""Factor for allocator fragmentation; the CUDA context takes `CONTEXT` bytes besides."""
 CONTEXT = 1e9
 USUAL_NODE = 8
 """GPUs of a machine, where all of them are asked for and this one has none."""
@@ -40,7 +40,7 @@ LESS_MEMORY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Spread:
     """How a run is spread over devices.
 
     Attributes:
@@ -77,7 +77,7 @@ class Estimate:
     memory: dict[str, float]
     checkpoint: float
     flops: float
-    plan: Plan
+    plan: Spread
 
     @property
     def peak(self) -> float:
@@ -97,7 +97,7 @@ def estimate(
     model: Callable[..., VLA],
     strategy: Strategy,
     head: ActionHead,
-    plan: Plan,
+    plan: Spread,
     kind: str = "adamw",
     dtype: str | None = None,
     quantisation: Quantisation | None = None,
@@ -186,7 +186,7 @@ def durations(found: Estimate) -> Rows:
     return rows
 
 
-def plan(recipe: Mapping[str, Any]) -> Plan:
+def plan(recipe: Mapping[str, Any]) -> Spread:
     """What a resolved configuration asks for."""
     trainer, data = recipe["trainer"], recipe["data"]
     asked = trainer.get("devices", 1)
@@ -198,7 +198,7 @@ def plan(recipe: Mapping[str, Any]) -> Plan:
     sharded = isinstance(engine, Mapping) and str(engine["_target_"]).endswith(".FSDP")
     whole = data["global_batch_size"]
     share = whole // devices // trainer.get("accumulate_grad_batches", 1)
-    return Plan(
+    return Spread(
         devices=devices,
         shards=devices // engine.get("replicas", 1) if sharded else 1,
         batch=recipe.get("batch_size_per_device") or max(1, share),

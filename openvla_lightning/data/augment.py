@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openvla_lightning.data.permutation import Uint, key, mix, uniform
+from openvla_lightning.data.permutation import Uint, key, scramble, uniform
 
 CHUNK = 2**18
 """Values worked on at a time on a CPU: what fits the cache of one core."""
@@ -45,10 +45,21 @@ class Augmentation:
 
     def draws(self, seed: int, numbers: Sequence[int], camera: int = 0) -> NDArray[np.float32]:
         """Uniform numbers in [0, 1), float32 [B, num_draws]: a function of seed, samples' numbers and camera."""
-        streams = mix(np.asarray(numbers, np.uint64) + (key(seed, 4, camera) if camera else key(seed, 4)))
+        streams = scramble(np.asarray(numbers, np.uint64) + (key(seed, 4, camera) if camera else key(seed, 4)))
         columns: Uint = np.arange(self.num_draws, dtype=np.uint64)
         drawn = uniform(np.add.outer(streams, columns)).astype(np.float32)
         return np.minimum(drawn, np.float32(1 - 2**-24))  # rounding may reach 1
+
+    def views(self, pixels: Tensor, seed: int, numbers: Sequence[int], cameras: int) -> Tensor:
+        """Augment pixels uint8 [B, 3V, H, W] of so many cameras, of which V may show earlier pictures, too.
+
+        Each camera is augmented by itself, as in OpenVLA-OFT, and all of its pictures alike: nothing seems to move.
+        """
+        images = pixels.reshape(-1, 3, *pixels.shape[2:])
+        drawn = [self.draws(seed, numbers, camera) for camera in range(cameras)]
+        draws = np.stack([drawn[view % cameras] for view in range(pixels.shape[1] // 3)], axis=1)
+        on_device = torch.from_numpy(draws).flatten(0, 1).to(pixels.device, non_blocking=True)
+        return self(images, on_device).reshape(pixels.shape)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """Augment images, uint8 [B, 3, H, W], with uniform numbers `draws`, float32 [B, num_draws], where they are."""

@@ -3,11 +3,9 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader
 
 from openvla_lightning.data.augment import Augmentation
@@ -19,17 +17,20 @@ from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, che
 from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
 from openvla_lightning.data.preflight import (
     BadInstructions,
+    check_choices,
     check_sources,
+    data_errors,
+    proprio_width,
     refuse_actions,
     refused_instructions,
     say,
     say_black,
 )
-from openvla_lightning.data.relative import measure_relative, state_columns
+from openvla_lightning.data.relative import measure
 from openvla_lightning.data.round_trip import LOOKED_AT, RoundTrip, round_trip
 from openvla_lightning.data.source import Source, SourceFactory
 from openvla_lightning.data.source.transcoded import Cache, cached
-from openvla_lightning.data.steps import ChunkEnd, DatasetSteps, Order, StepBatches, windowed_walks
+from openvla_lightning.data.steps import ChunkEnd, DatasetSteps, StepBatches, felt_columns, windowed_walks
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 from openvla_lightning.types import Step, views_of
 
@@ -69,8 +70,7 @@ class VLADataModule(ResumableDataModule):
         datasets: the user's own datasets, name -> options of `oxe.describe`.
         seed: of order and augmentation.
         num_workers: loader processes per device; None: one for every two cores, at most 8, none on two cores.
-        bad_instructions: what to do with steps whose instruction the model cannot be given (too long, not printable):
-            `skip` leaves them out and counts them, `error` stops before training.
+        bad_instructions: `skip` leaves out, and counts, steps whose words the model cannot be given; `error` stops.
         limit_val_samples: at most this many held-out steps, over all datasets; None: all.
 
     Attributes:
@@ -118,16 +118,14 @@ class VLADataModule(ResumableDataModule):
         weights = [mix, *(change.mix for change in self.curriculum)]
         check_names([name for part in weights for name in part], datasets or {})
         check_filter(noop_filter)
-        for name, choice, choices in (
-            ("normalisation", normalisation, get_args(Normalisation)),
-            ("statistics", statistics, ("released", "train")),
-            ("images", images, get_args(ImageMode)),
-            ("cache", cache, get_args(Cache)),
-            ("bad_instructions", bad_instructions, get_args(BadInstructions)),
-            ("chunk_end", chunk_end, get_args(ChunkEnd)),
-        ):
-            if choice not in choices:
-                raise ValueError(f"data.{name}={choice}: choose {', '.join(choices)}")
+        check_choices(
+            normalisation=(normalisation, get_args(Normalisation)),
+            statistics=(statistics, ("released", "train")),
+            images=(images, get_args(ImageMode)),
+            cache=(cache, get_args(Cache)),
+            bad_instructions=(bad_instructions, get_args(BadInstructions)),
+            chunk_end=(chunk_end, get_args(ChunkEnd)),
+        )
         if window_gb is not None and window_gb <= 0:
             raise ValueError(f"data.window_gb={window_gb}: gigabytes above 0, or null to shuffle the whole dataset")
         if not 0 <= val_fraction < 1:
@@ -137,18 +135,18 @@ class VLADataModule(ResumableDataModule):
         if action_chunk < 1:
             raise ValueError(f"data.action_chunk={action_chunk}: at least the action of the step itself, 1")
         self.mix = {name: float(weight) for name, weight in mix.items() if weight > 0}
-        self.image_size = image_size
-        self.balance_weights, self.normalisation, self.action_chunk = balance_weights, normalisation, action_chunk
-        self.chunk_end: ChunkEnd = chunk_end
+        self.image_size, self.balance_weights, self.normalisation = image_size, balance_weights, normalisation
+        self.action_chunk, self.chunk_end = action_chunk, chunk_end
         self.noop_filter: NoopFilter = noop_filter if filter_noops else "none"
         self.of_training, self.images, self.window_gb = statistics == "train", images, window_gb
         self.val_fraction, self.cameras, self.seed = val_fraction, tuple(cameras), seed
-        self.history, self.proprio, self.views = history, proprio, views_of(cameras, history)
-        self.limit_val_samples = limit_val_samples
-        self.bad_instructions: BadInstructions = bad_instructions
-        self.refuses: Callable[[str, int], str | None] = getattr(
-            getattr(collate, "__self__", None), "refuses", lambda words, dim: None
-        )
+        self.history, self.proprio = history, proprio
+        served = {"image_size": image_size, "cameras": cameras, "images": images}
+        self._pictures: dict[str, Any] = {**served, "history": history, "proprio": proprio}
+        views_of(cameras, history)
+        self.limit_val_samples, self.bad_instructions = limit_val_samples, bad_instructions
+        processor = getattr(collate, "__self__", None)
+        self.refuses: Callable[[str, int], str | None] = getattr(processor, "refuses", lambda words, dim: None)
         options = dict(augment or {})
         shared_draw = bool(options.pop("shared_draw", False))
         self.augmentation = Augmentation(options, shared_draw) if options else None
@@ -170,23 +168,19 @@ class VLADataModule(ResumableDataModule):
         return [name for name, source in self.sources.items() if source.missing()]
 
     def check(self) -> None:
-        """Find out in milliseconds whether training could start.
-
-        Raises:
-            MissingDataError: naming every dataset that is not there and where to get it.
-            ValueError: a dataset lacks the first camera, all lack another, or a description names what its files do not
-                hold.
-        """
+        """Find out in milliseconds whether training could start; raise as `check_sources` does."""
         check_sources(self.sources, self.cameras)
 
+    @data_errors()
     def prepare_data(self) -> None:
-        """Index the datasets and measure their statistics, unless that was done before."""
+        """Index the datasets and measure their statistics, unless that was done before; raise as `data_errors` does."""
         self.check()
         for source in self.sources.values():
             source.prepare()
 
+    @data_errors()
     def setup(self, stage: str | None = None) -> None:
-        """Open the indexed datasets, split and filter them."""
+        """Open the indexed datasets, split and filter them, say what is left out; raise as `data_errors` does."""
         if self.filter_report:
             return
         self.check()
@@ -231,33 +225,18 @@ class VLADataModule(ResumableDataModule):
                 noop_filter=self.noop_filter,
                 refused=self.refused[name],
             )
+            felt = felt_columns(source) if self.proprio else None
             if split == "train":
-                self.filter_report[name] = report
-                self.statistics[name] = source.measure(steps) if self.of_training else source.statistics
-            build = partial(DatasetSteps, source, normalisation=self.normalisation, action_chunk=self.action_chunk)
-            own = self.statistics[name]
-            columns = state_columns(source.spec, own.action_dim, source.index.proprio.shape[1])
-            if split == "train" and columns is not None:
-                of = steps if self.of_training else np.arange(source.index.num_steps, dtype=np.int32)
-                self.statistics[name] = measure_relative(build(of, own), columns)
-            found[name] = build(steps, self.statistics[name], chunk_end=self.chunk_end)
+                own = measure(source, steps if self.of_training else None, self.action_chunk)
+                self.filter_report[name], self.statistics[name] = report, own if felt is None else own.felt(felt)
+            scale = (self.statistics[name], self.normalisation)
+            found[name] = DatasetSteps(source, steps, *scale, self.action_chunk, self.chunk_end, felt)
         return found
 
     @property
     def proprio_dim(self) -> int | None:
-        """P, numbers of proprioception of every dataset; None where none is loaded. After `prepare_data`.
-
-        Raises:
-            ValueError: when a dataset has none, or they are of different width.
-        """
-        if not self.proprio:
-            return None
-        dims = {name: source.index.proprio.shape[1] for name, source in self.sources.items()}
-        if absent := [name for name, dim in dims.items() if not dim]:
-            raise ValueError(f"data.proprio=true: no proprioception is read from {', '.join(absent)} (its `state`)")
-        if len(set(dims.values())) > 1:
-            raise ValueError(f"one model cannot be told proprioception of different dimensions: {dims}")
-        return next(iter(dims.values()))
+        """P, numbers of proprioception of every dataset; None where none is loaded. After `prepare_data`."""
+        return proprio_width(self.sources) if self.proprio else None
 
     @property
     def epoch_samples(self) -> int:
@@ -275,40 +254,30 @@ class VLADataModule(ResumableDataModule):
         sizes = [len(steps) for steps in self.train.values()]
         walks = windowed_walks(self.train, self.window_gb) if self.window_gb is not None else {}
         self.order = GlobalOrder(sizes, self.stages, self.seed, walks)
-        batches = self._step_batches(self.train, self.order, swap_seed=self.seed)
+        batches = StepBatches(self.train, self.order, swap_seed=self.seed, **self._pictures)
         return self.training_loader(batches, self.epoch_samples)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Held-out steps of all datasets, each once, in one fixed shuffled order."""
         held_out = {name: steps for name, steps in self.val.items() if len(steps)}
         order = HeldOutOrder([len(steps) for steps in held_out.values()] or [0], self.seed)
-        batches = self._step_batches(held_out, order, swap_seed=None)
+        batches = StepBatches(held_out, order, **self._pictures)
         total = sum(len(steps) for steps in held_out.values())
         if self.limit_val_samples is not None:
             total = min(total, self.limit_val_samples)
         return self.held_out_loader(batches, total)
 
-    def _step_batches(self, datasets: Mapping[str, DatasetSteps], order: Order, swap_seed: int | None) -> StepBatches:
-        kinds = (self.image_size, self.cameras, self.images, swap_seed, self.history, self.proprio)
-        return StepBatches(datasets, order, *kinds)
-
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment the images of training, on the device."""
         if self.augmentation is None or self.trainer is None or not self.trainer.training:
             return batch
-        pixels, cameras = batch.pixel_values, len(self.cameras)
-        drawn = [self.augmentation.draws(self.seed, batch.numbers, camera) for camera in range(cameras)]
-        # Each camera by itself, as OpenVLA-OFT does, and all of its pictures alike: nothing seems to move.
-        draws = torch.from_numpy(np.stack([drawn[view % cameras] for view in range(len(self.views))], axis=1))
-        images = pixels.reshape(-1, 3, *pixels.shape[2:])
-        augmented = self.augmentation(images, draws.flatten(0, 1).to(pixels.device, non_blocking=True))
-        return replace(batch, pixel_values=augmented.reshape(pixels.shape))
+        pixels = self.augmentation.views(batch.pixel_values, self.seed, batch.numbers, len(self.cameras))
+        return replace(batch, pixel_values=pixels)
 
     def where(self, number: int) -> str:
         """Where a sample of training lies, in words: its trajectory, step and file."""
         (dataset,), (position,) = self.order(np.array([number]))
-        steps = list(self.train.values())[dataset]
-        return steps.source.where(int(steps.steps[position]))
+        return (steps := [*self.train.values()][dataset]).source.where(int(steps.steps[position]))
 
     def served(self) -> dict[str, tuple[int, float]]:
         """Of each dataset, how many steps training was given so far, and how many the weights call for."""

@@ -185,17 +185,18 @@ def zero_actions(source: Source, first: int, last: int) -> NDArray[np.bool_] | N
 
 
 def noops(index: Index, spec: DatasetSpec, first: int = 0, last: int | None = None) -> NDArray[np.bool_]:
-    """Which of the steps first .. last, whole trajectories, stand still; none in datasets that don't say what that is.
+    """Which of the steps first .. last, whole trajectories, stand still; none where the dataset names no threshold.
 
-    A step does when the norm of its changing dimensions is below the dataset's threshold and its absolute ones (the
-    gripper) equal those of the last step that was kept; before any was kept, the norm decides alone.
+    A step stands still if it moves less than the threshold and the gripper (its absolute dimensions) is as in the last
+    kept step. Until a step has been kept, only the movement counts.
     """
     action, trajectory = index.action[first:last], index.trajectory[first:last]
     if spec.noop_threshold is None or not len(action):
         return np.zeros(len(action), bool)
     absolute = np.array(spec.absolute_mask(action.shape[1]))
     still = np.linalg.norm(action[:, ~absolute], axis=1) < spec.noop_threshold
-    # The last kept step held the previous step's gripper: it was that step, or that one was dropped as equal.
+    # Comparing with the previous step is enough: it was kept, or it was dropped because its gripper equalled the last
+    # kept one.
     held = action[:, absolute]
     same = np.append(False, (held[1:] == held[:-1]).all(axis=1))
     steps = np.arange(len(action))

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from openvla_lightning.data.source.array_records import start_method
 from openvla_lightning.data.source.processes import end_with_parent
+from openvla_lightning.statistics import Normalisation
 
 
 class SampleError(ValueError):
@@ -63,8 +65,8 @@ class Loader(DataLoader[Any]):
 class BatchNumbers(DistributedSampler[Any], SequentialSampler):
     """Yields the sample numbers of this process' part of every batch.
 
-    It is both of its bases by name only, so that Lightning replaces it neither on several devices, as it shares out the
-    samples itself, nor for `overfit_batches`, as it then starts at the same place every time.
+    The base classes only satisfy Lightning's isinstance checks, so that it does not replace this sampler on several
+    devices or under `overfit_batches`. Nothing is inherited.
 
     Args:
         start: the first sample of the next pass, asked when it begins.
@@ -100,6 +102,8 @@ class BatchNumbers(DistributedSampler[Any], SequentialSampler):
 class ResumableDataModule(L.LightningDataModule):
     """Serves numbered samples: each process its part of every batch, from the sample where the last checkpoint stopped.
 
+    What training asks of a DataModule, whichever it is, are the attributes below and `where` and `served`.
+
     Args:
         collate: what a list of samples becomes a batch by.
         global_batch_size: samples in one optimiser step, over all devices and accumulated batches.
@@ -107,7 +111,14 @@ class ResumableDataModule(L.LightningDataModule):
 
     Attributes:
         samples_served: how many training was given, over all devices.
+        statistics: dataset name -> `DatasetStatistics`, which every checkpoint carries; empty where nothing acts.
+        normalisation: how actions were normalised by them.
+        crop_area: share of the picture that training crops to; acting looks at as much in the middle. None: all of it.
     """
+
+    statistics: Mapping[str, Any] = MappingProxyType({})
+    normalisation: Normalisation = "quantile"
+    crop_area: float | None = None
 
     def __init__(self, collate: Callable[[list[Any]], Any], global_batch_size: int, num_workers: int | None) -> None:
         super().__init__()
@@ -116,6 +127,19 @@ class ResumableDataModule(L.LightningDataModule):
         self.collate, self.global_batch_size = collate, global_batch_size
         self.num_workers = default_workers() if num_workers is None else num_workers
         self.samples_served = 0
+
+    def where(self, number: int) -> str:
+        """Which sample of which dataset has this number, for error messages."""
+        raise NotImplementedError
+
+    def served(self) -> dict[str, tuple[int, float]]:
+        """Of each dataset, how many samples training was given so far, and how many the weights call for."""
+        raise NotImplementedError
+
+    @property
+    def proprio_dim(self) -> int | None:
+        """Width of the proprioception that is served; None: none is."""
+        return None
 
     @property
     def batch_size(self) -> int:

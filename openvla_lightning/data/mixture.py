@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.permutation import Ints, Uint, key, mix, permute, uniform
+from openvla_lightning.data.permutation import Ints, Uint, key, permute, scramble, uniform
 
 BLOCK = 8192
 
@@ -116,7 +116,7 @@ class GlobalOrder:
             turns = np.empty(BLOCK, np.int64)
             turns[by_dataset] = np.arange(BLOCK) - np.repeat(np.cumsum(counts) - counts, counts)
             epoch, number = np.divmod(self._before(stage, block)[datasets] + turns, self.sizes[datasets])
-            seeds = mix(self.keys[datasets] ^ epoch.view(np.uint64))
+            seeds = scramble(self.keys[datasets] ^ epoch.view(np.uint64))
             if len(self._tables) > 3:
                 self._tables.clear()
             self._tables[stage, block] = datasets, self._positions(datasets, number, seeds)
@@ -134,7 +134,7 @@ class GlobalOrder:
     def _datasets(self, stage: int, block: int) -> Ints:
         """Which dataset each sample of a block is from."""
         counts = self._counts(stage, np.array([block]))[0]
-        places = np.argsort(mix(key(self.seed, 1, stage, block) + np.arange(BLOCK, dtype=np.uint64)))
+        places = np.argsort(scramble(key(self.seed, 1, stage, block) + np.arange(BLOCK, dtype=np.uint64)))
         return np.repeat(np.arange(len(self.sizes)), counts)[places]
 
     def _counts(self, stage: int, blocks: Ints) -> Ints:
@@ -191,7 +191,7 @@ class WindowedWalk:
             first, last = windows[:-1], windows[1:]
             window = np.searchsorted(last, numbers[here], side="right")
             within = numbers[here] - first[window]
-            seeds = mix(np.uint64(epoch) ^ window.astype(np.uint64))
+            seeds = scramble(np.uint64(epoch) ^ window.astype(np.uint64))
             place = first[window] + permute(within, (last - first)[window], seeds)
             shard = np.searchsorted(ends, place, side="right")
             begins = np.concatenate([[0], ends[:-1]])
@@ -202,7 +202,7 @@ class WindowedWalk:
         """The shards in order, where the steps of each end in it, and the windows' bounds."""
         if epoch not in self._epochs:
             count = len(self.sizes)
-            shards = np.argsort(mix(np.uint64(epoch) + np.arange(count, dtype=np.uint64)))
+            shards = np.argsort(scramble(np.uint64(epoch) + np.arange(count, dtype=np.uint64)))
             ends = np.cumsum(np.diff(self.bounds)[shards])
             windows, held = [0], 0
             for place, size in enumerate(self.sizes[shards].tolist()):

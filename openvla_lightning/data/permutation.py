@@ -11,7 +11,7 @@ SMALLEST_HALF = 4
 """Bits in half a Feistel word: smaller words permute too few ways."""
 
 
-def mix(x: Uint) -> Uint:
+def scramble(x: Uint) -> Uint:
     """The finaliser of splitmix64: every input bit moves every output bit."""
     x = x + np.uint64(0x9E3779B97F4A7C15)  # arrays wrap around in silence
     x ^= x >> np.uint64(30)
@@ -26,13 +26,13 @@ def key(*numbers: int) -> np.uint64:
     """One 64-bit key for a tuple of integers."""
     state = np.zeros(1, np.uint64)
     for number in numbers:
-        state = mix(state ^ np.uint64(number % 2**64))
+        state = scramble(state ^ np.uint64(number % 2**64))
     return state[0]
 
 
 def uniform(counters: Uint) -> NDArray[np.float64]:
     """A uniform number in [0, 1) for each counter."""
-    return (mix(counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (scramble(counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permute(numbers: Ints, size: int | Ints, seeds: np.uint64 | Uint) -> Ints:
@@ -55,7 +55,7 @@ def permute(numbers: Ints, size: int | Ints, seeds: np.uint64 | Uint) -> Ints:
         low = (np.uint64(1) << bits) - np.uint64(1)
         left, right = result[outside] >> bits, result[outside] & low
         for i in range(ROUNDS):
-            left, right = right, left ^ (mix(right ^ (keys + np.uint64(i))) & low)
+            left, right = right, left ^ (scramble(right ^ (keys + np.uint64(i))) & low)
         result[outside] = (left << bits) | right
         outside = outside[result[outside] >= limit[outside]]
     return result.astype(np.int64)

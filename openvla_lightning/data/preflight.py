@@ -1,12 +1,14 @@
 """What is said, left out or refused before training, so that no sample fails when it is drawn."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 from openvla_lightning.data.filters import FilterReport, unused_splits
 from openvla_lightning.data.round_trip import RoundTrip, refusal, said_of
 from openvla_lightning.data.source import Source
+from openvla_lightning.data.steps import felt_columns
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +18,34 @@ LISTED = 3
 
 class MissingDataError(FileNotFoundError):
     """Datasets of the mixture are not on disk."""
+
+
+class DataError(ValueError):
+    """Data cannot be trained on as they are; the message says which and why. No traceback helps whoever reads it."""
+
+
+@contextmanager
+def data_errors() -> Iterator[None]:
+    """Turn what is wrong with data, or with the disk they are on, into a DataError.
+
+    Raises:
+        MissingDataError: a dataset is not there.
+        DataError: a file is damaged, a description does not fit, datasets cannot be trained on together, nothing is
+            left of one, a policy cannot say its actions, or the disk is full.
+    """
+    try:
+        yield
+    except MissingDataError:
+        raise
+    except (ValueError, OSError) as error:
+        raise DataError(str(error)) from error
+
+
+def check_choices(**choices: tuple[str, Sequence[str]]) -> None:
+    """Raise ValueError for an option of the DataModule that is none of its choices."""
+    for name, (chosen, known) in choices.items():
+        if chosen not in known:
+            raise ValueError(f"data.{name}={chosen}: choose {', '.join(known)}")
 
 
 def check_sources(sources: Mapping[str, Source], cameras: Sequence[str]) -> None:
@@ -50,6 +80,20 @@ def say_black(sources: Mapping[str, Source], cameras: Sequence[str]) -> None:
         has = {role for role, place in source.spec.cameras.items() if place is not None}
         if len(cameras) > 1 and (absent := [role for role in cameras if role not in has]):
             log.warning(f"{name} has no camera {', '.join(absent)}: its pictures are black")
+
+
+def proprio_width(sources: Mapping[str, Source]) -> int:
+    """P, numbers of proprioception of every dataset.
+
+    Raises:
+        ValueError: when a dataset has none, or they are of different width.
+    """
+    dims = {name: len(felt_columns(source)) for name, source in sources.items()}
+    if absent := [name for name, dim in dims.items() if not dim]:
+        raise ValueError(f"data.proprio=true: no proprioception is read from {', '.join(absent)} (its `state`)")
+    if len(set(dims.values())) > 1:
+        raise ValueError(f"one model cannot be told proprioception of different dimensions: {dims}")
+    return next(iter(dims.values()))
 
 
 def refused_instructions(

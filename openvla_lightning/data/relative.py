@@ -6,16 +6,14 @@ openpi's `DeltaActions`; grippers stay as recorded. The statistics are those of 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.source import Source
+from openvla_lightning.data.steps import DatasetSteps
 from openvla_lightning.statistics import DatasetStatistics
-
-if TYPE_CHECKING:
-    from openvla_lightning.data.steps import DatasetSteps
 
 AT_ONCE = 2**15
 
@@ -34,6 +32,8 @@ def state_columns(spec: DatasetSpec, dim: int, states: int) -> NDArray[np.int64]
     """
     if spec.relative is False:
         return None
+    if None in spec.state:
+        raise ValueError(f"{spec.name}: actions=delta_from_state needs a `state` without blanks (null)")
     if spec.relative is True:
         grippers = spec.grippers(dim)
         columns: Sequence[int | None] = [None if i in grippers else i for i in range(dim)]
@@ -50,21 +50,28 @@ def state_columns(spec: DatasetSpec, dim: int, states: int) -> NDArray[np.int64]
     return found
 
 
-def measure_relative(steps: "DatasetSteps", columns: NDArray[np.int64]) -> DatasetStatistics:
-    """Statistics of the differences in all chunks that begin at `steps`, without those past the end of a trajectory."""
-    index, spec = steps.source.index, steps.source.spec
-    differences = np.concatenate([*_differences(steps, columns)])
-    measured = DatasetStatistics.from_array(
-        differences,
-        index.proprio[steps.steps],
-        mask=spec.action_mask(differences.shape[1]),
-        num_trajectories=len(np.unique(index.trajectory[steps.steps])),
-    )
-    action = measured.action | {"relative_to": columns}
-    return replace(measured, action=action, num_transitions=len(steps))
+def measure(source: Source, steps: NDArray[np.int32] | None, action_chunk: int) -> DatasetStatistics:
+    """What a dataset's actions are scaled by; where they are relative to the state, the differences' statistics.
+
+    Args:
+        source: the dataset.
+        steps: of its index, those that count; None: all, as released.
+        action_chunk: T; of differences, those past the end of a trajectory do not count.
+    """
+    index, spec = source.index, source.spec
+    measured = source.statistics if steps is None else source.measure(steps)
+    columns = state_columns(spec, measured.action_dim, index.proprio.shape[1])
+    if columns is None:
+        return measured
+    every = np.arange(index.num_steps, dtype=np.int32) if steps is None else steps
+    chunks = DatasetSteps(source, every, measured, "quantile", action_chunk)
+    differences = np.concatenate([*_differences(chunks, columns)])
+    mask = spec.action_mask(measured.action_dim)
+    action = DatasetStatistics.from_array(differences, mask=mask).action | {"relative_to": columns}
+    return replace(measured, action=action)
 
 
-def _differences(steps: "DatasetSteps", columns: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+def _differences(steps: DatasetSteps, columns: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
     for first in range(0, len(steps), AT_ONCE):
         positions = np.arange(first, min(first + AT_ONCE, len(steps)))
         actions, beyond = steps.recorded(positions, columns)

@@ -32,6 +32,7 @@ class DatasetSteps:
             repeat the last value and changes are 0, as OpenVLA released it. `mask`: so, and `padded` says which these
             are, for heads to leave them out of the loss. `drop`: no chunk begins at a trajectory's last T - 1 steps,
             and shorter trajectories are left out, as OpenVLA-OFT released it.
+        felt: columns of the index that make up the proprioception; None: all of them.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class DatasetSteps:
         normalisation: Normalisation,
         action_chunk: int,
         chunk_end: ChunkEnd = "neutral",
+        felt: NDArray[np.int64] | None = None,
     ) -> None:
-        self.source, self.steps, self.statistics = source, steps, statistics
+        self.source, self.steps, self.statistics, self.felt = source, steps, statistics, felt
         self.normalisation, self.action_chunk, self.chunk_end = normalisation, action_chunk, chunk_end
         self.whole = steps
         """Steps that chunks are made of; `steps` are those that one begins at."""
@@ -163,7 +165,18 @@ class DatasetSteps:
 
     def proprio(self, position: int) -> NDArray[np.float32]:
         """Proprioception float32 [P], in the robot's units."""
-        return np.asarray(self.source.index.proprio[self.steps[position]], np.float32)
+        state = np.asarray(self.source.index.proprio[self.steps[position]], np.float32)
+        return state if self.felt is None else state[self.felt]
+
+
+def felt_columns(source: Source) -> NDArray[np.int64]:
+    """Columns of a dataset's proprioception that are more than a blank, which stands for a key it lacks.
+
+    The released statistics hold these blanks; a model is told what its robot feels without them, as in OpenVLA-OFT.
+    """
+    measured, blanks = source.statistics.proprio, source.spec.state.count(None)
+    zero = np.flatnonzero((measured["min"] == 0) & (measured["max"] == 0))
+    return np.setdiff1d(np.arange(source.index.proprio.shape[1]), zero[len(zero) - blanks :] if blanks else [])
 
 
 class StepBatches:

@@ -51,16 +51,17 @@ class Outcome:
     """What a slot answers to a command.
 
     Attributes:
-        image: uint8 [H, W, 3], what the policy sees next; None after an error.
+        seen: what the policy is shown next: `image`, `<view>_image` uint8 [H, W, 3] and `proprio` [P]; None after an
+            error.
         done: the episode is over; the next command must be a `Start`.
         success: as judged so far.
         progress: share of the task that is done, 0 to 1.
-        steps: actions' time that passed.
+        steps: control steps that passed, waits included.
         instruction: the episode's own words, in the answer to a `Start`.
         error: traceback of the environment, or how its process died; the episode is lost.
     """
 
-    image: np.ndarray | None
+    seen: Mapping[str, np.ndarray] | None
     done: bool = False
     success: bool = False
     progress: float = 0.0
@@ -284,11 +285,16 @@ def _obey(env: RolloutEnv, command: Command) -> Outcome:
         except Exception as error:
             error.add_note(f"while starting task {command.task!r} with seed {command.seed}")
             raise
-        return Outcome(observation["image"], instruction=info["instruction"])
+        return Outcome(_shown(observation), instruction=info["instruction"])
     for steps in range(1, command.waits + 2):
         first = steps == 1 and command.action is not None
         observation, _, terminated, truncated, info = env.step(command.action) if first else env.wait()  # type: ignore[arg-type]
         if terminated or truncated:
             break
     success, progress = bool(info["success"]), float(info.get("progress", info["success"]))
-    return Outcome(observation["image"], bool(terminated or truncated), success, progress, steps)
+    return Outcome(_shown(observation), bool(terminated or truncated), success, progress, steps)
+
+
+def _shown(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of an observation, what a policy may look at."""
+    return {name: value for name, value in observation.items() if name.endswith("image") or name == "proprio"}

@@ -1,18 +1,26 @@
 """Whether the world waits for the policy: blocking control, or real time with the latency of an inference."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+
+from openvla_lightning.env.base import RequestError
+from openvla_lightning.types import Observation
 
 CONTROLS = ("blocking", "realtime")
 
 
 class Actor(Protocol):
-    """Whatever chooses actions; `openvla_lightning.Policy` does."""
+    """Whatever chooses actions; `openvla_lightning.Policy` does.
+
+    One that is told more than an image, or gives more than an action, has `act_chunk` as `Policy` does, and `history`
+    where it looks at earlier pictures, too.
+    """
 
     def act(self, image: Sequence[np.ndarray], instruction: Sequence[str]) -> np.ndarray:
         """Images uint8 [H, W, 3] and as many instructions -> actions [B, D] in the environment's units."""
@@ -23,15 +31,17 @@ class Control:
     """How time passes while the policy thinks.
 
     `blocking`: not at all, as in a simulator, or on a robot that finishes each action before it looks again.
-    `realtime`: the world has time for `rate_hz` actions a second, come what may. `delay` of those pass from a picture
-    to the action that it leads to; in them the robot finishes its last action and then stays where it was told to go.
-    So a slow policy acts on old pictures, and gets fewer actions into an episode, whose limit is in the world's time.
+    `realtime`: the world executes `rate_hz` actions a second, whatever the policy does. An action arrives `delay`
+    control steps after its picture. Meanwhile the robot finishes its last action and then holds its position. So a slow
+    policy acts on old pictures, and gets fewer actions into an episode, whose limit is in the world's time.
 
     Attributes:
         mode: `blocking` or `realtime`.
         rate_hz: actions a second; None: as many as the world says of itself.
         latency: seconds from a picture to its action; None: measured on this machine, one picture at a time.
         measured: whether `latency` was.
+        execute: how many actions of a chunk are executed before the policy looks again; None: all of them. In real time
+            the robot executes them while the policy thinks about the next ones.
 
     Raises:
         ValueError: for an unknown mode, a rate that is not positive, a latency below zero, or either with `blocking`.
@@ -41,16 +51,21 @@ class Control:
     rate_hz: float | None = None
     latency: float | None = None
     measured: bool = False
+    execute: int | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in CONTROLS:
-            raise ValueError(f"eval.control={self.mode!r} is not known; choose one of {', '.join(CONTROLS)}")
+            raise RequestError(f"eval.control={self.mode!r} is not known; choose one of {', '.join(CONTROLS)}")
         if self.mode == "blocking" and (self.rate_hz, self.latency) != (None, None):
-            raise ValueError("eval.rate_hz and eval.latency need eval.control=realtime: under blocking the world waits")
+            raise RequestError(
+                "eval.rate_hz and eval.latency need eval.control=realtime: under blocking the world waits"
+            )
         if self.rate_hz is not None and self.rate_hz <= 0:
-            raise ValueError(f"eval.rate_hz must be positive, got {self.rate_hz}")
+            raise RequestError(f"eval.rate_hz must be positive, got {self.rate_hz}")
+        if self.execute is not None and self.execute < 1:
+            raise RequestError(f"eval.execute={self.execute}: at least one action of a chunk, or null for all")
         if self.latency is not None and self.latency < 0:
-            raise ValueError(f"eval.latency must be at least 0 seconds, got {self.latency}")
+            raise RequestError(f"eval.latency must be at least 0 seconds, got {self.latency}")
 
     @property
     def delay(self) -> int:
@@ -71,20 +86,68 @@ class Control:
 
     def to_dict(self) -> dict[str, Any]:
         """For results.json."""
-        return asdict(self) | ({"delay": self.delay} if self.latency is not None else {})
+        told = {name: value for name, value in asdict(self).items() if name != "execute" or value is not None}
+        return told | ({"delay": self.delay} if self.latency is not None else {})
+
+    def chosen(self, chunk: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The actions of a chunk [T, D] that are executed.
+
+        Raises:
+            ValueError: when there are fewer.
+        """
+        if self.execute is not None and self.execute > len(chunk):
+            raise RequestError(f"eval.execute={self.execute}, but the policy gives {len(chunk)} action(s) at a time")
+        return chunk[: self.execute]
 
     def __str__(self) -> str:
         if self.mode == "blocking":
-            return self.mode
+            return self.mode if self.execute is None else f"{self.mode}, {self.execute} of a chunk"
         return f"{self.rate_hz:g} Hz, {self.latency:.2f} s latency"
 
 
 def measure_latency(policy: Actor, repeats: int = 5) -> float:
     """Median seconds from one picture to its action, after two that warm up."""
-    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    image, words = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8), "lift the red cube"
+    standing = getattr(policy, "standing", lambda image, words: Observation({"primary": image}, words))
     seconds = []
     for _ in range(repeats + 2):
         started = time.perf_counter()
-        policy.act([image], ["lift the red cube"])
+        ask(policy, [standing(image, words)])
         seconds.append(time.perf_counter() - started)
     return median(seconds[2:])
+
+
+def ask(policy: Actor, observations: Sequence[Observation]) -> NDArray[np.float64]:
+    """Chunks of actions float64 [B, T, D] for these observations.
+
+    Raises:
+        ValueError: when the policy's answer has another shape.
+    """
+    if hasattr(policy, "act_chunk"):
+        actions, shape = np.asarray(policy.act_chunk(observations), np.float64), "[B, T, D]"
+    else:
+        images, words = [seen.images["primary"] for seen in observations], [seen.instruction for seen in observations]
+        actions, shape = (
+            np.asarray(policy.act(images, words), np.float64),
+            "[B, D]",
+        )
+        actions = actions[:, None] if actions.ndim == 2 else actions
+    if actions.ndim != 3 or len(actions) != len(observations) or not actions.shape[1]:
+        raise ValueError(f"asked for {len(observations)} actions {shape}, the policy gave shape {list(actions.shape)}")
+    return actions
+
+
+def observed(seen: Mapping[str, np.ndarray], instruction: str, past: Sequence[Mapping[str, np.ndarray]]) -> Observation:
+    """What a world shows as an observation, `image` as the view `primary`, `wrist_image` as `wrist`.
+
+    Args:
+        seen: what the world shows now.
+        instruction: what the robot is told.
+        past: what it showed one step earlier, two steps earlier, and so on.
+    """
+    images = {}
+    for back, shown in enumerate([seen, *past]):
+        for key in (key for key in shown if key.endswith("image")):
+            camera = key.removesuffix("image").removesuffix("_") or "primary"
+            images[f"{camera}@-{back}" if back else camera] = shown[key]
+    return Observation(images, instruction, seen.get("proprio"))

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from openvla_lightning.env.base import RequestError, refusing
 from openvla_lightning.env.recorded import TrainingSteps
 from openvla_lightning.policy import Policy
 from openvla_lightning.processor import Processor
@@ -36,7 +37,7 @@ class StageError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Agreement:
     """One step on the way from picture to action: what is compared, whether it agrees, and what was seen."""
 
     name: str
@@ -63,7 +64,8 @@ def check_open_loop(
         ValueError: when there are no steps.
     """
     env.check()
-    policy = policy if isinstance(policy, Policy) else policy()
+    with refusing():
+        policy = policy if isinstance(policy, Policy) else policy()
     batches, statistics, _ = env.open(**policy.reads)
     parts: list[dict[str, np.ndarray]] = []
     names: list[str] = []
@@ -71,7 +73,7 @@ def check_open_loop(
         parts.append(_compare(policy, steps, statistics[steps[0].dataset_name]))
         names += [step.dataset_name for step in steps]
     if not parts:
-        raise ValueError("there are no training steps to look at")
+        raise RequestError("there are no training steps to look at")
     found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     measured: list[str] = ["token_accuracy", "l1", "l1_acting"]
     values = {name: float(found[name].mean()) for name in measured if name in found}
@@ -141,14 +143,14 @@ def _floats(processor: Processor, pixels: Tensor) -> Tensor:
 
 def _stages(
     found: dict[str, np.ndarray], policy: Policy, accuracy: float | None, datasets: Sequence[str]
-) -> list[Stage]:
+) -> list[Agreement]:
     pixels, units = float(found["pixels"].max()), float(found["units"].max())
     prompts, decoding = float(found["prompts"].mean()), float(found["decoding"].mean())
     stages = [
-        Stage("pictures", pixels < SAME_PIXELS, f"at most {pixels:.4f} apart"),
-        Stage("words", prompts == 1, f"{prompts:.1%} the same"),
-        Stage("decoding", decoding > SAME_TOKENS, f"{decoding:.1%} the same"),
-        Stage("units", units < SAME_ACTIONS, f"{policy.unnorm_key}, {units:.2g} apart"),
+        Agreement("pictures", pixels < SAME_PIXELS, f"at most {pixels:.4f} apart"),
+        Agreement("words", prompts == 1, f"{prompts:.1%} the same"),
+        Agreement("decoding", decoding > SAME_TOKENS, f"{decoding:.1%} the same"),
+        Agreement("units", units < SAME_ACTIONS, f"{policy.unnorm_key}, {units:.2g} apart"),
     ]
     logged = logged_accuracy(policy.provenance.get("path"), datasets)
     if logged is not None and accuracy is not None:
@@ -156,7 +158,7 @@ def _stages(
         noise += 3 * float(found["token_accuracy"].std()) / len(found["token_accuracy"]) ** 0.5
         text = f"{accuracy:.3f} now, {mean:.3f} ± {noise:.3f} then"
         # higher is no fault: training saw augmented pictures, and went on learning
-        stages.append(Stage("training log", accuracy >= mean - noise, text))
+        stages.append(Agreement("training log", accuracy >= mean - noise, text))
     return stages
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 
 from openvla_lightning.actions import ActionTokenizer
 from openvla_lightning.env.recorded import RecordedEpisode, Replay, Replayed, drive
-from openvla_lightning.evaluation.open_loop import Stage, StageError
+from openvla_lightning.evaluation.open_loop import Agreement, StageError
 from openvla_lightning.report.page import write_page
 from openvla_lightning.report.tables import markdown, table
+from openvla_lightning.runtime.progress import track
 from openvla_lightning.statistics import DatasetStatistics
 
 SAME_MOTION = 1e-4
@@ -44,7 +44,7 @@ def check_replay(env: Replay, folder: str | Path, console: Console | None = None
     world, statistics = env.world(), env.source.statistics
     pairs: list[tuple[RecordedEpisode, Replayed]] = []
     through_tokens = []
-    for episode in track(env.episodes(), "replaying", total=env.num_episodes, console=console, transient=True):
+    for episode in track(env.episodes(), "replaying", env.num_episodes, "episodes", console=console):
         pairs.append((episode, drive(world, episode, episode.executed)))
         through_tokens.append(drive(world, episode, as_tokens(episode.executed, statistics, env.num_bins)).success)
     world.close()
@@ -63,7 +63,7 @@ def as_tokens(actions: NDArray[np.float64], statistics: DatasetStatistics, num_b
     return statistics.unnormalise(tokenizer.decode(ids))
 
 
-def _stages(pairs: Sequence[tuple[RecordedEpisode, Replayed]], through_tokens: Sequence[bool]) -> list[Stage]:
+def _stages(pairs: Sequence[tuple[RecordedEpisode, Replayed]], through_tokens: Sequence[bool]) -> list[Agreement]:
     lengths = sum(len(recorded.images) == len(replayed.images) for recorded, replayed in pairs)
     first = max(_levels(recorded.images[0], replayed.images[0]) for recorded, replayed in pairs)
     motion = max(_furthest(recorded, replayed) for recorded, replayed in pairs)
@@ -74,12 +74,12 @@ def _stages(pairs: Sequence[tuple[RecordedEpisode, Replayed]], through_tokens: S
     succeeded, count = sum(replayed.success for _, replayed in pairs), len(pairs)
     rounded = sum(through_tokens)
     return [
-        Stage("first picture", first < SAME_PICTURE, f"at most {first:.2f} levels apart"),
-        Stage("motion", motion < SAME_MOTION, f"at most {motion:.2g} apart (m, rad, opening)"),
-        Stage("pictures", pictures < SAME_PICTURE, f"at most {pictures:.2f} levels apart"),
-        Stage("length", lengths == count, f"{lengths} of {count} episodes end when they did"),
-        Stage("success", succeeded == count, f"{succeeded} of {count} episodes"),
-        Stage("success through tokens", rounded >= THROUGH_TOKENS * count, f"{rounded} of {count} episodes"),
+        Agreement("first picture", first < SAME_PICTURE, f"at most {first:.2f} levels apart"),
+        Agreement("motion", motion < SAME_MOTION, f"at most {motion:.2g} apart (m, rad, opening)"),
+        Agreement("pictures", pictures < SAME_PICTURE, f"at most {pictures:.2f} levels apart"),
+        Agreement("length", lengths == count, f"{lengths} of {count} episodes end when they did"),
+        Agreement("success", succeeded == count, f"{succeeded} of {count} episodes"),
+        Agreement("success through tokens", rounded >= THROUGH_TOKENS * count, f"{rounded} of {count} episodes"),
     ]
 
 
@@ -95,7 +95,7 @@ def _furthest(recorded: RecordedEpisode, replayed: Replayed) -> float:
 
 
 def _write(
-    stages: Sequence[Stage],
+    stages: Sequence[Agreement],
     pairs: Sequence[tuple[RecordedEpisode, Replayed]],
     env: Replay,
     folder: Path,

@@ -25,7 +25,7 @@ LONGEST_NAME = 128
 
 
 class WandbLogger(LightningWandbLogger):
-    """Lightning's WandbLogger for a run's folder: a run that was begun there, and killed, goes on under its id.
+    """Lightning's WandbLogger for a run's folder. If it holds a killed run, logging continues under that run's id.
 
     Without an API key it writes offline, so that no run waits for one or loses its dashboard; `wandb sync` uploads it
     later. The environment variable WANDB_MODE has the last word. Config columns are the resolved config, `choices`

@@ -14,14 +14,15 @@ from openvla_lightning.model.llm import CausalLM
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Sampling:
     """How an id is chosen from logits.
 
     Args:
         temperature: 0 takes the most likely id; above, ids are drawn from softmax(logits / temperature).
         top_k: draws are among this many most likely ids; None: among all.
         within: the first id that may be chosen and the one after the last, for example the action ids; None: the whole
-            vocabulary, as released. The answer is the same whenever the most likely id of all lies within.
+            vocabulary, as released. This changes the result
+            only when the most likely id is outside the range.
 
     Raises:
         ValueError: for a negative temperature, fewer than one id, or an empty range.
@@ -70,7 +71,7 @@ class Choice:
         return llm.logits(hidden)[:, rows]
 
 
-MOST_LIKELY = Choice()
+MOST_LIKELY = Sampling()
 """As released: the most likely id of the whole vocabulary."""
 
 
@@ -79,7 +80,7 @@ def decode(
     embeddings: Tensor,
     lengths: Tensor | None,
     max_new_tokens: int,
-    choice: Choice = MOST_LIKELY,
+    choice: Sampling = MOST_LIKELY,
     noise: Tensor | None = None,
 ) -> Tensor:
     """Return a continuation, ids [B, max_new_tokens]; no end token stops it early.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from openvla_lightning.model.decoding import MOST_LIKELY, Choice
+from openvla_lightning.model.decoding import MOST_LIKELY, Sampling
 from openvla_lightning.model.llm import CausalLM
 from openvla_lightning.types import Inputs
 
@@ -36,7 +36,7 @@ class JacobiDecoder:
     """
 
     def __init__(
-        self, vla: "VLA", normalise: Callable[[Tensor], Tensor], choice: Choice = MOST_LIKELY, first: int = 0
+        self, vla: "VLA", normalise: Callable[[Tensor], Tensor], choice: Sampling = MOST_LIKELY, first: int = 0
     ) -> None:
         _check(choice)
         self.vla, self.normalise, self.choice, self.first = vla, normalise, choice, first
@@ -73,7 +73,7 @@ def decode_in_parallel(
     embeddings: Tensor,
     lengths: Tensor | None,
     count: int,
-    choice: Choice = MOST_LIKELY,
+    choice: Sampling = MOST_LIKELY,
     draft: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """What `decode` gives, ids [B, count], and how many passes it took; at most one more than `count`, but for ties.
@@ -132,12 +132,12 @@ def decode_in_parallel(
     return guess, passes
 
 
-def _check(choice: Choice) -> None:
+def _check(choice: Sampling) -> None:
     if choice.temperature:
         raise ValueError("parallel_exact writes the most likely ids: set temperature=0, or decoding=stepwise")
 
 
-def choose(llm: CausalLM, hidden: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+def choose(llm: CausalLM, hidden: Tensor, choice: Sampling) -> tuple[Tensor, Tensor]:
     """The most likely ids [B, N] after hidden states [B, N, dim], and where no rounding could make it another one."""
     logits = choice._logits(llm, hidden.flatten(0, 1))
     largest, second = logits.topk(2, dim=-1).values.unbind(-1)

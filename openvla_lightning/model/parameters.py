@@ -30,3 +30,25 @@ def floating(name: str) -> torch.dtype:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype={name!r} is not known; use float32, bfloat16 or float16")
     return dtype
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Resolve `auto`."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Resolve `auto` and names such as `bfloat16`.
+
+    Raises:
+        ValueError: for a name that is no floating dtype of torch.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if isinstance(dtype, str):
+        return floating(dtype)
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype} is not known; use auto, float32, bfloat16 or float16")
+    return dtype

@@ -1,12 +1,13 @@
 """The sequence that the language model reads: BOS, what the robot sees and feels, the text; and passes over it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
+from openvla_lightning.model.decoding import MOST_LIKELY, Sampling, decode
 from openvla_lightning.model.llm import CausalLM, next_token_loss
 from openvla_lightning.model.positions import at, left_padding, roll, visible
 from openvla_lightning.model.projector import MLP, Projector
@@ -129,7 +130,8 @@ class SequenceModel(nn.Module):
         language = None
         if self.film is not None:
             text = self.language_model.embed(inputs.input_ids)
-            counted = inputs.attention_mask if self.film == "masked" else torch.ones_like(inputs.input_ids)
+            padding = self.film == "released" and self.training  # released policies act on one row, without any
+            counted = torch.ones_like(inputs.input_ids) if padding else inputs.attention_mask
             counted = counted.bool().scatter(1, inputs.places[:, :written] + 1, False)
             language = (text * counted[..., None]).sum(1) / counted.sum(1, keepdim=True)
         return self.projector(self.vision_backbone(inputs.pixel_values, language))
@@ -138,7 +140,7 @@ class SequenceModel(nn.Module):
         self,
         inputs: "Inputs",
         *,
-        slots: Tensor | None = None,
+        slots: Tensor | Callable[[], Tensor] | None = None,
         extra: Tensor | None = None,
         causal: bool = True,
         visual: Tensor | None = None,
@@ -153,7 +155,8 @@ class SequenceModel(nn.Module):
             inputs: normalised `pixel_values` [B, 3 * towers * V, H, W], `input_ids` [B, L] with padding on the right,
                 `attention_mask`, `places` [B, K], and `proprio` [B, P] where the model reads it.
             slots: embeddings [B, N, dim] that stand in for those of the first N tokens at `places`: zeros for parallel
-                decoding, projected noisy actions for diffusion.
+                decoding, projected noisy actions for diffusion. Or a function that gives them, for a head whose module
+                makes them: under FSDP it can only be called inside one of the model's passes.
             extra: embeddings [B, E, dim] of further tokens before the text, such as a diffusion timestep.
             causal: whether a position sees only what came before it; False: all that is no padding.
             visual: what `see` gave for the same inputs, for whoever asks more than once.
@@ -174,13 +177,18 @@ class SequenceModel(nn.Module):
         return self.language_model.logits(at(self.language_model.decode(embeddings, mask, causal=False), places))
 
     def _sequence(
-        self, inputs: "Inputs", slots: Tensor | None, extra: Tensor | None, visual: Tensor | None
+        self,
+        inputs: "Inputs",
+        slots: Tensor | Callable[[], Tensor] | None,
+        extra: Tensor | None,
+        visual: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """What `states` gives to the language model: embeddings [B, S, dim], what is no padding, and where to read.
 
         The mask is bool [B, S], or None where all of it is known to be seen; the positions are int64 [B, K].
         """
         text = self.language_model.embed(inputs.input_ids)
+        slots = slots() if callable(slots) else slots
         if slots is not None:
             written = inputs.places[:, : slots.shape[1]] + 1
             rows = torch.arange(len(text), device=text.device)[:, None].expand_as(written)
@@ -271,7 +279,7 @@ class SequenceModel(nn.Module):
         attention_mask: Tensor | None = None,
         proprio: Tensor | None = None,
         max_new_tokens: int = 7,
-        choice: Choice = MOST_LIKELY,
+        choice: Sampling = MOST_LIKELY,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Ids [B, max_new_tokens] after prompts, plainly; `StaticDecoder` gives the same sooner.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from openvla_lightning.model.decoding import MOST_LIKELY, Choice, decode
+from openvla_lightning.model.decoding import MOST_LIKELY, Sampling, decode
 from openvla_lightning.model.llm import FAMILIES
 from openvla_lightning.types import Inputs
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BUCKET = 16
-"""Where shapes are captured or compiled, prompts are padded to a multiple of so many tokens, and batches by repeating
-their last row to a power of two, so that there are few."""
+"""To keep the number of captured or compiled shapes small, prompts are padded to a multiple of this many tokens, and
+batches to a power of two by repeating their last row."""
 
 
 @dataclass(slots=True)
-class _Action:
+class _Buffers:
     """The tensors of one action, or of one batch of them. A graph reads the first five and fills the others.
 
     Attributes:
         pixels: uint8 [B, 3V, H, W].
         input_ids: int64 [B, L], padding on the right.
         text_lengths: int64 [B], without padding.
-        noise: see `Choice.noise`.
+        noise: see `Sampling.noise`.
         proprio: float32 [B, P], where the model reads it.
         embeddings: of prompt and visual tokens [B, S, dim].
         prefix: how many of them stand between BOS and the other text.
@@ -83,8 +83,9 @@ class StaticDecoder:
         vla: in its place, in `eval`.
         normalise: uint8 [B, 3V, H, W] -> float [B, 3 * towers * V, H, W] on any device (`ImageTransform.normalise`).
         choice: how ids are chosen.
-        compile: compile the language model's layer, once for all layers; the third shape of inputs is the last to be
-            compiled for. None: on a GPU; on a CPU it costs more than it gives back. Not with bitsandbytes' layers.
+        compile: compile the language model's layer, once for all layers. At most three versions are compiled; the third
+            serves all further shapes. None: on a GPU; on a CPU it costs more than it gives back. bitsandbytes' layers
+            are never compiled.
         graph: capture each stage as a CUDA graph. None: on a GPU, but not for bitsandbytes' 8 bits, which look at
             values on the way.
     """
@@ -93,7 +94,7 @@ class StaticDecoder:
         self,
         vla: "VLA",
         normalise: Callable[[Tensor], Tensor],
-        choice: Choice = MOST_LIKELY,
+        choice: Sampling = MOST_LIKELY,
         compile: bool | None = None,
         graph: bool | None = None,
     ) -> None:
@@ -105,7 +106,7 @@ class StaticDecoder:
         self.graph = self._static and (gpu and bits != 8 if graph is None else graph)
         self.compile = self._static and (gpu and bits is None if compile is None else compile)
         self._layer = torch.compile(_layer) if self.compile else _layer
-        self._captured: dict[tuple[int, ...], tuple[_Action, list[Callable[[], None]]]] = {}
+        self._captured: dict[tuple[int, ...], tuple[_Buffers, list[Callable[[], None]]]] = {}
         self._pool: Any = None
 
     @torch.inference_mode()
@@ -141,7 +142,7 @@ class StaticDecoder:
             clock(name)
         return action.ids[: len(inputs)].clone()
 
-    def _arranged(self, inputs: Inputs, count: int, generator: torch.Generator | None) -> _Action:
+    def _arranged(self, inputs: Inputs, count: int, generator: torch.Generator | None) -> _Buffers:
         """Padding goes to the right, where causal attention never looks; shapes become those that others share."""
         pixels, mask, proprio = inputs.pixel_values, inputs.attention_mask, inputs.proprio
         lengths = mask.long().sum(1)
@@ -154,19 +155,19 @@ class StaticDecoder:
             pixels, ids, lengths = pixels[rows], ids[rows], lengths[rows]
             proprio = None if proprio is None else proprio[rows]
         noise = self.choice.noise(self.vla.llm, len(ids), count, generator)
-        return _Action(pixels, ids, lengths, noise, proprio, count)
+        return _Buffers(pixels, ids, lengths, noise, proprio, count)
 
     @property
-    def _stages(self) -> list[Callable[[_Action], None]]:
+    def _stages(self) -> list[Callable[[_Buffers], None]]:
         return [self._see, self._read, self._write] if self._static else [self._see, lambda action: None, self._plainly]
 
-    def _see(self, action: _Action) -> None:
+    def _see(self, action: _Buffers) -> None:
         ids, lengths = action.input_ids, action.text_lengths
         mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         action.embeddings, prefix = self.vla.prompt(self._normalise(action.pixels), ids, mask, action.proprio)
         action.prefix = prefix.shape[1]
 
-    def _read(self, action: _Action) -> None:
+    def _read(self, action: _Buffers) -> None:
         """Image and prompt in one pass."""
         llm, embeddings = self.vla.llm, action.embeddings
         action.layers = [_KeysValues(action.count - 1) for _ in llm.model.layers]
@@ -175,7 +176,7 @@ class StaticDecoder:
         rows = torch.arange(len(hidden), device=hidden.device)
         action.last = hidden[rows, action.text_lengths + action.prefix - 1]
 
-    def _write(self, action: _Action) -> None:
+    def _write(self, action: _Buffers) -> None:
         """One id after the other. Row by row they go to the same place, right of all padding, which a mask hides."""
         llm, last = self.vla.llm, action.last
         device, width = last.device, action.input_ids.shape[1] + action.prefix
@@ -192,7 +193,7 @@ class StaticDecoder:
             ids.append(self.choice.ids(llm, hidden[:, -1], draws[step + 1]))
         action.ids = torch.stack(ids, dim=1)
 
-    def _decode(self, action: _Action, hidden: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+    def _decode(self, action: _Buffers, hidden: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         decoder = self.vla.llm.model
         self.vla.llm.attend_without_mask()
         rotary = decoder.rotary_emb(hidden, positions)
@@ -201,15 +202,17 @@ class StaticDecoder:
         norm = decoder.final_layernorm if hasattr(decoder, "final_layernorm") else decoder.norm
         return norm(hidden)
 
-    def _plainly(self, action: _Action) -> None:
+    def _plainly(self, action: _Buffers) -> None:
         lengths = action.text_lengths + action.prefix
         action.ids = decode(self.vla.llm, action.embeddings, lengths, action.count, self.choice, action.noise)
 
-    def _ready(self, given: _Action) -> tuple[_Action, list[Callable[[], None]]]:
+    def _ready(self, given: _Buffers) -> tuple[_Buffers, list[Callable[[], None]]]:
         """The graphs for these shapes, captured when they are new, with `given` copied to where they read."""
         key = (*given.pixels.shape, *given.input_ids.shape, given.count)
         if key not in self._captured:
-            action = _Action(given.pixels, given.input_ids, given.text_lengths, given.noise, given.proprio, given.count)
+            action = _Buffers(
+                given.pixels, given.input_ids, given.text_lengths, given.noise, given.proprio, given.count
+            )
             _move(action, self.device)
             self._captured[key] = action, self._capture(action)
         action, stages = self._captured[key]
@@ -219,7 +222,7 @@ class StaticDecoder:
                 getattr(action, name).copy_(value.pin_memory(), non_blocking=True)
         return action, stages
 
-    def _capture(self, action: _Action) -> list[Callable[[], None]]:
+    def _capture(self, action: _Buffers) -> list[Callable[[], None]]:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles, and makes what libraries make on first use
@@ -240,7 +243,7 @@ class StaticDecoder:
 _INPUTS = ("pixels", "input_ids", "text_lengths", "noise", "proprio")
 
 
-def _move(action: _Action, device: torch.device) -> None:
+def _move(action: _Buffers, device: torch.device) -> None:
     for name in _INPUTS:
         value = getattr(action, name)
         setattr(action, name, None if value is None else value.to(device))

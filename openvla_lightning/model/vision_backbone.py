@@ -26,9 +26,8 @@ class VisionBackbone(nn.Module):
     Args:
         towers: name -> timm model id, or name -> {"id": timm model id, **keyword arguments of the timm model}.
             The order is the order of channels in `pixel_values` and in the features. Keys of ours: `mean` and `std`
-            of the pixels (for the processor), `pos_embed_std` of learned positions' random start. timm starts them
-            at 0.02, next to which a convolutional stem's output is fifty times as large: where a thing is then
-            takes long to learn.
+            of the pixels (for the processor), `pos_embed_std` of learned positions' random start. timm's default of
+            0.02 is a fiftieth of a convolutional stem's output, so positions are learnt slowly.
         image_size: side of the square input, in pixels.
         fusion: `channel` joins the towers' features of one patch (released); `sequence` keeps them as separate tokens,
             as wide as the widest tower's, zero where a tower has less.

@@ -52,8 +52,9 @@ class VLA(SequenceModel):
         dtype: of the weights that come from there: `bfloat16` halves a frozen model. None: torch's default.
         action_head: whose module, if it has one, the model gets as `action_head`, in float32.
         proprio_dim: P, how many numbers of proprioception the model reads, as one token after the patches; None: none.
-        film: let the instruction scale and shift what the towers see: `released` takes the mean over the padding of a
-            batch, too, as OpenVLA-OFT does, `masked` over the text alone; true means `released`. None or false: not.
+        film: let the instruction scale and shift what the towers see: in training `released` takes the mean over the
+            padding of a batch, too, as OpenVLA-OFT does, `masked` over the text alone; true means `released`. None or
+            false: not.
 
     Attributes:
         norm_stats: dataset name -> action statistics in the released layout, for un-normalising.

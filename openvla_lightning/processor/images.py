@@ -1,7 +1,7 @@
 """Images -> `pixel_values`, as the released processor makes them."""
 
-import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -112,15 +112,30 @@ class ImageTransform:
 
 
 def center_crop(images: Tensor, area: float) -> Tensor:
-    """Keep the middle `area` of uint8 images [B, H, W, 3] and scale it up again, as the released evaluation does.
+    """Keep the middle `area` of uint8 images [B, H, W, 3] and scale it up again, bit-equal to the released evaluation.
 
-    That code is `tf.image.crop_and_resize` (bilinear, corners aligned) between two `convert_image_dtype`s.
+    That code is `tf.image.crop_and_resize` (bilinear, corners aligned) between two `convert_image_dtype`s, in float32
+    and in this order.
     """
-    side = math.sqrt(area)
-    _, height, width, _ = images.shape
-    ys = torch.linspace(-side, side, height)
-    xs = torch.linspace(-side, side, width)
-    grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).expand(len(images), -1, -1, -1)
-    floats = images.permute(0, 3, 1, 2).float() / 255
-    cropped = torch.nn.functional.grid_sample(floats, grid, mode="bilinear", align_corners=True)
-    return (cropped.clamp(0, 1) * 255.5).to(torch.uint8).permute(0, 2, 3, 1)
+    (up, down, y), (left, right, x) = (_crop_lines(length, area) for length in images.shape[1:3])
+    floats = images.float() * float(np.float32(1 / 255))
+    upper, lower = floats[:, up], floats[:, down]
+    upper = upper[:, :, left] + (upper[:, :, right] - upper[:, :, left]) * x[:, None]
+    lower = lower[:, :, left] + (lower[:, :, right] - lower[:, :, left]) * x[:, None]
+    return ((upper + (lower - upper) * y[:, None, None]).clamp(0, 1) * 255.5).to(torch.uint8)
+
+
+@cache
+def _crop_lines(length: int, area: float) -> tuple[Tensor, Tensor, Tensor]:
+    """For each line of a crop as long as the image: between which of its lines it lies, and how near the second."""
+    one, span = np.float32(1), np.float32(length - 1)
+    side = np.sqrt(np.float32(area))
+    first, last = (one - side) / np.float32(2), (one + side) / np.float32(2)
+    place = first * span + np.arange(length, dtype=np.float32) * ((last - first) * span / max(span, one))
+    low = np.floor(place)
+    high = np.minimum(np.ceil(place), span)
+    return (
+        torch.from_numpy(low.astype(np.int64)),
+        torch.from_numpy(high.astype(np.int64)),
+        torch.from_numpy(place - low),
+    )

@@ -18,18 +18,15 @@ from openvla_lightning.model.vision_backbone import pixel_statistics
 from openvla_lightning.plugins import USUAL_HEAD, describe, rebuild
 from openvla_lightning.processor.gate import accepted
 from openvla_lightning.processor.images import ImageTransform, ResizeStrategy
-from openvla_lightning.processor.prompt import PromptKind, build_prompt
-from openvla_lightning.processor.tokenizer import load_tokenizer
-from openvla_lightning.types import IGNORE_INDEX, Batch, Inputs, Observation, Step, learnt_places, views_of
+from openvla_lightning.processor.prompt import PromptKind
+from openvla_lightning.processor.text import TextProcessor
+from openvla_lightning.types import Batch, Inputs, Observation, Step, views_of
 
 ImageLike = Image.Image | NDArray[np.uint8]
-_SPACE = "▁"
-MOST_TOKENS_A_BYTE, ROOM = 12, 128
-"""Most tokens that a byte of an instruction becomes (some ligatures are written out), and those of the prompt."""
 Given = TypeVar("Given", bound=Inputs)
 
 
-class Processor:
+class Processor(TextProcessor):
     """Makes the model's inputs, for training and for acting, from one set of settings.
 
     Text is BOS, the prompt, then (where the tokenizer is a SentencePiece one) the lone space that the released model
@@ -71,16 +68,10 @@ class Processor:
             raise ValueError("give either towers, or both means and stds")
         if means is None or stds is None:
             means, stds = pixel_statistics(towers or {})
-        self.action_head = action_head
+        super().__init__(action_head, tokenizer, prompt, pad_token_id, max_length)
         self.transform = ImageTransform(image_size, means, stds, resize_strategy, crop_area)
-        self.prompt, self.max_length = prompt, max_length
         self.views, self.cameras, self.history = views_of(cameras, history), tuple(cameras), history
         self.proprio = proprio
-        build_prompt("check the prompt kind", prompt)
-        self._tokenizer_name = str(tokenizer)
-        self._pad_token_id = pad_token_id
-        self._tokenizer: Any = None
-        self._prompt_ids: dict[str, list[int]] = {}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -136,67 +127,6 @@ class Processor:
         if self._tokenizer_name != "tiny":
             self.tokenizer.save_pretrained(folder)
 
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer, loaded when first used, so that composing a recipe needs no download."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._tokenizer_name)
-        return self._tokenizer
-
-    @property
-    def eos_token_id(self) -> int:
-        """Id that ends an action."""
-        return self.tokenizer.eos_token_id
-
-    @property
-    def pad_token_id(self) -> int:
-        """Id on padded positions; the released tokenizer's `<PAD>` is its first id above 32000 words."""
-        if self._pad_token_id is not None:
-            return self._pad_token_id
-        pad = self.tokenizer.pad_token_id
-        return self.eos_token_id if pad is None else pad
-
-    def prompt_ids(self, instruction: str) -> list[int]:
-        """Ids of BOS, prompt and, for a SentencePiece tokenizer, the lone space before the action.
-
-        Raises:
-            ValueError: when the prompt leaves no room within `max_length`.
-        """
-        if (known := self._prompt_ids.get(instruction)) is not None:
-            return known
-        ids = [self._bos(), *self._text(build_prompt(instruction, self.prompt)), *self._lone_space()]
-        if len(ids) >= self.max_length:
-            raise ValueError(f"the instruction takes {len(ids)} tokens of {self.max_length}: {instruction[:60]!r}...")
-        if len(self._prompt_ids) < 100_000:
-            self._prompt_ids[instruction] = ids
-        return ids
-
-    def refuses(self, instruction: str, dim: int) -> str | None:
-        """Why no step with this instruction and `dim` action dimensions can be collated; None when it can be."""
-        blank = torch.zeros(1, self.action_head.action_chunk, dim)
-        answer = len(self.action_head.write(blank, 1, dim, self.eos_token_id)[0])
-        try:
-            if len(accepted(instruction).encode()) * MOST_TOKENS_A_BYTE + ROOM + answer < self.max_length:
-                return None  # most texts need no tokenizer
-            tokens = len(self.prompt_ids(instruction)) + answer
-        except ValueError as error:
-            return str(error)
-        return None if tokens <= self.max_length else f"it takes {tokens} tokens of {self.max_length}"
-
-    def _bos(self) -> int:
-        # Tokenizers without BOS start with their end-of-text id, so that visual tokens always follow one such id.
-        known = self.tokenizer.bos_token_id
-        return self.eos_token_id if known is None else known
-
-    def _text(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _lone_space(self) -> list[int]:
-        if self._tokenizer_name == "tiny":
-            return []
-        index = self.tokenizer.get_vocab().get(_SPACE)
-        return [] if index is None else [index]
-
     def collate(self, steps: Sequence[Step]) -> Batch:
         """Make a training batch.
 
@@ -224,27 +154,25 @@ class Processor:
         pixels = self.transform.normalise(inputs.pixel_values)
         return replace(inputs, pixel_values=pixels if dtype is None else pixels.to(dtype))
 
-    def _written(self, instructions: Sequence[str], actions: Tensor | None, dim: int) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask`, `labels` and `places` of prompts and of what the head writes after them.
+    @property
+    def reads(self) -> dict[str, Any]:
+        """What a DataModule has to serve: arguments of `VLADataModule`."""
+        served = {"image_size": self.transform.image_size, "cameras": self.cameras, "history": self.history}
+        return {**served, "proprio": self.proprio, "action_chunk": self.action_head.action_chunk}
 
-        Raises:
-            ValueError: when a text is longer than `max_length`.
-        """
-        prompts = [self.prompt_ids(text) for text in instructions]
-        written = self.action_head.write(actions, len(prompts), dim, self.eos_token_id)
-        lengths = [len(prompt) + len(ids) for prompt, ids in zip(prompts, written, strict=True)]
-        width = max(lengths)
-        if width > self.max_length:
-            raise ValueError(f"prompt and action take {width} tokens, more than max_length={self.max_length}")
-        pad, hidden = self.pad_token_id, IGNORE_INDEX
-        rows = list(zip(prompts, written, lengths, strict=True))
-        labels = torch.tensor([[hidden] * len(prompt) + ids + [hidden] * (width - n) for prompt, ids, n in rows])
-        return {
-            "input_ids": torch.tensor([prompt + ids + [pad] * (width - n) for prompt, ids, n in rows]),
-            "attention_mask": torch.arange(width) < torch.tensor(lengths)[:, None],
-            "labels": labels,
-            "places": learnt_places(labels),
-        }
+    @property
+    def needs(self) -> str:
+        """What the model sees and is told, in words."""
+        told = " and is told its robot's proprioception" if self.proprio else ""
+        return f"looks at {', '.join(self.views)}{told}"
+
+    def check(self, seen: Observation) -> None:
+        """Raise ValueError when an observation lacks what the model needs, saying what that is."""
+        if absent := [view for view in self.views if view not in seen.images]:
+            has = ", ".join(seen.images) or "none"
+            raise ValueError(f"this policy {self.needs}: there is no image {', '.join(absent)}, but {has}")
+        if self.proprio and seen.proprio is None:
+            raise ValueError(f"this policy {self.needs}: there is no proprio")
 
     def _pixels(self, observations: Sequence[Observation], owners: Sequence[str] | None = None) -> Tensor:
         """uint8 [B, 3V, H, W]."""

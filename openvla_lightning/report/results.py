@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any, Self
 
+from openvla_lightning.runtime.files import below
+
 FILE_NAME = "results.json"
 FORMAT = 1
 """Version of the layout of results.json, written into it."""
@@ -215,8 +217,8 @@ def find_results(paths: Sequence[str | Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
-        below = sorted(path.rglob(FILE_NAME), key=lambda file: (file.stat().st_mtime_ns, file))
-        found |= dict.fromkeys([path] if path.is_file() else below)
+        there = sorted(below(path, FILE_NAME), key=lambda file: (file.stat().st_mtime_ns, file))
+        found |= dict.fromkeys([path] if path.is_file() else there)
     if not found:
         raise FileNotFoundError(
             f"no {FILE_NAME} in {', '.join(map(str, paths))}: evaluate something first, with `python evaluate.py`"

@@ -14,6 +14,7 @@ from openvla_lightning.report.page import write_page
 from openvla_lightning.report.paper import reported
 from openvla_lightning.report.results import Results, find_results, success_rate
 from openvla_lightning.report.tables import Rows, markdown, table
+from openvla_lightning.runtime.files import below
 
 FILE_NAME = "costs.json"
 """What `callbacks.Costs` leaves in the folder of a run."""
@@ -33,7 +34,7 @@ RUNS_OWN = (
 
 def find_runs(folder: str | Path) -> list[Path]:
     """Folders of finished training runs at or below `folder`, in the order of their names (numbers as numbers)."""
-    runs = [path.parent for path in Path(folder).rglob(FILE_NAME)]
+    runs = [path.parent for path in below(folder, FILE_NAME)]
     return sorted(runs, key=lambda run: [(len(part), part) for part in run.parts])
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from openvla_lightning.report.chart import draw_chart
 from openvla_lightning.report.comparison import SIGNIFICANT, compare_all, power, task_mean
-from openvla_lightning.report.offline import CAVEAT, offline_lines, offline_rows
+from openvla_lightning.report.held_out import CAVEAT, offline_lines, offline_rows
 from openvla_lightning.report.page import escape, write_page
 from openvla_lightning.report.paper import SUCCESS
 from openvla_lightning.report.results import Results, SuccessRate, find_results, success_rate

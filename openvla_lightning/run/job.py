@@ -20,7 +20,7 @@ def in_sweep() -> bool:
 
 
 def overrides() -> list[str]:
-    """What this job was told, but for whether to go on."""
+    """This job's overrides, without `ckpt_path`."""
     return [text for text in HydraConfig.get().overrides.task if not text.startswith("ckpt_path=")]
 
 

@@ -56,7 +56,9 @@ class Service:
         rate_hz: float | None = None,
     ) -> None:
         self.policy, self.deadline, self.max_bytes, self.rate_hz = policy, deadline, max_bytes, rate_hz
-        self.reader = Reader(policy.processor.transform.resize, policy.norm_stats, max_pixels)
+        processor = policy.processor
+        views, told = processor.views, processor.proprio
+        self.reader = Reader(processor.transform.resize, policy.norm_stats, max_pixels, views, told)
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.answers = Counter(
@@ -72,13 +74,15 @@ class Service:
         batches = Histogram(
             "openvla_batch_size", "Robots acted on together", buckets=BATCH_SIZES, registry=self.registry
         )
-        self.batcher = Batcher(policy.act, max_batch, max_wait, max_queue, batches.observe)
+        self.batcher = Batcher(policy.act_chunk, max_batch, max_wait, max_queue, batches.observe)
         Gauge("openvla_queue", "Requests that wait", registry=self.registry).set_function(self.batcher.waiting)
         self.open = 0
         """Requests being answered."""
+        self.warnings: list[str] = []
+        """Limits that cannot be kept at the measured speed; for /health."""
 
     async def act(self, transport: str, began: float, read: Callable[[], Question]) -> tuple[Question, np.ndarray]:
-        """Read and answer a question.
+        """Read and answer a question: with an action [D], or where a chunk is asked for with [T, D].
 
         Raises:
             Refused: when there is no action.
@@ -89,11 +93,11 @@ class Service:
             allowed = min(allowed, question.deadline_ms / 1000)
         future = self.batcher.submit(question, began + allowed)
         try:
-            action = await asyncio.wait_for(asyncio.wrap_future(future), began + allowed - time.monotonic())
+            chunk = await asyncio.wait_for(asyncio.wrap_future(future), began + allowed - time.monotonic())
         except TimeoutError:
             raise stale() from None
         self.latency.labels(transport).observe(time.monotonic() - began)
-        return question, action
+        return question, chunk if question.chunk else chunk[0]
 
     def counted(self, transport: str, refusal: Refused | None) -> None:
         """Count an answer."""
@@ -169,8 +173,8 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
                 service.open += 1
                 try:
                     data = message.get("bytes") or b""
-                    _, action = await service.act("ws", began, partial(service.reader.from_msgpack, data))
-                    answer: dict[str, Any] = {"action": action.tolist()}
+                    question, action = await service.act("ws", began, partial(service.reader.from_msgpack, data))
+                    answer: dict[str, Any] = {"actions" if question.chunk else "action": action.tolist()}
                 except Refused as error:
                     refusal, answer = error, error.body
                 try:
@@ -183,8 +187,11 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
 
     @app.get("/health")
     async def health() -> Response:
-        well = service.batcher.alive
-        return JSONResponse({"status": "ok" if well else "stopping"}, 200 if well else 503)
+        if not service.batcher.alive:
+            return JSONResponse({"status": "stopping"}, 503)
+        if service.warnings:
+            return JSONResponse({"status": "too_slow", "warnings": service.warnings})
+        return JSONResponse({"status": "ok"})
 
     @app.get("/info")
     async def info() -> Response:

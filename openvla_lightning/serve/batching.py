@@ -12,9 +12,10 @@ import numpy as np
 
 from openvla_lightning.serve.errors import Refused
 from openvla_lightning.serve.reading import Question
+from openvla_lightning.types import Observation
 
 log = logging.getLogger(__name__)
-Act = Callable[[list[np.ndarray], list[str], list[str | None]], np.ndarray]
+Act = Callable[[list[Observation], list[str | None]], np.ndarray]
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Batcher:
     """A thread that has the model to itself, and a bounded queue in front of it.
 
     Args:
-        act: images, instructions, unnorm_keys -> actions, as `Policy.act`.
+        act: observations, unnorm_keys -> chunks of actions [B, T, D], as `Policy.act_chunk`.
         max_batch: questions acted on together.
         max_wait: seconds to wait for more of them; at 0 those that came while the model worked are taken.
         max_queue: questions that may wait.
@@ -67,8 +68,8 @@ class Batcher:
             until: on `time.monotonic`'s clock; later nobody acts on it any more.
 
         Returns:
-            The future action, float64 [D]. It raises Refused: 504 when stale, 422 when the policy cannot act on it, 500
-            when the policy fails.
+            The future actions, float64 [T, D]. It raises Refused: 504 when stale, 422 when the policy cannot act on it,
+            500 when the policy fails.
 
         Raises:
             Refused: 503, when too many wait or the server stops.
@@ -120,7 +121,7 @@ class Batcher:
         self._on_batch(len(batch))
         asked = [waiting.question for waiting in batch]
         try:
-            actions = self._act([q.image for q in asked], [q.instruction for q in asked], [q.unnorm_key for q in asked])
+            actions = self._act([q.observation for q in asked], [q.unnorm_key for q in asked])
             if len(actions) != len(batch):
                 raise RuntimeError(f"{len(actions)} actions for {len(batch)} questions")
         except Exception as error:

@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,11 @@ from openvla_lightning.data.images import decode
 from openvla_lightning.processor.gate import accepted
 from openvla_lightning.serve.errors import Refused
 from openvla_lightning.statistics import UnknownDatasetError, choose_key
+from openvla_lightning.types import Observation, key_of
 
-FIELDS = {"image", "instruction", "unnorm_key", "deadline_ms"}
+OPTIONAL = ("proprio", "unnorm_key", "deadline_ms", "chunk")
+MOST_NUMBERS = 1000
+"""Longest proprioception."""
 MAX_WORDS = 1000
 """Longest instruction, in characters."""
 MAX_ASPECT = 4
@@ -27,20 +30,20 @@ UINT8 = ("|u1", "<u1", ">u1", "u1", "uint8")
 
 @dataclass(frozen=True)
 class Question:
-    """One robot asking for one action.
+    """One robot asking for an action, or for a chunk of them.
 
     Attributes:
-        image: uint8 [S, S, 3], already as large as the model sees it.
-        instruction: what to do.
+        observation: what it sees, each image uint8 [S, S, 3] already as large as the model sees it, is told, and feels.
         unnorm_key: whose units; None: those of the policy.
         deadline_ms: after how long the robot no longer wants the answer; None: as the server says.
+        chunk: all actions that the policy gives at a time are wanted, not the first alone.
         encoded: asked in the released way for clients without json_numpy, and to be answered so.
     """
 
-    image: NDArray[np.uint8]
-    instruction: str
+    observation: Observation
     unnorm_key: str | None = None
     deadline_ms: float | None = None
+    chunk: bool = False
     encoded: bool = False
 
 
@@ -51,6 +54,8 @@ class Reader:
         resize: an image of any size -> uint8 [S, S, 3], as the policy's own preprocessing does first.
         norm_stats: unnorm_key -> statistics, of the policy.
         max_pixels: largest image.
+        views: what the policy looks at; each comes under its own name (see `types.key_of`).
+        proprio: whether the policy is told it.
     """
 
     def __init__(
@@ -58,8 +63,12 @@ class Reader:
         resize: Callable[[Image.Image | NDArray[np.uint8]], NDArray[np.uint8]],
         norm_stats: Mapping[str, Any],
         max_pixels: int,
+        views: Sequence[str] = ("primary",),
+        proprio: bool = False,
     ) -> None:
         self.resize, self.norm_stats, self.max_pixels = resize, norm_stats, max_pixels
+        self.images = {key_of(view): view for view in views}
+        self.needed = {*self.images, "instruction", *(["proprio"] if proprio else [])}
 
     def from_json(self, body: bytes) -> Question:
         """Read what the released client posts: json_numpy, or `{"encoded": "<json_numpy>"}`.
@@ -89,8 +98,8 @@ class Reader:
     def _question(self, fields: Any, encoded: bool) -> Question:
         if not isinstance(fields, dict):
             raise Refused(400, "bad_request", 'expected an object {"image": ..., "instruction": ...}')
-        if not {"image", "instruction"} <= set(fields) or not set(fields) <= FIELDS:
-            known = "image, instruction, and if wanted unnorm_key and deadline_ms"
+        if not self.needed <= set(fields) or not set(fields) <= {*self.needed, *OPTIONAL}:
+            known = f"{', '.join(sorted(self.needed))}, and if wanted {', '.join(OPTIONAL)}"
             raise Refused(400, "bad_request", f"expected the fields {known}; got {_shown(sorted(map(str, fields)))}")
         instruction = _text(fields["instruction"], "instruction")
         key = fields.get("unnorm_key")
@@ -101,7 +110,11 @@ class Reader:
             isinstance(deadline, bool) or not isinstance(deadline, int | float) or not 0 < deadline < 1e9
         ):
             raise Refused(422, "wrong_deadline", f"deadline_ms is a positive number, not {_shown(deadline)}")
-        return Question(self._image(fields["image"]), instruction, key, deadline, encoded)
+        if not isinstance(chunk := fields.get("chunk", False), bool):
+            raise Refused(422, "wrong_chunk", f"chunk is true or false, not {_shown(chunk)}")
+        images = {view: self._image(fields[name]) for name, view in self.images.items()}
+        proprio = None if fields.get("proprio") is None else _numbers(fields["proprio"])
+        return Question(Observation(images, instruction, proprio), key, deadline, chunk, encoded)
 
     def _key(self, key: str) -> str:
         try:
@@ -197,6 +210,14 @@ def _text(value: Any, name: str) -> str:
         return accepted(value)
     except ValueError as error:
         raise Refused(422, f"wrong_{name}", f"{name}: {error}") from None
+
+
+def _numbers(value: Any) -> NDArray[np.float32]:
+    """Proprioception: a list of finite numbers."""
+    known = isinstance(value, list) and 0 < len(value) <= MOST_NUMBERS
+    if not known or any(isinstance(x, bool) or not isinstance(x, int | float) or not abs(x) < 1e30 for x in value):
+        raise Refused(422, "wrong_proprio", f"proprio is a list of finite numbers, not {_shown(value)}")
+    return np.array(value, np.float32)
 
 
 def _wrong_image(detail: str) -> Refused:

@@ -81,8 +81,6 @@ def test_padding_to_a_shared_shape_changes_nothing(vla: VLA, head: ActionHead) -
     assert len(wide) == 4
     assert wide.input_ids.shape[1] % 16 == 0
     decode = head.decoder(vla, acting(options={"temperature": 0.0}) if isinstance(head, TokenHead) else acting())
-    if isinstance(head, DiffusionHead):  # rows draw their noise one after the other
-        wide = wide.rows(0, len(given))
     narrow = decode(given, 3, torch.Generator().manual_seed(1))
     wider = decode(wide, 3, torch.Generator().manual_seed(1))[: len(given)]
     same(wider, narrow, head)
@@ -92,8 +90,6 @@ def test_a_row_is_what_it_is_alone(vla: VLA, head: ActionHead) -> None:
     given = inputs(head)
     decode = head.decoder(vla, acting())
     together = decode(given, 3, torch.Generator().manual_seed(1))
-    if isinstance(head, DiffusionHead):
-        together = together[:1]
     for row in range(len(together)):
         width = int(given.attention_mask[row].sum())
         own = given.rows(row, row + 1)

@@ -16,10 +16,10 @@ from openvla_lightning.statistics import DatasetStatistics
 pytestmark = pytest.mark.golden
 
 
-def worlds(whole_golden: Path) -> list[tuple[Numbers, Any]]:
+def worlds(golden: Path) -> list[tuple[Numbers, Any]]:
     """The released policies, and what stands for a VLA: its head's network, and the hidden states that it saw."""
     found = []
-    for path in sorted((whole_golden / "heads" / "cogact").rglob("policy.npz")):
+    for path in sorted((golden / "heads" / "cogact").rglob("policy.npz")):
         numbers = Numbers(path)
         width = numbers["forward/hidden"].shape[-1]
         (folder,) = [
@@ -53,8 +53,8 @@ def inputs(mask: Tensor, **more: Any) -> Any:
     return Batch(pixel_values=blank, input_ids=blank, attention_mask=mask.bool(), places=places, **given)
 
 
-def test_loss(whole_golden: Path) -> None:
-    for numbers, net in worlds(whole_golden):
+def test_loss(golden: Path) -> None:
+    for numbers, net in worlds(golden):
         vla = seeing(net, numbers["forward/hidden"], int(numbers["forward/num_patches"]))
         head, batch = head_of(net), inputs(numbers["forward/attention_mask"], actions=numbers["forward/actions"])
         cognition = head.cognition(vla, batch)
@@ -68,8 +68,8 @@ def test_loss(whole_golden: Path) -> None:
 
 
 @torch.inference_mode()
-def test_actions(whole_golden: Path) -> None:
-    for numbers, net in worlds(whole_golden):
+def test_actions(golden: Path) -> None:
+    for numbers, net in worlds(golden):
         hidden = numbers["predict/hidden"]
         head, mask = head_of(net), torch.ones(hidden.shape[:2], dtype=torch.long)
         vla = seeing(net, hidden, 0)

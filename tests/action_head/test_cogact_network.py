@@ -17,12 +17,12 @@ from openvla_lightning.action_head.noise_schedule import NoiseSchedule, Predict
 pytestmark = pytest.mark.golden
 
 
-def cogact(whole_golden: Path) -> Path:
-    return whole_golden / "heads" / "cogact"
+def cogact(golden: Path) -> Path:
+    return golden / "heads" / "cogact"
 
 
-def models(whole_golden: Path) -> list[Path]:
-    found = sorted(path.parent for path in cogact(whole_golden).rglob("action_model.safetensors"))
+def models(golden: Path) -> list[Path]:
+    found = sorted(path.parent for path in cogact(golden).rglob("action_model.safetensors"))
     assert found
     return found
 
@@ -60,8 +60,8 @@ def scales(numbers: Numbers, kind: str) -> list[tuple[str, float]]:
     return [(n, float(n.rpartition("cfg")[2])) for n in names if n.rpartition("cfg")[2].replace(".", "").isdigit()]
 
 
-def test_schedules(whole_golden: Path) -> None:
-    file = np.load(cogact(whole_golden) / "schedules.npz")
+def test_schedules(golden: Path) -> None:
+    file = np.load(cogact(golden) / "schedules.npz")
     for name in {key.rpartition("/")[0] for key in file.files if key.endswith("/posterior_variance")}:
         kind, steps = name.split("/")
         schedule = NoiseSchedule(int(steps), kind)  # type: ignore[arg-type]
@@ -88,9 +88,9 @@ def test_schedules(whole_golden: Path) -> None:
         close(timestep_embedding(timesteps, width), torch.from_numpy(file[key]), 1e-5, key)
 
 
-def test_counts_of_steps(whole_golden: Path) -> None:
+def test_counts_of_steps(golden: Path) -> None:
     schedule = NoiseSchedule(100)
-    for count, kept in json.loads((cogact(whole_golden) / "ddim_timesteps_of_100.json").read_text()).items():
+    for count, kept in json.loads((cogact(golden) / "ddim_timesteps_of_100.json").read_text()).items():
         if kept is not None:
             assert schedule.kept(int(count)) == kept
             continue
@@ -98,8 +98,8 @@ def test_counts_of_steps(whole_golden: Path) -> None:
             schedule.kept(int(count))
 
 
-def test_forward(whole_golden: Path) -> None:
-    for folder in models(whole_golden):
+def test_forward(golden: Path) -> None:
+    for folder in models(golden):
         net, numbers = network(folder), Numbers(folder / "golden.npz")
         noisy, timestep, cognition = (numbers[f"fwd/{name}"] for name in "xtz")
         close(net.t_embedder(timestep), numbers["fwd/t_emb"])
@@ -112,9 +112,9 @@ def test_forward(whole_golden: Path) -> None:
             close(net.guided(noisy, timestep, cognition, scale), numbers[name][: len(noisy)], what=name)
 
 
-def test_losses_and_gradients(whole_golden: Path) -> None:
+def test_losses_and_gradients(golden: Path) -> None:
     schedule = NoiseSchedule(100)
-    for folder in models(whole_golden):
+    for folder in models(golden):
         numbers = Numbers(folder / "golden.npz")
         for mode in ("eval", "train"):
             net = network(folder)
@@ -132,9 +132,9 @@ def test_losses_and_gradients(whole_golden: Path) -> None:
 
 
 @torch.inference_mode()
-def test_samples(whole_golden: Path) -> None:
+def test_samples(golden: Path) -> None:
     schedule = NoiseSchedule(100)
-    for folder in models(whole_golden):
+    for folder in models(golden):
         net, numbers = network(folder), Numbers(folder / "golden.npz")
         noise, cognition = numbers["sample/noise"], numbers["sample/z"]
         for name, scale in scales(numbers, "ddim"):
@@ -154,9 +154,9 @@ def test_samples(whole_golden: Path) -> None:
 
 
 @torch.inference_mode()
-def test_ddpm_steps(whole_golden: Path) -> None:
+def test_ddpm_steps(golden: Path) -> None:
     schedule = NoiseSchedule(100)
-    for folder in models(whole_golden):
+    for folder in models(golden):
         net, numbers = network(folder), Numbers(folder / "golden.npz")
         noise, cognition = numbers["sample/noise"], numbers["sample/z"]
         mean, log_variance = schedule.posterior(
@@ -185,8 +185,8 @@ def test_ddpm_steps(whole_golden: Path) -> None:
                 close(after, trajectory[step + 1], 1e-4, (name, now))
 
 
-def test_ensembles(whole_golden: Path) -> None:
-    for path in sorted(cogact(whole_golden).rglob("adaptive_ensemble.npz")):
+def test_ensembles(golden: Path) -> None:
+    for path in sorted(cogact(golden).rglob("adaptive_ensemble.npz")):
         file = np.load(path)
         for name in (n for n in file.files if "/h" in n):
             group, _, what = name.partition("/h")

@@ -26,15 +26,15 @@ def tokenizer() -> FastTokenizer:
     return FastTokenizer.fit(motion(), vocab_size=256)
 
 
-def folders(whole_golden: Path) -> list[Path]:
-    found = sorted(path.parent for path in (whole_golden / "heads" / "fast").rglob("golden.npz"))
+def folders(golden: Path) -> list[Path]:
+    found = sorted(path.parent for path in (golden / "heads" / "fast").rglob("golden.npz"))
     assert found
     return found
 
 
 @pytest.mark.golden
-def test_golden_ids_and_chunks(whole_golden: Path) -> None:
-    for folder in folders(whole_golden):
+def test_golden_ids_and_chunks(golden: Path) -> None:
+    for folder in folders(golden):
         numbers, tokens = np.load(folder / "golden.npz"), json.loads((folder / "tokens.json").read_text())
         released, ours = (FastTokenizer.read(folder, unwritable=u) for u in ("drop", "nearest"))
         chunks, horizon, dim = numbers["chunks"], *numbers["chunks"].shape[1:]
@@ -58,8 +58,8 @@ def test_golden_ids_and_chunks(whole_golden: Path) -> None:
 
 
 @pytest.mark.golden
-def test_golden_broken_sequences_give_the_frequencies_that_arrived(whole_golden: Path) -> None:
-    for folder in folders(whole_golden):
+def test_golden_broken_sequences_give_the_frequencies_that_arrived(golden: Path) -> None:
+    for folder in folders(golden):
         tokenizer = FastTokenizer.read(folder)
         _, horizon, dim = np.load(folder / "golden.npz")["chunks"].shape
         limit = tokenizer.max_token - tokenizer.min_token
@@ -80,8 +80,8 @@ def test_golden_broken_sequences_give_the_frequencies_that_arrived(whole_golden:
 
 
 @pytest.mark.golden
-def test_golden_fit(whole_golden: Path) -> None:
-    for folder in folders(whole_golden):
+def test_golden_fit(golden: Path) -> None:
+    for folder in folders(golden):
         config = json.loads((folder / "processor_config.json").read_text())
         chunks = np.load(folder / "golden.npz")["train_chunks"]
         fitted = FastTokenizer.fit(chunks, config["vocab_size"], config["scale"], alphabet="released")
@@ -96,8 +96,8 @@ def test_golden_fit(whole_golden: Path) -> None:
 
 
 @pytest.mark.golden
-def test_golden_universal_tokenizer_is_read_from_its_folder(whole_golden: Path) -> None:
-    folder = whole_golden / "heads" / "fast" / "universal"
+def test_golden_universal_tokenizer_is_read_from_its_folder(golden: Path) -> None:
+    folder = golden / "heads" / "fast" / "universal"
     if not folder.is_dir():
         pytest.skip("this golden set has no universal tokenizer")
     config = json.loads((folder / "processor_config.json").read_text())

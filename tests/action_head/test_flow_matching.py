@@ -12,8 +12,8 @@ from openvla_lightning.action_head.flow_matching import FlowMatching, Velocity, 
 from openvla_lightning.action_head.flow_network import FlowNetwork
 
 
-def sets(whole_golden: Path, name: str) -> list[Path]:
-    found = sorted((whole_golden / "heads" / "flow_matching").rglob(name))
+def sets(golden: Path, name: str) -> list[Path]:
+    found = sorted((golden / "heads" / "flow_matching").rglob(name))
     assert found
     return found
 
@@ -33,9 +33,9 @@ def times(flow: FlowMatching, count: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.golden
-def test_golden_formulas(whole_golden: Path) -> None:
+def test_golden_formulas(golden: Path) -> None:
     flow = FlowMatching(noise_at=1)
-    for path in sets(whole_golden, "formulas.npz"):
+    for path in sets(golden, "formulas.npz"):
         numbers = read(path)
         actions, noise, time = (numbers[f"interp/{name}"] for name in ("actions", "noise", "time"))
         close(flow.on_the_way(actions, noise, time), numbers["interp/x_t"])
@@ -49,9 +49,9 @@ def test_golden_formulas(whole_golden: Path) -> None:
 
 
 @pytest.mark.golden
-def test_golden_times(whole_golden: Path) -> None:
+def test_golden_times(golden: Path) -> None:
     flow = FlowMatching(noise_at=1)
-    for path in sets(whole_golden, "formulas.npz"):
+    for path in sets(golden, "formulas.npz"):
         numbers = read(path)
         drawn = times(flow, 100_000)
         quantiles = torch.quantile(drawn.double(), numbers["time/q"].double())
@@ -62,9 +62,9 @@ def test_golden_times(whole_golden: Path) -> None:
 
 
 @pytest.mark.golden
-def test_golden_euler(whole_golden: Path) -> None:
+def test_golden_euler(golden: Path) -> None:
     flow = FlowMatching(noise_at=1)
-    for path in sets(whole_golden, "formulas.npz"):
+    for path in sets(golden, "formulas.npz"):
         numbers = read(path)
         noise, target = numbers["euler/noise"], numbers["euler/target"]
         fields: dict[str, Velocity] = {
@@ -80,10 +80,10 @@ def test_golden_euler(whole_golden: Path) -> None:
 
 
 @pytest.mark.golden
-def test_golden_loops_of_the_whole_models(whole_golden: Path) -> None:
+def test_golden_loops_of_the_whole_models(golden: Path) -> None:
     """The released networks' velocities, fed back at the places where they were taken, give the released samples."""
     flow = FlowMatching(noise_at=1)
-    for path in sets(whole_golden, "golden.npz"):
+    for path in sets(golden, "golden.npz"):
         numbers = read(path)
         close(flow.on_the_way(numbers["actions"], numbers["noise"], numbers["time"]), numbers["train/x_t"])
         target = flow.target(numbers["actions"], numbers["noise"])
@@ -98,7 +98,7 @@ def test_golden_loops_of_the_whole_models(whole_golden: Path) -> None:
             for (moved, time), place, when in zip(steps, places[1:], numbers[f"{name}/times"], strict=False):
                 close(moved, place, 1e-6, name)
                 close(time, when)
-        for counts in sets(whole_golden, "loop_counts.json"):
+        for counts in sets(golden, "loop_counts.json"):
             (different,) = json.loads(counts.read_text()).values()
             for count in set(range(1, 201)) - set(different):
                 assert len(list(flow.sample(lambda x, t: x, torch.zeros(1, 1, 1), count))) == count

@@ -12,12 +12,12 @@ from tiny_parts import LLAMA, TOWERS
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.config import CONF, validate
 from openvla_lightning.cost.cards import CARDS, card
-from openvla_lightning.cost.estimate import Estimate, Plan, durations, estimate, plan, show
+from openvla_lightning.cost.estimate import Estimate, Spread, durations, estimate, plan, show
 from openvla_lightning.model import VLA
 from openvla_lightning.strategy import LoRA, TrainOnly
 
 FULL = TrainOnly(["vision_backbone", "projector", "llm"])
-ONE = Plan(devices=1, shards=1, batch=4, global_batch=8, max_steps=100, mixed=True)
+ONE = Spread(devices=1, shards=1, batch=4, global_batch=8, max_steps=100, mixed=True)
 TINY = {
     "vision_backbone": {"towers": TOWERS, "image_size": 32},
     "projector": {"kind": "linear"},
@@ -25,7 +25,7 @@ TINY = {
 }
 
 
-def tiny(plan: Plan = ONE, **options: Any) -> Estimate:
+def tiny(plan: Spread = ONE, **options: Any) -> Estimate:
     head = TokenHead(vocab_size=768)
     return estimate(lambda **parts: VLA.from_config(TINY), options.pop("strategy", FULL), head, plan, **options)
 
@@ -57,9 +57,9 @@ def test_bytes_of_a_parameter_are_those_of_its_states() -> None:
 
 def test_memory_follows_the_plan() -> None:
     one = tiny()
-    double = tiny(Plan(1, 1, batch=8, global_batch=8, max_steps=100, mixed=True))
+    double = tiny(Spread(1, 1, batch=8, global_batch=8, max_steps=100, mixed=True))
     assert double.memory["activations"] == pytest.approx(2 * one.memory["activations"])
-    sharded = tiny(Plan(2, 2, batch=4, global_batch=8, max_steps=100, mixed=True))
+    sharded = tiny(Spread(2, 2, batch=4, global_batch=8, max_steps=100, mixed=True))
     for name in ("weights", "gradients", "optimiser (adamw)"):
         assert sharded.memory[name] == one.memory[name] / 2
     again = tiny(recompute="full")
@@ -68,7 +68,7 @@ def test_memory_follows_the_plan() -> None:
 
 
 def test_time_follows_the_plan() -> None:
-    one, eight = tiny(), tiny(Plan(8, 1, batch=1, global_batch=8, max_steps=100, mixed=True))
+    one, eight = tiny(), tiny(Spread(8, 1, batch=1, global_batch=8, max_steps=100, mixed=True))
     known = CARDS[0]
     assert eight.samples_per_second(known) == pytest.approx(8 * one.samples_per_second(known))
     rate = one.samples_per_second(known)
@@ -79,14 +79,18 @@ def test_time_follows_the_plan() -> None:
 @pytest.mark.parametrize(
     ("script", "overrides", "expected"),
     [
-        ("train", ["+experiment=oxe_full"], Plan(64, 64, 32, 2048, 150_000, True)),
-        ("finetune", ["+experiment=lora_24gb"], Plan(1, 1, 8, 16, 50_000, True)),
-        ("finetune", ["+experiment=lora_80gb", "batch_size_per_device=4"], Plan(1, 1, 4, 16, 50_000, True)),
-        ("train", ["trainer=fsdp", "trainer.devices=4", "trainer.strategy.replicas=2"], Plan(4, 2, 16, 64, 1500, True)),
-        ("train", ["trainer=cpu", "data.action_chunk=2"], Plan(1, 1, 64, 64, 1500, False)),
+        ("train", ["+experiment=oxe_full"], Spread(64, 64, 32, 2048, 150_000, True)),
+        ("finetune", ["+experiment=lora_24gb"], Spread(1, 1, 8, 16, 50_000, True)),
+        ("finetune", ["+experiment=lora_80gb", "batch_size_per_device=4"], Spread(1, 1, 4, 16, 50_000, True)),
+        (
+            "train",
+            ["trainer=fsdp", "trainer.devices=4", "trainer.strategy.replicas=2"],
+            Spread(4, 2, 16, 64, 1500, True),
+        ),
+        ("train", ["trainer=cpu", "data.action_chunk=2"], Spread(1, 1, 64, 64, 1500, False)),
     ],
 )
-def test_plans_are_read_from_recipes(script: str, overrides: list[str], expected: Plan) -> None:
+def test_plans_are_read_from_recipes(script: str, overrides: list[str], expected: Spread) -> None:
     assert plan(recipe(script, *overrides)[1]) == expected
 
 

@@ -18,6 +18,7 @@ from serving import opened, random_data, same, toy, train
 from openvla_lightning.data import MissingDataError, VLADataModule
 from openvla_lightning.data.source.rlds import RLDS
 from openvla_lightning.data.source.synthetic import Synthetic
+from openvla_lightning.data.steps import DatasetSteps, felt_columns
 
 AUGMENT = {"random_brightness": [0.2], "random_hue": [0.05]}
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -197,3 +198,19 @@ def test_cameras_and_dimensions_that_do_not_fit(toy_root: Path) -> None:
     data = VLADataModule(mixed, {"kuka": 1.0, "bridge_orig": 1.0}, list, 16, 8)
     with pytest.raises(ValueError, match=r"different dimensions: \{'kuka': 7, 'bridge_orig': 14\}"):
         data.setup()
+
+
+def test_proprioception_comes_without_blanks() -> None:
+    """A key that a dataset lacks is a column of zeros in the released statistics, and nothing that a model is told."""
+    source = Synthetic("toy", num_steps=64, proprio_dim=5)
+    source.spec = replace(source.spec, state=("pose", None, "gripper"))
+    source.index.proprio[:, 3] = 0
+    columns = felt_columns(source)
+    assert columns.tolist() == [0, 1, 2, 4]
+    felt = source.statistics.felt(columns)
+    assert len(felt.proprio["q01"]) == 4
+    steps = DatasetSteps(source, np.arange(64, dtype=np.int32), felt, "quantile", 1, felt=columns)
+    np.testing.assert_array_equal(steps.proprio(3), source.index.proprio[3, columns])
+    assert steps.normalised(steps.proprio(3)).shape == (4,)
+    source.spec = replace(source.spec, state=("pose", "gripper"))
+    assert felt_columns(source).tolist() == list(range(5))

@@ -16,7 +16,14 @@ from omegaconf import OmegaConf
 from released import flat, nested, trajectories
 
 from openvla_lightning.data import standardise
-from openvla_lightning.data.oxe import UnknownDatasetError, check_names, dataset_spec, describe, gripper, known_datasets
+from openvla_lightning.data.oxe import (
+    UnregisteredDatasetError,
+    check_names,
+    dataset_spec,
+    describe,
+    gripper,
+    known_datasets,
+)
 from openvla_lightning.data.oxe.registry import check_encodings
 from openvla_lightning.data.oxe.rotations import euler_from_quaternion
 
@@ -159,10 +166,12 @@ def test_gripper_conversions_are_involutions_or_projections(values: np.ndarray) 
 
 
 def test_unknown_names_come_with_the_nearest_and_the_list() -> None:
-    with pytest.raises(UnknownDatasetError, match=r"'bridge_orgi' \(did you mean 'bridge_orig'.*libero_goal_no_noops"):
+    with pytest.raises(
+        UnregisteredDatasetError, match=r"'bridge_orgi' \(did you mean 'bridge_orig'.*libero_goal_no_noops"
+    ):
         check_names(["bridge_dataset", "bridge_orgi"])
     check_names(["bridge_dataset", "mine"], described=["mine"])
-    with pytest.raises(UnknownDatasetError):
+    with pytest.raises(UnregisteredDatasetError):
         standardise("nothing like it", {})
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import toy_lerobot as toy
 
+from openvla_lightning.actions import absolute
 from openvla_lightning.data import VLADataModule
 from openvla_lightning.data.oxe.registry import describe
 from openvla_lightning.data.relative import state_columns
@@ -44,7 +45,7 @@ def test_actions_come_back_as_they_were_recorded(root: Path) -> None:
         last = int(bounds[index.trajectory[step] + 1]) - 1
         wanted = index.action[np.minimum(np.arange(step, step + CHUNK), last)]
         chunk = steps.actions(np.array([step]))[0]
-        found = statistics.absolute(statistics.unnormalise(chunk), index.proprio[step])
+        found = absolute(statistics.unnormalise(chunk), statistics.relative_to, index.proprio[step])
         relative = wanted[:, :6] - index.proprio[step, :6]
         inside = np.all((relative >= statistics.action["q01"][:6]) & (relative <= statistics.action["q99"][:6]), axis=1)
         np.testing.assert_allclose(found[inside, :6], wanted[inside, :6], atol=1e-6)
@@ -55,7 +56,7 @@ def test_actions_come_back_as_they_were_recorded(root: Path) -> None:
     np.testing.assert_allclose(statistics.action["q01"][:6], np.quantile(every, 0.01, axis=0), rtol=1e-5)
     assert statistics.num_transitions == index.num_steps
     with pytest.raises(ValueError, match="an observation needs its proprio"):
-        statistics.absolute(np.zeros((CHUNK, 7)), None)
+        absolute(np.zeros((CHUNK, 7)), statistics.relative_to, None)
     with pytest.raises(ValueError, match="relative to the state"):
         statistics.merge(statistics)
 

@@ -15,7 +15,8 @@ from toy_world import ToyWorld, Walker
 from openvla_lightning.env import workers
 from openvla_lightning.env.base import EVALUATION_SEEDS
 from openvla_lightning.env.workers import WorkerError
-from openvla_lightning.evaluation.rollout import plan_episodes, rollout, shuffle_instructions
+from openvla_lightning.evaluation.plan import plan_episodes, shuffle_instructions
+from openvla_lightning.evaluation.rollout import rollout
 
 TASKS = list(ToyWorld().tasks.values())
 

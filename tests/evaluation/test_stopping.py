@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from toy_world import ToyWorld, Walker
 
-from openvla_lightning.evaluation.rollout import Plan
+from openvla_lightning.evaluation.plan import Plan
 from openvla_lightning.evaluation.scoring import evaluate
 from openvla_lightning.evaluation.stopping import Decided, shuffled
 from openvla_lightning.report.results import Episode, Results

@@ -9,7 +9,7 @@ from test_vla import left_padded
 from torch import Tensor
 
 from openvla_lightning.model import VLA
-from openvla_lightning.model.decoding import Choice
+from openvla_lightning.model.decoding import Sampling
 from openvla_lightning.model.static_decoding import StaticDecoder
 from openvla_lightning.quantisation import Quantisation
 from openvla_lightning.strategy import LoRA
@@ -152,7 +152,7 @@ def test_the_restricted_head_is_the_whole_one_where_that_chooses_actions(
     config: dict[str, Any], build: Callable[..., VLA], kind: str
 ) -> None:
     vla, given = MODELS[kind](build(config)), prompts(8)
-    choice = Choice(within=ACTIONS)
+    choice = Sampling(within=ACTIONS)
     ids = plainly(vla, given, choice=choice)
     assert torch.equal(StaticDecoder(vla, floats, choice)(of(given)), ids)
     assert ((ids >= 512) & (ids < 768)).all()
@@ -166,7 +166,7 @@ def test_the_restricted_head_is_the_whole_one_where_that_chooses_actions(
 @pytest.mark.parametrize("within", [None, ACTIONS])
 def test_drawing_follows_the_seed(config: dict[str, Any], build: Callable[..., VLA], within: Any) -> None:
     vla, given = build(config), prompts(8)
-    choice = Choice(temperature=0.7, top_k=20, within=within)
+    choice = Sampling(temperature=0.7, top_k=20, within=within)
 
     def seeded(seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed)
@@ -175,13 +175,13 @@ def test_drawing_follows_the_seed(config: dict[str, Any], build: Callable[..., V
     decoder = StaticDecoder(vla, floats, choice)
     assert torch.equal(decoder(of(given), generator=seeded(1)), expected)
     assert (decoder(of(given), generator=seeded(2)) != expected).any()
-    one = StaticDecoder(vla, floats, Choice(temperature=0.7, top_k=1))(of(given), generator=seeded(3))
+    one = StaticDecoder(vla, floats, Sampling(temperature=0.7, top_k=1))(of(given), generator=seeded(3))
     assert torch.equal(one, plainly(vla, given)), "the most likely of one is the most likely"
 
 
 def test_draws_have_the_models_probabilities(vla: VLA) -> None:
     hidden = torch.randn(1, vla.llm.dim, generator=torch.Generator().manual_seed(0)).expand(20_000, -1)
-    choice = Choice(temperature=2.0, top_k=3, within=(512, 520))
+    choice = Sampling(temperature=2.0, top_k=3, within=(512, 520))
     noise = choice.noise(vla.llm, len(hidden), 1, torch.Generator().manual_seed(0))
     assert noise is not None
     drawn = choice.ids(vla.llm, hidden, noise[:, 0])
@@ -200,4 +200,4 @@ def test_stages_are_clocked_in_order(vla: VLA) -> None:
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": 0}, {"within": (5, 5)}])
 def test_mistakes_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Choice(**wrong)
+        Sampling(**wrong)

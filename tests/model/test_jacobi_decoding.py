@@ -8,7 +8,7 @@ import torch
 from test_decoding import ACTIONS, floats, plainly, prompts
 
 from openvla_lightning.model import VLA
-from openvla_lightning.model.decoding import Choice
+from openvla_lightning.model.decoding import Sampling
 from openvla_lightning.model.jacobi_decoding import JacobiDecoder, decode_in_parallel
 from openvla_lightning.types import Inputs
 
@@ -27,7 +27,7 @@ def in_parallel(vla: VLA, given: dict[str, torch.Tensor], count: int = 7, **opti
 def test_the_ids_are_those_of_greedy_decoding(
     config: dict[str, Any], build: Callable[..., VLA], rows: int, within: tuple[int, int] | None
 ) -> None:
-    vla, choice, generator = build(config), Choice(within=within), torch.Generator().manual_seed(0)
+    vla, choice, generator = build(config), Sampling(within=within), torch.Generator().manual_seed(0)
     seen = set()
     for trial in range(5):
         given = prompts(rows + 8 * trial) if trial else prompts(rows)
@@ -89,4 +89,4 @@ def test_the_action_before_is_the_first_guess(config: dict[str, Any], build: Cal
 
 def test_draws_cannot_be_guessed(config: dict[str, Any], build: Callable[..., VLA]) -> None:
     with pytest.raises(ValueError, match="set temperature=0"):
-        in_parallel(build(config), prompts(1), choice=Choice(temperature=1.0))
+        in_parallel(build(config), prompts(1), choice=Sampling(temperature=1.0))

@@ -78,9 +78,8 @@ def test_training_batch(case: Case, attention: str) -> None:
 
 @pytest.mark.parametrize("attention", BACKENDS)
 def test_one_sample_is_what_it_is_in_a_padded_batch(case: Case, attention: str) -> None:
-    if case.meta["film"]:
-        pytest.skip("as released, FiLM sees a batch's padding")
     case.vla.llm.attention = attention
+    case.vla.eval()  # in training, as released, FiLM sees a batch's padding
     batch = case.batch
     with torch.no_grad():
         together = case.vla.states(batch, **asked(case, batch), causal=False)
@@ -96,7 +95,8 @@ def test_one_sample_is_what_it_is_in_a_padded_batch(case: Case, attention: str) 
         )
         own = {name: None if t is None else t[row : row + 1] for name, t in given.items()}
         with torch.no_grad():
-            close(case.vla.states(alone, **own, causal=False)[0], together[row], 1e-4)  # type: ignore[arg-type]
+            close(case.vla.states(alone, **own, causal=False)[0], together[row], 2e-4)  # type: ignore[arg-type]
+    case.vla.train()
 
 
 def test_places_are_those_the_released_code_reads(case: Case) -> None:

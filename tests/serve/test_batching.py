@@ -15,12 +15,13 @@ from openvla_lightning.serve import server
 from openvla_lightning.serve.batching import Batcher
 from openvla_lightning.serve.errors import Refused
 from openvla_lightning.serve.reading import Question
+from openvla_lightning.types import Observation
 
 SOON = 30.0
 
 
 def question(number: int) -> Question:
-    return Question(np.full((1, 1, 3), number, np.uint8), f"go to {number}")
+    return Question(Observation({"primary": np.full((1, 1, 3), number, np.uint8)}, f"go to {number}"))
 
 
 class Model:
@@ -30,11 +31,11 @@ class Model:
         self.may = threading.Event()
         self.batches: list[list[int]] = []
 
-    def __call__(self, images: Sequence[np.ndarray], words: Sequence[str], keys: Sequence[str | None]) -> np.ndarray:
-        self.batches.append([int(image[0, 0, 0]) for image in images])
+    def __call__(self, seen: Sequence[Observation], keys: Sequence[str | None]) -> np.ndarray:
+        self.batches.append([int(one.images["primary"][0, 0, 0]) for one in seen])
         assert self.may.wait(SOON)
-        assert [int(sentence.split()[-1]) for sentence in words] == self.batches[-1]
-        return np.array([[number] * 7 for number in self.batches[-1]], np.float64)
+        assert [int(one.instruction.split()[-1]) for one in seen] == self.batches[-1]
+        return np.array([[[number] * 7] for number in self.batches[-1]], np.float64)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_a_full_queue_sends_away_and_loses_nobody(model: Model) -> None:
         ask(batcher, 4)
     assert (refusal.value.status, refusal.value.code) == (503, "queue_full")
     model.may.set()
-    assert [future.result(SOON)[0] for future in waiting] == [0, 1, 2, 3]
+    assert [future.result(SOON)[0, 0] for future in waiting] == [0, 1, 2, 3]
     assert model.batches == [[0], [1, 2, 3]]
     batcher.join()
 
@@ -80,7 +81,7 @@ def test_closing_answers_who_waits_and_refuses_who_comes(model: Model) -> None:
     assert (refusal.value.status, refusal.value.code) == (503, "stopping")
     model.may.set()
     batcher.join()
-    assert [future.result(0)[6] for future in waiting] == [0, 1, 2, 3, 4, 5]
+    assert [future.result(0)[0, 6] for future in waiting] == [0, 1, 2, 3, 4, 5]
     assert model.batches == [[0], [1, 2], [3, 4], [5]]
 
 
@@ -90,7 +91,7 @@ def test_the_stale_are_never_acted_on(model: Model) -> None:
     kept = ask(batcher, 2)
     time.sleep(0.02)
     model.may.set()
-    assert kept.result(SOON)[0] == 2
+    assert kept.result(SOON)[0, 0] == 2
     with pytest.raises(Refused) as refusal:
         late.result(SOON)
     assert refusal.value.status == 504
@@ -101,16 +102,17 @@ def test_the_stale_are_never_acted_on(model: Model) -> None:
 def test_one_bad_question_does_not_spoil_the_batch() -> None:
     started = threading.Event()
 
-    def act(images: Sequence[np.ndarray], words: Sequence[str], keys: Sequence[str | None]) -> np.ndarray:
+    def act(seen: Sequence[Observation], keys: Sequence[str | None]) -> np.ndarray:
+        images = [one.images["primary"] for one in seen]
         assert started.wait(SOON)
-        if "go to 2" in words:
+        if "go to 2" in [one.instruction for one in seen]:
             raise ValueError("2 is nowhere")
-        return np.array([[image[0, 0, 0]] * 7 for image in images], np.float64)
+        return np.array([[[image[0, 0, 0]] * 7] for image in images], np.float64)
 
     batcher = Batcher(act)
     futures = [ask(batcher, number) for number in range(4)]
     started.set()
-    assert [futures[number].result(SOON)[0] for number in (0, 1, 3)] == [0, 1, 3]
+    assert [futures[number].result(SOON)[0, 0] for number in (0, 1, 3)] == [0, 1, 3]
     with pytest.raises(Refused, match="2 is nowhere") as refusal:
         futures[2].result(SOON)
     assert refusal.value.status == 422

@@ -43,7 +43,7 @@ def test_the_server_takes_the_texts_that_training_and_policies_take(text: str) -
         with pytest.raises(Refused, match="instruction"):
             asked(text)
     else:
-        assert asked(text).instruction == words
+        assert asked(text).observation.instruction == words
         assert build_prompt(words) == build_prompt(text)
 
 
@@ -52,7 +52,7 @@ def test_the_server_takes_the_texts_that_training_and_policies_take(text: str) -
     ["拿起可乐罐", "拿起\u3000可乐罐", "مکعب را برمی\u200cدارد", "क्\u200dष उठाओ", "pick up the\u00a0can", "🤖 lift"],
 )
 def test_spelling_of_all_scripts_is_kept(words: str) -> None:
-    assert accepted(words) == asked(words).instruction == words
+    assert accepted(words) == asked(words).observation.instruction == words
 
 
 def test_control_characters_at_the_ends_are_dropped_and_others_refused() -> None:
@@ -99,7 +99,7 @@ def test_an_empty_frame_is_no_image(shape: tuple[int, int, int]) -> None:
 def test_base64_comes_in_a_line_in_lines_or_as_a_data_url(form, head: str) -> None:
     pixels = noise(40, 60, 3)
     text = head + form(encoded(Image.fromarray(pixels))).decode()
-    np.testing.assert_array_equal(asked(image=text).image, pixels)
+    np.testing.assert_array_equal(asked(image=text).observation.images["primary"], pixels)
 
 
 @pytest.mark.parametrize("text", ["data:image/png,abc", "abc", "data:;base64,!", "iVBOR*w0KGgo="])

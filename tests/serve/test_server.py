@@ -55,6 +55,7 @@ def test_each_way_to_ask_gives_the_same(server: Running, policy: Policy) -> None
         assert client.act(image[:, ::-1][:, ::-1], WORDS).tolist() == expected
         assert client.act(png.getvalue(), WORDS).tolist() == expected
         np.testing.assert_array_equal(client.act(image, WORDS, "fractal"), policy.act(image, WORDS, "fractal"))
+        assert client.act_chunk({"image": image}, WORDS).tolist() == [expected]
 
 
 def test_an_unknown_key_lists_the_known_ones_and_the_client_goes_on(server: Running) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.convert.verification import Columns, Verified, compare, texts
 from openvla_lightning.data.images import Pixels, decode
-from openvla_lightning.data.oxe.registry import UnknownDatasetError, dataset_spec
+from openvla_lightning.data.oxe.registry import UnregisteredDatasetError, dataset_spec
 from openvla_lightning.data.source.description import version_folder
 from openvla_lightning.data.source.episodes import Episodes, Leaf, leaf_of, leaves_of
 from openvla_lightning.data.source.lerobot.encoding import Encoding
@@ -178,7 +178,7 @@ def _before(numbers: Sequence[int], bound: int) -> int:
 def _known_rate(name: str) -> float:
     try:
         rate = dataset_spec(name).control_hz
-    except UnknownDatasetError:
+    except UnregisteredDatasetError:
         rate = None
     if rate is None:
         raise ValueError(f"nobody knows at how many steps a second {name} was recorded: say --fps")

@@ -2,7 +2,7 @@
 
 from openvla_lightning.data.oxe.registry import (
     DatasetSpec,
-    UnknownDatasetError,
+    UnregisteredDatasetError,
     check_names,
     dataset_spec,
     describe,
@@ -12,7 +12,7 @@ from openvla_lightning.data.oxe.registry import (
 
 __all__ = [
     "DatasetSpec",
-    "UnknownDatasetError",
+    "UnregisteredDatasetError",
     "check_names",
     "dataset_spec",
     "describe",

@@ -24,7 +24,7 @@ from openvla_lightning.data.oxe.spec import (
 __all__ = ["ENCODINGS", "FORMATS", "DatasetSpec", "DescriptionError", "Trajectory", "Transform", "leaf_at", "put_at"]
 
 
-class UnknownDatasetError(ValueError):
+class UnregisteredDatasetError(ValueError):
     """A mixture names a dataset that nobody has described."""
 
 
@@ -52,7 +52,7 @@ def known_datasets() -> list[str]:
 
 
 def check_names(names: Iterable[str], described: Iterable[str] = ()) -> None:
-    """Raise UnknownDatasetError for the names that are neither known nor in `described`."""
+    """Raise UnregisteredDatasetError for the names that are neither known nor in `described`."""
     _load()
     known = {*_SPECS, *described}
     problems = []
@@ -61,7 +61,7 @@ def check_names(names: Iterable[str], described: Iterable[str] = ()) -> None:
             near = get_close_matches(name, known, n=2)
             problems.append(f"{name!r}" + (f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""))
     if problems:
-        raise UnknownDatasetError(
+        raise UnregisteredDatasetError(
             f"unknown dataset in the mixture: {', '.join(problems)}. Known: {', '.join(sorted(known))}. "
             f"Describe your own under data.datasets (docs/data.md)."
         )
@@ -71,7 +71,7 @@ def dataset_spec(name: str) -> DatasetSpec:
     """Return what is known of dataset `name`.
 
     Raises:
-        UnknownDatasetError: nothing is; the message names the nearest known ones.
+        UnregisteredDatasetError: nothing is; the message names the nearest known ones.
     """
     check_names([name])
     return _SPECS[name]
@@ -99,7 +99,7 @@ def standardise(dataset_name: str, trajectory: Trajectory) -> Trajectory:
         `language_instruction` [T'], `observation`, and the other keys cut to the same T'.
 
     Raises:
-        UnknownDatasetError: nobody described it.
+        UnregisteredDatasetError: nobody described it.
     """
     spec = dataset_spec(dataset_name)
     standardised = spec.transform(trajectory)

@@ -75,7 +75,7 @@ class Idle:
         first, last: share of the trajectories whose first or last step stands still.
         runs: int64 [R], lengths of the stretches that stand still, in steps.
         trained: share of the steps that are trained on.
-        trained_first: share of the trajectories trained on that do so from their first step, which stands still.
+        trained_first: share of training trajectories that begin with a no-op.
     """
 
     threshold: float

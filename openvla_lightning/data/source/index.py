@@ -30,9 +30,9 @@ class Index:
         bounds: int64 [K + 1]; trajectory k holds the steps bounds[k] .. bounds[k + 1].
         split: int16 [K], the place of each trajectory's split in `splits`.
         instruction: int32 [N], the place of each step's instruction in `instructions`.
-        images: role -> int64 [N, 3]: place of the file in `files`, byte offset (in array_record files: of record r from
-            r * array_records.SPAN on), length of the encoded image; length 0
-            stands for a black one.
+        images: role -> int64 [N, 3]: place of the file in `files`, position, and length of the encoded image; length 0
+            means a black image. The position is a byte offset, or in array_record files
+            `record number * SPAN + offset in the record`.
         splits, instructions, files: what the numbers point to.
         shards: int64 [F + 1]; the images of the steps shards[f] .. shards[f + 1] lie in file f.
         sizes: int64 [F], bytes of each file.

@@ -25,6 +25,7 @@ class Synthetic(Source):
         action_dim: D.
         image_size: side of the square images, in pixels.
         proprio_dim: P.
+        trajectory: steps of each trajectory.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class Synthetic(Source):
         action_dim: int = 7,
         image_size: int = 64,
         proprio_dim: int = 7,
+        trajectory: int = TRAJECTORY,
     ) -> None:
-        if num_steps < TRAJECTORY:
-            raise ValueError(f"num_steps must be at least {TRAJECTORY}, one trajectory; got {num_steps}")
+        if not 1 <= trajectory <= num_steps:
+            raise ValueError(f"num_steps must be at least {trajectory}, one trajectory; got {num_steps}")
+        self.trajectory = trajectory
         self.name, self.num_steps, self.action_dim, self.image_size = name, num_steps, action_dim, image_size
         self.proprio_dim = proprio_dim
         self.given = spec
@@ -62,20 +65,19 @@ class Synthetic(Source):
     @cached_property
     def index(self) -> Index:
         """Random actions in trajectories of 16 steps, in splits `train` and `val`."""
-        trajectories = self.num_steps // TRAJECTORY
+        trajectories = self.num_steps // self.trajectory
         held_out = max(1, trajectories // 4)
-        steps = (trajectories + held_out) * TRAJECTORY
+        steps = (trajectories + held_out) * self.trajectory
         rng, states = (np.random.default_rng([*other, *self.name.encode()]) for other in ([], [1]))
         action = rng.uniform(-1, 1, (steps, self.action_dim)).astype(np.float32)
         action[:, -1] = action[:, -1] > 0
+        told = rng.integers(len(INSTRUCTIONS), size=steps // self.trajectory)
         return Index(
             action=action,
             proprio=states.normal(size=(steps, self.proprio_dim)).astype(np.float32),
-            bounds=np.arange(0, steps + 1, TRAJECTORY),
+            bounds=np.arange(0, steps + 1, self.trajectory),
             split=np.array([0] * trajectories + [1] * held_out, np.int16),
-            instruction=np.repeat(rng.integers(len(INSTRUCTIONS), size=steps // TRAJECTORY), TRAJECTORY).astype(
-                np.int32
-            ),
+            instruction=np.repeat(told, self.trajectory).astype(np.int32),
             images={role: np.zeros((steps, 3), np.int64) for role in self.spec.cameras},
             splits=("train", "val"),
             instructions=INSTRUCTIONS,

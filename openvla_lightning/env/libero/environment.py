@@ -37,8 +37,8 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     An action is seven numbers in the units of the `libero_*_no_noops` datasets: dx, dy, dz, droll, dpitch, dyaw as the
     arm's controller takes them (-1 to 1) and the gripper (1 open, 0 closed). An observation holds what `views` and
     `proprio` ask for: `image` and `wrist_image` uint8 [image_size, image_size, 3], `proprio` float32 [8]. An
-    episode's seed is the number of the task's fixed initial state; the simulator adds none of its own randomness but a
-    centimetre in where cabinets and stoves stand, which that number seeds, too.
+    episode's seed is the number of the task's fixed initial state; the only randomness is about 1 cm in the position of
+    cabinets and stoves, and the same number seeds it.
 
     Args:
         suite: `libero_spatial`, `libero_object`, `libero_goal`, `libero_10` or `libero_90`.

@@ -94,7 +94,7 @@ def select_tasks(available: Sequence[TabletopTask], patterns: Iterable[str]) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Judgement:
     """Whether an episode is decided: done, and if so with success or not; and the share that is done, 0 to 1."""
 
     success: bool = False
@@ -108,7 +108,7 @@ def judge(
     now: dict[str, np.ndarray],
     touched: set[str],
     tolerance: float = 1.0,
-) -> Outcome:
+) -> Judgement:
     """Decide an episode.
 
     Args:
@@ -124,7 +124,7 @@ def judge(
     moved = {name: now[name] - start[name] for name in start}
     others = [name for name in start if name != target and (task.plate is None or name != task.plate.body)]
     if task.family == "touch":
-        return Outcome(target in touched, any(name in touched for name in others))
+        return Judgement(target in touched, any(name in touched for name in others))
     failure = any(np.linalg.norm(moved[name]) > 0.035 for name in others)
     if task.family == "push":
         assert task.direction is not None
@@ -132,16 +132,18 @@ def judge(
         aside = float(abs(moved[target][0] * task.direction[1] - moved[target][1] * task.direction[0]))
         flat = abs(moved[target][2]) < 0.015
         success = along > 0.05 and aside < 0.04 * tolerance and flat
-        return Outcome(success, failure or along < -0.05, _share(along / 0.05))
+        return Judgement(success, failure or along < -0.05, _share(along / 0.05))
     if task.family == "lift":
         height = moved[target][2]
-        return Outcome(bool(height > 0.05), failure, _share(height / 0.05))
+        return Judgement(bool(height > 0.05), failure, _share(height / 0.05))
     assert task.plate is not None
     offset = now[target] - now[task.plate.body]
     rest = (task.target.height + task.plate.height) / 2
     inside = np.linalg.norm(offset[:2]) < 0.05 * tolerance and abs(offset[2] - rest) < 0.01
     way = np.linalg.norm((start[target] - start[task.plate.body])[:2])
-    return Outcome(bool(inside) and target not in touched, failure, _share(float(1 - np.linalg.norm(offset[:2]) / way)))
+    return Judgement(
+        bool(inside) and target not in touched, failure, _share(float(1 - np.linalg.norm(offset[:2]) / way))
+    )
 
 
 def _share(value: float) -> float:

@@ -1,0 +1,164 @@
+"""How long a chunk of actions takes: OpenVLA-OFT's heads our way, and the released way, its semantics written plainly.
+
+python benchmarks/chunk.py                                  # two models of random weights, on the CPU
+python benchmarks/chunk.py --model openvla_7b --device cuda # at full size, with 16 chunks at a time
+
+The released way runs every block of the towers, makes logits over the vocabulary at every position of the sequence and
+keeps all layers' hidden states; its action places hold embeddings that are multiplied by zero. Both ways have the same
+weights, take turns, and have to agree. Beside them stands one action as tokens, as OpenVLA writes them.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from openvla_lightning.action_head import DiffusionHead, L1Head, TokenHead
+from openvla_lightning.bench_latency import MODELS, random_policy
+from openvla_lightning.policy import Policy
+from openvla_lightning.report.tables import markdown
+from openvla_lightning.types import Observation
+
+INSTRUCTION = "pick up the red cube and put it on the white plate"
+CAMERAS = ("primary", "wrist")
+CHUNK, DIM, STATE = 8, 7, 8
+
+
+def released_way(policy: Policy) -> Callable[[Observation], np.ndarray]:
+    """A chunk of an L1 head as the released `predict_action` makes it."""
+    vla, processor = policy.vla, policy.processor
+    head: Any = processor.action_head
+    with torch.device("meta"):
+        llm = LlamaForCausalLM(vla.llm.model.config).eval()
+    llm.model, llm.lm_head = vla.llm.model, vla.llm.lm_head
+
+    def features(pixels: Tensor) -> Tensor:
+        """Of each view by itself, all blocks."""
+        towers: list[Any] = vla.vision_backbone.featurizers
+        views = []
+        for view in pixels.split(3 * len(towers), dim=1):
+            if not all(hasattr(tower, "get_intermediate_layers") for tower in towers):
+                views.append(vla.vision_backbone(view))
+                continue
+            halves = zip(towers, view.split(3, dim=1), strict=True)
+            found = [tower.get_intermediate_layers(half, [len(tower.blocks) - 2])[0] for tower, half in halves]
+            views.append(torch.cat(found, dim=2))
+        return torch.cat(views, dim=1)
+
+    @torch.inference_mode()
+    def act(seen: Observation) -> np.ndarray:
+        state = policy.statistics.normalise(seen.proprio, policy.normalisation, "proprio")
+        given = processor.normalise(processor.inputs([seen], DIM, [state]).to(policy.device), policy.dtype)
+        text = vla.llm.embed(given.input_ids)
+        written = torch.zeros_like(given.input_ids).scatter(1, given.places[:, : head.places] + 1, 1).bool()
+        text = text * ~written[..., None]
+        told = vla.proprio_projector(given.proprio.to(policy.dtype))[:, None]
+        visual = torch.cat([vla.projector(features(given.pixel_values)), told], dim=1)
+        embeddings = torch.cat([text[:, :1], visual.to(text.dtype), text[:, 1:]], dim=1)
+        width = embeddings.shape[1]
+        nothing_hidden = torch.zeros(1, 1, width, width, dtype=embeddings.dtype, device=embeddings.device)
+        llm.model.config._attn_implementation = "sdpa"
+        out = llm(
+            inputs_embeds=embeddings,
+            attention_mask=nothing_hidden,
+            output_hidden_states=True,
+            use_cache=False,
+            is_causal=False,
+        )
+        out.logits.float()
+        first = visual.shape[1] + int(given.places[0, 0])
+        hidden = out.hidden_states[-1][:, first : first + head.places]
+        chunk = vla.action_head(hidden).float().cpu().numpy()[0]
+        return policy.statistics.unnormalise(chunk, method=policy.normalisation)
+
+    return act
+
+
+def clocked(ways: Sequence[Callable[[], Any]], repeats: int, cuda: bool) -> list[float]:
+    """Median seconds of each, taking turns."""
+    times: list[list[float]] = [[] for _ in ways]
+    for _ in range(repeats):
+        for way, taken in zip(ways, times, strict=True):
+            started = time.perf_counter()
+            way()
+            if cuda:
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - started)
+    return [float(np.median(taken)) for taken in times]
+
+
+def compare(name: str, device: torch.device, dtype: torch.dtype, repeats: int, denoising: int) -> list[list[str]]:
+    """Rows of the table."""
+    config = {**MODELS[name], "proprio_dim": STATE}
+    words = config["llm"]["vocab_size"]
+    l1 = random_policy(config, device, dtype, None, L1Head(CHUNK, DIM), CAMERAS)
+    parallel = random_policy(config, device, dtype, None, TokenHead(256, words, CHUNK, parallel=True), CAMERAS)
+    diffusion = random_policy(config, device, dtype, None, DiffusionHead(CHUNK, DIM, steps=denoising), CAMERAS)
+    tokens = random_policy(MODELS[name], device, dtype, None)
+    side = l1.processor.transform.image_size
+    pictures = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+    seen = Observation(dict(zip(CAMERAS, pictures, strict=True)), INSTRUCTION, np.zeros(STATE, np.float32))
+    theirs = released_way(l1)
+    ours, expected = l1.act_chunk([seen])[0], theirs(seen)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    assert np.abs(ours - expected).max() < tolerance, "the two ways disagree"
+    for policy in (parallel, diffusion):
+        policy.act_chunk([seen])
+    tokens.act(pictures[0], INSTRUCTION)
+    cuda = device.type == "cuda"
+    ways: list[Callable[[], Any]] = [
+        lambda: theirs(seen),
+        lambda: l1.act_chunk([seen]),
+        lambda: parallel.act_chunk([seen]),
+        lambda: tokens.act(pictures[0], INSTRUCTION),
+    ]
+    released, fast, at_once, one = clocked(ways, repeats, cuda)
+    (denoised,) = clocked([lambda: diffusion.act_chunk([seen])], max(1, repeats // 5), cuda)
+    many = [seen] * 16
+    l1.act_chunk(many)
+    (batch,) = clocked([lambda: l1.act_chunk(many)], max(1, repeats // 5), cuda)
+    rows = [
+        ("L1, the released way", released, CHUNK),
+        ("L1", fast, CHUNK),
+        ("L1, 16 chunks at a time", batch, 16 * CHUNK),
+        ("tokens in parallel", at_once, CHUNK),
+        (f"diffusion, {denoising} steps", denoised, CHUNK),
+        ("tokens one after the other, one camera", one, 1),
+    ]
+    per_action = one
+    return [
+        [
+            name,
+            what,
+            f"{1e3 * seconds:.1f}",
+            f"{count / seconds:.1f}",
+            f"{per_action * count / seconds:.1f}",
+            f"{released / seconds:.2f}" if what == "L1" else "",
+        ]
+        for what, seconds, count in rows
+    ]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser("python benchmarks/chunk.py", description=str(__doc__).splitlines()[0])
+    parser.add_argument("--model", nargs="+", default=["tiny", "mid"], choices=MODELS)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--denoising", type=int, default=10)
+    told = parser.parse_args()
+    device = torch.device(told.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    torch.set_num_threads(1)
+    rows = [row for name in told.model for row in compare(name, device, dtype, told.repeats, told.denoising)]
+    header = ["model", "way", "ms", "actions a second", "times one token action", "times the released way"]
+    print(markdown([header, *rows]))
+
+
+if __name__ == "__main__":
+    main()

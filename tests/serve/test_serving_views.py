@@ -1,0 +1,115 @@
+"""A policy with several views, the state and chunks, asked over HTTP and a WebSocket."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import json_numpy
+import msgpack
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from serving_world import picture, statistics
+from tiny_parts import LLAMA, TOWERS
+
+from openvla_lightning.action_head import TokenHead
+from openvla_lightning.model import VLA
+from openvla_lightning.policy import Policy
+from openvla_lightning.processor import Processor
+from openvla_lightning.serve.app import Service, build_app
+from openvla_lightning.statistics import DatasetStatistics
+from openvla_lightning.types import Observation
+
+WORDS, STATE = "lift the red cube", [0.5, -0.25, 1.0]
+CONFIG = {
+    "vision_backbone": {"towers": TOWERS, "image_size": 32},
+    "projector": {"kind": "mlp"},
+    "llm": {"name": "tiny", "architecture": LLAMA, "vocab_size": 768},
+    "proprio_dim": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    torch.manual_seed(0)
+    head = TokenHead(vocab_size=768, action_chunk=2)
+    processor = Processor(head, image_size=32, towers=TOWERS, cameras=["primary", "wrist"], proprio=True)
+    states = DatasetStatistics.from_array(np.zeros((3, 7)) + np.arange(3)[:, None], np.eye(3)).proprio
+    vla = VLA.from_config(CONFIG)
+    with torch.no_grad():
+        for parameter in vla.parameters():
+            parameter.mul_(3.0)
+    return Policy(vla, processor, {"toy": replace(statistics(1.0), proprio=states)}, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def client(policy: Policy) -> Iterator[TestClient]:
+    service = Service(policy, deadline=60.0)
+    with TestClient(build_app(service)) as client:
+        yield client
+    service.batcher.join()
+
+
+def fields(**other: Any) -> dict[str, Any]:
+    return {"image": picture(0), "wrist_image": picture(1), "instruction": WORDS, "proprio": STATE} | other
+
+
+def expected(policy: Policy) -> np.ndarray:
+    resize = policy.processor.transform.resize
+    images = {"primary": resize(picture(0)), "wrist": resize(picture(1))}
+    return policy.act_chunk([Observation(images, WORDS, np.array(STATE, np.float32))])[0]
+
+
+def post(client: TestClient, **other: Any) -> Any:
+    return client.post("/act", content=json_numpy.dumps(fields(**other)))
+
+
+def test_one_action_or_the_whole_chunk(client: TestClient, policy: Policy) -> None:
+    chunk = expected(policy)
+    assert chunk.shape == (2, 7)
+    assert post(client).json() == chunk[0].tolist()
+    assert post(client, chunk=True).json() == chunk.tolist()
+    encoded = client.post("/act", json={"encoded": json_numpy.dumps(fields(chunk=True))})
+    np.testing.assert_array_equal(json_numpy.loads(encoded.json()), chunk)
+    raw = {name: v.tobytes() for name, v in (("image", picture(0)), ("wrist_image", picture(1)))}
+    packed = {name: {"data": data, "dtype": "|u1", "shape": [40, 48, 3]} for name, data in raw.items()}
+    with client.websocket_connect("/ws") as socket:
+        for asked, answer in (({}, {"action": chunk[0].tolist()}), ({"chunk": True}, {"actions": chunk.tolist()})):
+            socket.send_bytes(msgpack.packb({**packed, "instruction": WORDS, "proprio": STATE, **asked}))
+            assert msgpack.unpackb(socket.receive_bytes()) == answer
+
+
+def test_every_part_of_the_observation_counts(client: TestClient) -> None:
+    plain = post(client, chunk=True).json()
+    for other in ({"image": picture(5)}, {"wrist_image": picture(5)}, {"proprio": [0.0, 0.9, 0.1]}):
+        assert post(client, chunk=True, **other).json() != plain
+
+
+def test_a_request_without_what_the_policy_needs_is_told_so(client: TestClient) -> None:
+    for name in ("wrist_image", "proprio"):
+        told = {key: value for key, value in fields().items() if key != name}
+        answer = client.post("/act", content=json_numpy.dumps(told))
+        assert answer.status_code == 400
+        assert "image, instruction, proprio, wrist_image, and if wanted" in answer.json()["error"]["message"]
+    assert post(client, proprio=[1.0]).json()["error"]["code"] == "cannot_act"
+    assert "expected 3 proprio dimensions" in post(client, proprio=[1.0]).json()["error"]["message"]
+    for wrong in ("x", [], [True], ["1"], [1e40]):
+        assert post(client, proprio=wrong).json()["error"]["code"] == "wrong_proprio"
+    assert post(client, chunk=1).json()["error"]["code"] == "wrong_chunk"
+
+
+def test_the_server_says_what_it_needs(client: TestClient) -> None:
+    info = client.get("/info").json()
+    assert (info["cameras"], info["proprio"], info["action_chunk"]) == (["primary", "wrist"], True, 2)
+
+
+def test_one_image_is_not_enough(policy: Policy) -> None:
+    with pytest.raises(ValueError, match=r"looks at primary, wrist and is told .*: ask act_chunk"):
+        policy.act(picture(0), WORDS)
+    seen = Observation({"primary": picture(0)}, WORDS, np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="there is no image wrist, but primary"):
+        policy.act_chunk([seen])
+    both = replace(seen, images={"primary": picture(0), "wrist": picture(1)}, proprio=None)
+    with pytest.raises(ValueError, match="there is no proprio"):
+        policy.act_chunk([both])
