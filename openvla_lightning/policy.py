@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from openvla_lightning.action_head import Acting
+from openvla_lightning.actions import absolute
 from openvla_lightning.checkpoint.disk import fingerprint
 from openvla_lightning.checkpoint.load import describe, load_checkpoint
 from openvla_lightning.model.parameters import choose_device, choose_dtype
@@ -257,8 +258,12 @@ class Policy:
             inputs = self.processor.inputs(observations, dim, states)
             self.clock("preprocess")
             normalised = self._decoder(inputs, dim, self._generator).double().cpu().numpy()
-        pairs = zip(normalised, scales, strict=True)
-        actions = np.stack([statistics.unnormalise(chunk, method=method) for chunk, (statistics, method) in pairs])
+        actions = np.stack(
+            [
+                absolute(statistics.unnormalise(chunk, method=method), statistics.relative_to, seen.proprio)
+                for seen, chunk, (statistics, method) in zip(observations, normalised, scales, strict=True)
+            ]
+        )
         self.clock("unnormalise")
         return actions
 

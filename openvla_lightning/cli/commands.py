@@ -17,6 +17,7 @@ COMMANDS = {
     "fit-fast": ("openvla_lightning.cli.fit_fast", "fit a FAST tokenizer on the actions of a mixture"),
     "export": ("openvla_lightning.model.checkpoint", "write a run in the released layout, its adapter merged"),
     "bench": ("openvla_lightning.bench_latency", "measure the latency of acting"),
+    "convert": ("openvla_lightning.data.convert", "RLDS to LeRobot, LeRobot or HDF5 to RLDS"),
     "demo": ("openvla_lightning.demo", "train, fine-tune and evaluate a small VLA in a simulator"),
 }
 """Command -> the module that runs it, and what it does."""

@@ -28,6 +28,7 @@ from openvla_lightning.data.preflight import (
     say,
     say_black,
 )
+from openvla_lightning.data.relative import measure
 from openvla_lightning.data.round_trip import LOOKED_AT, RoundTrip, round_trip
 from openvla_lightning.data.source import Source, SourceFactory
 from openvla_lightning.data.source.transcoded import Cache, cached
@@ -238,12 +239,11 @@ class VLADataModule(ResumableDataModule):
                 noop_filter=self.noop_filter,
                 refused=self.refused[name],
             )
-            if split == "train":
-                self.filter_report[name] = report
-                measured = source.measure(steps) if self.of_training else source.statistics
-                self.statistics[name] = measured.felt(felt_columns(source)) if self.proprio else measured
-            scale = (self.statistics[name], self.normalisation)
             felt = felt_columns(source) if self.proprio else None
+            if split == "train":
+                own = measure(source, steps if self.of_training else None, self.action_chunk)
+                self.filter_report[name], self.statistics[name] = report, own if felt is None else own.felt(felt)
+            scale = (self.statistics[name], self.normalisation)
             found[name] = DatasetSteps(source, steps, *scale, self.action_chunk, self.chunk_end, felt)
         return found
 
