@@ -9,9 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from openvla_lightning.action_head.ensemble import AdaptiveEnsemble, Memory, TemporalEnsemble
 from openvla_lightning.types import Observation
 
 CONTROLS = ("blocking", "realtime")
+ENSEMBLES: dict[str, TemporalEnsemble | AdaptiveEnsemble] = {
+    "temporal": TemporalEnsemble(),
+    "adaptive": AdaptiveEnsemble(),
+}
 
 
 class Actor(Protocol):
@@ -41,6 +46,8 @@ class Control:
         measured: whether `latency` was.
         execute: how many actions of a chunk are executed before the policy looks again; None: all of them. In real time
             the robot executes them while the policy thinks about the next ones.
+        ensemble: make one action of what the last chunks say of now, looking again after each: `temporal` (ACT's) or
+            `adaptive` (CogACT's), see `action_head.ensemble`; None: the newest chunk alone counts.
 
     Raises:
         ValueError: for an unknown mode, a rate that is not positive, a latency below zero, or either with `blocking`.
@@ -51,6 +58,7 @@ class Control:
     latency: float | None = None
     measured: bool = False
     execute: int | None = None
+    ensemble: str | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in CONTROLS:
@@ -61,6 +69,16 @@ class Control:
             raise ValueError(f"eval.rate_hz must be positive, got {self.rate_hz}")
         if self.execute is not None and self.execute < 1:
             raise ValueError(f"eval.execute={self.execute}: at least one action of a chunk, or null for all")
+        if self.ensemble is not None:
+            if self.ensemble not in ENSEMBLES:
+                raise ValueError(
+                    f"eval.ensemble={self.ensemble!r} is not known; choose {', '.join(ENSEMBLES)}, or null"
+                )
+            if self.mode != "blocking" or self.execute not in (None, 1):
+                raise ValueError(
+                    f"eval.ensemble={self.ensemble} looks again after each action: it goes with eval.control=blocking "
+                    "and without eval.execute"
+                )
         if self.latency is not None and self.latency < 0:
             raise ValueError(f"eval.latency must be at least 0 seconds, got {self.latency}")
 
@@ -83,20 +101,31 @@ class Control:
 
     def to_dict(self) -> dict[str, Any]:
         """For results.json."""
-        told = {name: value for name, value in asdict(self).items() if name != "execute" or value is not None}
+        new = ("execute", "ensemble")
+        told = {name: value for name, value in asdict(self).items() if name not in new or value is not None}
         return told | ({"delay": self.delay} if self.latency is not None else {})
 
-    def chosen(self, chunk: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The actions of a chunk [T, D] that are executed.
+    def chosen(self, memory: Memory, chunk: NDArray[np.float64]) -> tuple[Memory, NDArray[np.float64]]:
+        """What to remember, and the actions [n, D] that are executed.
+
+        Args:
+            memory: what this returned the last time; `()` at the start of an episode.
+            chunk: float64 [T, D], what the policy answered.
 
         Raises:
-            ValueError: when there are fewer.
+            ValueError: when there are fewer actions.
         """
+        if self.ensemble is not None:
+            usual = ENSEMBLES[self.ensemble]
+            memory, action = replace(usual, horizon=min(usual.horizon, len(chunk))).step(memory, chunk)
+            return memory, action[None]
         if self.execute is not None and self.execute > len(chunk):
             raise ValueError(f"eval.execute={self.execute}, but the policy gives {len(chunk)} action(s) at a time")
-        return chunk[: self.execute]
+        return memory, chunk[: self.execute]
 
     def __str__(self) -> str:
+        if self.ensemble is not None:
+            return f"{self.mode}, {self.ensemble} ensemble"
         if self.mode == "blocking":
             return self.mode if self.execute is None else f"{self.mode}, {self.execute} of a chunk"
         return f"{self.rate_hz:g} Hz, {self.latency:.2f} s latency"

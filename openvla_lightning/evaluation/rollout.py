@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from openvla_lightning.action_head.ensemble import Memory
 from openvla_lightning.env.base import Check, EnvFactory, Task
 from openvla_lightning.env.workers import Command, EnvWorkers, Move, Outcome, Start, WorkerError
 from openvla_lightning.evaluation.control import Actor, Control, ask, observed
@@ -34,6 +35,7 @@ class _Running:
     Attributes:
         past: what was seen before `seen`, the newest first.
         moves: what it is to do before the policy is asked again.
+        memory: earlier chunks, where they count (see `Control.chosen`).
         pending: in real time, the actions [T, D] that the policy is still thinking about.
     """
 
@@ -45,6 +47,7 @@ class _Running:
     past: deque[Mapping[str, np.ndarray]] = field(default_factory=deque)
     moves: deque[Move] = field(default_factory=deque)
     pending: np.ndarray | None = None
+    memory: Memory = ()
     length: int = 0
     frames: list[np.ndarray] | None = None
 
@@ -171,7 +174,8 @@ class Rollout:
             chunks = ask(self.actor, [self.observation(self.running[slot]) for slot in ready])
             for slot, chunk in zip(ready, chunks, strict=True):
                 episode = self.running[slot]
-                episode.moves = self.moves(episode, self.control.chosen(chunk))
+                episode.memory, actions = self.control.chosen(episode.memory, chunk)
+                episode.moves = self.moves(episode, actions)
                 commands[slot] = episode.moves.popleft()
         return commands
 
