@@ -106,3 +106,14 @@ def test_an_export_in_the_layout_of_openvla_oft_acts_alike(world: Path, tmp_path
     assert again.processor.action_head.config == own.processor.action_head.config
     seen = [Observation({"primary": picture}, text) for picture, text in zip(pictures, words, strict=True)]
     np.testing.assert_allclose(again.act_chunk(seen), own.act_chunk(seen), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_exported_it_comes_back_and_acts_the_same(world: Path, name: str, tmp_path: Path) -> None:
+    path = newest_checkpoint(world / name / "run")
+    assert path is not None
+    export(path, tmp_path / "folder")
+    pictures, words = scene(2)
+    before, after = (Policy.from_pretrained(p, device="cpu", dtype="float32") for p in (path, tmp_path / "folder"))
+    assert after.processor.action_head.config == before.processor.action_head.config
+    np.testing.assert_array_equal(after.act(pictures, words), before.act(pictures, words))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from openvla_lightning.action_head import TokenHead
+from openvla_lightning.checkpoint.cogact import save_cogact
 from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.checkpoint.load import describe, load_vla
 from openvla_lightning.model.vla import VLA
@@ -31,6 +32,7 @@ def export(
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
     max_shard_size: int = 5 * 10**9,
+    layout: str = "released",
 ) -> Path:
     """Write the model of `source` in the released layout; an adapter is merged into its base on the way.
 
@@ -44,6 +46,7 @@ def export(
         dtype: of the weights written; None: the base's.
         overwrite: replace what is at `folder`, all of it.
         max_shard_size: bytes of weights per file.
+        layout: `released`, with further files for heads that it has no place for; or `cogact`, a run of its code.
 
     Returns:
         `folder`.
@@ -60,7 +63,10 @@ def export(
     folder.parent.mkdir(parents=True, exist_ok=True)
     _clear(folder)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
-    vla.save_pretrained(unfinished, processor, max_shard_size, dtype or stored_dtype(vla))
+    if layout == "cogact":
+        save_cogact(vla, processor.action_head, unfinished, dtype or stored_dtype(vla))
+    else:
+        vla.save_pretrained(unfinished, processor, max_shard_size, dtype or stored_dtype(vla))
     del vla
     if (config := trained_quantisation(source)) is not None:
         gap = quantisation_gap(source, unfinished, config, base)

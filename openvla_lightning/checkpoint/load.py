@@ -12,11 +12,13 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
+from openvla_lightning.checkpoint.cogact import CogACT
 from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, Format
 from openvla_lightning.checkpoint.oft import OFT
+from openvla_lightning.checkpoint.peft_folder import PeftFolder
 from openvla_lightning.checkpoint.prismatic import Prismatic
 from openvla_lightning.checkpoint.released import Released
-from openvla_lightning.checkpoint.tensors import begin_added, check_fits, fill, with_added
+from openvla_lightning.checkpoint.tensors import begin_added, check_fits, fill, usual_dtype, with_added
 from openvla_lightning.checkpoint.training import Training, learnt_names
 from openvla_lightning.model.hub import check_source
 from openvla_lightning.model.vision_backbone import VisionBackbone
@@ -25,10 +27,10 @@ from openvla_lightning.processor import Processor
 from openvla_lightning.strategy import LoRA, from_config
 from openvla_lightning.strategy.lora import merge as merge_adapters
 
-FORMATS: tuple[Format, ...] = (Prismatic(), OFT(), Released(), Training())
+FORMATS: tuple[Format, ...] = (CogACT(), Prismatic(), OFT(), Released(), PeftFolder(), Training())
 """Every format that is read; the first that recognises a path reads it."""
 
-_DOWNLOAD = ("*.json", "*.safetensors", "*.model", "*.txt", "*--*_checkpoint.pt")
+_DOWNLOAD = ("*.json", "*.safetensors", "*.model", "*.txt", "*--*_checkpoint.pt", "adapter_model.bin")
 
 
 def describe(path: str | Path | Description) -> Description:
@@ -100,6 +102,8 @@ def load_vla(
         learnt = learnt_names(vla)
         found |= {k: (tuple(v.shape), v.dtype) for k, v in vla.state_dict().items() if k not in learnt}
     check_fits(description, vla, found)
+    if dtype is None and description.one_dtype[0]:
+        dtype = usual_dtype(description.shapes)
     for tensors in description.format.tensors(description):
         adapters = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
         others = {name: tensor for name, tensor in tensors.items() if name not in adapters}
@@ -222,11 +226,7 @@ def load_weights(
 
 
 def start_from(vla: VLA) -> None:
-    """Give a model that was built with `init_from` the weights that it names; nothing on the meta device.
-
-    Raises:
-        CheckpointError: as in `load_weights`.
-    """
+    """Give a model that was built with `init_from` the weights that it names; see `load_weights`. Not on meta."""
     if vla.init_from is not None and torch.get_default_device().type != "meta":
         device = None if vla.init_dtype is None else "cpu"
         load_weights(vla, vla.init_from, vla.fresh_vision, dtype=vla.init_dtype, device=device)

@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from openvla_lightning.data.augment import Augmentation
+from openvla_lightning.data.cotraining import CoTraining
 from openvla_lightning.data.curriculum import intended, read_curriculum, stages
 from openvla_lightning.data.filters import FilterReport, NoopFilter, check_filter, select
 from openvla_lightning.data.images import ImageMode
@@ -17,14 +18,17 @@ from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, che
 from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
 from openvla_lightning.data.preflight import (
     BadInstructions,
+    MissingDataError,
     check_choices,
     check_sources,
+    data_errors,
     proprio_width,
     refuse_actions,
     refused_instructions,
     say,
     say_black,
 )
+from openvla_lightning.data.relative import measure
 from openvla_lightning.data.round_trip import LOOKED_AT, RoundTrip, round_trip
 from openvla_lightning.data.source import Source, SourceFactory
 from openvla_lightning.data.source.transcoded import Cache, cached
@@ -68,8 +72,9 @@ class VLADataModule(ResumableDataModule):
         datasets: the user's own datasets, name -> options of `oxe.describe`.
         seed: of order and augmentation.
         num_workers: loader processes per device; None: one for every two cores, at most 8, none on two cores.
-        bad_instructions: what to do with steps whose instruction the model cannot be given (too long, not printable):
-            `skip` leaves them out and counts them, `error` stops before training.
+        conversations: `{source, share, name}` of conversations that are learnt beside the steps, see `CoTraining`;
+            None: none.
+        bad_instructions: `skip` leaves out, and counts, steps whose words the model cannot be given; `error` stops.
         limit_val_samples: at most this many held-out steps, over all datasets; None: all.
 
     Attributes:
@@ -110,6 +115,7 @@ class VLADataModule(ResumableDataModule):
         num_workers: int | None = None,
         limit_val_samples: int | None = None,
         bad_instructions: BadInstructions = "skip",
+        conversations: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(collate, global_batch_size, num_workers)
         check_weights(mix)
@@ -157,6 +163,11 @@ class VLADataModule(ResumableDataModule):
         self.sources: dict[str, Source] = {
             name: cached(source(name=name, spec=own.get(name)), cache, self.cameras) for name in drawn
         }
+        self.cotraining: CoTraining | None = None
+        if conversations is not None:
+            self.cotraining = CoTraining(**conversations, image_size=image_size, seed=seed)
+        if self.cotraining is not None and proprio:
+            raise ValueError("data.conversations: a model that is told its proprioception cannot be shown them")
         self.filter_report: dict[str, FilterReport] = {}
         self.statistics: dict[str, DatasetStatistics] = {}
         self.stages: list[Stage] = []
@@ -169,15 +180,21 @@ class VLADataModule(ResumableDataModule):
     def check(self) -> None:
         """Find out in milliseconds whether training could start; raise as `check_sources` does."""
         check_sources(self.sources, self.cameras)
+        if self.cotraining is not None and (problem := self.cotraining.source.missing()):
+            raise MissingDataError(problem)
 
+    @data_errors()
     def prepare_data(self) -> None:
-        """Index the datasets and measure their statistics, unless that was done before."""
+        """Index the datasets and measure their statistics, unless that was done before; raise as `data_errors` does."""
         self.check()
         for source in self.sources.values():
             source.prepare()
+        if self.cotraining is not None:
+            self.cotraining.source.prepare()
 
+    @data_errors()
     def setup(self, stage: str | None = None) -> None:
-        """Open the indexed datasets, split and filter them."""
+        """Open the indexed datasets, split and filter them, say what is left out; raise as `data_errors` does."""
         if self.filter_report:
             return
         self.check()
@@ -222,12 +239,11 @@ class VLADataModule(ResumableDataModule):
                 noop_filter=self.noop_filter,
                 refused=self.refused[name],
             )
-            if split == "train":
-                self.filter_report[name] = report
-                measured = source.measure(steps) if self.of_training else source.statistics
-                self.statistics[name] = measured.felt(felt_columns(source)) if self.proprio else measured
-            scale = (self.statistics[name], self.normalisation)
             felt = felt_columns(source) if self.proprio else None
+            if split == "train":
+                own = measure(source, steps if self.of_training else None, self.action_chunk)
+                self.filter_report[name], self.statistics[name] = report, own if felt is None else own.felt(felt)
+            scale = (self.statistics[name], self.normalisation)
             found[name] = DatasetSteps(source, steps, *scale, self.action_chunk, self.chunk_end, felt)
         return found
 
@@ -275,8 +291,7 @@ class VLADataModule(ResumableDataModule):
     def where(self, number: int) -> str:
         """Where a sample of training lies, in words: its trajectory, step and file."""
         (dataset,), (position,) = self.order(np.array([number]))
-        steps = list(self.train.values())[dataset]
-        return steps.source.where(int(steps.steps[position]))
+        return (steps := [*self.train.values()][dataset]).source.where(int(steps.steps[position]))
 
     def served(self) -> dict[str, tuple[int, float]]:
         """Of each dataset, how many steps training was given so far, and how many the weights call for."""

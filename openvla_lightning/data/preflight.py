@@ -1,7 +1,8 @@
 """What is said, left out or refused before training, so that no sample fails when it is drawn."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 from openvla_lightning.data.filters import FilterReport, unused_splits
@@ -17,6 +18,27 @@ LISTED = 3
 
 class MissingDataError(FileNotFoundError):
     """Datasets of the mixture are not on disk."""
+
+
+class DataError(ValueError):
+    """Data cannot be trained on as they are; the message says which and why. No traceback helps whoever reads it."""
+
+
+@contextmanager
+def data_errors() -> Iterator[None]:
+    """Turn what is wrong with data, or with the disk they are on, into a DataError.
+
+    Raises:
+        MissingDataError: a dataset is not there.
+        DataError: a file is damaged, a description does not fit, datasets cannot be trained on together, nothing is
+            left of one, a policy cannot say its actions, or the disk is full.
+    """
+    try:
+        yield
+    except MissingDataError:
+        raise
+    except (ValueError, OSError) as error:
+        raise DataError(str(error)) from error
 
 
 def check_choices(**choices: tuple[str, Sequence[str]]) -> None:

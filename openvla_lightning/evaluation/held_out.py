@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 
 from openvla_lightning.actions import dimension_names
+from openvla_lightning.env.base import RequestError
 from openvla_lightning.env.recorded import Offline
 from openvla_lightning.evaluation.confusion import Confusion
 from openvla_lightning.evaluation.control import Actor
 from openvla_lightning.policy import Policy
+from openvla_lightning.runtime.progress import Bar
 from openvla_lightning.statistics import DatasetStatistics
 from openvla_lightning.types import Step
 
@@ -39,15 +40,13 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
     found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in names}
     words: dict[str, list[str]] = {name: [] for name in names}
     confusions = {name: Confusion() for name in names}
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
-        bar = progress.add_task("predicting held-out steps", total=env.num_steps * len(names))
+    with Bar("predicting held-out steps", env.num_steps * len(names), console=console) as bar:
         for steps in batches:
             name = steps[0].dataset_name
             found[name].append(_score(policy, steps, statistics[name]))
             words[name] += [step.observation.instruction for step in steps]
             confusions[name].add(steps)
-            progress.update(bar, advance=len(steps))
-        progress.update(bar, total=progress.tasks[bar].completed)
+            bar.advance(len(steps))
     datasets = {
         name: _summarise({key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, words[name])
         | {"confusion": confusions[name].measure(policy)}
@@ -55,7 +54,7 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
         if parts
     }
     if not datasets:
-        raise ValueError("there are no held-out steps to predict: the dataset has no `val` split, or an empty one")
+        raise RequestError("there are no held-out steps to predict: the dataset has no `val` split, or an empty one")
     weights = [scores["steps"] for scores in datasets.values()]
     pooled = {
         metric: float(np.average([scores[metric] for scores in datasets.values()], weights=weights))

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any, Self
 
+from openvla_lightning.runtime.files import below
+
 FILE_NAME = "results.json"
 FORMAT = 1
 """Version of the layout of results.json, written into it."""
@@ -25,6 +27,7 @@ class Episode:
         video: path of its MP4 relative to results.json, if one was kept.
         progress: share of the task that was done at the end, 0 to 1, where the world says so; 1 for a success.
         error: how the environment failed, twice; such an episode is neither a success nor a failure.
+        jerk: how much the motion jerked, in the world's units (see `evaluation.rollout.jerk`); None where unknown.
     """
 
     task: str
@@ -36,6 +39,7 @@ class Episode:
     video: str | None = None
     progress: float = 0.0
     error: str | None = None
+    jerk: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +219,8 @@ def find_results(paths: Sequence[str | Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
-        below = sorted(path.rglob(FILE_NAME), key=lambda file: (file.stat().st_mtime_ns, file))
-        found |= dict.fromkeys([path] if path.is_file() else below)
+        there = sorted(below(path, FILE_NAME), key=lambda file: (file.stat().st_mtime_ns, file))
+        found |= dict.fromkeys([path] if path.is_file() else there)
     if not found:
         raise FileNotFoundError(
             f"no {FILE_NAME} in {', '.join(map(str, paths))}: evaluate something first, with `python evaluate.py`"

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from hydra import compose
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.checkpoint.newest import newest_checkpoint
-from openvla_lightning.config import ConfigError, for_people, validate
+from openvla_lightning.cli.help import groups
+from openvla_lightning.config import CONF, ConfigError, expand_home, for_people, validate
 from openvla_lightning.logger import log_results
 from openvla_lightning.report.sweeps import RUNS_OWN
 from openvla_lightning.run import job
@@ -17,6 +18,7 @@ from openvla_lightning.run.start import make_embedded
 
 log = logging.getLogger(__name__)
 
+MISSING = object()
 EVALUATION_ARGUMENTS = (
     *("tasks", "task_set", "episodes_per_task", "interval_width", "seed", "instructions", "num_envs", "num_workers"),
     *("save_videos", "label"),
@@ -38,6 +40,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     from openvla_lightning.evaluation.open_loop import check_open_loop
     from openvla_lightning.evaluation.replay import check_replay
 
+    expand_home(cfg)
     if cfg.ckpt_path == "last":
         newest = newest_checkpoint(cfg.paths.log_dir)
         if newest is None:
@@ -74,8 +77,16 @@ def evaluate_run(cfg: DictConfig) -> None:
     folder = cfg.paths.output_dir
     chosen = [text for text in job.overrides() if not text.startswith(RUNS_OWN)]
     varied = [text for text in chosen if "." not in text.partition("=")[0]]  # groups and what stands at the top
-    own = [f"ckpt_path={folder}", f"paths.output_dir={folder}/evaluation", f"label='{' '.join(varied) or 'policy'}'"]
-    evaluation = compose("evaluate", [*own, *(f"{name}={value}" for name, value in cfg.evaluate_after.items())])
+    asked = {str(name): value for name, value in cfg.evaluate_after.items()}
+    options = groups(CONF, "evaluate")
+    evaluation = compose("evaluate", [f"{name}={value}" for name, value in asked.items() if name in options])
+    values = {name: value for name, value in asked.items() if name not in options}
+    values |= {"ckpt_path": folder, "paths.output_dir": f"{folder}/evaluation", "label": " ".join(varied) or "policy"}
+    for name, value in values.items():  # set, not written as text: a path may hold what Hydra's grammar reads
+        if OmegaConf.select(evaluation, name, default=MISSING) is MISSING:
+            raise ConfigError(f"evaluate_after: evaluate.py has no {name!r}")
+        text = value.replace("${", "\\${") if isinstance(value, str) else value
+        OmegaConf.update(evaluation, name, text, merge=False)
     if "wandb" in cfg.logger and not evaluation.logger:
         evaluation.logger = {"wandb": cfg.logger.wandb}
     evaluate(evaluation)

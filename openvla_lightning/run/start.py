@@ -15,6 +15,8 @@ from openvla_lightning.config import ConfigError, for_people, validate
 from openvla_lightning.model.hub import check_source
 from openvla_lightning.processor import Processor
 from openvla_lightning.run import job
+from openvla_lightning.run.folders import rank
+from openvla_lightning.runtime.files import writable
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,23 @@ def resume_from(cfg: DictConfig) -> str | None:
         raise ConfigError(f"ckpt_path={path}: no such checkpoint; ckpt_path=last finds the newest below {runs}/")
     log.info(f"Resuming {path}")
     return str(path)
+
+
+def check_folder(cfg: DictConfig, resume: str | None) -> None:
+    """Make the run's folder and see that no other run is in it, unless this one goes on with it.
+
+    Raises:
+        ConfigError: it cannot be written to, or holds checkpoints or numbers of another run.
+    """
+    folder = Path(cfg.paths.output_dir)
+    if not writable(folder):
+        raise ConfigError(f"paths.output_dir={folder}: nothing can be written there; choose another folder")
+    taken = [*folder.glob("checkpoints/*.ckpt"), *folder.glob("metrics.csv")]
+    if taken and resume is None and rank() == 0:
+        raise ConfigError(
+            f"{folder} holds another run ({taken[0].relative_to(folder)}): go on with it (ckpt_path=last), or leave "
+            "paths.output_dir out, so that this run gets a folder of its own"
+        )
 
 
 def adapter_base(checkpoint: str, cfg: DictConfig) -> str | None:
@@ -101,7 +120,7 @@ def check_all(**checks: Callable[[], None]) -> None:
     for what, check in checks.items():
         try:
             check()
-        except (FileNotFoundError, ValueError) as error:
+        except (OSError, ValueError) as error:
             problems.append(f"{what}: {error}")
     if problems:
         raise ConfigError("\n\n  ".join(["this run cannot start:", *problems]))

@@ -72,6 +72,19 @@ def delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def below(folder: str | Path, name: str) -> Iterator[Path]:
+    """Every file called `name` in `folder` or deeper; folders may be links, and no folder is visited twice."""
+    visited: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        if name in files:
+            yield Path(place, name)
+
+
 def readable(path: Path) -> bool:
     """Whether `path` is a file that this user can read; a folder on the way that may not be entered is no error."""
     try:

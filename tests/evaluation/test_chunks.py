@@ -126,24 +126,3 @@ def test_views_have_the_names_of_their_keys() -> None:
         "left_wrist@-1": -1,
     }
     assert seen.proprio is None
-    with pytest.raises(ValueError, match=r"eval\.ensemble='mean' is not known; choose temporal, adaptive"):
-        Control(ensemble="mean")
-    with pytest.raises(ValueError, match="looks again after each action"):
-        Control(ensemble="temporal", execute=4)
-
-
-@pytest.mark.parametrize("ensemble", ["temporal", "adaptive"])
-def test_an_ensemble_looks_after_each_action_and_remembers_within_an_episode(ensemble: str) -> None:
-    walker, control = ChunkWalker(), Control(ensemble=ensemble)
-    episodes = rollout(walker, Seeing, planned, num_envs=3, num_workers=2, control=control)
-    assert all(episode.success for episode in episodes)
-    assert len(walker.asked) == sum(episode.length for episode in episodes)
-    chunks = np.random.default_rng(0).normal(size=(6, 4, 7))
-    memory, acted = (), []
-    for chunk in chunks:
-        memory, actions = control.chosen(memory, chunk)
-        acted.append(actions)
-    assert all(actions.shape == (1, 7) for actions in acted)
-    np.testing.assert_array_equal(acted[0][0], chunks[0, 0])
-    _, fresh = control.chosen((), chunks[5])
-    assert not np.allclose(fresh, acted[5]), "earlier chunks count"
