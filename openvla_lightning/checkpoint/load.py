@@ -268,11 +268,7 @@ def base_at(path: str | Path) -> Base:
 
 
 def _check_base(base: Base, path: str | Path, needed_by: Path) -> None:
-    """Make sure that `path` holds `base`.
-
-    Raises:
-        CheckpointError: when there is nothing, or a model with other weights.
-    """
+    """Make sure that `path` holds `base`; CheckpointError for nothing there, or a model with other weights."""
     hint = "give the one it was trained on as base=... (policy.base=... on the command line, --base for export)"
     try:
         check_source(path)
