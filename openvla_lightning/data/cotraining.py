@@ -8,8 +8,22 @@ import numpy as np
 
 from openvla_lightning.data.loader import SampleError
 from openvla_lightning.data.permutation import key, permute, uniform
+from openvla_lightning.data.preflight import MissingDataError
 from openvla_lightning.data.source.conversations import Captions, Conversations, ConversationSource
 from openvla_lightning.types import Batch, Conversation, Step
+
+
+def beside(conversations: Mapping[str, Any] | None, image_size: int, seed: int, proprio: bool) -> "list[CoTraining]":
+    """What `data.conversations` means: the conversations beside the steps, or an empty list.
+
+    Raises:
+        ValueError: for a model that reads proprioception, which conversations lack.
+    """
+    if conversations is None:
+        return []
+    if proprio:
+        raise ValueError("data.conversations: a model that is told its proprioception cannot be shown conversations")
+    return [CoTraining(**conversations, image_size=image_size, seed=seed)]
 
 
 class CoTraining:
@@ -42,6 +56,15 @@ class CoTraining:
         found = source(name=name)
         self.source: ConversationSource = found if isinstance(found, Conversations) else Captions(found, image_size)
         self.share, self.seed = share, seed
+
+    def check(self) -> None:
+        """Find out in milliseconds whether the conversations are there.
+
+        Raises:
+            MissingDataError: when not.
+        """
+        if problem := self.source.missing():
+            raise MissingDataError(problem)
 
     def beside(self, numbers: Sequence[int]) -> list[Conversation]:
         """The conversations that are learnt beside the steps with these numbers.
@@ -87,18 +110,3 @@ class WithWords:
     def __call__(self, steps: list[Step]) -> Batch:
         """A batch of steps with words beside them."""
         return replace(self.collate(steps), words=self.chat(self.cotraining.beside([step.number for step in steps])))
-
-
-def read_cotraining(
-    conversations: Mapping[str, Any] | None, proprio: bool, image_size: int, seed: int
-) -> CoTraining | None:
-    """What `data.conversations` describes; None for none.
-
-    Raises:
-        ValueError: when the model is told its proprioception, which conversations do not have.
-    """
-    if conversations is None:
-        return None
-    if proprio:
-        raise ValueError("data.conversations: a model that is told its proprioception cannot be shown them")
-    return CoTraining(**conversations, image_size=image_size, seed=seed)

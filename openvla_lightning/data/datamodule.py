@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from openvla_lightning.data.augment import read_augmentation
-from openvla_lightning.data.cotraining import read_cotraining
+from openvla_lightning.data.cotraining import beside
 from openvla_lightning.data.curriculum import intended, read_curriculum, stages
 from openvla_lightning.data.filters import FilterReport, NoopFilter, check_filter, select
 from openvla_lightning.data.images import ImageMode
@@ -18,7 +18,6 @@ from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, che
 from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
 from openvla_lightning.data.preflight import (
     BadInstructions,
-    MissingDataError,
     check_choices,
     check_ranges,
     check_sources,
@@ -73,8 +72,7 @@ class VLADataModule(ResumableDataModule):
         datasets: the user's own datasets, name -> options of `oxe.describe`.
         seed: of order and augmentation.
         num_workers: loader processes per device; None: one for every two cores, at most 8, none on two cores.
-        conversations: `{source, share, name}` of conversations that are learnt beside the steps, see `CoTraining`;
-            None: none.
+        conversations: which are learnt beside the steps: arguments of `CoTraining`; None: none.
         bad_instructions: `skip` leaves out, and counts, steps whose words the model cannot be given; `error` stops.
         limit_val_samples: at most this many held-out steps, over all datasets; None: all.
 
@@ -153,7 +151,7 @@ class VLADataModule(ResumableDataModule):
         self.sources: dict[str, Source] = {
             name: cached(source(name=name, spec=own.get(name)), cache, self.cameras) for name in drawn
         }
-        self.cotraining = read_cotraining(conversations, proprio, image_size, seed)
+        self.cotraining = beside(conversations, image_size, seed, proprio)
         self.filter_report: dict[str, FilterReport] = {}
         self.statistics: dict[str, DatasetStatistics] = {}
         self.stages: list[Stage] = []
@@ -166,8 +164,8 @@ class VLADataModule(ResumableDataModule):
     def check(self) -> None:
         """Find out in milliseconds whether training could start; raise as `check_sources` does."""
         check_sources(self.sources, self.cameras)
-        if self.cotraining is not None and (problem := self.cotraining.source.missing()):
-            raise MissingDataError(problem)
+        for cotraining in self.cotraining:
+            cotraining.check()
 
     @data_errors()
     def prepare_data(self) -> None:
@@ -175,8 +173,8 @@ class VLADataModule(ResumableDataModule):
         self.check()
         for source in self.sources.values():
             source.prepare()
-        if self.cotraining is not None:
-            self.cotraining.source.prepare()
+        for cotraining in self.cotraining:
+            cotraining.source.prepare()
 
     @data_errors()
     def setup(self, stage: str | None = None) -> None:

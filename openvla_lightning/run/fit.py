@@ -73,7 +73,7 @@ def fit(cfg: DictConfig) -> float | None:
     processor = instantiate(cfg.processor, _convert_="all")
     datamodule = instantiate(cfg.data, collate=processor.collate, _convert_="all")
     preflight(cfg, datamodule, processor)
-    if (cotraining := getattr(datamodule, "cotraining", None)) is not None:
+    for cotraining in getattr(datamodule, "cotraining", []):
         chat: Any = ChatProcessor.from_config(processor.config)
         datamodule.training_collate = WithWords(processor.collate, chat.collate, cotraining)
     say_unread(datamodule, processor)
