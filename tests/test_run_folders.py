@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import warm_scripts
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from openvla_lightning.config import CONF, expand_home
 from openvla_lightning.report.sweeps import find_runs
-from openvla_lightning.run.folders import claim, log_dir
+from openvla_lightning.run.folders import FreshFolder, claim, log_dir
 from openvla_lightning.runtime.files import below
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +67,34 @@ def test_a_run_that_goes_on_keeps_its_folder(tmp_path: Path) -> None:
     checkpoints.mkdir(parents=True)
     (checkpoints / "step_000001.ckpt").touch()
     assert folder_of(start(tmp_path, "ckpt_path=last")) == "first"
+
+
+def told(root: Path, **settings: object) -> DictConfig:
+    folders = {"run": {"dir": str(root / "run")}, "sweep": {"dir": str(root / "sweep")}, "overrides": {"hydra": []}}
+    return OmegaConf.create({"hydra": folders, "ckpt_path": "last", **settings})
+
+
+def test_last_keeps_a_folder_only_where_there_is_something_to_go_on_with(tmp_path: Path, monkeypatch) -> None:
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
+
+    def run() -> str:
+        FreshFolder().on_run_start(config := told(tmp_path))
+        return Path(config.hydra.run.dir).name
+
+    def sweep(**settings: object) -> str:
+        FreshFolder().on_multirun_start(config := told(tmp_path, **settings))
+        return Path(config.hydra.sweep.dir).name
+
+    assert [run(), run()] == ["run", "run_2"]  # two evaluations of the newest checkpoint in the same second
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "step_000001.ckpt").touch()
+    assert run() == "run"
+    assert [sweep(), sweep()] == ["sweep", "sweep_2"]
+    (tmp_path / "sweep" / "multirun.yaml").touch()
+    assert sweep() == "sweep"
+    assert sweep(continue_sweep=None) == "sweep_3"
+    assert sweep(continue_sweep="last") == "sweep"
 
 
 def test_of_many_that_start_at_once_each_has_its_own(tmp_path: Path) -> None:

@@ -26,11 +26,16 @@ class FreshFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before a single run."""
-        _renew(config, config.hydra.run)
+        given = Path(config.hydra.run.dir)
+        goes_on = config.get("ckpt_path") == "last" and any(given.glob("checkpoints/*.ckpt"))
+        if not goes_on:
+            _renew(config, config.hydra.run)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before a sweep; its jobs have folders inside its own."""
-        _renew(config, config.hydra.sweep)
+        wanted = config.continue_sweep if "continue_sweep" in config else config.get("ckpt_path")
+        if not (wanted == "last" and (Path(config.hydra.sweep.dir) / "multirun.yaml").exists()):
+            _renew(config, config.hydra.sweep)
 
 
 def log_dir(script: str = "train") -> Path:
@@ -73,9 +78,7 @@ def claim(folder: Path, processes: int = 1) -> Path:
 def _renew(config: DictConfig, node: DictConfig) -> None:
     given = Path(node.dir)
     chosen = any(text.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for text in config.hydra.overrides.hydra)
-    last = "last" in (config.get("ckpt_path"), config.get("continue_sweep"))
-    goes_on = last and given.is_dir() and any(given.iterdir())
-    if chosen or goes_on or rank() > 0:
+    if chosen or rank() > 0:
         return
     try:
         place = claim(given, processes())
