@@ -23,8 +23,10 @@ STEPS = 20
 COLUMNS, GAP, COLOURS = 13, 2, 96
 
 
-def look(suites: Sequence[str], seen: dict[str, np.ndarray]) -> None:
-    """Add the picture, the times and the speed of every task that `seen` lacks."""
+def look(suites: Sequence[str], file: Path) -> dict[str, np.ndarray]:
+    """The picture, the times and the speed of every task; `file` keeps them as they come."""
+    seen = dict(np.load(file)) if file.is_file() else {}
+    file.parent.mkdir(parents=True, exist_ok=True)
     for suite in suites:
         env = Libero(suite)
         for number, task in enumerate(env.tasks):
@@ -42,8 +44,10 @@ def look(suites: Sequence[str], seen: dict[str, np.ndarray]) -> None:
                 raise RuntimeError(f"{suite}, {task}: the picture is empty, or did not change")
             per_step = (time.perf_counter() - started) / STEPS
             seen[name], seen[f"{name}/figures"] = observation["image"], np.array([reset, per_step, fastest])
+            np.savez_compressed(file, **seen)
             print(f"{name:20} {reset:6.1f} s  {per_step:6.3f} s a step  {fastest:6.3f} m/s  {task}", flush=True)
         env.close()
+    return seen
 
 
 def table(suites: Sequence[str], seen: dict[str, np.ndarray]) -> str:
@@ -83,12 +87,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="also write them on one picture")
     parser.add_argument("--size", type=int, default=64, help="side of each, pixels")
     given = parser.parse_args()
-    seen = dict(np.load(given.file)) if given.file.is_file() else {}
-    try:
-        look(given.suites, seen)
-    finally:
-        given.file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(given.file, **seen)
+    seen = look(given.suites, given.file)
     print(table(given.suites, seen))
     if given.sheet:
         sheet(given.suites, seen, given.size).save(given.sheet, optimize=True)

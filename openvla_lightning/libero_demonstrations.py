@@ -1,15 +1,22 @@
-"""Scripted LIBERO demonstrations in the layout of the released `libero_object_no_noops`, where that cannot be had.
+"""Scripted LIBERO demonstrations in the layout of the released `libero_*_no_noops`.
 
-    python -m openvla_lightning.libero_demonstrations data/libero_object_no_noops/1.0.0
+    python -m openvla_lightning.libero_demonstrations data/libero_spatial_scripted/1.0.0
+    python -m openvla_lightning.libero_demonstrations data/libero_object_scripted/1.0.0 --tasks 0 --states 20
 
-Of one task. Initial states 0 to 9, which `evaluate.py episodes_per_task=10` begins with, are left out. The hand is
-pushed off its way at random and the correction recorded: a policy that has seen the straight way alone cannot come back
-to it.
+The name of the folder says which suite. Every episode is first played without cameras, which takes a tenth of the time;
+what failed is dropped, and what succeeded is played again, action by action, and drawn. Both stages go on where an
+interrupted run stopped. Initial states 0 to 9, which `evaluate.py episodes_per_task=10` begins with, are left out.
+
+The hand is pushed off its way at random and the correction recorded: a policy that has seen the straight way alone
+cannot come back to it.
 """
 
 import argparse
 import os
+import re
+import time
 from collections.abc import Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,89 +24,141 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from openvla_lightning.data.source.processes import worker_pool
 from openvla_lightning.data.source.writer import write_rlds
 from openvla_lightning.env.libero import Libero
-from openvla_lightning.env.libero.expert import GRASPS, Expert
-from openvla_lightning.env.libero.protocol import RENDER_SIZE, picture
+from openvla_lightning.env.libero.expert import Expert
+from openvla_lightning.env.libero.protocol import RENDER_SIZE
 
-STATES = {"train": range(14, 50), "val": range(10, 14)}
-WRIST_CAMERA = "robot0_eye_in_hand"
-ATTEMPTS = 5
-TRAVELLING = (0, 1, 3, 4)
-"""Stages of the expert in which a push does no harm."""
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+STATES = {"val": range(10, 14), "train": range(14, 50)}
+ATTEMPTS = 3
+"""How often an initial state is played, with other pushes, before it is dropped."""
 PUSHED_FOR = 12
 """Steps."""
+STILL = 1e-4
+"""Norm of a move below which, with the gripper as before, a step is a no-op: as the released data was filtered."""
 
 
 @dataclass(frozen=True, slots=True)
-class Demonstration:
-    """A picklable `(split, index) -> episode`.
+class Demonstrations:
+    """A picklable `(split, index) -> episode`, of episodes that were played.
 
     Attributes:
-        suite: one that the expert knows.
-        task: its number.
-        pushes: standard deviation of what is added to half of the moves, where 1 is the fastest move.
+        suite: LIBERO's.
+        played: the files of `play_all`, by split.
     """
 
     suite: str
-    task: int
-    pushes: float
+    played: dict[str, list[Path]]
 
     def __call__(self, split: str, index: int) -> dict[str, Any]:
-        """Record an initial state; once more with other pushes where the expert failed.
+        """Play an episode again and draw it.
 
         Raises:
-            RuntimeError: when it fails again and again.
+            RuntimeError: when it does not succeed as it did.
         """
-        state = STATES[split][index]
-        for attempt in range(ATTEMPTS):
-            steps = self._attempt(state, np.random.default_rng((self.task, state, attempt)))
-            if steps is not None:
-                return {"steps": steps}
-        raise RuntimeError(f"{self.suite}, task {self.task}: the expert does not solve initial state {state}")
-
-    def _attempt(self, state: int, random: np.random.Generator) -> list[dict[str, Any]] | None:
-        env = _environment(self.suite)
-        seen, info = env.reset(seed=state, options={"task": list(env.tasks)[self.task]})
-        expert, push = Expert(env), np.zeros(3)
-        steps: list[dict[str, Any]] = []
-        while True:
-            if random.random() < 1 / PUSHED_FOR:
-                push = random.normal(size=3) * self.pushes * (random.random() < 0.5)
-            action = expert.act()
-            recorded = action.astype(np.float32)
-            recorded[6] = 1 - 2 * recorded[6]  # LIBERO's, which the released data has: -1 open, 1 closed
-            observation = _observe(env, seen["image"])
-            steps.append({"observation": observation, "action": recorded, "language_instruction": info["instruction"]})
-            if expert.stage in TRAVELLING:
-                action[:3] = np.clip(action[:3] + push, -1, 1)
-            seen, _, success, truncated, info = env.step(action)
-            if success or truncated:
-                return steps if success else None
+        path = self.played[split][index]
+        task, state = _task_and_state(path)
+        episode = np.load(path)
+        env = _environment(self.suite, ("primary", "wrist"))
+        seen, info = env.reset(seed=state, options={"task": list(env.tasks)[task]})
+        steps = []
+        for executed, recorded in zip(episode["executed"], episode["recorded"], strict=True):
+            observation = {"image": seen["image"], "wrist_image": seen["wrist_image"], "state": seen["proprio"]}
+            words = info["instruction"]
+            steps.append({"observation": observation, "action": recorded, "language_instruction": words})
+            seen, _, success, _, info = env.step(executed)
+        if not success:
+            raise RuntimeError(
+                f"{path} succeeded when it was played and does not when it is drawn: it was played with other versions "
+                "of the simulator; delete that folder to play anew"
+            )
+        return {"steps": steps}
 
 
-def _observe(env: Libero, image: NDArray[np.uint8]) -> dict[str, Any]:
-    data = env.simulator.sim.data
-    wrist = env.simulator.sim.render(camera_name=WRIST_CAMERA, width=RENDER_SIZE, height=RENDER_SIZE)
-    robot = env.simulator.robots[0]
-    fingers = [data.qpos[joint] for joint in robot._ref_gripper_joint_pos_indexes]
-    quaternion = data.get_body_xquat(robot.robot_model.eef_name)
-    state = [*env.gripper_position, *_axis_angle(quaternion), *fingers]
-    return {"image": image, "wrist_image": picture(wrist, RENDER_SIZE), "state": np.array(state, np.float32)}
+def play(suite: str, task: int, state: int, pushes: float, path: Path) -> bool:
+    """Play an initial state until the expert succeeds, write its actions, and say whether it did.
+
+    The file holds `executed` float64 [T, 7] in the units of `Libero`, and `recorded` float32 [T, 7], what the expert
+    wanted, in LIBERO's own (gripper -1 open, 1 closed). Both are empty where it failed.
+    """
+    executed: list[NDArray[np.float64]] = []
+    recorded: list[NDArray[np.float32]] = []
+    for attempt in range(ATTEMPTS):
+        executed, recorded, success = _play_once(suite, task, state, pushes * (attempt < ATTEMPTS - 1), attempt)
+        if success:
+            break
+        executed, recorded = [], []
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
+    np.savez(partial, executed=np.array(executed), recorded=np.array(recorded))
+    partial.replace(path)
+    return bool(executed)
 
 
-def _axis_angle(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(w, x, y, z) -> axis times angle [3]."""
-    axis = quaternion[1:]
-    length = float(np.linalg.norm(axis))
-    return axis / max(length, 1e-9) * 2 * np.arctan2(length, quaternion[0])
+def _play_once(
+    suite: str, task: int, state: int, pushes: float, attempt: int
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float32]], bool]:
+    env, random = _environment(suite, ()), np.random.default_rng((task, state, attempt))
+    env.reset(seed=state, options={"task": list(env.tasks)[task]})
+    expert, push = Expert(env), np.zeros(3)
+    executed: list[NDArray[np.float64]] = []
+    recorded: list[NDArray[np.float32]] = []
+    while True:
+        if random.random() < 1 / PUSHED_FOR:
+            push = random.normal(size=3) * pushes * (random.random() < 0.5)
+        action = expert.act()
+        wanted = action.astype(np.float32)
+        wanted[6] = 1 - 2 * wanted[6]
+        if expert.travelling:
+            action[:3] = np.clip(action[:3] + push, -1, 1)
+        if np.linalg.norm(action[:6]) < STILL and executed and executed[-1][6] == action[6]:
+            continue
+        executed.append(action)
+        recorded.append(wanted)
+        _, _, success, truncated, _ = env.step(action)
+        if success or truncated:
+            return executed, recorded, success
+
+
+def play_all(
+    folder: Path, suite: str, tasks: Sequence[int], states: int, pushes: float, workers: int
+) -> dict[str, list[Path]]:
+    """Play what `folder` lacks in parallel; the files of the episodes that succeeded, by split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = {split: list(STATES[split])[: states if split == "train" else None] for split in STATES}
+    wanted = [(split, task, state) for task in tasks for split in STATES for state in chosen[split]]
+    files = {(split, task, state): folder / f"task_{task}_state_{state:02d}.npz" for split, task, state in wanted}
+    missing = {key: path for key, path in files.items() if not path.exists()}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[news]}")) as bar:
+        line = bar.add_task(f"playing {suite}", total=len(files), completed=len(files) - len(missing), news="")
+        if missing:
+            failed, started = 0, time.monotonic()
+            with worker_pool(min(workers, len(missing))) as pool:
+                pending = [pool.submit(play, suite, key[1], key[2], pushes, path) for key, path in missing.items()]
+                for done, future in enumerate(as_completed(pending), 1):
+                    failed += not future.result()
+                    speed = done / (time.monotonic() - started)
+                    bar.update(line, advance=1, news=f"{speed:.2f} episodes/s  {failed} failed")
+    return {split: [path for (s, *_), path in files.items() if s == split and _succeeded(path)] for split in STATES}
+
+
+def _succeeded(path: Path) -> bool:
+    return len(np.load(path)["executed"]) > 0
+
+
+def _task_and_state(path: Path) -> tuple[int, int]:
+    _, task, _, state = path.stem.split("_")
+    return int(task), int(state)
 
 
 @cache
-def _environment(suite: str) -> Libero:
+def _environment(suite: str, views: tuple[str, ...]) -> Libero:
     """That of this process: building one takes seconds."""
-    return Libero(suite, RENDER_SIZE, assets=os.environ.get("LIBERO_ASSETS"))
+    return Libero(suite, RENDER_SIZE, assets=os.environ.get("LIBERO_ASSETS"), views=views, proprio=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -107,12 +166,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import tensorflow_datasets as tfds
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="<root>/<dataset>/<version>")
-    parser.add_argument("--suite", choices=sorted(GRASPS), default="libero_object")
-    parser.add_argument("--task", type=int, default=0, help="its number in the suite")
+    parser.add_argument("folder", type=Path, help="<root>/<suite>_scripted/<version>")
+    parser.add_argument("--tasks", type=int, nargs="*", default=list(range(10)), help="their numbers in the suite")
+    parser.add_argument("--states", type=int, default=36, help="initial states of each task to train on, at most 36")
     parser.add_argument("--pushes", type=float, default=0.5, help="how hard, 1 being the fastest move")
-    parser.add_argument("--workers", type=int, default=None, help="processes; one per core")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; one per core")
     given = parser.parse_args(arguments)
+    suite = re.sub("_(scripted|no_noops)$", "", given.folder.parent.name)
+    if suite not in SUITES:
+        names = ", ".join(f"{name}_scripted" for name in SUITES)
+        parser.error(f"{given.folder}: the folder above the version is called after the suite, one of {names}")
+    played = play_all(given.folder / "played", suite, given.tasks, given.states, given.pushes, max(1, given.workers))
+    if empty := [split for split, files in played.items() if not files]:
+        parser.error(f"the expert solved no initial state for the split {empty[0]}; nothing is written")
     features = tfds.features
     image = features.Image(shape=(RENDER_SIZE, RENDER_SIZE, 3), encoding_format="jpeg")
     observation = {"image": image, "wrist_image": image, "state": features.Tensor(shape=(8,), dtype=np.float32)}
@@ -124,11 +190,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_rlds(
         given.folder,
         features.FeaturesDict({"steps": features.Dataset(step)}),
-        {split: len(states) for split, states in STATES.items()},
-        Demonstration(given.suite, given.task, given.pushes),
+        {split: len(files) for split, files in played.items()},
+        Demonstrations(suite, played),
         episodes_per_shard=4,
         workers=given.workers,
-        recipe={"suite": given.suite, "task": given.task, "pushes": given.pushes},
+        recipe={"suite": suite, "tasks": given.tasks, "states": given.states, "pushes": given.pushes},
         description="Demonstrations of a scripted expert in LIBERO",
     )
 

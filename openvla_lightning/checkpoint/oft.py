@@ -71,15 +71,16 @@ class OFT:
         ours = plain.released.get("config.json", {}).get(OURS) or {}
         problems = list(plain.problems)
         shapes = {name: shape for name, shape in plain.shapes.items() if part_of(name, parts.film) is None}
-        if plain.one_dtype[0] and not problems:
-            problems += dtype_problems({name: dtype for name, (_, dtype) in shapes.items()})
+        if plain.one_dtype[0] and not problems:  # the parts may be of others
+            floats = {name: dtype for name, (_, dtype) in shapes.items() if dtype.is_floating_point}
+            problems += dtype_problems(floats)
         vla = {**plain.vla, "proprio_dim": parts.proprio_dim}
         if parts.film:
             vla["film"] = ours.get("film", "released")
         width = parts.action_dim or _width(plain.norm_stats)
         robot = platform(width, parts.proprio_dim) if width else None
         processor = _processor(plain.processor, parts, robot, ours)
-        if parts.head is not None:
+        if "action_head" in parts.files:
             head = processor["action_head"]
             vla["action_head"] = {**head, "action_chunk": head["action_chunk"] or 1}  # no matter to its network
         vla = {key: value for key, value in vla.items() if value is not None}

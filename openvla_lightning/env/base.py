@@ -4,11 +4,26 @@ An environment is built by a picklable callable without arguments (a class, or a
 worker process. Its modules load no model, so a worker starts in a second.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
+
+class RequestError(ValueError):
+    """Something was asked of an evaluation that cannot be; the message says what can. Other ValueErrors are faults."""
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Around what reads a user's checkpoint, options or data: a ValueError there is a RequestError."""
+    try:
+        yield
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+
 
 EVALUATION_SEEDS = range(1_000_000_000, 2_000_000_000)
 """Seeds an evaluation may use. Datasets are made from seeds below, so no evaluated scene was ever a demonstration."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.env.base import EnvFactory
+from openvla_lightning.env.base import EnvFactory, RequestError, refusing
 from openvla_lightning.statistics import DatasetStatistics
 from openvla_lightning.types import Step
 
@@ -55,7 +55,7 @@ class Offline:
 
     def __init__(self, data: Callable[..., HeldOut], dataset: str | None = None, num_steps: int = 1000) -> None:
         if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+            raise RequestError(f"num_steps must be at least 1, got {num_steps}")
         self.build, self.dataset, self.num_steps = data, dataset, num_steps
 
     def check(self) -> None:
@@ -65,9 +65,10 @@ class Offline:
             FileNotFoundError: when the data is not there.
             ValueError: when `dataset` is unknown.
         """
-        data = self.build(collate=list, image_size=1, normalisation="quantile")  # neither matters yet
-        self._names(data)
-        data.check()
+        with refusing():
+            data = self.build(collate=list, image_size=1, normalisation="quantile")  # neither matters yet
+            self._names(data)
+            data.check()
 
     def open(self, **reads: Any) -> tuple[Iterator[list[Step]], Mapping[str, DatasetStatistics], list[str]]:
         """Open the held-out split for a policy.
@@ -79,10 +80,11 @@ class Offline:
             Lists of steps, each of one dataset and `num_steps` of it in all; the statistics that normalised their
             actions, by dataset; the datasets' names.
         """
-        data = self.build(collate=list, **reads)
-        names = self._names(data)
-        data.prepare_data()
-        data.setup(self.stage)
+        with refusing():
+            data = self.build(collate=list, **reads)
+            names = self._names(data)
+            data.prepare_data()
+            data.setup(self.stage)
         return self._batches(data, names), data.statistics, names
 
     def _loader(self, data: HeldOut) -> Iterable[list[Step]]:
@@ -93,7 +95,7 @@ class Offline:
         if self.dataset is None:
             return known
         if self.dataset not in known:
-            raise ValueError(
+            raise RequestError(
                 f"dataset {self.dataset!r} is not held out here: env.dataset=... takes one of {', '.join(known)}"
             )
         return [self.dataset]
@@ -131,13 +133,13 @@ class RecordedEpisode:
     def __init__(self, episode: dict[str, Any], decode: Callable[[bytes], NDArray[np.uint8]], where: Path) -> None:
         about, steps = episode.get("episode_metadata", {}), episode["steps"]
         if absent := [name for name in ("task", "seed") if name not in about]:
-            raise ValueError(
+            raise RequestError(
                 f"the episodes of {where} do not say where they began (episode_metadata/{', '.join(absent)}), so no "
                 "simulator can be set up as they were. What can be compared without one: env=open_loop, and the data "
                 "report, which holds actions against recorded motion"
             )
         if "executed_action" not in steps:
-            raise ValueError(
+            raise RequestError(
                 f"{where} holds what the expert meant to do and not what was executed: it was made by an earlier "
                 f"version. Remove {where.parent} and run again"
             )
@@ -178,7 +180,7 @@ class Replay:
         num_bins: int = 256,
     ) -> None:
         if num_episodes < 1:
-            raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
+            raise RequestError(f"num_episodes must be at least 1, got {num_episodes}")
         self.world, self.dataset, self.split, self.num_episodes, self.num_bins = (
             world,
             dataset,

@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from openvla_lightning.actions import dimension_names
+from openvla_lightning.env.base import RequestError
 from openvla_lightning.env.recorded import Offline
 from openvla_lightning.evaluation.confusion import Confusion
 from openvla_lightning.evaluation.control import Actor
@@ -53,7 +54,7 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
         if parts
     }
     if not datasets:
-        raise ValueError("there are no held-out steps to predict: the dataset has no `val` split, or an empty one")
+        raise RequestError("there are no held-out steps to predict: the dataset has no `val` split, or an empty one")
     weights = [scores["steps"] for scores in datasets.values()]
     pooled = {
         metric: float(np.average([scores[metric] for scores in datasets.values()], weights=weights))

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from openvla_lightning.env.base import RequestError
 from openvla_lightning.report.results import Episode
 from openvla_lightning.runtime.files import write_text
 
@@ -33,7 +34,7 @@ class Journal:
             before = lines[0]
             if differ := sorted(n for n in {*before, *identity} if before.get(n) != identity.get(n)):
                 name = differ[0]
-                raise ValueError(
+                raise RequestError(
                     f"{self.path} holds episodes of another evaluation: {', '.join(differ)} differ ({name} was "
                     f"{before.get(name)!r}, is {identity.get(name)!r}); name another folder (paths.output_dir=...)"
                 )

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from openvla_lightning.env.base import RequestError, refusing
 from openvla_lightning.env.recorded import TrainingSteps
 from openvla_lightning.policy import Policy
 from openvla_lightning.processor import Processor
@@ -63,7 +64,8 @@ def check_open_loop(
         ValueError: when there are no steps.
     """
     env.check()
-    policy = policy if isinstance(policy, Policy) else policy()
+    with refusing():
+        policy = policy if isinstance(policy, Policy) else policy()
     batches, statistics, _ = env.open(**policy.reads)
     parts: list[dict[str, np.ndarray]] = []
     names: list[str] = []
@@ -71,7 +73,7 @@ def check_open_loop(
         parts.append(_compare(policy, steps, statistics[steps[0].dataset_name]))
         names += [step.dataset_name for step in steps]
     if not parts:
-        raise ValueError("there are no training steps to look at")
+        raise RequestError("there are no training steps to look at")
     found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     measured: list[str] = ["token_accuracy", "l1", "l1_acting"]
     values = {name: float(found[name].mean()) for name in measured if name in found}

@@ -6,7 +6,7 @@ from zlib import crc32
 
 import numpy as np
 
-from openvla_lightning.env.base import EVALUATION_SEEDS, Task
+from openvla_lightning.env.base import EVALUATION_SEEDS, RequestError, Task
 
 INSTRUCTIONS = ("own", "shuffled")
 
@@ -40,13 +40,13 @@ def plan_episodes(
             episodes than a task has initial states.
     """
     if instructions not in INSTRUCTIONS:
-        raise ValueError(f"instructions={instructions!r} is not known; choose one of {', '.join(INSTRUCTIONS)}")
+        raise RequestError(f"instructions={instructions!r} is not known; choose one of {', '.join(INSTRUCTIONS)}")
     if episodes_per_task < 1:
-        raise ValueError(f"episodes_per_task must be at least 1, got {episodes_per_task}")
+        raise RequestError(f"episodes_per_task must be at least 1, got {episodes_per_task}")
     tasks = list(tasks)
     fixed = [task.initial_states for task in tasks if task.initial_states is not None]
     if fixed and episodes_per_task > min(fixed):
-        raise ValueError(
+        raise RequestError(
             f"episodes_per_task={episodes_per_task}, but this benchmark fixed {min(fixed)} initial states of each task"
         )
     plans = [Plan(task, _scene_seed(seed, task, number)) for number in range(episodes_per_task) for task in tasks]
@@ -78,7 +78,7 @@ def shuffle_instructions(instructions: Sequence[str], seed: int = 0) -> list[str
     largest = max(map(len, places.values()), default=0)
     if 2 * largest > len(instructions):
         most = max(places, key=lambda text: len(places[text]))
-        raise ValueError(
+        raise RequestError(
             f"instructions=shuffled needs other instructions to give: {largest} of {len(instructions)} episodes are "
             f"{most!r}; evaluate at least two tasks with different instructions"
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from openvla_lightning.env.base import EnvFactory, Task
+from openvla_lightning.env.base import EnvFactory, RequestError, Task
 from openvla_lightning.env.recorded import Offline
 from openvla_lightning.env.workers import BuildError
 from openvla_lightning.evaluation.control import Actor, Control
@@ -21,9 +21,11 @@ from openvla_lightning.evaluation.stopping import Decided, shuffled
 from openvla_lightning.report.results import Results
 from openvla_lightning.report.versions import mismatches, versions
 from openvla_lightning.report.writing import write_report
+from openvla_lightning.statistics import UnknownDatasetError
 
-UNUSABLE = (FileNotFoundError, KeyError, ValueError, BuildError, SelfTestError)
-"""What `evaluate` raises when it was asked for something that cannot be: a message for people says it all."""
+UNUSABLE = (FileNotFoundError, UnknownDatasetError, RequestError, BuildError, SelfTestError)
+"""What `evaluate` raises when it was asked for something that cannot be: a message for people says it all. Any other
+error is a fault of the code, and keeps its traceback."""
 
 
 def evaluate(
@@ -40,6 +42,8 @@ def evaluate(
     rate_hz: float | None = None,
     latency: float | None = None,
     execute: int | None = None,
+    ensemble: str | None = None,
+    ensemble_horizon: int | None = None,
     self_test: bool = True,
     stop: str = "never",
     against: str | Path | None = None,
@@ -70,7 +74,7 @@ def evaluate(
         interval_width: how narrow `auto` is content with, 0 to 1.
         seed: chooses the scenes; the same seed shows every policy the same ones.
         instructions: `own`, or `shuffled` between episodes (see `plan_episodes`).
-        control, rate_hz, latency, execute: see `control.Control`.
+        control, rate_hz, latency, execute, ensemble, ensemble_horizon: see `control.Control`.
         self_test: look first at whether the world's actions and pictures mean what they should.
         stop: `decided` ends as soon as it is known whether this policy is better or worse than the one of `against`
             (see `stopping.Decided`); episodes are then played in a random order. `never`: all are played.
@@ -120,9 +124,8 @@ def evaluate(
             decided = _stopping(stop, against, margin)
             session = Session(results, Path(output_dir), enough, save_videos, console, decided)
             plans = functools.partial(_plan, tasks, enough, seed, instructions, decided is not None)
-            session.run(
-                load, env, plans, Control(control, rate_hz, latency, execute=execute), self_test, num_envs, num_workers
-            )
+            how = Control(control, rate_hz, latency, False, execute, ensemble, ensemble_horizon)
+            session.run(load, env, plans, how, self_test, num_envs, num_workers)
         results.complete = True
     finally:
         results.timing["seconds"] = round(time.monotonic() - started, 1)
@@ -154,9 +157,9 @@ def _plan(
 
 def _stopping(stop: str, against: str | Path | None, margin: float | None) -> Decided | None:
     if stop not in ("never", "decided"):
-        raise ValueError(f"eval.stop={stop} is not known; choose never or decided")
+        raise RequestError(f"eval.stop={stop} is not known; choose never or decided")
     if (stop == "decided") != (against is not None):
-        raise ValueError("eval.stop=decided compares with eval.against=FOLDER, results of another policy; give both")
+        raise RequestError("eval.stop=decided compares with eval.against=FOLDER, results of another policy; give both")
     return None if against is None else Decided(against, margin)
 
 
@@ -173,7 +176,7 @@ def select_tasks(known: Mapping[str, Task], chosen: str | Sequence[str]) -> list
     if unknown := sorted(wanted - set(names)):
         close = get_close_matches(unknown[0], names, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(
+        raise RequestError(
             f"no task, family or task set is called {unknown[0]!r}{hint}; there are: all, {', '.join(names)}"
         )
     return [task for task in known.values() if wanted & {*task.sets, task.family, task.name}]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from openvla_lightning.env.base import Check, EnvFactory, Task
+from openvla_lightning.env.base import Check, EnvFactory, RequestError, Task
 from openvla_lightning.evaluation.control import Actor, Control, ask
 from openvla_lightning.evaluation.journal import Journal
 from openvla_lightning.evaluation.plan import Plan
@@ -40,9 +40,9 @@ class Enough:
 
     def __post_init__(self) -> None:
         if isinstance(self.episodes_per_task, str) and self.episodes_per_task != "auto":
-            raise ValueError(f"episodes_per_task={self.episodes_per_task!r}: give a number, or auto")
+            raise RequestError(f"episodes_per_task={self.episodes_per_task!r}: give a number, or auto")
         if not 0 < self.interval_width <= 1:
-            raise ValueError(f"interval_width={self.interval_width} must lie in (0, 1]; 0.2 is 10 points either way")
+            raise RequestError(f"interval_width={self.interval_width} must lie in (0, 1]; 0.2 is 10 points either way")
 
     @property
     def auto(self) -> bool:

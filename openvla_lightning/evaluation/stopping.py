@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from openvla_lightning.env.base import RequestError
 from openvla_lightning.evaluation.plan import Plan
 from openvla_lightning.report.results import Episode, Results
 from openvla_lightning.report.sequential import LEVEL, Verdict, capital, judge
@@ -27,11 +28,11 @@ class Decided:
 
     def __init__(self, against: str | Path, margin: float | None = None) -> None:
         if not (path := Path(against)).exists():
-            raise ValueError(f"eval.against={against}: there are no results; evaluate the other policy first")
+            raise RequestError(f"eval.against={against}: there are no results; evaluate the other policy first")
         self.other, self.margin = Results.load(path), margin
         self._theirs = {(e.task, e.seed): _score(e) for e in self.other.episodes if e.error is None}
         if not self._theirs:
-            raise ValueError(f"eval.against={against} holds no rollouts to compare with")
+            raise RequestError(f"eval.against={against} holds no rollouts to compare with")
         self._said: tuple[int, bool] = (-1, False)
 
     def check(self, plans: Sequence[Plan]) -> None:
@@ -41,7 +42,7 @@ class Decided:
             ValueError: when it has met none of them.
         """
         if not any((plan.task.name, plan.seed) in self._theirs for plan in plans):
-            raise ValueError(
+            raise RequestError(
                 f"{self.other.label} met none of these scenes: evaluate with its seed, {self.other.seed}, and its tasks"
             )
 

@@ -118,7 +118,7 @@ def center_crop(images: Tensor, area: float) -> Tensor:
     and in this order.
     """
     (up, down, y), (left, right, x) = (_crop_lines(length, area) for length in images.shape[1:3])
-    floats = images.float() * np.float32(1 / 255)
+    floats = images.float() * float(np.float32(1 / 255))
     upper, lower = floats[:, up], floats[:, down]
     upper = upper[:, :, left] + (upper[:, :, right] - upper[:, :, left]) * x[:, None]
     lower = lower[:, :, left] + (lower[:, :, right] - lower[:, :, left]) * x[:, None]

@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
@@ -16,10 +17,12 @@ from openvla_lightning.checkpoint.disk import CheckpointWriteError
 from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.config import ConfigError, for_people, validate
 from openvla_lightning.cost.estimate import show
+from openvla_lightning.data.cotraining import WithWords
 from openvla_lightning.data.loader import SampleError
 from openvla_lightning.data.preflight import DataError, MissingDataError
 from openvla_lightning.module import VLAModule
 from openvla_lightning.parallel import accumulate
+from openvla_lightning.processor.chat import ChatProcessor
 from openvla_lightning.run import job
 from openvla_lightning.run.evaluate import evaluate_run
 from openvla_lightning.run.start import (
@@ -70,6 +73,9 @@ def fit(cfg: DictConfig) -> float | None:
     processor = instantiate(cfg.processor, _convert_="all")
     datamodule = instantiate(cfg.data, collate=processor.collate, _convert_="all")
     preflight(cfg, datamodule, processor)
+    for cotraining in getattr(datamodule, "cotraining", []):
+        chat: Any = ChatProcessor.from_config(processor.config)
+        datamodule.training_collate = WithWords(processor.collate, chat.collate, cotraining)
     say_unread(datamodule, processor)
 
     try:

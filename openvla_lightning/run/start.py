@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from openvla_lightning.checkpoint.load import describe
+from openvla_lightning.checkpoint.formats import describe
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.config import ConfigError, for_people, validate
 from openvla_lightning.model.hub import check_source

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from openvla_lightning.env.libero import Libero, engine
+from openvla_lightning.env.libero.expert import Expert
 from openvla_lightning.env.libero.protocol import RAMEKIN_BOWL, RAMEKIN_TASK, STILL
 from openvla_lightning.env.libero.self_test import _seated, self_test
 
@@ -131,6 +132,22 @@ def test_the_world_passes_its_own_test(spatial):
     names = {"meshes", "bowl on ramekin", "camera", "settles", "renders", "action x", "orientation"}
     assert {check.name for check in checks} >= names
     assert not [check for check in checks if not check.ok]
+
+
+@pytest.mark.parametrize(
+    ("suite", "task"),
+    [("libero_spatial", 1), ("libero_object", 9), ("libero_goal", 4)],
+)
+def test_the_scripted_expert_succeeds(suite, task):
+    """Through our actions: so they mean what they should."""
+    env = Libero(suite, views=())
+    env.reset(seed=0, options={"task": list(env.tasks)[task]})
+    expert, ended = Expert(env), False
+    while not ended:
+        _, _, success, truncated, _ = env.step(expert.act())
+        ended = success or truncated
+    env.close()
+    assert success
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from openvla_lightning.data.oxe.rotations import euler_from_quaternion
 OXE = "gsutil -m cp -r gs://gresearch/robotics/{name} {root}"
 BRIDGE = "https://rail.eecs.berkeley.edu/datasets/bridge_release/data/tfds/ (rename bridge_dataset to bridge_orig)"
 LIBERO = "hf download openvla/modified_libero_rlds --repo-type dataset --local-dir {root}"
+LIBERO_SCRIPTED = "python -m openvla_lightning.libero_demonstrations {root}/{name}/1.0.0"
 TABLETOP = "python -m openvla_lightning.demonstrations"
 OWN = "not public; RLDS folders of your own recordings"
 
@@ -781,6 +782,17 @@ def rh20t(trajectory: Trajectory) -> Trajectory:
 # The paper's fine-tuning.
 
 
+@register(
+    "libero_spatial_scripted",
+    "libero_object_scripted",
+    "libero_goal_scripted",
+    "libero_10_scripted",
+    cameras=cameras("image", wrist="wrist_image"),
+    state=EEF,
+    control_hz=20,
+    noop_threshold=STILL,
+    where=LIBERO_SCRIPTED,
+)
 @register(
     "libero_spatial_no_noops",
     "libero_object_no_noops",

@@ -1,0 +1,35 @@
+"""Whose mistake it is: what a user asked for is answered in a line, a fault of the code keeps its traceback."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_world import ToyWorld, Walker
+
+from openvla_lightning.evaluation.scoring import UNUSABLE, evaluate
+
+
+class Faulty(Walker):
+    """A policy with a bug in it."""
+
+    def act_chunk(self, observations: Any) -> Any:
+        """Fail as a bug would."""
+        raise {"KeyError": KeyError("bins"), "ValueError": ValueError("bug")}[self.kind]
+
+    kind = "KeyError"
+
+
+@pytest.mark.parametrize("kind", ["KeyError", "ValueError"])
+def test_a_fault_of_the_code_does_not_read_like_a_user_s_mistake(kind: str, tmp_path: Path) -> None:
+    policy = Faulty()
+    policy.kind = kind
+    with pytest.raises((KeyError, ValueError)) as error:
+        evaluate(policy, ToyWorld, tmp_path / kind, episodes_per_task=1, num_envs=2, num_workers=1)
+    assert not isinstance(error.value, UNUSABLE)
+
+
+def test_what_cannot_be_asked_for_is_a_message(tmp_path: Path) -> None:
+    with pytest.raises(UNUSABLE, match="no task, family or task set"):
+        evaluate(Walker(), ToyWorld, tmp_path, tasks=["fly"], num_envs=2, num_workers=1)
+    with pytest.raises(UNUSABLE, match=r"eval\.control"):
+        evaluate(Walker(), ToyWorld, tmp_path, control="slow", num_envs=2, num_workers=1)
