@@ -13,7 +13,8 @@ import openvla_lightning
 from openvla_lightning.action_head import ActionHead
 from openvla_lightning.action_head.tokens import next_token_logits
 from openvla_lightning.checkpoint.format import Base
-from openvla_lightning.checkpoint.load import base_at, start_from
+from openvla_lightning.checkpoint.formats import base_at
+from openvla_lightning.checkpoint.load import start_from
 from openvla_lightning.checkpoint.training import check_adapter, learnt_names
 from openvla_lightning.model import VLA
 from openvla_lightning.model.blocks import Recompute, compile_blocks, recompute_activations

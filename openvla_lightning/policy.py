@@ -15,7 +15,8 @@ from PIL import Image
 from openvla_lightning.action_head import Acting
 from openvla_lightning.actions import absolute
 from openvla_lightning.checkpoint.disk import fingerprint
-from openvla_lightning.checkpoint.load import describe, load_checkpoint
+from openvla_lightning.checkpoint.formats import describe
+from openvla_lightning.checkpoint.load import load_checkpoint
 from openvla_lightning.model.parameters import choose_device, choose_dtype
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
@@ -29,13 +30,11 @@ RELEASED_CROP = 0.9
 
 
 class Policy:
-    """Predicts actions with a VLA, preprocessing as it was trained.
+    """Predicts actions with a VLA, preprocessing as it was trained. Threads may share one: they take turns.
 
         policy = Policy.from_pretrained("openvla/openvla-7b", unnorm_key="bridge_orig")
         policy.warm_up()
         action = policy.act(image, "pick up the can")
-
-    Threads may share one: they take turns at the model.
 
     Args:
         vla: the model; moved to `device` and `dtype`, unless it is quantised and hence in its place.
@@ -104,10 +103,7 @@ class Policy:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """What acts here, for results. Its `sha256` is a second read of the whole checkpoint, so ask when nobody waits.
-
-        The device, the precision and the path are there when the policy was loaded from one.
-        """
+        """What acts here, for results. Its `sha256` reads the whole checkpoint again, so ask when nobody waits."""
         read = {"path": path, "sha256": fingerprint(path)} if (path := self._made.get("path")) else {}
         return {**read, "unnorm_key": self.unnorm_key, "normalisation": self.normalisation, **self._made}
 
@@ -258,11 +254,9 @@ class Policy:
             inputs = self.processor.inputs(observations, dim, states)
             self.clock("preprocess")
             normalised = self._decoder(inputs, dim, self._generator).double().cpu().numpy()
+        rows = zip(observations, normalised, scales, strict=True)
         actions = np.stack(
-            [
-                absolute(statistics.unnormalise(chunk, method=method), statistics.relative_to, seen.proprio)
-                for seen, chunk, (statistics, method) in zip(observations, normalised, scales, strict=True)
-            ]
+            [absolute(s.unnormalise(chunk, method=how), s.relative_to, seen.proprio) for seen, chunk, (s, how) in rows]
         )
         self.clock("unnormalise")
         return actions

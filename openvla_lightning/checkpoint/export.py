@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.checkpoint.cogact import save_cogact
 from openvla_lightning.checkpoint.format import CheckpointError
-from openvla_lightning.checkpoint.load import describe, load_vla
+from openvla_lightning.checkpoint.formats import describe
+from openvla_lightning.checkpoint.load import load_vla
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
 from openvla_lightning.quantisation import Quantisation, dequantised, is_quantised

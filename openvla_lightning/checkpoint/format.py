@@ -31,8 +31,8 @@ class Base:
 
     Attributes:
         path: folder, file or hub id it was loaded from.
-        sha256: of its weights; the same for every layout of the same numbers (see `load.weights_hash`). None where it
-            was not written down: then any base of the right shapes is taken.
+        sha256: of its weights; the same for every layout of the same numbers (see `formats.weights_hash`). None where
+            it was not written down: then any base of the right shapes is taken.
     """
 
     path: str
@@ -90,7 +90,7 @@ class Description:
 
 
 class Format(Protocol):
-    """A kind of checkpoint. One more is a file with such a class, and its name in `load.FORMATS`."""
+    """A kind of checkpoint. One more is a file with such a class, and its name in `formats.FORMATS`."""
 
     def recognises(self, path: Path) -> bool:
         """Whether the file or folder at `path` is of this format, as far as a glance can tell."""

@@ -1,6 +1,6 @@
 """Conversations beside robots' steps, so that a model that learns to act does not forget its words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,3 +87,18 @@ class WithWords:
     def __call__(self, steps: list[Step]) -> Batch:
         """A batch of steps with words beside them."""
         return replace(self.collate(steps), words=self.chat(self.cotraining.beside([step.number for step in steps])))
+
+
+def read_cotraining(
+    conversations: Mapping[str, Any] | None, proprio: bool, image_size: int, seed: int
+) -> CoTraining | None:
+    """What `data.conversations` describes; None for none.
+
+    Raises:
+        ValueError: when the model is told its proprioception, which conversations do not have.
+    """
+    if conversations is None:
+        return None
+    if proprio:
+        raise ValueError("data.conversations: a model that is told its proprioception cannot be shown them")
+    return CoTraining(**conversations, image_size=image_size, seed=seed)

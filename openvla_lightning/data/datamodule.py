@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch.utils.data import DataLoader
 
-from openvla_lightning.data.augment import Augmentation
-from openvla_lightning.data.cotraining import CoTraining
+from openvla_lightning.data.augment import read_augmentation
+from openvla_lightning.data.cotraining import read_cotraining
 from openvla_lightning.data.curriculum import intended, read_curriculum, stages
 from openvla_lightning.data.filters import FilterReport, NoopFilter, check_filter, select
 from openvla_lightning.data.images import ImageMode
@@ -20,6 +20,7 @@ from openvla_lightning.data.preflight import (
     BadInstructions,
     MissingDataError,
     check_choices,
+    check_ranges,
     check_sources,
     data_errors,
     proprio_width,
@@ -131,19 +132,12 @@ class VLADataModule(ResumableDataModule):
             bad_instructions=(bad_instructions, get_args(BadInstructions)),
             chunk_end=(chunk_end, get_args(ChunkEnd)),
         )
-        if window_gb is not None and window_gb <= 0:
-            raise ValueError(f"data.window_gb={window_gb}: gigabytes above 0, or null to shuffle the whole dataset")
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"data.val_fraction={val_fraction}: a share of the trajectories, 0 <= val_fraction < 1")
-        if image_size < 1:
-            raise ValueError(f"data.image_size={image_size}: must be at least 1")
-        if action_chunk < 1:
-            raise ValueError(f"data.action_chunk={action_chunk}: at least the action of the step itself, 1")
+        check_ranges(window_gb, val_fraction, image_size, action_chunk)
         self.mix = {name: float(weight) for name, weight in mix.items() if weight > 0}
         self.image_size, self.balance_weights, self.normalisation = image_size, balance_weights, normalisation
         self.action_chunk, self.chunk_end = action_chunk, chunk_end
         self.noop_filter: NoopFilter = noop_filter if filter_noops else "none"
-        self.of_training, self.images, self.window_gb = statistics == "train", images, window_gb
+        self.measure_training_split, self.images, self.window_gb = statistics == "train", images, window_gb
         self.val_fraction, self.cameras, self.seed = val_fraction, tuple(cameras), seed
         self.history, self.proprio = history, proprio
         served = {"image_size": image_size, "cameras": cameras, "images": images}
@@ -152,22 +146,14 @@ class VLADataModule(ResumableDataModule):
         self.limit_val_samples, self.bad_instructions = limit_val_samples, bad_instructions
         processor = getattr(collate, "__self__", None)
         self.refuses: Callable[[str, int], str | None] = getattr(processor, "refuses", lambda words, dim: None)
-        options = dict(augment or {})
-        shared_draw = bool(options.pop("shared_draw", False))
-        self.augmentation = Augmentation(options, shared_draw) if options else None
-        scales = options.get("random_resized_crop", {}).get("scale")
-        self.crop_area: float | None = sum(scales) / len(scales) if scales else None
+        self.augmentation, self.crop_area = read_augmentation(augment)
         own = {name: describe(name, options) for name, options in (datasets or {}).items()}
         drawn = dict.fromkeys(name for part in weights for name, weight in part.items() if weight > 0)
         check_encodings(own.get(name) or dataset_spec(name) for name in drawn)
         self.sources: dict[str, Source] = {
             name: cached(source(name=name, spec=own.get(name)), cache, self.cameras) for name in drawn
         }
-        self.cotraining: CoTraining | None = None
-        if conversations is not None:
-            self.cotraining = CoTraining(**conversations, image_size=image_size, seed=seed)
-        if self.cotraining is not None and proprio:
-            raise ValueError("data.conversations: a model that is told its proprioception cannot be shown them")
+        self.cotraining = read_cotraining(conversations, proprio, image_size, seed)
         self.filter_report: dict[str, FilterReport] = {}
         self.statistics: dict[str, DatasetStatistics] = {}
         self.stages: list[Stage] = []
@@ -241,7 +227,7 @@ class VLADataModule(ResumableDataModule):
             )
             felt = felt_columns(source) if self.proprio else None
             if split == "train":
-                own = measure(source, steps if self.of_training else None, self.action_chunk)
+                own = measure(source, steps if self.measure_training_split else None, self.action_chunk)
                 self.filter_report[name], self.statistics[name] = report, own if felt is None else own.felt(felt)
             scale = (self.statistics[name], self.normalisation)
             found[name] = DatasetSteps(source, steps, *scale, self.action_chunk, self.chunk_end, felt)

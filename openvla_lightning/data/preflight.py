@@ -48,6 +48,18 @@ def check_choices(**choices: tuple[str, Sequence[str]]) -> None:
             raise ValueError(f"data.{name}={chosen}: choose {', '.join(known)}")
 
 
+def check_ranges(window_gb: float | None, val_fraction: float, image_size: int, action_chunk: int) -> None:
+    """Raise ValueError for a number that an option of the DataModule cannot be."""
+    if window_gb is not None and window_gb <= 0:
+        raise ValueError(f"data.window_gb={window_gb}: gigabytes above 0, or null to shuffle the whole dataset")
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"data.val_fraction={val_fraction}: a share of the trajectories, 0 <= val_fraction < 1")
+    if image_size < 1:
+        raise ValueError(f"data.image_size={image_size}: must be at least 1")
+    if action_chunk < 1:
+        raise ValueError(f"data.action_chunk={action_chunk}: at least the action of the step itself, 1")
+
+
 def check_sources(sources: Mapping[str, Source], cameras: Sequence[str]) -> None:
     """Find out in milliseconds whether the datasets are there and what their descriptions name.
 

@@ -113,7 +113,7 @@ class Processor(TextProcessor):
         Raises:
             CheckpointError: when the checkpoint does not say how to preprocess, or contradicts itself.
         """
-        from openvla_lightning.checkpoint.load import describe
+        from openvla_lightning.checkpoint.formats import describe
 
         return cls.from_config(describe(path).check().processor, **changes)
 

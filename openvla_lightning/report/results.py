@@ -1,14 +1,13 @@
 """What an evaluation found: episodes or held-out steps, their statistics, and `results.json`."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any, Self
 
-from openvla_lightning.runtime.files import below
+from openvla_lightning.runtime.files import below, write_text
 
 FILE_NAME = "results.json"
 FORMAT = 1
@@ -185,10 +184,7 @@ class Results:
                 "tasks": {name: rate.to_dict() for name, rate in self.tasks.items()},
             }
         path = Path(folder) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(content, indent=1, default=str) + "\n")
-        unfinished.replace(path)
+        write_text(path, json.dumps(content, indent=1, default=str) + "\n")
         return path
 
     @classmethod

@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from openvla_lightning.checkpoint.format import CheckpointError
+from openvla_lightning.checkpoint.load import describe
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.cli.help import groups
 from openvla_lightning.config import CONF, ConfigError, expand_home, for_people, validate
@@ -15,6 +16,7 @@ from openvla_lightning.logger import log_results
 from openvla_lightning.report.sweeps import RUNS_OWN
 from openvla_lightning.run import job
 from openvla_lightning.run.start import make_embedded
+from openvla_lightning.statistics import UnknownDatasetError, choose_key
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,8 @@ def evaluate(cfg: DictConfig) -> float | None:
     arguments = {name: recipe[name] for name in EVALUATION_ARGUMENTS} | recipe["eval"]
     policy = instantiate(cfg.policy, _convert_="all")  # a partial: loaded once the world is up
     env = instantiate(cfg.env, _convert_="all")
+    if cfg.ckpt_path and not isinstance(env, Replay):
+        check_policy(cfg.ckpt_path, cfg.unnorm_key)
     try:
         if isinstance(env, Replay):
             if env.source.missing():
@@ -70,6 +74,21 @@ def evaluate(cfg: DictConfig) -> float | None:
     for logger in loggers:
         log_results(logger, results, cfg.paths.output_dir)
     return results.score
+
+
+def check_policy(path: str, unnorm_key: str | None) -> None:
+    """See that a checkpoint is there and knows the robot, before a world is started for it.
+
+    Raises:
+        ConfigError: nothing is at `path`, or it holds no statistics of `unnorm_key`; naming what there is.
+        CheckpointError: what is there cannot be read.
+    """
+    try:
+        known = describe(path).norm_stats
+        if unnorm_key is not None:
+            choose_key(known, unnorm_key)
+    except (FileNotFoundError, UnknownDatasetError) as error:
+        raise ConfigError(f"ckpt_path={path}: {error}") from error
 
 
 def evaluate_run(cfg: DictConfig) -> None:

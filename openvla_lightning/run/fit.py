@@ -25,7 +25,15 @@ from openvla_lightning.parallel import accumulate
 from openvla_lightning.processor.chat import ChatProcessor
 from openvla_lightning.run import job
 from openvla_lightning.run.evaluate import evaluate_run
-from openvla_lightning.run.start import adapter_base, check_folder, preflight, resume_from, start_from
+from openvla_lightning.run.start import (
+    adapter_base,
+    check_folder,
+    check_same_model,
+    preflight,
+    resume_from,
+    say_unread,
+    start_from,
+)
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print and file its messages once
@@ -58,6 +66,8 @@ def fit(cfg: DictConfig) -> float | None:
         return done["objective"]
     resume = resume_from(cfg)
     check_folder(cfg, resume)
+    if resume:
+        check_same_model(resume, recipe)
     cfg.model.init_from = adapter_base(resume, cfg) if resume else start_from(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     processor = instantiate(cfg.processor, _convert_="all")
@@ -66,6 +76,7 @@ def fit(cfg: DictConfig) -> float | None:
     if (cotraining := getattr(datamodule, "cotraining", None)) is not None:
         chat: Any = ChatProcessor.from_config(processor.config)
         datamodule.training_collate = WithWords(processor.collate, chat.collate, cotraining)
+    say_unread(datamodule, processor)
 
     try:
         module = VLAModule(

@@ -15,7 +15,7 @@ from openvla_lightning import VLA, Policy, Processor
 from openvla_lightning.action_head.cogact import CogACTHead
 from openvla_lightning.checkpoint.cogact import CogACT, save_cogact
 from openvla_lightning.checkpoint.format import CheckpointError
-from openvla_lightning.checkpoint.load import describe
+from openvla_lightning.checkpoint.formats import describe
 
 HEAD = CogACTHead(action_chunk=4, hidden=384, depth=1, heads=4)
 """As wide as the released S, whose number of heads is known; one block of it."""

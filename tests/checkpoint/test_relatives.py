@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 
 from openvla_lightning.checkpoint.format import CheckpointError
-from openvla_lightning.checkpoint.load import describe, load_vla
+from openvla_lightning.checkpoint.formats import describe
+from openvla_lightning.checkpoint.load import load_vla
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.strategy.lora import merge
 
