@@ -16,9 +16,9 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@# MuJoCo 4 keeps files of its own in the folder of MuJoCo 3: where they stay, the older one does not import.
-	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip uninstall --quiet mujoco-core mujoco-studio 2>/dev/null || true
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip install --quiet --compile-bytecode --requirements requirements.lock
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip install --quiet --no-deps --editable .
+	@VIRTUAL_ENV="$$(cd $(VENV) && pwd)" $(BIN)/python -m uv pip uninstall --quiet mujoco-core mujoco-studio 2>/dev/null || true
+	VIRTUAL_ENV="$$(cd $(VENV) && pwd)" $(BIN)/python -m uv pip install --quiet --compile-bytecode --requirements requirements.lock
+	VIRTUAL_ENV="$$(cd $(VENV) && pwd)" $(BIN)/python -m uv pip install --quiet --no-deps --editable .
 	@touch $@
 
 demo: $(READY)  ## train, fine-tune and evaluate a small VLA on the embedded tabletop world (15 minutes, 2 cores)

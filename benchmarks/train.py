@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openvla_lightning.action_head import TokenHead
 from openvla_lightning.cost.cards import card
-from openvla_lightning.cost.operations import step_cost
+from openvla_lightning.cost.operations import example, step_cost
 from openvla_lightning.model import VLA
 from openvla_lightning.model.blocks import compile_blocks, recompute_activations
 from openvla_lightning.optim import AdamW
@@ -160,7 +161,8 @@ def on_gpu(learn: str, size: int, rounds: int, recompute: Any) -> None:
     with torch.device("meta"):
         twin = VLA.from_config(LARGE)
         prepare(twin, learn)
-    cost = step_cost(twin, TEXT, LEARNT, autocast=True)
+    head = TokenHead()
+    cost = step_cost(twin, head, example(twin, head, TEXT - LEARNT, LEARNT - 1), autocast=True)
     known = card(torch.cuda.get_device_name())
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {learn}, {size} samples a step")
     for name, loss in (("ours", ours), ("released", released)):

@@ -45,3 +45,23 @@ class ActionTokenizer:
 def dimension_names(dim: int) -> tuple[str, ...]:
     """What to call the dimensions of an action: an end effector's by name, any other's by number."""
     return END_EFFECTOR if dim == len(END_EFFECTOR) else tuple(map(str, range(dim)))
+
+
+def absolute(
+    actions: NDArray[np.float64], relative_to: NDArray[np.int64] | None, proprio: ArrayLike | None
+) -> NDArray[np.float64]:
+    """Actions [T, D] as the robot takes them, given its state [P] when the chunk begins, both in the dataset's units.
+
+    Args:
+        actions: as predicted.
+        relative_to: `DatasetStatistics.relative_to`: the state that each dimension is a difference from; None: none is.
+        proprio: the state.
+
+    Raises:
+        ValueError: actions are relative to a state that is not given.
+    """
+    if relative_to is None:
+        return actions
+    if proprio is None:
+        raise ValueError("these actions are relative to the robot's state: an observation needs its proprio")
+    return actions + np.where(relative_to >= 0, np.asarray(proprio, np.float64)[relative_to], 0.0)

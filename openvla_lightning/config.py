@@ -14,7 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import InstantiationException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from openvla_lightning import plugins
@@ -60,9 +60,26 @@ def for_people(*kinds: type[Exception]) -> Iterator[None]:
         raise SystemExit(f"error: {shown}") from None
 
 
+def expanded(path: str) -> str:
+    """A path in which `~` is the home folder, also where no shell has seen it: in YAML, in a container's settings."""
+    return os.path.expanduser(path)
+
+
+def expand_home(node: DictConfig | ListConfig) -> None:
+    """Expand every value of a config that begins with `~`, in place; interpolations follow what they point to."""
+    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+            continue
+        value = node[key]
+        if isinstance(value, DictConfig | ListConfig):
+            expand_home(value)
+        elif isinstance(value, str) and (value == "~" or value.startswith("~/")):
+            node[key] = expanded(value)
+
+
 def run_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | None) -> str:
     """The folder of a run: `<log_dir>/<run_name>/<id or time>`, or with `ckpt_path=last` the one that is resumed."""
-    runs = Path(log_dir) / run_name
+    runs = Path(expanded(log_dir)) / run_name
     if ckpt_path == "last" and (newest := newest_checkpoint(runs)) is not None:
         return str(newest.parent.parent)
     return str(runs / (run_id or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
@@ -70,7 +87,7 @@ def run_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | No
 
 def sweep_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | None) -> str:
     """The folder of a sweep: as of a run, or with `ckpt_path=last` that of the newest sweep, which then goes on."""
-    runs = Path(log_dir) / run_name
+    runs = Path(expanded(log_dir)) / run_name
     if ckpt_path == "last" and (sweeps := [path.parent for path in runs.glob("*/multirun.yaml")]):
         return str(max(sweeps, key=lambda folder: (folder / "multirun.yaml").stat().st_mtime_ns))
     return run_dir(log_dir, run_name, None, run_id)
@@ -78,6 +95,7 @@ def sweep_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | 
 
 OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)  # a sweep has one folder
+OmegaConf.register_new_resolver("home", expanded, replace=True)
 OmegaConf.register_new_resolver("max", max, replace=True)
 OmegaConf.register_new_resolver("modulo", lambda number, by: number % by, replace=True)
 
@@ -89,8 +107,9 @@ def validate(cfg: DictConfig) -> dict[str, Any]:
     """Return `cfg` as plain resolved data, or raise ConfigError naming every problem.
 
     A constructor's signature is its schema: each `_target_` node must bind to it.
-    Arguments that `run` adds at build time (processor, callbacks) may be absent here.
+    Arguments that `run` adds at build time (processor, callbacks) may be absent here. `~` becomes the home folder.
     """
+    expand_home(cfg)
     if missing := list(missing_keys(cfg)):
         raise ConfigError("\n  ".join(["set these on the command line:", *missing]))
     try:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openvla_lightning.runtime.files import write_json
+
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
 
@@ -217,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"{name}.json"
-        path.write_text(json.dumps(spec(workspace), indent=1) + "\n")
+        write_json(path, spec(workspace))
         print(f"written to {path}")
 
 

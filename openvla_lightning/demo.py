@@ -13,41 +13,41 @@ from rich.console import Console
 from rich.rule import Rule
 
 from openvla_lightning.checkpoint.newest import newest_checkpoint
+from openvla_lightning.cli.overrides import quoted
 from openvla_lightning.report.writing import compare
+from openvla_lightning.run.folders import log_dir
 
-RUNS = Path("runs")
-FOLDER = RUNS / "demo"
 BOTH = "env=tabletop,tabletop_finetune"
 
 
 def main() -> None:
     """Run it all; stop at the first command that fails, with its own message on the screen."""
     console, started = Console(), time.monotonic()
-    shutil.rmtree(FOLDER, ignore_errors=True)  # an evaluation would go on there, and refuse another demo's episodes
+    runs = log_dir()  # wherever OPENVLA_LIGHTNING_ROOT or conf/local put them
+    demo = runs / "demo"
+    shutil.rmtree(demo, ignore_errors=True)  # an evaluation would go on there, and refuse another demo's episodes
     run(console, "Pretrain a small VLA", "train", "callbacks.checkpoint.save_initial=true")
-    pretrained = newest(RUNS / "train")
+    pretrained = newest(runs / "train")
     run(console, "Fine-tune it for new tasks on another robot", "finetune", "strategy=lora", "rank=32")
-    finetuned = newest(RUNS / "finetune")
+    finetuned = newest(runs / "finetune")
     untrained = pretrained.with_name("step_000000.ckpt")
     for label, checkpoint in {"untrained": untrained, "pretrained": pretrained, "fine-tuned": finetuned}.items():
         # the first two know only the first robot's units; the third carries the statistics of both
         units = [] if label == "fine-tuned" else ["unnorm_key=tabletop_pretrain"]
-        evaluate(console, f"Evaluate the {label} policy on both sets of tasks", label, checkpoint, BOTH, *units)
+        evaluate(console, f"Evaluate the {label} policy on both sets of tasks", demo, label, checkpoint, BOTH, *units)
     title = "Does it listen? The same, told another episode's instruction"
-    evaluate(console, title, "pretrained", pretrained, "env=tabletop", "instructions=shuffled")
+    evaluate(console, title, demo, "pretrained", pretrained, "env=tabletop", "instructions=shuffled")
     console.print(Rule("Results"))
-    report = compare([FOLDER], FOLDER, console)
+    report = compare([demo], demo, console)
     minutes = (time.monotonic() - started) / 60
-    console.print(
-        f"\n{minutes:.1f} minutes. Report: {report}, picture: {FOLDER}/success.png, videos: {FOLDER}/*/*/videos"
-    )
+    console.print(f"\n{minutes:.1f} minutes. Report: {report}, picture: {demo}/success.png, videos: {demo}/*/*/videos")
 
 
-def evaluate(console: Console, title: str, label: str, checkpoint: Path, *overrides: str) -> None:
-    """Evaluate a checkpoint below the demo's folder."""
-    folder = FOLDER / "_".join([label, *(o.partition("=")[2] for o in overrides if o.startswith("instructions"))])
-    where = f"hydra.sweep.dir={folder}"
-    run(console, title, "evaluate", "-m", f"ckpt_path={checkpoint}", f"label={label}", *overrides, where)
+def evaluate(console: Console, title: str, demo: Path, label: str, checkpoint: Path, *overrides: str) -> None:
+    """Evaluate a checkpoint into a folder below the demo's."""
+    folder = demo / "_".join([label, *(o.partition("=")[2] for o in overrides if o.startswith("instructions"))])
+    where = f"hydra.sweep.dir={quoted(str(folder))}"
+    run(console, title, "evaluate", "-m", f"ckpt_path={quoted(str(checkpoint))}", f"label={label}", *overrides, where)
 
 
 def run(console: Console, title: str, *command: str) -> None:

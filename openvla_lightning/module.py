@@ -11,11 +11,14 @@ from torchmetrics import MeanMetric, Metric
 
 import openvla_lightning
 from openvla_lightning.action_head import ActionHead
+from openvla_lightning.action_head.tokens import next_token_logits
 from openvla_lightning.checkpoint.format import Base
-from openvla_lightning.checkpoint.load import base_at, start_from
+from openvla_lightning.checkpoint.formats import base_at
+from openvla_lightning.checkpoint.load import start_from
 from openvla_lightning.checkpoint.training import check_adapter, learnt_names
 from openvla_lightning.model import VLA
 from openvla_lightning.model.blocks import Recompute, compile_blocks, recompute_activations
+from openvla_lightning.model.llm import next_token_loss
 from openvla_lightning.optim import AdamW
 from openvla_lightning.parallel import FSDP
 from openvla_lightning.plugins import USUAL_HEAD, describe
@@ -159,7 +162,12 @@ class VLAModule(L.LightningModule):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Prediction]:
         """The loss of a batch of training or validation, and what was predicted, for whoever watches."""
-        return self.action_head.loss(self.vla, self.processor.normalise(batch, self.dtype))  # type: ignore[arg-type]
+        loss, prediction = self.action_head.loss(self.vla, self.processor.normalise(batch, self.dtype))  # type: ignore[arg-type]
+        if batch.words is not None:
+            words = self.processor.normalise(batch.words, self.dtype)  # type: ignore[arg-type]
+            targets = words.labels[:, 1:].gather(1, words.places)
+            loss = loss + next_token_loss(next_token_logits(self.vla, words), targets)
+        return loss, prediction
 
     def _step(self, batch: Batch, metrics: Metric) -> Tensor:
         loss, prediction = self(batch)

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from openvla_lightning.action_head import Acting
+from openvla_lightning.actions import absolute
 from openvla_lightning.checkpoint.disk import fingerprint
-from openvla_lightning.checkpoint.load import describe, load_checkpoint
+from openvla_lightning.checkpoint.formats import describe
+from openvla_lightning.checkpoint.load import load_checkpoint
 from openvla_lightning.model.parameters import choose_device, choose_dtype
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
@@ -28,13 +30,11 @@ RELEASED_CROP = 0.9
 
 
 class Policy:
-    """Predicts actions with a VLA, preprocessing as it was trained.
+    """Predicts actions with a VLA, preprocessing as it was trained. Threads may share one: they take turns.
 
         policy = Policy.from_pretrained("openvla/openvla-7b", unnorm_key="bridge_orig")
         policy.warm_up()
         action = policy.act(image, "pick up the can")
-
-    Threads may share one: they take turns at the model.
 
     Args:
         vla: the model; moved to `device` and `dtype`, unless it is quantised and hence in its place.
@@ -84,8 +84,7 @@ class Policy:
         self.norm_stats, self._normalisation = norm_stats, normalisation
         self._scales: dict[str, tuple[DatasetStatistics, Normalisation]] = {}
         self.statistics, self.normalisation = self._scale(self.unnorm_key)
-        self.device = choose_device(device)
-        self.dtype = choose_dtype(dtype, self.device)
+        self.device, self.dtype = choose_device(device), choose_dtype(dtype, choose_device(device))
         self.vla = (vla if vla.quantisation else vla.to(self.device, self.dtype)).eval()
         self.processor, self.history = processor, processor.history
         given = {"action_ids_only": action_ids_only, "temperature": temperature, "top_k": top_k, "decoding": decoding}
@@ -104,12 +103,8 @@ class Policy:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """What acts here, for results. Its `sha256` is a second read of the whole checkpoint, so ask when nobody waits.
-
-        The device, the precision and the path are there when the policy was loaded from one.
-        """
-        path = self._made.get("path")
-        read = {} if path is None else {"path": path, "sha256": fingerprint(path)}
+        """What acts here, for results. Its `sha256` reads the whole checkpoint again, so ask when nobody waits."""
+        read = {"path": path, "sha256": fingerprint(path)} if (path := self._made.get("path")) else {}
         return {**read, "unnorm_key": self.unnorm_key, "normalisation": self.normalisation, **self._made}
 
     def _scale(self, unnorm_key: str | None) -> tuple[DatasetStatistics, Normalisation]:
@@ -205,10 +200,8 @@ class Policy:
             float64 [D] (D = 7 for the released models), or [B, D] for lists.
 
         Raises:
-            UnknownDatasetError: for an unknown unnorm_key, naming the known ones.
             TypeError: for something that is not an image, or a list of one and a single other.
-            ValueError: for lists of different length, actions of different width, or an image of the wrong shape or
-                dtype.
+            ValueError: for lists of different length, or a policy that needs more than an image; and as `act_chunk`.
         """
         single = isinstance(instruction, str)
         if single != (isinstance(image, Image.Image) or getattr(image, "ndim", None) in (2, 3)):
@@ -244,8 +237,7 @@ class Policy:
             ValueError: for observations without a view or the proprioception that the policy needs, actions of
                 different width, or an image of the wrong shape or dtype.
         """
-        count = len(observations)
-        if not count:
+        if not (count := len(observations)):
             raise ValueError("no images to act on")
         keys = [unnorm_key] * count if unnorm_key is None or isinstance(unnorm_key, str) else list(unnorm_key)
         if len(keys) != count:
@@ -253,19 +245,19 @@ class Policy:
         scales = [self._scale(key) for key in keys]
         if len(dims := {statistics.action_dim for statistics, _ in scales}) > 1:
             raise ValueError(f"actions {sorted(dims)} numbers wide do not fit one array: ask for them one by one")
-        for seen in observations:
-            self.processor.check(seen)
+        told, dim = self.processor.proprio, dims.pop()
         states = [
-            stats.normalise(seen.proprio, method, "proprio") if self.processor.proprio else None  # type: ignore[arg-type]
-            for seen, (stats, method) in zip(observations, scales, strict=True)
+            statistics.normalise(seen.proprio, method, "proprio") if told and seen.proprio is not None else None
+            for seen, (statistics, method) in zip(observations, scales, strict=True)
         ]
-        dim = dims.pop()
         with self._lock:
             inputs = self.processor.inputs(observations, dim, states)
             self.clock("preprocess")
             normalised = self._decoder(inputs, dim, self._generator).double().cpu().numpy()
-        pairs = zip(normalised, scales, strict=True)
-        actions = np.stack([statistics.unnormalise(chunk, method=method) for chunk, (statistics, method) in pairs])
+        rows = zip(observations, normalised, scales, strict=True)
+        actions = np.stack(
+            [absolute(s.unnormalise(chunk, method=how), s.relative_to, seen.proprio) for seen, chunk, (s, how) in rows]
+        )
         self.clock("unnormalise")
         return actions
 
@@ -284,8 +276,7 @@ class Policy:
             instructions: some as long as those that will be asked, for the same reason.
         """
         started = time.monotonic()
-        side = self.processor.transform.image_size
-        black = np.zeros((side, side, 3), np.uint8)
+        black = np.zeros((*[self.processor.transform.image_size] * 2, 3), np.uint8)
         for size in batch_sizes:
             for instruction in instructions:
                 self.act_chunk([self.standing(black, instruction)] * size)

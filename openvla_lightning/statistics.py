@@ -18,6 +18,7 @@ Numbers = dict[str, NDArray[Any]]
 BOUNDS = {"quantile": ("q01", "q99"), "minmax": ("min", "max")}
 MEASURES = ("mean", "std", "max", "min", "q01", "q99")
 EPSILON = 1e-8
+DTYPES = {"mask": bool, "relative_to": np.int64}
 
 LIBERO_SUITES = ("spatial", "object", "goal", "10", "90")
 ALIASES = (
@@ -35,7 +36,8 @@ class DatasetStatistics:
 
     Attributes:
         action: `mean std max min q01 q99`, each float64 [D], and `mask`, bool [D]: False where a dimension (the
-            gripper) is passed through. Without a mask every dimension is normalised.
+            gripper) is passed through. Without a mask every dimension is normalised. Of actions that are said
+            relative to the state, `relative_to`, int64 [D]: which one; -1 for none.
         proprio: the same measures, float64 [P]; zeros of the action's width when none was read, as released.
         num_transitions: steps behind the numbers.
         num_trajectories: trajectories behind the numbers.
@@ -87,10 +89,7 @@ class DatasetStatistics:
         if "action" not in values:
             raise ValueError(f"not a dataset's statistics: there is no 'action' among {', '.join(values) or 'nothing'}")
         action, proprio = (
-            {
-                name: np.asarray(numbers, bool if name == "mask" else np.float64)
-                for name, numbers in values.get(part, {}).items()
-            }
+            {name: np.asarray(numbers, DTYPES.get(name, np.float64)) for name, numbers in values.get(part, {}).items()}
             for part in ("action", "proprio")
         )
         return cls(action, proprio, int(values.get("num_transitions", 0)), int(values.get("num_trajectories", 0)))
@@ -139,6 +138,11 @@ class DatasetStatistics:
     def mask(self) -> NDArray[np.bool_]:
         """Which action dimensions are normalised, bool [D]."""
         return self.action.get("mask", np.ones(self.action_dim, bool))
+
+    @property
+    def relative_to(self) -> NDArray[np.int64] | None:
+        """Which state each action dimension is relative to, int64 [D], -1 for none; None: all are as recorded."""
+        return self.action.get("relative_to")
 
     def normalise(
         self, values: ArrayLike, method: Normalisation = "quantile", part: Part = "action"
@@ -189,6 +193,8 @@ class DatasetStatistics:
         widths = {len(s.action["q01"]) for s in every}
         if len(widths) > 1:
             raise ValueError(f"cannot merge statistics of {' and '.join(map(str, sorted(widths)))} action dimensions")
+        if any(s.relative_to is not None for s in every):
+            raise ValueError("cannot merge statistics of actions that are relative to the state")
         counts = np.array([s.num_transitions for s in every], np.float64)
         if (counts < 1).any():
             raise ValueError("cannot merge statistics without num_transitions: the parts' shares are unknown")

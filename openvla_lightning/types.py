@@ -120,14 +120,16 @@ class Inputs:
         """Return the same with its tensors on `device`."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor | Inputs):
                 values[name] = value.to(device, non_blocking=non_blocking)
         return replace(self, **values)
 
     def rows(self, start: int, stop: int) -> Self:
         """The samples `start` to `stop` by themselves, padded as these."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        cut: dict[str, Any] = {name: None if value is None else value[start:stop] for name, value in values.items()}
+        cut: dict[str, Any] = {}
+        for name, value in values.items():
+            cut[name] = None if value is None or isinstance(value, Inputs) else value[start:stop]
         return replace(self, **cut)
 
     def __len__(self) -> int:
@@ -145,6 +147,7 @@ class Batch(Inputs):
             where there are none.
         dataset_names: B names, for metrics per dataset.
         numbers: B places in the order of training.
+        words: conversations that are learnt beside these steps, as a batch of their own; None: none.
     """
 
     labels: torch.Tensor
@@ -152,6 +155,7 @@ class Batch(Inputs):
     padded: torch.Tensor | None = None
     dataset_names: list[str] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
+    words: "Batch | None" = None
 
 
 def learnt_places(labels: torch.Tensor) -> torch.Tensor:

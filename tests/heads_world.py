@@ -10,7 +10,7 @@ HEADS = {
     "fast": ["action_head=fast"],
     "flow": ["action_head=flow", "action_head.width=32", "action_head.depth=2"],
     "insulated": ["action_head=flow", "action_head.width=32", "action_head.depth=2", "insulate=true"],
-    "l1": ["action_head=l1", "model.film=true"],
+    "l1": ["action_head=l1", "model.film=masked"],
     "diffusion": ["action_head=diffusion", "action_head.steps=5"],
     "parallel": ["action_head.parallel=true"],
     "cogact": ["action_head=cogact", "action_head.hidden=32", "action_head.depth=2"],

@@ -16,7 +16,7 @@ TRAINING = {"lightning"}
 DATA = {"tensorflow_datasets", "openvla_lightning.data"}
 MODELS = {
     *("transformers", "timm", "peft", "openvla_lightning.model", "openvla_lightning.strategy"),
-    *("openvla_lightning.action_head", "openvla_lightning.checkpoint.load"),
+    *("openvla_lightning.action_head", "openvla_lightning.checkpoint.load", "openvla_lightning.checkpoint.formats"),
 }
 CHECKPOINTS = {"openvla_lightning.checkpoint"}
 PROCESSOR = "openvla_lightning.processor"
@@ -51,7 +51,7 @@ FORBIDDEN = {
 }
 PUBLIC_FACES = {
     "model/vla.py": {"openvla_lightning.checkpoint.load", "openvla_lightning.checkpoint.save"},
-    "processor/robot.py": {"openvla_lightning.checkpoint.load", "openvla_lightning.checkpoint.preprocessor"},
+    "processor/robot.py": {"openvla_lightning.checkpoint.formats", "openvla_lightning.checkpoint.preprocessor"},
 }
 """The four calls that lead upstairs: `from_pretrained` and `save_pretrained` of `VLA` and of `Processor`."""
 

@@ -11,8 +11,10 @@ import torch
 from heads_world import HEADS
 from test_parallel import curve, weights
 
+from openvla_lightning.checkpoint.export import export
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.policy import Policy
+from openvla_lightning.types import Observation
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -85,3 +87,33 @@ def test_an_adapter_learns_beside_a_head_that_learns_in_full(world: Path, name: 
     pictures, words = scene(1)
     policy = Policy.from_pretrained(path, device="cpu", dtype="float32")
     assert np.isfinite(policy.act(pictures[0], words[0])).all()
+
+
+@pytest.mark.parametrize("name", ["l1", "diffusion", "parallel"])
+@pytest.mark.parametrize("kind", ["run", "lora"])
+def test_an_export_in_the_layout_of_openvla_oft_acts_alike(world: Path, tmp_path: Path, name: str, kind: str) -> None:
+    path = newest_checkpoint(world / (name if kind == "run" else f"{name}_lora") / "run")
+    assert path is not None
+    exported = export(path, tmp_path / "exported")
+    parts = {file.name.partition("--")[0] for file in exported.glob("*.pt")}
+    assert parts == {
+        "l1": {"action_head", "vision_backbone"},  # it has FiLM
+        "diffusion": {"action_head", "noisy_action_projector"},
+        "parallel": set(),
+    }.get(name)
+    pictures, words = scene(2)
+    own, again = (Policy.from_pretrained(place, device="cpu", dtype="float32", seed=5) for place in (path, exported))
+    assert again.processor.action_head.config == own.processor.action_head.config
+    seen = [Observation({"primary": picture}, text) for picture, text in zip(pictures, words, strict=True)]
+    np.testing.assert_allclose(again.act_chunk(seen), own.act_chunk(seen), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_exported_it_comes_back_and_acts_the_same(world: Path, name: str, tmp_path: Path) -> None:
+    path = newest_checkpoint(world / name / "run")
+    assert path is not None
+    export(path, tmp_path / "folder")
+    pictures, words = scene(2)
+    before, after = (Policy.from_pretrained(p, device="cpu", dtype="float32") for p in (path, tmp_path / "folder"))
+    assert after.processor.action_head.config == before.processor.action_head.config
+    np.testing.assert_array_equal(after.act(pictures, words), before.act(pictures, words))

@@ -25,6 +25,7 @@ from openvla_lightning.plugins import USUAL_HEAD, describe, rebuild
 
 ROOT = Path(__file__).parents[1]
 ROBOT, EXTEND = ROOT / "docs" / "finetune-your-robot.md", ROOT / "docs" / "extending.md"
+LEROBOT = ROOT / "docs" / "lerobot.md"
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "data" / "README.md"]
 
 
@@ -46,7 +47,7 @@ def blocks(page: Path, language: str) -> list[str]:
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What the pages have a reader write: a folder of YAML, and the module that one of them names."""
     folder = tmp_path_factory.mktemp("own")
-    for block in (block for page in (ROBOT, EXTEND) for block in blocks(page, "yaml")):
+    for block in (block for page in (ROBOT, EXTEND, LEROBOT) for block in blocks(page, "yaml")):
         (name,) = re.findall(r"^# conf/(\S+\.yaml)$", block, re.M)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(block)

@@ -9,7 +9,7 @@ import torch
 import openvla_lightning
 from openvla_lightning import VLA, Processor
 from openvla_lightning.action_head import TokenHead
-from openvla_lightning.checkpoint.load import base_at
+from openvla_lightning.checkpoint.formats import base_at
 from openvla_lightning.checkpoint.training import learnt_names
 from openvla_lightning.strategy import to_config
 

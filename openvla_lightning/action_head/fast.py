@@ -29,7 +29,7 @@ class FastHead:
     checkpoints do, too.
 
     Args:
-        tokenizer: folder of one, from `python -m openvla_lightning.fit_fast` or a copy of the universal one; or what
+        tokenizer: folder of one, from `openvla fit-fast` or a copy of the universal one; or what
             `FastTokenizer.config` gave; None: one that is fitted in memory on smooth random motion, which suits any
             robot and none especially.
         vocab_size: ids in the language model's tokenizer, without padding.

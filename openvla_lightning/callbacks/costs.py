@@ -1,6 +1,5 @@
 """What a run cost: parameters, memory, time of a step; read by the report on a sweep."""
 
-import json
 import resource
 from collections import deque
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from openvla_lightning.callbacks.clock import Clock
 from openvla_lightning.model.parameters import count
 from openvla_lightning.report.sweeps import FILE_NAME
+from openvla_lightning.runtime.files import write_json
 
 WARM_UP = 5
 """Steps that are not timed: allocators and caches fill."""
@@ -79,7 +79,7 @@ class Costs(Callback):
             "steps": trainer.global_step,
         }
         self.dirpath.mkdir(parents=True, exist_ok=True)
-        (self.dirpath / FILE_NAME).write_text(json.dumps(costs, indent=1) + "\n")
+        write_json(self.dirpath / FILE_NAME, costs)
 
 
 def peak_resident_bytes() -> int:

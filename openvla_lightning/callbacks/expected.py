@@ -10,6 +10,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
+from openvla_lightning.runtime.files import write_json
+
 log = logging.getLogger(__name__)
 CURVES = Path(__file__).parent / "curves"
 """One JSON file for each recipe of the embedded world: command, hardware, what makes the recipe, and its curve."""
@@ -83,4 +85,4 @@ def remember(run: Path, path: Path, command: str, hardware: str) -> None:
         rows = [row for row in csv.DictReader(file) if row.get("val/action_accuracy")]
     curve = {metric: {str(int(row["step"]) + 1): round(float(row[metric]), 4) for row in rows} for metric in SLACK}
     facts = {"command": command, "hardware": hardware, "recipe": what_makes(recipe), "curve": curve}
-    path.write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(path, facts)

@@ -1,12 +1,12 @@
-"""The progress bar: optimiser steps out of all steps, with samples per second and the time left."""
+"""How far training is: a bar in a terminal, lines in a log; optimiser steps, samples per second, the time left."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+
+from openvla_lightning.runtime.progress import Bar
 
 SHOWN = {
     "train/loss": "loss {:.3f}",
@@ -15,10 +15,19 @@ SHOWN = {
     "train/samples_per_second": "{:.0f} samples/s",
     "train/mfu": "{:.0%} of peak",
 }
+HELD_OUT = {
+    "val/loss": "loss {:.3f}",
+    "val/action_accuracy": "accuracy {:.3f}",
+    "val/token_accuracy": "accuracy {:.3f}",
+}
+HELD_OUT |= {"val/l1": "L1 {:.4f}"}
 
 
 class Progress(ProgressBar):
-    """One line over the whole run: a stream has no epochs, so Lightning's own bar knows no time of arrival.
+    """One bar over the whole run: a stream has no epochs, so Lightning's own bar knows no time of arrival.
+
+    Where the output is a file there is a line every 30 seconds, and at least every 5 % of the steps. Each validation
+    says its numbers, in a terminal and in a file.
 
     Args:
         refresh_every: optimiser steps between updates.
@@ -41,40 +50,39 @@ class Progress(ProgressBar):
         """Draw the bar; a resumed run starts where it stopped."""
         if not self.enabled:
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bar = Bar(
-            *columns, TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"), console=Console(stderr=True)
-        )
         total = trainer.estimated_stepping_batches
         # max_steps=-1 runs until it is stopped: there is no total, hence no time of arrival
-        self.task = self.bar.add_task(
-            "training", total=None if total == float("inf") else total, completed=trainer.global_step, metrics=""
-        )
-        self.bar.start()
+        steps = None if total == float("inf") else int(total)
+        self.bar = Bar("training", steps, "steps", done=trainer.global_step)
+        self.bar.__enter__()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar."""
-        if self.bar is not None and trainer.global_step % self.refresh_every == 0:
-            values = self.get_metrics(trainer, pl_module)
-            shown = [text.format(values[name]) for name, text in SHOWN.items() if name in values]
-            self.bar.update(self.task, completed=trainer.global_step, metrics="  ".join(shown))
+        if self.bar is None:
+            return
+        if self.bar.drawn and trainer.global_step % self.refresh_every:
+            return
+        if self.bar.due(trainer.global_step):  # reading numbers waits for the device
+            self.bar.update(trainer.global_step, _shown(self.get_metrics(trainer, pl_module), SHOWN))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say that the pause is validation."""
         if self.bar is not None:
-            self.bar.update(self.task, description="validating")
+            self.bar.describe("validating")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say that training goes on."""
+        """Say what was found, and that training goes on."""
         if self.bar is not None:
-            self.bar.update(self.task, description="training")
+            self.bar.describe("training")
+            if not trainer.sanity_checking and (found := _shown(trainer.callback_metrics, HELD_OUT)):
+                self.bar.say(f"step {trainer.global_step:,}: held out {found}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the last state on screen."""
         if self.bar is not None:
-            self.bar.update(self.task, completed=trainer.global_step)
+            self.bar.update(trainer.global_step)
         self._stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -83,5 +91,9 @@ class Progress(ProgressBar):
 
     def _stop(self) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            self.bar.__exit__(None, None, None)
             self.bar = None
+
+
+def _shown(values: Mapping[str, Any], texts: Mapping[str, str]) -> str:
+    return "  ".join(text.format(float(values[name])) for name, text in texts.items() if name in values)

@@ -7,6 +7,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
+from openvla_lightning.runtime.files import write_text
+
 
 class SaveDatasetStatistics(Callback):
     """Writes the statistics that training normalised by, in the released layout, when training starts.
@@ -24,4 +26,4 @@ class SaveDatasetStatistics(Callback):
         statistics = trainer.datamodule.statistics  # type: ignore[attr-defined]
         self.dirpath.mkdir(parents=True, exist_ok=True)
         text = json.dumps({name: stats.to_dict() for name, stats in statistics.items()}, indent=2)
-        (self.dirpath / "dataset_statistics.json").write_text(text + "\n")
+        write_text(self.dirpath / "dataset_statistics.json", text + "\n")

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from openvla_lightning.action_head import TokenHead
+from openvla_lightning.checkpoint.cogact import save_cogact
 from openvla_lightning.checkpoint.format import CheckpointError
-from openvla_lightning.checkpoint.load import describe, load_vla
+from openvla_lightning.checkpoint.formats import describe
+from openvla_lightning.checkpoint.load import load_vla
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
 from openvla_lightning.quantisation import Quantisation, dequantised, is_quantised
@@ -31,6 +33,7 @@ def export(
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
     max_shard_size: int = 5 * 10**9,
+    layout: str = "released",
 ) -> Path:
     """Write the model of `source` in the released layout; an adapter is merged into its base on the way.
 
@@ -44,6 +47,7 @@ def export(
         dtype: of the weights written; None: the base's.
         overwrite: replace what is at `folder`, all of it.
         max_shard_size: bytes of weights per file.
+        layout: `released`, with further files for heads that it has no place for; or `cogact`, a run of its code.
 
     Returns:
         `folder`.
@@ -60,7 +64,10 @@ def export(
     folder.parent.mkdir(parents=True, exist_ok=True)
     _clear(folder)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
-    vla.save_pretrained(unfinished, processor, max_shard_size, dtype or stored_dtype(vla))
+    if layout == "cogact":
+        save_cogact(vla, processor.action_head, unfinished, dtype or stored_dtype(vla))
+    else:
+        vla.save_pretrained(unfinished, processor, max_shard_size, dtype or stored_dtype(vla))
     del vla
     if (config := trained_quantisation(source)) is not None:
         gap = quantisation_gap(source, unfinished, config, base)

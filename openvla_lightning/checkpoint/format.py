@@ -31,8 +31,8 @@ class Base:
 
     Attributes:
         path: folder, file or hub id it was loaded from.
-        sha256: of its weights; the same for every layout of the same numbers (see `load.weights_hash`). None where it
-            was not written down: then any base of the right shapes is taken.
+        sha256: of its weights; the same for every layout of the same numbers (see `formats.weights_hash`). None where
+            it was not written down: then any base of the right shapes is taken.
     """
 
     path: str
@@ -90,7 +90,7 @@ class Description:
 
 
 class Format(Protocol):
-    """A kind of checkpoint. One more is a file with such a class, and its name in `load.FORMATS`."""
+    """A kind of checkpoint. One more is a file with such a class, and its name in `formats.FORMATS`."""
 
     def recognises(self, path: Path) -> bool:
         """Whether the file or folder at `path` is of this format, as far as a glance can tell."""
@@ -106,12 +106,31 @@ class Format(Protocol):
         """Its tensors by the names that a VLA gives them, a file at a time; they stay on disk until they are used."""
 
 
+POINTER = b"version https://git-lfs"
+"""What a file begins with that was cloned without Git LFS."""
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise CheckpointError for a Git LFS pointer, which stands where a file was not downloaded."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(POINTER))
+    except OSError:
+        return  # whoever reads it says so
+    if begins == POINTER:
+        raise CheckpointError(
+            path,
+            [f"{path.name} is a Git LFS pointer, its content was not downloaded: `git lfs pull` in {path.parent} does"],
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         CheckpointError: when it is unreadable or no object.
     """
+    refuse_pointer(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

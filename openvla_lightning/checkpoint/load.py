@@ -1,56 +1,22 @@
 """Loading: any known format into a model, every problem in one error, one file in memory at a time."""
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, Format
-from openvla_lightning.checkpoint.oft import OFT
-from openvla_lightning.checkpoint.prismatic import Prismatic
-from openvla_lightning.checkpoint.released import Released
-from openvla_lightning.checkpoint.tensors import begin_added, check_fits, fill, with_added
-from openvla_lightning.checkpoint.training import Training, learnt_names
-from openvla_lightning.model.hub import check_source
+from openvla_lightning.checkpoint.format import CheckpointError, Description
+from openvla_lightning.checkpoint.formats import check_base, describe
+from openvla_lightning.checkpoint.tensors import begin_added, check_fits, fill, usual_dtype, with_added
+from openvla_lightning.checkpoint.training import learnt_names
 from openvla_lightning.model.vision_backbone import VisionBackbone
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
 from openvla_lightning.strategy import LoRA, from_config
 from openvla_lightning.strategy.lora import merge as merge_adapters
-
-FORMATS: tuple[Format, ...] = (Prismatic(), OFT(), Released(), Training())
-"""Every format that is read; the first that recognises a path reads it."""
-
-_DOWNLOAD = ("*.json", "*.safetensors", "*.model", "*.txt", "*--*_checkpoint.pt")
-
-
-def describe(path: str | Path | Description) -> Description:
-    """What the checkpoint at `path` says; a hub id is downloaded unless it is in the cache.
-
-    Raises:
-        FileNotFoundError: when there is nothing.
-        CheckpointError: when something is there that cannot be read.
-    """
-    if isinstance(path, Description):
-        return path
-    check_source(path)
-    place = Path(path).expanduser()
-    if not place.exists():
-        place = Path(snapshot_download(str(path), allow_patterns=list(_DOWNLOAD)))
-    for format in FORMATS:
-        if format.recognises(place):
-            return format.describe(place)
-    if place.is_file():
-        raise CheckpointError(place, ["expected a folder, a .ckpt written here or a Prismatic .pt"])
-    inside = ", ".join(sorted(p.name for p in place.iterdir())[:8]) or "nothing"
-    raise CheckpointError(place, [f"there is no config.json (the folder holds {inside})"])
 
 
 def load_vla(
@@ -80,7 +46,7 @@ def load_vla(
     description = _with_base(describe(path).check(), base)
     if description.base is not None:
         base = description.base.path if base is None else base
-        _check_base(description.base, base, description.path)
+        check_base(description.base, base, description.path)
     try:
         strategy = from_config(description.strategy) if description.strategy else None
         with torch.device("meta"):
@@ -100,6 +66,8 @@ def load_vla(
         learnt = learnt_names(vla)
         found |= {k: (tuple(v.shape), v.dtype) for k, v in vla.state_dict().items() if k not in learnt}
     check_fits(description, vla, found)
+    if dtype is None and description.one_dtype[0]:
+        dtype = usual_dtype(description.shapes)
     for tensors in description.format.tensors(description):
         adapters = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
         others = {name: tensor for name, tensor in tensors.items() if name not in adapters}
@@ -122,7 +90,7 @@ def _with_base(description: Description, base: str | Path | None) -> Description
     if description.base is None or description.vla.get("llm"):
         return description
     place = description.base.path if base is None else base
-    _check_base(description.base, place, description.path)
+    check_base(description.base, place, description.path)
     under = describe(place).check()
     return replace(
         description,
@@ -222,11 +190,7 @@ def load_weights(
 
 
 def start_from(vla: VLA) -> None:
-    """Give a model that was built with `init_from` the weights that it names; nothing on the meta device.
-
-    Raises:
-        CheckpointError: as in `load_weights`.
-    """
+    """Give a model that was built with `init_from` the weights that it names; see `load_weights`. Not on meta."""
     if vla.init_from is not None and torch.get_default_device().type != "meta":
         device = None if vla.init_dtype is None else "cpu"
         load_weights(vla, vla.init_from, vla.fresh_vision, dtype=vla.init_dtype, device=device)
@@ -260,45 +224,3 @@ def check_image_matters(vla: VLA, path: str | Path = "the model") -> None:
     black, white = llm.logits(llm.decode(torch.cat([bos, visual.to(bos.dtype)], dim=1))[:, -1])
     if torch.equal(black, white):
         raise CheckpointError(path, ["a black and a white image give the same logits: the image does not reach them"])
-
-
-def base_at(path: str | Path) -> Base:
-    """What is at `path` as the base of an adapter; its path is absolute if it is on this disk."""
-    local = Path(path).expanduser()
-    return Base(str(local.resolve()) if local.exists() else str(path), weights_hash(path))
-
-
-def _check_base(base: Base, path: str | Path, needed_by: Path) -> None:
-    """Make sure that `path` holds `base`.
-
-    Raises:
-        CheckpointError: when there is nothing, or a model with other weights.
-    """
-    hint = "give the one it was trained on as base=... (policy.base=... on the command line, --base for export)"
-    try:
-        check_source(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(needed_by, [f"it is an adapter and its base is gone: {error}", hint]) from error
-    if base.sha256 is not None and (found := weights_hash(path)) != base.sha256:
-        problem = f"it is an adapter for other weights than those of {path}"
-        raise CheckpointError(needed_by, [f"{problem}: sha256 {found[:12]}, needed {base.sha256[:12]}", hint])
-
-
-def weights_hash(path: str | Path) -> str:
-    """sha256 over names, dtypes, shapes and values of a checkpoint's tensors, however they are spread over files.
-
-    An adapter's hash covers the adapter alone: it names its own base.
-    """
-    description = describe(path)
-    state = {name: tensor for part in description.format.tensors(description) for name, tensor in part.items()}
-    tensors = sorted(state.items())
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = list(pool.map(_digest, (tensor for _, tensor in tensors)))
-    lines = (f"{name} {digest}\n" for (name, _), digest in zip(tensors, digests, strict=True))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _digest(tensor: Tensor) -> str:
-    values = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-    values.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return values.hexdigest()

@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from openvla_lightning.checkpoint.architecture import OURS
 from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, read_json, read_norm_stats
 from openvla_lightning.checkpoint.oft_parts import ADAPTER_NAME, ALPHA, PART_FILE, Parts, part_of, read_parts
 from openvla_lightning.checkpoint.released import Released
-from openvla_lightning.checkpoint.tensors import dtype_problems
+from openvla_lightning.checkpoint.tensors import dtype_problems, open_tensors
 from openvla_lightning.strategy import LoRA, to_config
 
 ADAPTER, _WEIGHTS = "lora_adapter", "adapter_model.safetensors"
@@ -73,16 +71,16 @@ class OFT:
         ours = plain.released.get("config.json", {}).get(OURS) or {}
         problems = list(plain.problems)
         shapes = {name: shape for name, shape in plain.shapes.items() if part_of(name, parts.film) is None}
-        one_dtype, stated = plain.one_dtype
-        if one_dtype and not problems:  # the parts may be of others
-            problems += dtype_problems({name: dtype for name, (_, dtype) in shapes.items()}, stated)
+        if plain.one_dtype[0] and not problems:  # the parts may be of others
+            floats = {name: dtype for name, (_, dtype) in shapes.items() if dtype.is_floating_point}
+            problems += dtype_problems(floats)
         vla = {**plain.vla, "proprio_dim": parts.proprio_dim}
         if parts.film:
             vla["film"] = ours.get("film", "released")
         width = parts.action_dim or _width(plain.norm_stats)
         robot = platform(width, parts.proprio_dim) if width else None
         processor = _processor(plain.processor, parts, robot, ours)
-        if parts.head is not None:
+        if "action_head" in parts.files:
             head = processor["action_head"]
             vla["action_head"] = {**head, "action_chunk": head["action_chunk"] or 1}  # no matter to its network
         vla = {key: value for key, value in vla.items() if value is not None}
@@ -181,6 +179,11 @@ class Adapter:
     alpha: int
     layers: tuple[str, ...]
 
+    @property
+    def weights(self) -> Path:
+        """The file with its tensors; older versions of peft pickled them."""
+        return _weights_of(self.path)
+
     def tensors(self) -> dict[str, Tensor]:
         """The adapters' tensors under the names they have in an adapted VLA."""
         return {
@@ -224,14 +227,17 @@ def read_adapter(folder: Path) -> Adapter:
 _ADAPTER_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
+def _weights_of(folder: Path) -> Path:
+    pickled = folder / "adapter_model.bin"
+    return pickled if pickled.is_file() and not (folder / _WEIGHTS).is_file() else folder / _WEIGHTS
+
+
 def _adapter_tensors(folder: Path) -> dict[tuple[str, str], Tensor]:
-    path = folder / _WEIGHTS
-    try:
-        content = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(folder, [f"{path.name} is missing, truncated or no safetensors file: {error}"]) from error
+    path = _weights_of(folder)
+    if not path.is_file():
+        raise CheckpointError(folder, [f"{path.name} is missing"])
     found = {}
-    for key, tensor in content.items():
+    for key, tensor in open_tensors(path):
         if (match := _ADAPTER_KEY.fullmatch(key)) is not None:
             if not match.group(1).startswith("vision_backbone.vision_backbone."):
                 found[match.group(1), match.group(2)] = tensor

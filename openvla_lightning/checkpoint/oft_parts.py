@@ -10,7 +10,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from openvla_lightning.checkpoint.format import CheckpointError
+from openvla_lightning.checkpoint.architecture import OURS
+from openvla_lightning.checkpoint.format import CheckpointError, read_json
 from openvla_lightning.checkpoint.tensors import read_pickle
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.strategy.lora import RELEASED_TARGETS, merged_state, merged_weight
@@ -119,7 +120,7 @@ def read_parts(folder: Path) -> Parts:
         shapes |= own[part]
     if problems:
         raise CheckpointError(folder, problems)
-    head, action_dim = _head(files, own, problems)
+    head, action_dim = (None, None) if _is_said(folder) else _head(files, own, problems)
     proprio = shapes.get("proprio_projector.fc1.weight")
     if "proprio_projector" in files and (proprio is None or len(proprio[0]) != 2):
         problems.append(f"{files['proprio_projector'].name}: there is no module.fc1.weight [dim, proprio_dim]")
@@ -155,6 +156,13 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
     if not problems and len(steps) > 1:
         problems.append(f"the parts are of different steps: {', '.join(sorted(steps))}")
     return {part: found[part][0] for part in PARTS if part in found}, problems
+
+
+def _is_said(folder: Path) -> bool:
+    """Whether the folder, an export of ours, says which head its file belongs to, and that is none of OpenVLA-OFT's."""
+    path = folder / "config.json"
+    said = (read_json(path).get(OURS) or {}).get("action_head") if path.is_file() else None
+    return said is not None and said.get("class") not in ("L1Head", "DiffusionHead")
 
 
 def _head(

@@ -1,7 +1,7 @@
 """Training runs of the released code, Prismatic VLMs and VLAs alike: RUN/config.json and RUN/checkpoints/*.pt."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Prismatic:
         Raises:
             CheckpointError: for a damaged file.
         """
-        file = path if path.is_file() else _newest(path / "checkpoints")
+        file = checkpoint_file(path)
         run = path if path.is_dir() else path.parent.parent
         shapes = shapes_of(_named(file).items())
         config, problems = _released_config(run / "config.json", shapes)
@@ -73,9 +73,53 @@ class Prismatic:
             yield {modern_name(name): tensor for name, tensor in _named(path).items()}
 
 
-def _newest(folder: Path) -> Path:
-    latest = folder / "latest-checkpoint.pt"
-    return latest if latest.is_file() else sorted(folder.glob("*.pt"))[-1]
+def checkpoint_file(path: Path) -> Path:
+    """The `.pt` that `path` is, or of a run the latest."""
+    if path.is_file():
+        return path
+    latest = path / "checkpoints" / "latest-checkpoint.pt"
+    return latest if latest.is_file() else sorted(path.glob("checkpoints/*.pt"))[-1]
+
+
+def training_name(name: str, towers: Sequence[str]) -> tuple[str, str]:
+    """The inverse of `_NAMES`: the part of a training run that a tensor of a VLA belongs to, and its name there.
+
+    Args:
+        name: in `VLA.state_dict()`.
+        towers: names of the vision towers: `dino` and `siglip`, for example.
+    """
+    part, _, rest = name.partition(".")
+    if part == "language_model":
+        return "llm_backbone", f"llm.{rest}"
+    if part == "projector":
+        layer, _, kind = rest.partition(".")
+        return part, f"projector.{2 * (int(layer.removeprefix('fc')) - 1)}.{kind}"
+    place, _, rest = rest.partition(".")
+    tower = "featurizer" if len(towers) == 1 else f"{towers[place == 'fused_featurizer']}_featurizer"
+    return part, f"{tower}.{rest.replace('scale_factor', 'gamma')}"
+
+
+def run_config(vla: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's `config.json` says of a model, from `VLA.config`.
+
+    Raises:
+        ValueError: for towers or a language model that the released code has no name for.
+    """
+    vision, llm = vla["vision_backbone"], vla["llm"]
+    towers = list(vision["towers"].values())
+    ids, sizes = [tower["id"].removesuffix(".webli") for tower in towers], [vision["image_size"]] * len(towers)
+    named = [name for name, known in VISION_IDS.items() if known == (ids, sizes)]
+    named += [name for name, known in VISION_IDS.items() if known[0] == ids]
+    text = [name for name, known in LLM_IDS.items() if known == llm["name"]]
+    if not named or not text:
+        raise ValueError(f"the released training code has no name for {ids} with {llm['name']}")
+    extras = [{key: value for key, value in tower.items() if key not in ("id", "act_layer")} for tower in towers]
+    model: dict[str, Any] = {"vision_backbone_id": named[0], "llm_backbone_id": text[0]}
+    model |= {"image_sizes": sizes, "text_config": llm["architecture"]}
+    if any(extras):
+        model["timm_model_kwargs"] = extras
+    base = next((base for base, pair in _BASES.items() if pair == (named[0], text[0])), None)
+    return {"model": model, "vla": {"base_vlm": base}}
 
 
 def _named(path: Path) -> dict[str, Tensor]:

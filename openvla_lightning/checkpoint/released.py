@@ -14,6 +14,7 @@ from openvla_lightning.checkpoint.tensors import modern_name, open_tensors, shap
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _PICKLED = "pytorch_model.bin"
+_PICKLED_INDEX = "pytorch_model.bin.index.json"
 
 
 class Released:
@@ -71,23 +72,27 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         return tuple(folder / name for name in sorted(set(index_map(folder).values())))
     if (folder / _PICKLED).is_file():
         return (folder / _PICKLED,)
-    raise CheckpointError(folder, [f"there are no weights: neither {SINGLE} nor {INDEX} nor {_PICKLED}"])
+    if (folder / _PICKLED_INDEX).is_file():
+        return tuple(folder / name for name in sorted(set(index_map(folder).values())))
+    known = f"neither {SINGLE} nor {INDEX} nor {_PICKLED} nor {_PICKLED_INDEX}"
+    raise CheckpointError(folder, [f"there are no weights: {known}"])
 
 
 def index_map(folder: Path) -> dict[str, str]:
-    """Parameter name -> file name, from the index of a sharded folder.
+    """Parameter name -> file name, from the index of a sharded folder, of safetensors where there is one.
 
     Raises:
         CheckpointError: when the index is malformed or names files that are missing or elsewhere.
     """
-    path = folder / INDEX
+    pickled = not (folder / INDEX).is_file()
+    path, suffix = folder / (_PICKLED_INDEX if pickled else INDEX), ".bin" if pickled else ".safetensors"
     mapping = read_json(path).get("weight_map")
     if not isinstance(mapping, dict) or not mapping or not all(isinstance(v, str) for v in mapping.values()):
         raise CheckpointError(path, ["weight_map must map parameter names to file names"])
     problems = []
     for name in sorted(set(mapping.values())):
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            problems.append(f"weight_map names {name!r}, which is not a .safetensors file of this folder")
+        if Path(name).name != name or not name.endswith(suffix):
+            problems.append(f"weight_map names {name!r}, which is not a {suffix} file of this folder")
         elif not (folder / name).is_file():
             problems.append(f"the shard {name} is missing")
     if problems:

@@ -18,6 +18,7 @@ from openvla_lightning.checkpoint.released import INDEX, SINGLE
 from openvla_lightning.model.hub import TOKENIZER_FILES
 from openvla_lightning.model.vision_backbone import pixel_statistics
 from openvla_lightning.model.vla import VLA
+from openvla_lightning.runtime.files import obey_umask
 from openvla_lightning.strategy.lora import merged_state, merged_weight
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ def _save_weights(
     for old in [*folder.glob("model*.safetensors"), folder / INDEX]:
         old.unlink(missing_ok=True)
     for name in names:
+        obey_umask(folder / f"{name}.partial")
         (folder / f"{name}.partial").rename(folder / name)
     if count > 1:
         weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}

@@ -1,5 +1,6 @@
 """Tensors: out of files that are not trusted, into a model; what does not fit is named."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,8 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from openvla_lightning.checkpoint.format import CheckpointError, Description, Shapes
+from openvla_lightning.checkpoint.format import CheckpointError, Description, Shapes, refuse_pointer
 from openvla_lightning.model.vla import VLA
+
+log = logging.getLogger(__name__)
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -21,6 +24,7 @@ def open_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     Raises:
         CheckpointError: for a truncated file, or one that would run code.
     """
+    refuse_pointer(path)
     if path.suffix != ".safetensors":
         content = read_pickle(path)
         if strangers := [name for name, value in content.items() if not isinstance(value, Tensor)]:
@@ -41,6 +45,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: for anything else, such as a truncated file or one that would run code.
     """
+    refuse_pointer(path)
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
@@ -88,20 +93,41 @@ def check_fits(description: Description, vla: VLA, found: Shapes | None = None) 
             problems.append(f"{key}: is {list(shape)}, should be {list(wanted[key])}")
     if one_dtype:
         floats = {k for k, v in vla.state_dict().items() if v.is_floating_point()}
-        problems += dtype_problems({k: dtype for k, (_, dtype) in found.items() if k in floats}, stated)
+        dtypes = {k: dtype for k, (_, dtype) in found.items() if k in floats}
+        problems += dtype_problems(dtypes)
+        if not problems:
+            _say_dtypes(description.path, dtypes, stated)
     if problems:
         raise CheckpointError(description.path, problems)
 
 
-def dtype_problems(found: Mapping[str, torch.dtype], stated: torch.dtype | None) -> list[str]:
-    """Which of these weights are of another dtype than most, or than `stated`."""
-    usual = Counter(found.values()).most_common(1)[0][0] if found else torch.float32
-    if usual not in _FLOATS:
-        return [f"the weights are {usual}; expected float32, bfloat16 or float16"]
-    problems = [f"{k}: is {dtype}, the other weights are {usual}" for k, dtype in found.items() if dtype != usual]
+def dtype_problems(found: Mapping[str, torch.dtype]) -> list[str]:
+    """Which of these weights are of a dtype that no weights have."""
+    return [
+        f"{key}: is {dtype}; expected float32, bfloat16 or float16"
+        for key, dtype in found.items()
+        if dtype not in _FLOATS
+    ]
+
+
+def usual_dtype(shapes: Shapes) -> torch.dtype:
+    """The dtype of most floating weights; what a checkpoint is loaded in when nobody asks for another."""
+    floats = Counter(dtype for _, dtype in shapes.values() if dtype in _FLOATS)
+    return floats.most_common(1)[0][0] if floats else torch.float32
+
+
+def _say_dtypes(path: Path, found: Mapping[str, torch.dtype], stated: torch.dtype | None) -> None:
+    """Warn of weights that were saved again in another dtype: they are cast, which loses what it loses."""
+    if not found:
+        return
+    usual, count = Counter(found.values()).most_common(1)[0]
+    if others := [f"{key} ({dtype})" for key, dtype in found.items() if dtype != usual]:
+        shown = ", ".join(others[:3])
+        log.warning(f"{path}: {count:,} weights are {usual}, {len(others):,} are not ({shown}): all are cast alike")
     if stated is not None and stated != usual:
-        problems.append(f"config.json says torch_dtype {stated}, the weights are {usual}: correct one")
-    return problems
+        log.warning(
+            f"{path}: config.json says torch_dtype {stated}, the weights are {usual}: they are taken as they are"
+        )
 
 
 def with_added(vla: VLA, shapes: Shapes) -> Shapes:

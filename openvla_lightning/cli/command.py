@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from openvla_lightning import plugins
 from openvla_lightning.cli import help
+from openvla_lightning.cli.overrides import readable
 from openvla_lightning.config import CONF
 
 
@@ -27,6 +28,7 @@ def command(config_name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]
                     help.help_page(CONF, config_name, installed=Path(sys.argv[0]).parent.name == "cli"), end=""
                 )
             try:
+                sys.argv[1:] = readable(sys.argv[1:])
                 plugins.add([name for word in sys.argv[1:] if word.startswith("plugins=") for name in named(word)])
             except ValueError as error:
                 raise SystemExit(f"error: {error}") from None

@@ -14,13 +14,15 @@ COMMANDS = {
     "serve": ("openvla_lightning.serve", "let robots ask a policy over HTTP and WebSocket"),
     "report": ("openvla_lightning.report", "compare evaluations and sweeps in tables and pictures"),
     "data-report": ("openvla_lightning.data.report", "look at datasets before training on them"),
+    "fit-fast": ("openvla_lightning.cli.fit_fast", "fit a FAST tokenizer on the actions of a mixture"),
     "export": ("openvla_lightning.model.checkpoint", "write a run in the released layout, its adapter merged"),
     "bench": ("openvla_lightning.bench_latency", "measure the latency of acting"),
+    "convert": ("openvla_lightning.data.convert", "RLDS to LeRobot, LeRobot or HDF5 to RLDS"),
     "demo": ("openvla_lightning.demo", "train, fine-tune and evaluate a small VLA in a simulator"),
 }
 """Command -> the module that runs it, and what it does."""
 
-OF_HYDRA = ("train", "finetune", "evaluate", "serve", "data-report")
+OF_HYDRA = ("train", "finetune", "evaluate", "serve", "data-report", "fit-fast")
 """Commands whose options Hydra completes."""
 
 

@@ -162,3 +162,11 @@ def _range(name: str, values: Any) -> tuple[float, float]:
     if not isinstance(values, Sequence) or len(values) != 2 or not values[0] <= values[1]:
         raise ValueError(f"data.augment.{name}: expected [low, high], got {values!r}")
     return float(values[0]), float(values[1])
+
+
+def read_augmentation(augment: Mapping[str, Any] | None) -> tuple[Augmentation | None, float | None]:
+    """The augmentation that `data.augment` describes, and the share of the picture that its crops keep."""
+    options = dict(augment or {})
+    shared_draw = bool(options.pop("shared_draw", False))
+    scales = options.get("random_resized_crop", {}).get("scale")
+    return Augmentation(options, shared_draw) if options else None, sum(scales) / len(scales) if scales else None

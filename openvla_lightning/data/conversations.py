@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from openvla_lightning.data.loader import ResumableDataModule, SampleError
 from openvla_lightning.data.permutation import Ints, key, permute
-from openvla_lightning.data.preflight import MissingDataError
+from openvla_lightning.data.preflight import MissingDataError, data_errors
 from openvla_lightning.data.source.conversations import Captions, Conversations, ConversationSource
 from openvla_lightning.types import Conversation
 
@@ -122,11 +122,13 @@ class ConversationDataModule(ResumableDataModule):
         if problem := self.source.missing():
             raise MissingDataError(problem)
 
+    @data_errors()
     def prepare_data(self) -> None:
         """Index what needs an index."""
         self.check()
         self.source.prepare()
 
+    @data_errors()
     def setup(self, stage: str | None = None) -> None:
         """Split; each kind of conversation, with an image and without, is held out alike."""
         with_image = self.source.with_image

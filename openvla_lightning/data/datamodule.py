@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch.utils.data import DataLoader
 
-from openvla_lightning.data.augment import Augmentation
+from openvla_lightning.data.augment import read_augmentation
+from openvla_lightning.data.cotraining import beside
 from openvla_lightning.data.curriculum import intended, read_curriculum, stages
 from openvla_lightning.data.filters import FilterReport, NoopFilter, check_filter, select
 from openvla_lightning.data.images import ImageMode
@@ -18,13 +19,16 @@ from openvla_lightning.data.oxe.registry import check_encodings, check_names, da
 from openvla_lightning.data.preflight import (
     BadInstructions,
     check_choices,
+    check_ranges,
     check_sources,
+    data_errors,
     proprio_width,
     refuse_actions,
     refused_instructions,
     say,
     say_black,
 )
+from openvla_lightning.data.relative import measure
 from openvla_lightning.data.round_trip import LOOKED_AT, RoundTrip, round_trip
 from openvla_lightning.data.source import Source, SourceFactory
 from openvla_lightning.data.source.transcoded import Cache, cached
@@ -68,8 +72,8 @@ class VLADataModule(ResumableDataModule):
         datasets: the user's own datasets, name -> options of `oxe.describe`.
         seed: of order and augmentation.
         num_workers: loader processes per device; None: one for every two cores, at most 8, none on two cores.
-        bad_instructions: what to do with steps whose instruction the model cannot be given (too long, not printable):
-            `skip` leaves them out and counts them, `error` stops before training.
+        conversations: which are learnt beside the steps: arguments of `CoTraining`; None: none.
+        bad_instructions: `skip` leaves out, and counts, steps whose words the model cannot be given; `error` stops.
         limit_val_samples: at most this many held-out steps, over all datasets; None: all.
 
     Attributes:
@@ -110,6 +114,7 @@ class VLADataModule(ResumableDataModule):
         num_workers: int | None = None,
         limit_val_samples: int | None = None,
         bad_instructions: BadInstructions = "skip",
+        conversations: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(collate, global_batch_size, num_workers)
         check_weights(mix)
@@ -125,19 +130,12 @@ class VLADataModule(ResumableDataModule):
             bad_instructions=(bad_instructions, get_args(BadInstructions)),
             chunk_end=(chunk_end, get_args(ChunkEnd)),
         )
-        if window_gb is not None and window_gb <= 0:
-            raise ValueError(f"data.window_gb={window_gb}: gigabytes above 0, or null to shuffle the whole dataset")
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"data.val_fraction={val_fraction}: a share of the trajectories, 0 <= val_fraction < 1")
-        if image_size < 1:
-            raise ValueError(f"data.image_size={image_size}: must be at least 1")
-        if action_chunk < 1:
-            raise ValueError(f"data.action_chunk={action_chunk}: at least the action of the step itself, 1")
+        check_ranges(window_gb, val_fraction, image_size, action_chunk)
         self.mix = {name: float(weight) for name, weight in mix.items() if weight > 0}
         self.image_size, self.balance_weights, self.normalisation = image_size, balance_weights, normalisation
         self.action_chunk, self.chunk_end = action_chunk, chunk_end
         self.noop_filter: NoopFilter = noop_filter if filter_noops else "none"
-        self.of_training, self.images, self.window_gb = statistics == "train", images, window_gb
+        self.measure_training_split, self.images, self.window_gb = statistics == "train", images, window_gb
         self.val_fraction, self.cameras, self.seed = val_fraction, tuple(cameras), seed
         self.history, self.proprio = history, proprio
         served = {"image_size": image_size, "cameras": cameras, "images": images}
@@ -146,17 +144,14 @@ class VLADataModule(ResumableDataModule):
         self.limit_val_samples, self.bad_instructions = limit_val_samples, bad_instructions
         processor = getattr(collate, "__self__", None)
         self.refuses: Callable[[str, int], str | None] = getattr(processor, "refuses", lambda words, dim: None)
-        options = dict(augment or {})
-        shared_draw = bool(options.pop("shared_draw", False))
-        self.augmentation = Augmentation(options, shared_draw) if options else None
-        scales = options.get("random_resized_crop", {}).get("scale")
-        self.crop_area: float | None = sum(scales) / len(scales) if scales else None
+        self.augmentation, self.crop_area = read_augmentation(augment)
         own = {name: describe(name, options) for name, options in (datasets or {}).items()}
         drawn = dict.fromkeys(name for part in weights for name, weight in part.items() if weight > 0)
         check_encodings(own.get(name) or dataset_spec(name) for name in drawn)
         self.sources: dict[str, Source] = {
             name: cached(source(name=name, spec=own.get(name)), cache, self.cameras) for name in drawn
         }
+        self.cotraining = beside(conversations, image_size, seed, proprio)
         self.filter_report: dict[str, FilterReport] = {}
         self.statistics: dict[str, DatasetStatistics] = {}
         self.stages: list[Stage] = []
@@ -169,15 +164,21 @@ class VLADataModule(ResumableDataModule):
     def check(self) -> None:
         """Find out in milliseconds whether training could start; raise as `check_sources` does."""
         check_sources(self.sources, self.cameras)
+        for cotraining in self.cotraining:
+            cotraining.check()
 
+    @data_errors()
     def prepare_data(self) -> None:
-        """Index the datasets and measure their statistics, unless that was done before."""
+        """Index the datasets and measure their statistics, unless that was done before; raise as `data_errors` does."""
         self.check()
         for source in self.sources.values():
             source.prepare()
+        for cotraining in self.cotraining:
+            cotraining.source.prepare()
 
+    @data_errors()
     def setup(self, stage: str | None = None) -> None:
-        """Open the indexed datasets, split and filter them."""
+        """Open the indexed datasets, split and filter them, say what is left out; raise as `data_errors` does."""
         if self.filter_report:
             return
         self.check()
@@ -222,12 +223,11 @@ class VLADataModule(ResumableDataModule):
                 noop_filter=self.noop_filter,
                 refused=self.refused[name],
             )
-            if split == "train":
-                self.filter_report[name] = report
-                measured = source.measure(steps) if self.of_training else source.statistics
-                self.statistics[name] = measured.felt(felt_columns(source)) if self.proprio else measured
-            scale = (self.statistics[name], self.normalisation)
             felt = felt_columns(source) if self.proprio else None
+            if split == "train":
+                own = measure(source, steps if self.measure_training_split else None, self.action_chunk)
+                self.filter_report[name], self.statistics[name] = report, own if felt is None else own.felt(felt)
+            scale = (self.statistics[name], self.normalisation)
             found[name] = DatasetSteps(source, steps, *scale, self.action_chunk, self.chunk_end, felt)
         return found
 
@@ -275,8 +275,7 @@ class VLADataModule(ResumableDataModule):
     def where(self, number: int) -> str:
         """Where a sample of training lies, in words: its trajectory, step and file."""
         (dataset,), (position,) = self.order(np.array([number]))
-        steps = list(self.train.values())[dataset]
-        return steps.source.where(int(steps.steps[position]))
+        return (steps := [*self.train.values()][dataset]).source.where(int(steps.steps[position]))
 
     def served(self) -> dict[str, tuple[int, float]]:
         """Of each dataset, how many steps training was given so far, and how many the weights call for."""

@@ -111,6 +111,7 @@ class ResumableDataModule(L.LightningDataModule):
 
     Attributes:
         samples_served: how many training was given, over all devices.
+        training_collate: `collate`, or what takes its place in training.
         statistics: dataset name -> `DatasetStatistics`, which every checkpoint carries; empty where nothing acts.
         normalisation: how actions were normalised by them.
         crop_area: share of the picture that training crops to; acting looks at as much in the middle. None: all of it.
@@ -125,6 +126,7 @@ class ResumableDataModule(L.LightningDataModule):
         if global_batch_size < 1:
             raise ValueError(f"data.global_batch_size={global_batch_size}: must be at least 1")
         self.collate, self.global_batch_size = collate, global_batch_size
+        self.training_collate = collate
         self.num_workers = default_workers() if num_workers is None else num_workers
         self.samples_served = 0
 
@@ -159,12 +161,12 @@ class ResumableDataModule(L.LightningDataModule):
     def training_loader(self, batches: Any, epoch_samples: int) -> DataLoader[Any]:
         """Reads `batches[numbers]`, going on after the samples served."""
         numbers = BatchNumbers(lambda: self.samples_served, self.batch_size, epoch_samples, *self._world())
-        return self._loader(batches, numbers)
+        return self._loader(batches, numbers, self.training_collate)
 
     def held_out_loader(self, batches: Any, samples: int) -> DataLoader[Any]:
         """Reads `batches[numbers]` of the numbers below `samples`, always the same."""
         size = max(self._world()[0], self.global_batch_size // self._accumulated())
-        return self._loader(batches, BatchNumbers(lambda: 0, size, samples, *self._world(), whole=True))
+        return self._loader(batches, BatchNumbers(lambda: 0, size, samples, *self._world(), whole=True), self.collate)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Count what training was given; loaders run ahead, so they cannot know.
@@ -176,14 +178,12 @@ class ResumableDataModule(L.LightningDataModule):
             self.samples_served += self.global_batch_size // self._accumulated()
         return batch
 
-    def _loader(self, batches: Any, numbers: BatchNumbers) -> DataLoader[Any]:
+    def _loader(self, batches: Any, numbers: BatchNumbers, collate: Callable[[list[Any]], Any]) -> DataLoader[Any]:
         parallel: dict[str, Any] = {}
         if self.num_workers:
             parallel = {"num_workers": self.num_workers, "persistent_workers": True, "prefetch_factor": 4}
             parallel["worker_init_fn"] = end_with_parent
-        return Loader(
-            batches, batch_size=None, sampler=numbers, collate_fn=Collate(self.collate, batches.where), **parallel
-        )
+        return Loader(batches, batch_size=None, sampler=numbers, collate_fn=Collate(collate, batches.where), **parallel)
 
     def _world(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

@@ -1,7 +1,8 @@
 """What is said, left out or refused before training, so that no sample fails when it is drawn."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 from openvla_lightning.data.filters import FilterReport, unused_splits
@@ -19,11 +20,44 @@ class MissingDataError(FileNotFoundError):
     """Datasets of the mixture are not on disk."""
 
 
+class DataError(ValueError):
+    """Data cannot be trained on as they are; the message says which and why. No traceback helps whoever reads it."""
+
+
+@contextmanager
+def data_errors() -> Iterator[None]:
+    """Turn what is wrong with data, or with the disk they are on, into a DataError.
+
+    Raises:
+        MissingDataError: a dataset is not there.
+        DataError: a file is damaged, a description does not fit, datasets cannot be trained on together, nothing is
+            left of one, a policy cannot say its actions, or the disk is full.
+    """
+    try:
+        yield
+    except MissingDataError:
+        raise
+    except (ValueError, OSError) as error:
+        raise DataError(str(error)) from error
+
+
 def check_choices(**choices: tuple[str, Sequence[str]]) -> None:
     """Raise ValueError for an option of the DataModule that is none of its choices."""
     for name, (chosen, known) in choices.items():
         if chosen not in known:
             raise ValueError(f"data.{name}={chosen}: choose {', '.join(known)}")
+
+
+def check_ranges(window_gb: float | None, val_fraction: float, image_size: int, action_chunk: int) -> None:
+    """Raise ValueError for a number that an option of the DataModule cannot be."""
+    if window_gb is not None and window_gb <= 0:
+        raise ValueError(f"data.window_gb={window_gb}: gigabytes above 0, or null to shuffle the whole dataset")
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"data.val_fraction={val_fraction}: a share of the trajectories, 0 <= val_fraction < 1")
+    if image_size < 1:
+        raise ValueError(f"data.image_size={image_size}: must be at least 1")
+    if action_chunk < 1:
+        raise ValueError(f"data.action_chunk={action_chunk}: at least the action of the step itself, 1")
 
 
 def check_sources(sources: Mapping[str, Source], cameras: Sequence[str]) -> None:

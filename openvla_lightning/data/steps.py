@@ -91,11 +91,28 @@ class DatasetSteps:
 
     def actions(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Normalised actions [n, T, D]; see `chunk_end` for those past the end of a trajectory."""
+        columns = self.statistics.relative_to
+        actions, beyond = self.recorded(positions, columns)
+        actions = self.statistics.normalise(actions, self.normalisation)
+        absolute = np.array(self.source.spec.absolute_mask(actions.shape[-1]))
+        if columns is not None:
+            absolute |= columns >= 0
+        return np.where(beyond[..., None] & ~absolute, np.float32(0), actions)
+
+    def recorded(
+        self, positions: NDArray[np.int64], columns: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Chunks [n, T, D] in the dataset's units, and which actions [n, T] lie past the end of the trajectory.
+
+        With `columns`, int64 [D], relative to these states at the first step; -1 leaves a dimension as it is.
+        """
         index = self.source.index
         places, beyond = self._chunks(positions)
-        actions = self.statistics.normalise(index.action[self.whole[places]], self.normalisation)
-        absolute = np.array(self.source.spec.absolute_mask(actions.shape[-1]))
-        return np.where(beyond[..., None] & ~absolute, np.float32(0), actions)
+        actions = index.action[self.whole[places]]
+        if columns is not None:
+            states = index.proprio[self.steps[positions]][:, columns]
+            actions = actions - np.where(columns >= 0, states, np.float32(0))[:, None]
+        return actions, beyond
 
     def normalised(self, proprio: NDArray[np.float32]) -> NDArray[np.float32]:
         """Proprioception [P] in the model's units: scaled as actions are, in all dimensions."""
@@ -103,7 +120,8 @@ class DatasetSteps:
 
     def spread(self, most: int) -> NDArray[np.float32]:
         """Actions of at most about `most` steps, evenly spread, in the dataset's units: float32 [n, D]."""
-        return self.source.index.action[self.steps[:: max(1, len(self.steps) // most)]]
+        positions = np.arange(0, len(self.steps), max(1, len(self.steps) // most))
+        return self.recorded(positions, self.statistics.relative_to)[0][:, 0]
 
     def other(self, role: str) -> str:
         """The role that changes places with `role`; itself where none does."""

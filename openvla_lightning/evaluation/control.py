@@ -1,7 +1,7 @@
 """Whether the world waits for the policy: blocking control, or real time with the latency of an inference."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Protocol
@@ -9,10 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from openvla_lightning.action_head.ensemble import AdaptiveEnsemble, Ensemble, TemporalEnsemble
 from openvla_lightning.env.base import RequestError
 from openvla_lightning.types import Observation
 
 CONTROLS = ("blocking", "realtime")
+ENSEMBLES: dict[str, Callable[..., Ensemble]] = {"adaptive": AdaptiveEnsemble, "temporal": TemporalEnsemble}
 
 
 class Actor(Protocol):
@@ -42,6 +44,9 @@ class Control:
         measured: whether `latency` was.
         execute: how many actions of a chunk are executed before the policy looks again; None: all of them. In real time
             the robot executes them while the policy thinks about the next ones.
+        ensemble: `adaptive` (CogACT's) or `temporal` (ACT's): the policy looks again after every action, and what its
+            chunks say about now becomes one action; None: the newest chunk alone.
+        ensemble_horizon: how many decisions count; None: 7 and 8, as published.
 
     Raises:
         ValueError: for an unknown mode, a rate that is not positive, a latency below zero, or either with `blocking`.
@@ -52,6 +57,8 @@ class Control:
     latency: float | None = None
     measured: bool = False
     execute: int | None = None
+    ensemble: str | None = None
+    ensemble_horizon: int | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in CONTROLS:
@@ -64,6 +71,10 @@ class Control:
             raise RequestError(f"eval.rate_hz must be positive, got {self.rate_hz}")
         if self.execute is not None and self.execute < 1:
             raise RequestError(f"eval.execute={self.execute}: at least one action of a chunk, or null for all")
+        if self.ensemble is not None and self.ensemble not in ENSEMBLES:
+            raise RequestError(f"eval.ensemble={self.ensemble} is not known; choose {', '.join(ENSEMBLES)} or null")
+        if self.ensemble is not None and (self.mode != "blocking" or self.execute not in (None, 1)):
+            raise RequestError("eval.ensemble decides after every action: it needs eval.control=blocking, execute=null")
         if self.latency is not None and self.latency < 0:
             raise RequestError(f"eval.latency must be at least 0 seconds, got {self.latency}")
 
@@ -86,8 +97,17 @@ class Control:
 
     def to_dict(self) -> dict[str, Any]:
         """For results.json."""
-        told = {name: value for name, value in asdict(self).items() if name != "execute" or value is not None}
+        later = ("execute", "ensemble", "ensemble_horizon")  # what results were written without is left out when unused
+        told = {name: value for name, value in asdict(self).items() if name not in later or value is not None}
         return told | ({"delay": self.delay} if self.latency is not None else {})
+
+    @property
+    def smoother(self) -> Ensemble | None:
+        """What makes one action of several chunks; None where the newest chunk is executed."""
+        if self.ensemble is None:
+            return None
+        kind = ENSEMBLES[self.ensemble]
+        return kind() if self.ensemble_horizon is None else kind(self.ensemble_horizon)
 
     def chosen(self, chunk: NDArray[np.float64]) -> NDArray[np.float64]:
         """The actions of a chunk [T, D] that are executed.
@@ -101,7 +121,8 @@ class Control:
 
     def __str__(self) -> str:
         if self.mode == "blocking":
-            return self.mode if self.execute is None else f"{self.mode}, {self.execute} of a chunk"
+            how = self.mode if self.execute is None else f"{self.mode}, {self.execute} of a chunk"
+            return how if self.ensemble is None else f"{how}, {self.ensemble} ensemble"
         return f"{self.rate_hz:g} Hz, {self.latency:.2f} s latency"
 
 

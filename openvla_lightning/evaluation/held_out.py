@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 
 from openvla_lightning.actions import dimension_names
 from openvla_lightning.env.base import RequestError
@@ -13,6 +12,7 @@ from openvla_lightning.env.recorded import Offline
 from openvla_lightning.evaluation.confusion import Confusion
 from openvla_lightning.evaluation.control import Actor
 from openvla_lightning.policy import Policy
+from openvla_lightning.runtime.progress import Bar
 from openvla_lightning.statistics import DatasetStatistics
 from openvla_lightning.types import Step
 
@@ -40,15 +40,13 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
     found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in names}
     words: dict[str, list[str]] = {name: [] for name in names}
     confusions = {name: Confusion() for name in names}
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
-        bar = progress.add_task("predicting held-out steps", total=env.num_steps * len(names))
+    with Bar("predicting held-out steps", env.num_steps * len(names), console=console) as bar:
         for steps in batches:
             name = steps[0].dataset_name
             found[name].append(_score(policy, steps, statistics[name]))
             words[name] += [step.observation.instruction for step in steps]
             confusions[name].add(steps)
-            progress.update(bar, advance=len(steps))
-        progress.update(bar, total=progress.tasks[bar].completed)
+            bar.advance(len(steps))
     datasets = {
         name: _summarise({key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, words[name])
         | {"confusion": confusions[name].measure(policy)}

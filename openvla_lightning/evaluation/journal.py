@@ -8,6 +8,7 @@ from typing import Any
 
 from openvla_lightning.env.base import RequestError
 from openvla_lightning.report.results import Episode
+from openvla_lightning.runtime.files import write_text
 
 FILE_NAME = "episodes.jsonl"
 
@@ -58,6 +59,4 @@ class Journal:
         return [json.loads(line) for line in whole]
 
     def _write(self, *lines: Mapping[str, Any]) -> None:
-        unfinished = self.path.with_name(f".{self.path.name}")
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        unfinished.replace(self.path)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))

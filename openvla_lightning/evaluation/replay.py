@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 
 from openvla_lightning.actions import ActionTokenizer
 from openvla_lightning.env.recorded import RecordedEpisode, Replay, Replayed, drive
 from openvla_lightning.evaluation.open_loop import Agreement, StageError
 from openvla_lightning.report.page import write_page
 from openvla_lightning.report.tables import markdown, table
+from openvla_lightning.runtime.progress import track
 from openvla_lightning.statistics import DatasetStatistics
 
 SAME_MOTION = 1e-4
@@ -44,7 +44,7 @@ def check_replay(env: Replay, folder: str | Path, console: Console | None = None
     world, statistics = env.world(), env.source.statistics
     pairs: list[tuple[RecordedEpisode, Replayed]] = []
     through_tokens = []
-    for episode in track(env.episodes(), "replaying", total=env.num_episodes, console=console, transient=True):
+    for episode in track(env.episodes(), "replaying", env.num_episodes, "episodes", console=console):
         pairs.append((episode, drive(world, episode, episode.executed)))
         through_tokens.append(drive(world, episode, as_tokens(episode.executed, statistics, env.num_bins)).success)
     world.close()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from openvla_lightning.action_head.ensemble import Memory
 from openvla_lightning.env.base import Check, EnvFactory, RequestError, Task, refusing
 from openvla_lightning.env.workers import Command, EnvWorkers, Move, Outcome, Start, WorkerError
 from openvla_lightning.evaluation.control import Actor, Control, ask, observed
@@ -34,6 +35,8 @@ class _Running:
     Attributes:
         past: what was seen before `seen`, the newest first.
         moves: what it is to do before the policy is asked again.
+        memory: what an ensemble remembers of it.
+        executed: its actions [D] so far.
         pending: in real time, the actions [T, D] that the policy is still thinking about.
     """
 
@@ -44,6 +47,8 @@ class _Running:
     seen: Mapping[str, np.ndarray] | None = None
     past: deque[Mapping[str, np.ndarray]] = field(default_factory=deque)
     moves: deque[Move] = field(default_factory=deque)
+    memory: Memory = ()
+    executed: list[np.ndarray] = field(default_factory=list)
     pending: np.ndarray | None = None
     length: int = 0
     frames: list[np.ndarray] | None = None
@@ -116,6 +121,7 @@ class Rollout:
         on_episode: OnEpisode | None,
     ) -> None:
         self.actor, self.workers, self.control = actor, workers, control
+        self.smoother = control.smoother
         self.wanted, self.keep_frames, self.on_episode = wanted, keep_frames, on_episode
         self.earlier: int = getattr(actor, "history", 1) - 1
         self.waiting = deque(enumerate(plans))
@@ -164,16 +170,27 @@ class Rollout:
                 if command := self.start(slot):
                     commands[slot] = command
             elif episode.moves:
-                commands[slot] = episode.moves.popleft()
+                commands[slot] = self.next_move(episode)
             else:
                 ready.append(slot)
         if ready:
             chunks = ask(self.actor, [self.observation(self.running[slot]) for slot in ready])
             for slot, chunk in zip(ready, chunks, strict=True):
                 episode = self.running[slot]
-                episode.moves = self.moves(episode, self.control.chosen(chunk))
-                commands[slot] = episode.moves.popleft()
+                actions = self.control.chosen(chunk)
+                if self.smoother is not None:
+                    episode.memory, action = self.smoother.step(episode.memory, chunk)
+                    actions = action[None]
+                episode.moves = self.moves(episode, actions)
+                commands[slot] = self.next_move(episode)
         return commands
+
+    def next_move(self, episode: _Running) -> Move:
+        """What an episode does now."""
+        move = episode.moves.popleft()
+        if move.action is not None:
+            episode.executed.append(move.action)
+        return move
 
     def goes_on(self, episode: _Running, outcome: Outcome) -> bool:
         """Take in one answer; whether its episode is not over."""
@@ -232,11 +249,24 @@ class Rollout:
             episode.length,
             progress=1.0 if outcome.success else outcome.progress,
             error=outcome.error,
+            jerk=None if outcome.error else jerk(episode.executed),
         )
         if self.on_episode:
             self.on_episode(episode.number, finished, None if outcome.error else episode.frames)
         if len(self.episodes) >= HOPELESS and all(played.error for played in self.episodes.values()):
             raise WorkerError(f"no episode ran without an error; the last one:\n{outcome.error}")
+
+
+def jerk(actions: Sequence[np.ndarray]) -> float | None:
+    """How much motion jerks: the mean size of the second difference of actions [D], their last number left out.
+
+    Actions are changes of place and rotation, so their second difference is the third one of the pose. It compares
+    policies in one world, in its units. The last number is the gripper's. None for fewer than three actions.
+    """
+    if len(actions) < 3:
+        return None
+    changes = np.diff(np.stack(actions)[:, :-1], n=2, axis=0)
+    return float(np.linalg.norm(changes, axis=1).mean())
 
 
 def loaded(policy: Actor | Callable[[], Actor]) -> Actor:

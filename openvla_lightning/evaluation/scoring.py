@@ -42,6 +42,8 @@ def evaluate(
     rate_hz: float | None = None,
     latency: float | None = None,
     execute: int | None = None,
+    ensemble: str | None = None,
+    ensemble_horizon: int | None = None,
     self_test: bool = True,
     stop: str = "never",
     against: str | Path | None = None,
@@ -72,7 +74,7 @@ def evaluate(
         interval_width: how narrow `auto` is content with, 0 to 1.
         seed: chooses the scenes; the same seed shows every policy the same ones.
         instructions: `own`, or `shuffled` between episodes (see `plan_episodes`).
-        control, rate_hz, latency, execute: see `control.Control`.
+        control, rate_hz, latency, execute, ensemble, ensemble_horizon: see `control.Control`.
         self_test: look first at whether the world's actions and pictures mean what they should.
         stop: `decided` ends as soon as it is known whether this policy is better or worse than the one of `against`
             (see `stopping.Decided`); episodes are then played in a random order. `never`: all are played.
@@ -122,9 +124,8 @@ def evaluate(
             decided = _stopping(stop, against, margin)
             session = Session(results, Path(output_dir), enough, save_videos, console, decided)
             plans = functools.partial(_plan, tasks, enough, seed, instructions, decided is not None)
-            session.run(
-                load, env, plans, Control(control, rate_hz, latency, execute=execute), self_test, num_envs, num_workers
-            )
+            how = Control(control, rate_hz, latency, False, execute, ensemble, ensemble_horizon)
+            session.run(load, env, plans, how, self_test, num_envs, num_workers)
         results.complete = True
     finally:
         results.timing["seconds"] = round(time.monotonic() - started, 1)

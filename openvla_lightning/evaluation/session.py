@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from openvla_lightning.env.base import Check, EnvFactory, RequestError, Task
 from openvla_lightning.evaluation.control import Actor, Control, ask
@@ -21,6 +20,7 @@ from openvla_lightning.evaluation.rollout import rollout
 from openvla_lightning.evaluation.stopping import Decided
 from openvla_lightning.evaluation.video import write_video
 from openvla_lightning.report.results import Episode, Results, success_rate
+from openvla_lightning.runtime.progress import Bar
 from openvla_lightning.types import Observation
 
 AUTO_FEWEST, AUTO_MOST = 10, 200
@@ -72,8 +72,6 @@ class Session:
     ) -> None:
         self._results, self._folder, self._enough, self._save_videos = results, folder, enough, save_videos
         self._decided = decided
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[news]}"), console=console)
         self._finished: dict[int, Episode] = {}
         self._kept: Counter[tuple[str, bool]] = Counter()
         self._console = console
@@ -97,16 +95,17 @@ class Session:
             if self._decided is not None:
                 self._decided.check(self._plans)
             total = None if self._enough.auto else len(self._plans)
-            self._progress.update(self._bar, total=total, description=self._results.row)
+            self._bar.restart(self._results.row, total)
             return self._plans
 
         def ready() -> Actor:
             policy = _Timed(load(), self._seconds)
-            self._progress.reset(self._bar)  # loading a model says nothing about the speed of episodes
+            self._bar.restart(self._bar.label, self._bar.total)  # loading a model is no part of episodes' speed
             return policy
 
-        with self._progress, _torch_threads(max(1, available_cores() // 2)):
-            self._bar = self._progress.add_task(f"starting {num_envs} environments", total=None, news="")
+        starting = f"starting {num_envs} environments"
+        self._bar = Bar(starting, None, "episodes", console=self._console)
+        with self._bar, _torch_threads(max(1, available_cores() // 2)):
             rollout(
                 ready,
                 make_env,
@@ -179,11 +178,8 @@ class Session:
         self._finished[number] = episode
         self._results.episodes = [self._finished[index] for index in sorted(self._finished)]
         rate = success_rate(self._finished.values())
-        speed = len(self._finished) / (self._progress.tasks[self._bar].elapsed or 1.0)
-        news = f"{speed:.1f} episodes/s  {100 * rate.rate:.0f} % success" + (
-            f"  {rate.errors} errors" * bool(rate.errors)
-        )
-        self._progress.update(self._bar, advance=1, news=news)
+        news = f"{100 * rate.rate:.0f} % success" + f"  {rate.errors} errors" * bool(rate.errors)
+        self._bar.advance(news=news)
 
 
 class _Timed:

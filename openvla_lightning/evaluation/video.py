@@ -9,6 +9,8 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from openvla_lightning.runtime.files import written_whole
+
 BACKGROUND = (24, 24, 27)
 TEXT = (244, 244, 245)
 SUCCESS, FAILURE = (34, 197, 94), (239, 68, 68)
@@ -43,9 +45,8 @@ def write_video(
     caption = _caption(instruction, success, width)
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}")
-    with av.open(str(unfinished), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    options = {"movflags": "+faststart"}
+    with written_whole(path) as beside, av.open(str(beside), "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "20", "preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = width, height + caption.height, "yuv420p"
         stream.codec_context.thread_count = 1
@@ -55,7 +56,6 @@ def write_video(
             canvas.paste(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
             container.mux(stream.encode(av.VideoFrame.from_image(canvas)))
         container.mux(stream.encode())
-    unfinished.replace(path)
     return path
 
 

@@ -29,12 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument("folder", type=Path, help="folder to write")
     command.add_argument("--base", help="where the base of an adapter is now, if it has moved")
     command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as the base is stored")
+    command.add_argument("--layout", choices=["released", "cogact"], default="released", help="default: released")
     command.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     try:
-        folder = export(options.source, options.folder, options.base, dtype, options.overwrite)
+        folder = export(options.source, options.folder, options.base, dtype, options.overwrite, layout=options.layout)
     except (CheckpointError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"written to {folder}")

@@ -1,6 +1,7 @@
 """Where weights and tokenizers come from: a folder, the Hugging Face cache, the hub."""
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 import httpx
@@ -32,15 +33,25 @@ def check_source(source: str | Path) -> None:
     text = str(source)
     if Path(text).expanduser().exists():
         return
-    if text.startswith((".", "/", "~")) or text.endswith((".pt", ".ckpt")) or not _HUB_ID.fullmatch(text):
+    on_disk = Path(text).parts[:1] and Path(Path(text).parts[0]).is_dir()  # `runs/nothere` is no hub id
+    if on_disk or text.startswith((".", "/", "~")) or text.endswith((".pt", ".ckpt")) or not _HUB_ID.fullmatch(text):
         hint = _PRISMATIC_HINT.format(text) if _PRISMATIC_NAME.fullmatch(text) else ""
-        raise FileNotFoundError(f"there is no file or folder {text}{hint}")
+        raise FileNotFoundError(f"there is no file or folder {text}{_beside(Path(text).expanduser())}{hint}")
     if _in_cache(text) or _on_hub(text):
         return
     raise FileNotFoundError(
         f"{text} is neither a local folder nor in the Hugging Face cache, and the hub does not answer for it.\n"
         f"Download it where there is a network (hf download {text} --local-dir DIR) and give the folder instead."
     )
+
+
+def _beside(path: Path) -> str:
+    """What there is instead, where the folder around `path` is there."""
+    if not path.parent.is_dir():
+        return ""
+    there = sorted(one.name for one in path.parent.iterdir() if not one.name.startswith("."))
+    near = get_close_matches(path.name, there, 3) or there[-3:]
+    return f"; {path.parent} holds {', '.join(near)}" if near else f"; {path.parent} is empty"
 
 
 def _in_cache(repository: str) -> bool:

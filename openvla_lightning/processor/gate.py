@@ -1,12 +1,13 @@
 """What is taken from outside, written once: training, policies and servers accept the same texts and images.
 
-It needs no torch: data are indexed, and requests read, through it.
+It needs no torch, and for texts nothing at all: data are indexed, and requests read, through it.
 """
 
 import unicodedata
+from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
+if TYPE_CHECKING:
+    from PIL import Image
 
 CONTROL = "".join(chr(code) for code in (*range(32), *range(127, 160)))
 
@@ -32,12 +33,15 @@ def accepted(instruction: str) -> str:
     return text
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: "Image.Image") -> "Image.Image":
     """An image of any mode as RGB, 8 bits per channel. Of 16 bits of grey the upper 8 are kept, as TensorFlow does.
 
     Raises:
         ValueError: it has no pixels, or its values are no colours (floating point).
     """
+    import numpy as np
+    from PIL import Image
+
     if min(image.size) < 1:
         raise ValueError(f"an image without pixels: it is {image.width} x {image.height}")
     if image.mode == "F":

@@ -113,7 +113,7 @@ class Processor(TextProcessor):
         Raises:
             CheckpointError: when the checkpoint does not say how to preprocess, or contradicts itself.
         """
-        from openvla_lightning.checkpoint.load import describe
+        from openvla_lightning.checkpoint.formats import describe
 
         return cls.from_config(describe(path).check().processor, **changes)
 
@@ -207,12 +207,13 @@ class Processor(TextProcessor):
             proprio: normalised, one for each observation, where the model is told it.
 
         Raises:
-            KeyError: when an observation lacks a view.
-            ValueError: when the proprioception is missing; for an image that is none, or an instruction that
-                `gate.accepted` refuses.
+            ValueError: when an observation lacks a view or the proprioception; for an image that is none, or an
+                instruction that `gate.accepted` refuses.
         """
         text = self._written([accepted(observation.instruction) for observation in observations], None, dim)
         del text["labels"]
+        for observation in observations:
+            self.check(observation)
         states = [None] * len(observations) if proprio is None else proprio
         return Inputs(pixel_values=self._pixels(observations), proprio=self._states(states), **text)
 
@@ -222,7 +223,7 @@ class Processor(TextProcessor):
         instructions: str | Sequence[str],
         padding_side: Literal["left", "right"] = "right",
         normalise: bool = True,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Make the inputs of `VLA.generate`: `pixel_values`, `input_ids`, `attention_mask`.
 
         Args:

@@ -96,7 +96,7 @@ class TextProcessor:
         index = self.tokenizer.get_vocab().get(_SPACE)
         return [] if index is None else [index]
 
-    def _written(self, instructions: Sequence[str], actions: Tensor | None, dim: int) -> dict[str, Tensor]:
+    def _written(self, instructions: Sequence[str], actions: Tensor | None, dim: int) -> dict[str, Any]:
         """`input_ids`, `attention_mask`, `labels` and `places` of prompts and of what the head writes after them.
 
         Raises:

@@ -10,6 +10,7 @@ from pathlib import Path
 from openvla_lightning.report.results import FILE_NAME
 from openvla_lightning.report.sweeps import write_sweep
 from openvla_lightning.report.writing import compare
+from openvla_lightning.runtime.files import below
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sweeps = [page for path in options.paths if path.is_dir() and (page := write_sweep(path)) is not None]
     for page in sweeps:
         print(f"written to {page}")
-    if sweeps and not any(True for path in options.paths for _ in path.rglob(FILE_NAME)):
+    if sweeps and not any(True for path in options.paths for _ in below(path, FILE_NAME)):
         return
     try:
         print(f"written to {compare(options.paths, options.out)}")

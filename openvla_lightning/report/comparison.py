@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from openvla_lightning.report.results import Results
+from openvla_lightning.report.results import Results, SuccessRate
 
 DRAWS = 4000
 SIGNIFICANT = 0.05
@@ -108,14 +108,19 @@ def bootstrap(groups: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 0) -
 
 
 def task_mean(results: Iterable[Results]) -> tuple[float, tuple[float, float]]:
-    """Success rate as the mean over tasks, all seeds of each together, and its bootstrap interval."""
+    """Success rate as the mean over tasks, all seeds of each together, and its bootstrap interval.
+
+    Where all outcomes are alike, drawing them anew would claim certainty: then it is their Wilson interval.
+    """
     tasks: dict[str, list[bool]] = {}
     for (_, task, _), success in scenes(results).items():
         tasks.setdefault(task, []).append(success)
     groups = [np.array(outcomes, float) for outcomes in tasks.values()]
     if not groups:
         return float("nan"), (0.0, 1.0)
-    return float(np.mean([group.mean() for group in groups])), bootstrap(groups)
+    mean, every = float(np.mean([group.mean() for group in groups])), np.concatenate(groups)
+    alike = len(set(every.tolist())) == 1
+    return mean, SuccessRate(int(every.sum()), len(every)).interval if alike else bootstrap(groups)
 
 
 @cache

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from openvla_lightning.runtime.files import write_text
+
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222 }}
@@ -25,7 +27,7 @@ def write_page(lines: Sequence[str], path: Path) -> Path:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "\n".join(lines).rstrip() + "\n"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
     def picture(match: re.Match[str]) -> str:
         content = base64.b64encode((path.parent / match[1]).read_bytes()).decode()
@@ -35,7 +37,7 @@ def write_page(lines: Sequence[str], path: Path) -> Path:
     body = re.sub(r'src="([^":]+\.(?:png|jpg))"', picture, body)
     body = re.sub(r'<a href="([^":]+\.mp4)">(.*?)</a>', r'\2<video controls preload="metadata" src="\1"></video>', body)
     title = html.escape(lines[0].lstrip("# "))
-    path.with_suffix(".html").write_text(PAGE.format(title=title, body=body), encoding="utf-8")
+    write_text(path.with_suffix(".html"), PAGE.format(title=title, body=body))
     return path
 
 

@@ -1,12 +1,13 @@
 """What an evaluation found: episodes or held-out steps, their statistics, and `results.json`."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any, Self
+
+from openvla_lightning.runtime.files import below, write_text
 
 FILE_NAME = "results.json"
 FORMAT = 1
@@ -25,6 +26,7 @@ class Episode:
         video: path of its MP4 relative to results.json, if one was kept.
         progress: share of the task that was done at the end, 0 to 1, where the world says so; 1 for a success.
         error: how the environment failed, twice; such an episode is neither a success nor a failure.
+        jerk: how much the motion jerked, in the world's units (see `evaluation.rollout.jerk`); None where unknown.
     """
 
     task: str
@@ -36,6 +38,7 @@ class Episode:
     video: str | None = None
     progress: float = 0.0
     error: str | None = None
+    jerk: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +184,7 @@ class Results:
                 "tasks": {name: rate.to_dict() for name, rate in self.tasks.items()},
             }
         path = Path(folder) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(content, indent=1, default=str) + "\n")
-        unfinished.replace(path)
+        write_text(path, json.dumps(content, indent=1, default=str) + "\n")
         return path
 
     @classmethod
@@ -215,8 +215,8 @@ def find_results(paths: Sequence[str | Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
-        below = sorted(path.rglob(FILE_NAME), key=lambda file: (file.stat().st_mtime_ns, file))
-        found |= dict.fromkeys([path] if path.is_file() else below)
+        there = sorted(below(path, FILE_NAME), key=lambda file: (file.stat().st_mtime_ns, file))
+        found |= dict.fromkeys([path] if path.is_file() else there)
     if not found:
         raise FileNotFoundError(
             f"no {FILE_NAME} in {', '.join(map(str, paths))}: evaluate something first, with `python evaluate.py`"

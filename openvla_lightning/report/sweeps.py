@@ -12,8 +12,9 @@ from rich.console import Console
 from openvla_lightning.report.comparison import compare_two, holm, scenes
 from openvla_lightning.report.page import write_page
 from openvla_lightning.report.paper import reported
-from openvla_lightning.report.results import Results, find_results, success_rate
+from openvla_lightning.report.results import Episode, Results, find_results, success_rate
 from openvla_lightning.report.tables import Rows, markdown, table
+from openvla_lightning.runtime.files import below
 
 FILE_NAME = "costs.json"
 """What `callbacks.Costs` leaves in the folder of a run."""
@@ -33,7 +34,7 @@ RUNS_OWN = (
 
 def find_runs(folder: str | Path) -> list[Path]:
     """Folders of finished training runs at or below `folder`, in the order of their names (numbers as numbers)."""
-    runs = [path.parent for path in Path(folder).rglob(FILE_NAME)]
+    runs = [path.parent for path in below(folder, FILE_NAME)]
     return sorted(runs, key=lambda run: [(len(part), part) for part in run.parts])
 
 
@@ -59,8 +60,11 @@ def sweep_rows(runs: Sequence[Path]) -> Rows:
     }
     costs = [_cost_cells(json.loads((run / FILE_NAME).read_text())) for run in runs]
     columns |= {name: [row[name] for row in costs] for name in costs[0]}
+    columns["steps"] = [_mean(found, lambda episode: episode.length, "{:.0f}") for found in results.values()]
+    columns["jerk"] = [_mean(found, lambda episode: episode.jerk, "{:.3f}") for found in results.values()]
     columns["actions"] = [_rate(found) for found in results.values()]
-    optional = ("from the first", "in the paper", "L1", "actions")
+    columns["decision"] = [_latency(found) for found in results.values()]
+    optional = ("from the first", "in the paper", "L1", "steps", "jerk", "actions", "decision")
     shown = {name: cells for name, cells in columns.items() if name not in optional or set(cells) != {"-"}}
     return [list(shown), *(list(row) for row in zip(*shown.values(), strict=True))]
 
@@ -75,8 +79,9 @@ def write_sweep(folder: str | Path, console: Console | None = None) -> Path | No
     notes = [
         "Success with its Wilson 95 % interval; its difference from the first run paired by initial state, * when more "
         "than chance (McNemar, Holm, 5 %). Accuracy of action tokens and L1 (normalised units) at the last validation. "
-        "Peak memory of the " + " or the ".join(sorted(memory)) + "; the median optimiser step; actions a second in "
-        "the evaluation's batches.",
+        "Peak memory of the " + " or the ".join(sorted(memory)) + "; the median optimiser step; steps of an episode; "
+        "jerk as the mean second difference of actions in the world's units; decisions a second, and the time of one "
+        "for a batch, in the evaluation.",
         "",
         *(f"- {row[0]}: `{run}`" for row, run in zip(rows[1:], runs, strict=True)),
     ]
@@ -143,6 +148,18 @@ def _differences(results: Mapping[Path, Sequence[Results]]) -> dict[Path, str]:
 def _rate(results: Sequence[Results]) -> str:
     seconds = [result.timing["seconds_per_call"] for result in results if "seconds_per_call" in result.timing]
     return f"{len(seconds) / sum(seconds):,.0f} Hz" if seconds and sum(seconds) else "-"
+
+
+def _latency(results: Sequence[Results]) -> str:
+    seconds = [result.timing["seconds_per_call"] for result in results if "seconds_per_call" in result.timing]
+    return f"{1000 * sum(seconds) / len(seconds):,.0f} ms" if seconds else "-"
+
+
+def _mean(results: Sequence[Results], of: Callable[[Episode], float | None], form: str) -> str:
+    """Mean over all episodes without an error for which there is a value."""
+    found = [of(e) for result in results for e in result.episodes if e.error is None]
+    values = [value for value in found if value is not None]
+    return form.format(sum(values) / len(values)) if values else "-"
 
 
 def _curve(run: Path, metric: str) -> list[tuple[int, float]]:

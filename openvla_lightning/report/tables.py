@@ -6,6 +6,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Rows = list[list[str]]
+FIRST = 16
+"""Columns of a terminal that the first column keeps, however many others there are."""
 
 
 def markdown(rows: Rows) -> str:
@@ -20,7 +22,13 @@ def table(rows: Rows, title: str) -> "Table":
 
     grid = Table(title=title, title_justify="left")
     for index, name in enumerate(rows[0]):
-        grid.add_column(name, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
+        widest = max((len(row[index]) for row in rows), default=1)
+        grid.add_column(
+            name,
+            justify="right" if index else "left",
+            min_width=min(widest, FIRST) if index == 0 else None,  # a row without its name says nothing
+            overflow="fold",
+        )
     for index, row in enumerate(rows[1:], start=1):
         grid.add_row(*row, end_section=index + 1 == len(rows) - 1 and row[0].startswith(" "))
     return grid

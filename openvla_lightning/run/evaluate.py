@@ -5,18 +5,22 @@ from pathlib import Path
 
 from hydra import compose
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from openvla_lightning.checkpoint.format import CheckpointError
+from openvla_lightning.checkpoint.load import describe
 from openvla_lightning.checkpoint.newest import newest_checkpoint
-from openvla_lightning.config import ConfigError, for_people, validate
+from openvla_lightning.cli.help import groups
+from openvla_lightning.config import CONF, ConfigError, expand_home, for_people, validate
 from openvla_lightning.logger import log_results
 from openvla_lightning.report.sweeps import RUNS_OWN
 from openvla_lightning.run import job
 from openvla_lightning.run.start import make_embedded
+from openvla_lightning.statistics import UnknownDatasetError, choose_key
 
 log = logging.getLogger(__name__)
 
+MISSING = object()
 EVALUATION_ARGUMENTS = (
     *("tasks", "task_set", "episodes_per_task", "interval_width", "seed", "instructions", "num_envs", "num_workers"),
     *("save_videos", "label"),
@@ -38,6 +42,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     from openvla_lightning.evaluation.open_loop import check_open_loop
     from openvla_lightning.evaluation.replay import check_replay
 
+    expand_home(cfg)
     if cfg.ckpt_path == "last":
         newest = newest_checkpoint(cfg.paths.log_dir)
         if newest is None:
@@ -53,6 +58,8 @@ def evaluate(cfg: DictConfig) -> float | None:
     arguments = {name: recipe[name] for name in EVALUATION_ARGUMENTS} | recipe["eval"]
     policy = instantiate(cfg.policy, _convert_="all")  # a partial: loaded once the world is up
     env = instantiate(cfg.env, _convert_="all")
+    if cfg.ckpt_path and not isinstance(env, Replay):
+        check_policy(cfg.ckpt_path, cfg.unnorm_key)
     try:
         if isinstance(env, Replay):
             if env.source.missing():
@@ -69,13 +76,36 @@ def evaluate(cfg: DictConfig) -> float | None:
     return results.score
 
 
+def check_policy(path: str, unnorm_key: str | None) -> None:
+    """See that a checkpoint is there and knows the robot, before a world is started for it.
+
+    Raises:
+        ConfigError: nothing is at `path`, or it holds no statistics of `unnorm_key`; naming what there is.
+        CheckpointError: what is there cannot be read.
+    """
+    try:
+        known = describe(path).norm_stats
+        if unnorm_key is not None:
+            choose_key(known, unnorm_key)
+    except (FileNotFoundError, UnknownDatasetError) as error:
+        raise ConfigError(f"ckpt_path={path}: {error}") from error
+
+
 def evaluate_run(cfg: DictConfig) -> None:
     """Evaluate what was just trained as `evaluate_after` says, into the run's own folder."""
     folder = cfg.paths.output_dir
     chosen = [text for text in job.overrides() if not text.startswith(RUNS_OWN)]
     varied = [text for text in chosen if "." not in text.partition("=")[0]]  # groups and what stands at the top
-    own = [f"ckpt_path={folder}", f"paths.output_dir={folder}/evaluation", f"label='{' '.join(varied) or 'policy'}'"]
-    evaluation = compose("evaluate", [*own, *(f"{name}={value}" for name, value in cfg.evaluate_after.items())])
+    asked = {str(name): value for name, value in cfg.evaluate_after.items()}
+    options = groups(CONF, "evaluate")
+    evaluation = compose("evaluate", [f"{name}={value}" for name, value in asked.items() if name in options])
+    values = {name: value for name, value in asked.items() if name not in options}
+    values |= {"ckpt_path": folder, "paths.output_dir": f"{folder}/evaluation", "label": " ".join(varied) or "policy"}
+    for name, value in values.items():  # set, not written as text: a path may hold what Hydra's grammar reads
+        if OmegaConf.select(evaluation, name, default=MISSING) is MISSING:
+            raise ConfigError(f"evaluate_after: evaluate.py has no {name!r}")
+        text = value.replace("${", "\\${") if isinstance(value, str) else value
+        OmegaConf.update(evaluation, name, text, merge=False)
     if "wandb" in cfg.logger and not evaluation.logger:
         evaluation.logger = {"wandb": cfg.logger.wandb}
     evaluate(evaluation)

@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
@@ -16,11 +17,23 @@ from openvla_lightning.checkpoint.disk import CheckpointWriteError
 from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.config import ConfigError, for_people, validate
 from openvla_lightning.cost.estimate import show
+from openvla_lightning.data.cotraining import WithWords
+from openvla_lightning.data.loader import SampleError
+from openvla_lightning.data.preflight import DataError, MissingDataError
 from openvla_lightning.module import VLAModule
 from openvla_lightning.parallel import accumulate
+from openvla_lightning.processor.chat import ChatProcessor
 from openvla_lightning.run import job
 from openvla_lightning.run.evaluate import evaluate_run
-from openvla_lightning.run.start import adapter_base, preflight, resume_from, start_from
+from openvla_lightning.run.start import (
+    adapter_base,
+    check_folder,
+    check_same_model,
+    preflight,
+    resume_from,
+    say_unread,
+    start_from,
+)
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print and file its messages once
@@ -28,7 +41,13 @@ logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda reco
 warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 on torch 2.15
 
 
-@for_people(ConfigError, CheckpointError, CheckpointWriteError, NonFiniteError)
+FOR_PEOPLE = (
+    *(ConfigError, CheckpointError, CheckpointWriteError, NonFiniteError),
+    *(DataError, MissingDataError, SampleError),
+)
+
+
+@for_people(*FOR_PEOPLE)
 def fit(cfg: DictConfig) -> float | None:
     """Train or fine-tune what `cfg` describes; return the sweep objective, if it names one.
 
@@ -46,11 +65,18 @@ def fit(cfg: DictConfig) -> float | None:
         log.info(f"Done before: {cfg.paths.output_dir}")
         return done["objective"]
     resume = resume_from(cfg)
+    check_folder(cfg, resume)
+    if resume:
+        check_same_model(resume, recipe)
     cfg.model.init_from = adapter_base(resume, cfg) if resume else start_from(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     processor = instantiate(cfg.processor, _convert_="all")
     datamodule = instantiate(cfg.data, collate=processor.collate, _convert_="all")
     preflight(cfg, datamodule, processor)
+    for cotraining in getattr(datamodule, "cotraining", []):
+        chat: Any = ChatProcessor.from_config(processor.config)
+        datamodule.training_collate = WithWords(processor.collate, chat.collate, cotraining)
+    say_unread(datamodule, processor)
 
     try:
         module = VLAModule(

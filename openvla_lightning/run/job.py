@@ -9,6 +9,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from openvla_lightning.config import ConfigError
+from openvla_lightning.runtime.files import write_json
 
 FINISHED = "finished.json"
 """What a job of a sweep leaves when all of it is done."""
@@ -27,7 +28,7 @@ def overrides() -> list[str]:
 def finish(cfg: DictConfig, objective: float | None) -> None:
     """Leave in this job's folder that it is done."""
     facts = {"overrides": overrides(), "objective": objective}
-    (Path(cfg.paths.output_dir) / FINISHED).write_text(json.dumps(facts))
+    write_json(Path(cfg.paths.output_dir) / FINISHED, facts)
 
 
 def finished(cfg: DictConfig) -> dict[str, Any] | None:

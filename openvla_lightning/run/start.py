@@ -1,7 +1,7 @@
 """Before a run: what it goes on from, and whether data, weights, tokenizer and hardware are there."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from openvla_lightning.checkpoint.load import describe
+from openvla_lightning.checkpoint.formats import describe
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.config import ConfigError, for_people, validate
 from openvla_lightning.model.hub import check_source
 from openvla_lightning.processor import Processor
 from openvla_lightning.run import job
+from openvla_lightning.run.folders import rank
+from openvla_lightning.runtime.files import writable
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,51 @@ def resume_from(cfg: DictConfig) -> str | None:
         raise ConfigError(f"ckpt_path={path}: no such checkpoint; ckpt_path=last finds the newest below {runs}/")
     log.info(f"Resuming {path}")
     return str(path)
+
+
+def check_folder(cfg: DictConfig, resume: str | None) -> None:
+    """Make the run's folder and see that no other run is in it, unless this one goes on with it.
+
+    Raises:
+        ConfigError: it cannot be written to, or holds checkpoints or numbers of another run.
+    """
+    folder = Path(cfg.paths.output_dir)
+    if not writable(folder):
+        raise ConfigError(f"paths.output_dir={folder}: nothing can be written there; choose another folder")
+    taken = [*folder.glob("checkpoints/*.ckpt"), *folder.glob("metrics.csv")]
+    if taken and resume is None and rank() == 0:
+        raise ConfigError(
+            f"{folder} holds another run ({taken[0].relative_to(folder)}): go on with it (ckpt_path=last), or leave "
+            "paths.output_dir out, so that this run gets a folder of its own"
+        )
+
+
+def check_same_model(checkpoint: str, recipe: Mapping[str, Any]) -> None:
+    """See that the run that goes on builds the model that it had.
+
+    Raises:
+        ConfigError: naming every setting of the model that differs, with both values.
+    """
+    before = describe(checkpoint).recipe
+    changed = []
+    for part in ("model", "action_head"):
+        old, new = (_flat(tree.get(part) or {}) for tree in (before, recipe))
+        changed += [
+            f"{part}.{key}: {old[key]!r} -> {new[key]!r}"
+            for key in old
+            if key in new and old[key] != new[key] and key.rpartition(".")[2] not in ("init_from", "init_dtype")
+        ]
+    if changed:
+        raise ConfigError(
+            "\n  ".join([f"{checkpoint} cannot go on with another model; say the same as before:", *changed])
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def adapter_base(checkpoint: str, cfg: DictConfig) -> str | None:
@@ -95,13 +142,27 @@ def preflight(cfg: DictConfig, datamodule: Any, processor: Processor) -> None:
     )
 
 
+def say_unread(datamodule: Any, processor: Any) -> None:
+    """Warn of cameras that are loaded and not looked through, and of states that are described and not loaded."""
+    read, loaded = set(getattr(processor, "cameras", ())), list(getattr(datamodule, "cameras", ()))
+    if read and (idle := [camera for camera in loaded if camera not in read]):
+        log.warning(
+            f"data.cameras loads {', '.join(idle)}, and the model does not look through it: it reads "
+            f"{', '.join(sorted(read))} (processor.cameras)"
+        )
+    if not getattr(datamodule, "proprio", True):
+        stated = [name for name, source in datamodule.sources.items() if any(source.spec.state)]
+        if stated:
+            log.info(f"{', '.join(stated)}: states are measured, and the model does not read them (data.proprio=true)")
+
+
 def check_all(**checks: Callable[[], None]) -> None:
     """Raise ConfigError with everything that `checks`, by name, find to be missing or wrong."""
     problems = []
     for what, check in checks.items():
         try:
             check()
-        except (FileNotFoundError, ValueError) as error:
+        except (OSError, ValueError) as error:
             problems.append(f"{what}: {error}")
     if problems:
         raise ConfigError("\n\n  ".join(["this run cannot start:", *problems]))

@@ -64,12 +64,33 @@ def write_text(path: str | Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def obey_umask(path: Path) -> None:
+    """Give a file the mode that a new one has: some libraries write files that nobody else can read."""
+    trial = path.with_name(f".{uuid4().hex[:12]}{ENDING}")
+    trial.touch()
+    path.chmod(trial.stat().st_mode & 0o777)
+    trial.unlink()
+
+
 def delete(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def below(folder: str | Path, name: str) -> Iterator[Path]:
+    """Every file called `name` in `folder` or deeper; folders may be links, and no folder is visited twice."""
+    visited: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        if name in files:
+            yield Path(place, name)
 
 
 def readable(path: Path) -> bool:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from datetime import timedelta
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -42,7 +42,7 @@ class Bar:
         unit: what is counted, in the plural.
         done: how much was done before.
         visible: False for work that is usually over at once: no bar, and a line only every 30 seconds.
-        console: where a bar is drawn; None: stderr.
+        console: where bar or lines go; None: a bar to stderr, lines to the log.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Bar:
         console: Console | None = None,
     ) -> None:
         self.label, self.total, self.unit, self.done, self.visible = label, total, unit, done, visible
-        self.news, self._first = "", done
+        self.news, self._first, self._console = "", done, console
         console = console or Console(stderr=True)
         self._began = self._said = time.monotonic()
         self._said_done = done
@@ -90,17 +90,45 @@ class Bar:
     def update(self, done: int, news: str | None = None) -> None:
         """Say that so much is done in all."""
         self.done, self.news = done, self.news if news is None else news
+        if self._rich is None and not self.due(done):
+            return
         if self._rich is not None:
             self._rich.update(self._task, completed=done, news=self.news)
             return
+        self._say()
+
+    @property
+    def drawn(self) -> bool:
+        """Whether this is a bar in a terminal."""
+        return self._rich is not None
+
+    def due(self, done: int) -> bool:
+        """Whether saying that so much is done would write anything: what news cost can be spared otherwise."""
+        if self._rich is not None:
+            return True
         share = (done - self._said_done) / self.total if self.total else 0.0
-        if time.monotonic() - self._said >= EVERY_SECONDS or (self.visible and share >= EVERY_SHARE - 1e-9):
-            self._say()
+        late = time.monotonic() - self._said >= EVERY_SECONDS
+        return done != self._said_done and (late or (self.visible and share >= EVERY_SHARE - 1e-9))
 
     def describe(self, label: str) -> None:
         """Say that something else is being done for a while."""
         if self._rich is not None:
             self._rich.update(self._task, description=label)
+
+    def restart(self, label: str, total: int | None, done: int = 0) -> None:
+        """Begin with the work itself: what went before says nothing about its rate."""
+        self.label, self.total, self.done, self._first = label, total, done, done
+        self._began = self._said = time.monotonic()
+        self._said_done = done
+        if self._rich is not None:
+            self._rich.reset(self._task, description=label, total=total, completed=done)
+
+    def say(self, text: str) -> None:
+        """Write a line of its own, above a bar."""
+        if self._rich is not None and not logging.getLogger().handlers:
+            self._rich.console.print(text, highlight=False, markup=False)
+        else:
+            self._write(text)
 
     @property
     def text(self) -> str:
@@ -118,16 +146,21 @@ class Bar:
 
     def _say(self) -> None:
         self._said, self._said_done = time.monotonic(), self.done
-        if logging.getLogger().handlers and log.isEnabledFor(logging.INFO):
-            log.info(self.text)
+        self._write(self.text)
+
+    def _write(self, text: str) -> None:
+        if self._console is not None:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        elif logging.getLogger().handlers and log.isEnabledFor(logging.INFO):
+            log.info(text)
         else:
-            print(self.text, file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
 
-def track(work: Iterable[T], label: str, total: int | None = None, unit: str = "steps", **options: bool) -> Iterator[T]:
+def track(work: Iterable[T], label: str, total: int | None = None, unit: str = "steps", **options: Any) -> Iterator[T]:
     """Yield what is in `work` and show how far it has come; the options are those of `Bar`."""
     known = len(work) if total is None and isinstance(work, Sized) else total
-    with Bar(label, known, unit, **options) as bar:  # type: ignore[arg-type]
+    with Bar(label, known, unit, **options) as bar:
         for one in work:
             yield one
             bar.advance()

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.cli.command import command
-from openvla_lightning.config import CONF, ConfigError, for_people, validate
+from openvla_lightning.config import CONF, ConfigError, expand_home, for_people, validate
 
 
 @command("serve")
@@ -25,6 +25,7 @@ def main(cfg: DictConfig) -> None:
     from openvla_lightning.statistics import UnknownDatasetError
 
     with for_people(ConfigError, CheckpointError):
+        expand_home(cfg)
         if cfg.ckpt_path == "last":
             newest = newest_checkpoint(cfg.paths.log_dir)
             if newest is None:

@@ -78,6 +78,8 @@ class Service:
         Gauge("openvla_queue", "Requests that wait", registry=self.registry).set_function(self.batcher.waiting)
         self.open = 0
         """Requests being answered."""
+        self.warnings: list[str] = []
+        """Limits that cannot be kept at the measured speed; for /health."""
 
     async def act(self, transport: str, began: float, read: Callable[[], Question]) -> tuple[Question, np.ndarray]:
         """Read and answer a question: with an action [D], or where a chunk is asked for with [T, D].
@@ -185,8 +187,11 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
 
     @app.get("/health")
     async def health() -> Response:
-        well = service.batcher.alive
-        return JSONResponse({"status": "ok" if well else "stopping"}, 200 if well else 503)
+        if not service.batcher.alive:
+            return JSONResponse({"status": "stopping"}, 503)
+        if service.warnings:
+            return JSONResponse({"status": "too_slow", "warnings": service.warnings})
+        return JSONResponse({"status": "ok"})
 
     @app.get("/info")
     async def info() -> Response:

@@ -4,7 +4,9 @@ import asyncio
 import functools
 import json
 import logging
+import math
 import signal
+import socket
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -53,7 +55,7 @@ def serve(
         max_bytes, max_pixels: see `Service`.
 
     Raises:
-        ValueError: for a limit that is not positive.
+        ValueError: for a limit that is not positive, or a port that is taken; before the policy is loaded.
     """
     positive: dict[str, float] = {"max_batch": max_batch, "max_queue": max_queue, "max_connections": max_connections}
     positive |= {"deadline_ms": deadline_ms, "receive_seconds": receive_seconds, "max_bytes": max_bytes}
@@ -61,14 +63,20 @@ def serve(
         raise ValueError(f"these must be positive: {', '.join(wrong)}")
     if host not in LOOPBACK and not token:
         log.warning(f"Anyone who reaches {host}:{port} can use this policy: set OPENVLA_LIGHTNING_TOKEN to ask for one")
+    check_port(host, port)
     policy = load()
     sizes = [size for size in BATCH_SIZES if size < max_batch]
     log.info(f"Warmed up in {policy.warm_up([*sizes, max_batch]):.1f} s")
-    rate = 1 / policy.warm_up()
+    latency = policy.warm_up()
+    rate = 1 / latency
     log.info(f"{rate:.1f} actions a second for one robot")
+    too_tight = beyond(latency, policy.warm_up([max_batch]), deadline_ms, max_wait_ms, max_batch, max_queue)
+    for problem in too_tight:
+        log.warning(problem)
     service = Service(
         policy, max_batch, max_wait_ms / 1000, max_queue, deadline_ms / 1000, max_bytes, max_pixels, round(rate, 2)
     )
+    service.warnings = too_tight
     config = uvicorn.Config(
         build_app(service, token or None),
         host=host,
@@ -87,6 +95,47 @@ def serve(
     Server(config, service, stop_seconds).run()
     service.batcher.join()
     log.info("Stopped")
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ValueError if nobody can listen there: loading a policy takes minutes, this a moment."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port))
+    except OSError as error:
+        hint = "choose another with server.port=..., or 0 for a free one"
+        raise ValueError(f"server.host={host} server.port={port}: {error.strerror or error}; {hint}") from None
+
+
+def beyond(
+    latency: float, batch_latency: float, deadline_ms: float, max_wait_ms: float, max_batch: int, max_queue: int
+) -> list[str]:
+    """Which limits cannot be kept at the measured speed, and what to set instead; empty when all can.
+
+    Args:
+        latency: seconds for one robot, as measured.
+        batch_latency: seconds for `max_batch` robots together.
+        deadline_ms, max_wait_ms, max_batch, max_queue: as in `serve`.
+    """
+    found, deadline, wait = [], deadline_ms / 1000, max_wait_ms / 1000
+    if latency + wait > deadline:
+        needed = math.ceil(2000 * (latency + wait))
+        found.append(
+            f"server.deadline_ms={deadline_ms:g} is less than the {1000 * (latency + wait):.0f} ms that one action "
+            f"takes here: every request will be refused as stale. server.deadline_ms={needed} leaves time to spare"
+        )
+    elif batch_latency + wait > deadline and max_batch > 1:
+        found.append(
+            f"server.max_batch={max_batch} takes {1000 * (batch_latency + wait):.0f} ms, more than "
+            f"server.deadline_ms={deadline_ms:g}: when many robots ask at once, they are refused as stale"
+        )
+    else:
+        served = int((deadline - wait) / batch_latency) * max_batch
+        if served < max_queue:
+            log.info(f"Of a full queue of {max_queue}, {served} are answered before the deadline (server.max_queue)")
+    return found
 
 
 class Server(uvicorn.Server):

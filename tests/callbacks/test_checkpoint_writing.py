@@ -14,7 +14,7 @@ import torch
 from openvla_lightning.callbacks.checkpoint import CheckpointFiles
 from openvla_lightning.checkpoint.disk import CheckpointWriteError, clear_unfinished, unfinished
 from openvla_lightning.checkpoint.format import CheckpointError
-from openvla_lightning.checkpoint.load import describe
+from openvla_lightning.checkpoint.formats import describe
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.checkpoint.sharded import ABOUT, is_sharded, read_about, read_weights
 from openvla_lightning.checkpoint.training import Training

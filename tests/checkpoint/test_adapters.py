@@ -15,7 +15,7 @@ from written import same, train_a_little, write_ckpt
 from openvla_lightning import VLA
 from openvla_lightning.checkpoint.export import export
 from openvla_lightning.checkpoint.format import Base
-from openvla_lightning.checkpoint.load import base_at, weights_hash
+from openvla_lightning.checkpoint.formats import base_at, weights_hash
 from openvla_lightning.checkpoint.training import check_adapter
 from openvla_lightning.model.checkpoint import CheckpointError, load_checkpoint, load_vla, load_weights, main
 from openvla_lightning.policy import Policy

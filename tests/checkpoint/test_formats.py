@@ -11,7 +11,7 @@ import torch
 
 from openvla_lightning import VLA, Policy
 from openvla_lightning.action_head import TokenHead
-from openvla_lightning.checkpoint.load import describe
+from openvla_lightning.checkpoint.formats import describe
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.processor import Processor
 

@@ -139,7 +139,6 @@ WEIGHT_SPOILS: dict[str, Spoil] = {
     "swapped_shape": edit_weights(lambda t, k: t.update({k: t[k].T.contiguous()})),
     "row_short": edit_weights(lambda t, k: t.update({k: t[k][:-1].clone()})),
     "flattened": edit_weights(lambda t, k: t.update({k: t[k].flatten()})),
-    "other_float": edit_weights(lambda t, k: t.update({k: t[k].half()})),
     "double": edit_weights(lambda t, k: t.update({k: t[k].double()})),
     "integer": edit_weights(lambda t, k: t.update({k: t[k].to(torch.int8)})),
     "nan": edit_weights(lambda t, k: t[k].view(-1)[:1].fill_(float("nan"))),
@@ -163,7 +162,6 @@ CONFIG_SPOILS: dict[str, Spoil] = {
     "family": text("model_type", "gpt_neox"),
     "unknown_family": text("model_type", "evil"),
     "tied": text("tie_word_embeddings", True),
-    "text_dtype": text("torch_dtype", "float16"),
     "architectures": top("architectures", ["LlamaForCausalLM"]),
     "no_text_config": drop("text_config"),
     "no_towers": top("timm_model_ids", []),
@@ -185,7 +183,6 @@ CONFIG_SPOILS: dict[str, Spoil] = {
     "not_fused": top("use_fused_vision_backbone", False),
     "projector": top("arch_specifier", "no-align+gelu-mlp"),
     "model_type": top("model_type", "llama"),
-    "dtype": top("torch_dtype", "bfloat16"),
     "pad": top("pad_token_id", 99_999),
     "pads_differ": text("pad_token_id", 5),
     "padding": top("pad_to_multiple_of", 900),
@@ -222,8 +219,8 @@ INDEX_SPOILS: dict[str, Spoil] = {
     "index_numbers": lie_in_index(lambda m, k, r: m.update({k: 3})),
 }
 CASES = (
-    [(name, spoil, seed, False) for seed in range(4) for name, spoil in WEIGHT_SPOILS.items()]
-    + [(name, spoil, 10 + seed, True) for seed in range(4) for name, spoil in WEIGHT_SPOILS.items()]
+    [(name, spoil, seed, False) for seed in range(5) for name, spoil in WEIGHT_SPOILS.items()]
+    + [(name, spoil, 10 + seed, True) for seed in range(5) for name, spoil in WEIGHT_SPOILS.items()]
     + [(name, spoil, 20, False) for name, spoil in CONFIG_SPOILS.items()]
     + [(name, spoil, 30 + seed, True) for seed in range(4) for name, spoil in INDEX_SPOILS.items()]
 )

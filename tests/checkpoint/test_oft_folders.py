@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openvla_lightning.checkpoint.format import CheckpointError
-from openvla_lightning.checkpoint.load import describe, load_vla
+from openvla_lightning.checkpoint.formats import describe
+from openvla_lightning.checkpoint.load import load_vla
 from openvla_lightning.checkpoint.oft_parts import PART_FILE
 from openvla_lightning.model import VLA
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lerobot_golden import FOLDER, copied, described, every_dataset, opened
+from lerobot_golden import FOLDER, Reference, copied, described, every_dataset, opened
 
 from openvla_lightning.data.source.lerobot import LeRobot
 from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.data.steps import DatasetSteps
 
 pytestmark = pytest.mark.golden
 
@@ -122,3 +123,15 @@ def test_what_is_broken_is_named_before_training_or_left_out(dataset: Path, tmp_
     said = sum(1 for _ in (dataset / "meta" / "episodes.jsonl").open()) if "v2" in dataset.name else None
     assert said is None or source.index.num_trajectories == said - len(episodes)
     assert all(source.pixels("primary", step) is not None for step in range(source.index.num_steps))
+
+
+@every_dataset
+def test_chunks_and_what_is_padding_are_the_library_s(dataset: Path, tmp_path: Path) -> None:
+    width = Reference(dataset)["col/action"].shape[1]
+    source, reference = opened(dataset, tmp_path, absolute=[True] * width)
+    wanted, padded = reference["chunk8/action"], reference["chunk8/action_is_pad"]
+    every = np.arange(source.index.num_steps)
+    steps = DatasetSteps(source, every.astype(np.int32), source.statistics, "quantile", wanted.shape[1], "mask")
+    np.testing.assert_array_equal(steps.padded(every), padded)
+    np.testing.assert_array_equal(steps.recorded(every)[0], wanted)
+    np.testing.assert_array_equal(steps.actions(every), source.statistics.normalise(wanted))

@@ -26,6 +26,7 @@ from openvla_lightning.data.source.conversations import Conversations
 from openvla_lightning.data.source.rlds import RLDS
 from openvla_lightning.processor import Processor
 from openvla_lightning.statistics import DatasetStatistics
+from openvla_lightning.types import Observation, Step
 
 
 def processor(**options) -> Processor:
@@ -73,7 +74,8 @@ def test_what_the_model_cannot_be_given_is_left_out_and_counted_or_refused(tmp_p
 @given(st.text(max_size=300), st.integers(40, 120))
 def test_what_is_not_refused_can_be_collated_and_what_is_too_long_cannot(words: str, max_length: int) -> None:
     reads = processor(max_length=max_length)
-    step = serving.Step({"primary": np.zeros((16, 16, 3), np.uint8)}, words, np.zeros((1, 7), np.float32), "d", 0)
+    seen = Observation({"primary": np.zeros((16, 16, 3), np.uint8)}, words)
+    step = Step(observation=seen, action=np.zeros((1, 7), np.float32), dataset_name="d", number=0)
     if reads.refuses(words, 7) is None:
         assert reads.collate([step]).input_ids.shape[1] <= max_length
     elif "tokens" in reads.refuses(words, 7):
@@ -96,7 +98,7 @@ def test_a_step_that_cannot_be_collated_is_named_too(tmp_path: Path) -> None:
     made_rlds.write(tmp_path, [made_rlds.episode(3, i, words=f"task {i}") for i in range(3)])
 
     def collate(steps: list) -> list:
-        if any(step.instruction == "task 1" for step in steps):
+        if any(step.observation.instruction == "task 1" for step in steps):
             raise ValueError("no room")
         return steps
 

@@ -12,11 +12,10 @@ from openvla_lightning.evaluation.scoring import UNUSABLE, evaluate
 class Faulty(Walker):
     """A policy with a bug in it."""
 
-    def act(self, image: Any, instruction: Any) -> Any:
-        """Look something up that is not there."""
+    def act_chunk(self, observations: Any) -> Any:
+        """Fail as a bug would."""
         raise {"KeyError": KeyError("bins"), "ValueError": ValueError("bug")}[self.kind]
 
-    act_chunk = act
     kind = "KeyError"
 
 

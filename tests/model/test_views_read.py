@@ -107,7 +107,7 @@ def test_what_is_missing_is_named(model: VLA, vla: VLA, head: TokenHead, batch: 
     processor = processor_of(head)
     (seen,) = observations(processor, 1)
     few = {view: image for view, image in seen.images.items() if view != "wrist@-1"}
-    with pytest.raises(KeyError, match=r"no view wrist@-1; it has primary"):
+    with pytest.raises(ValueError, match=r"there is no image wrist@-1, but primary, wrist, primary@-1"):
         processor.inputs([replace(seen, images=few)], D, [seen.proprio])
     with pytest.raises(ValueError, match=r"data\.proprio=true"):
         processor.inputs([seen], D)

@@ -149,7 +149,9 @@ def gather(selection: Selection) -> Facts:
         name: (int((index.split == i).sum()), int(lengths[index.split == i].sum()))
         for i, name in enumerate(index.splits)
     }
-    dimensions, clipped = measure_actions(index, selection.statistics, train)
+    relative = selection.statistics.relative_to is not None
+    statistics = source.statistics if relative else selection.statistics  # the report is of what was recorded
+    dimensions, clipped = measure_actions(index, statistics, train)
     return Facts(
         name=source.name,
         splits=splits,
@@ -160,7 +162,7 @@ def gather(selection: Selection) -> Facts:
         held_out=len(val),
         clipped=clipped,
         dimensions=dimensions,
-        idle=measure_idle(index, source.spec, selection.statistics, train),
+        idle=measure_idle(index, source.spec, statistics, train),
         words=measure_words(index),
         duplicates=find_duplicates(index, train, val),
         cameras=tuple(measure_camera(source, role) for role in source.spec.cameras),

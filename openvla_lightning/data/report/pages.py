@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.markup import escape as plain
-from rich.progress import track
 
 from openvla_lightning.data.report.facts import Facts, Selection, gather
 from openvla_lightning.data.report.pictures import draw_actions, draw_contact_sheet, draw_lengths
 from openvla_lightning.data.report.verdict import remarks, verdict
 from openvla_lightning.report.page import escape, write_page
 from openvla_lightning.report.tables import Rows, markdown, table
+from openvla_lightning.runtime.progress import track
 
 SHOWN = 20
 
@@ -29,7 +29,8 @@ def write_report(selections: Sequence[Selection], folder: Path, title: str, cons
     console = console or Console()
     folder.mkdir(parents=True, exist_ok=True)
     every, sections = [], []
-    for selection in track(selections, "looking at the data", console=console, transient=True):
+    several = len(selections) > 1
+    for selection in track(selections, "looking at the data", unit="datasets", console=console, visible=several):
         draw_contact_sheet(selection.source, folder / f"{selection.source.name}_frames.jpg")
         facts = gather(selection)
         draw_actions(facts, folder / f"{facts.name}_actions.png")

@@ -75,6 +75,8 @@ def draw_lengths(facts: Facts, path: Path) -> Path:
 def draw_contact_sheet(source: Source, path: Path) -> Path:
     """Draw frames from a spread of trajectories, a row each: the first camera over time, then once every other one.
 
+    Under each frame stands the gripper's value in the action, as a number and as a bar: compare it with the picture.
+
     Raises:
         BadShardError: an image cannot be decoded.
     """
@@ -82,7 +84,10 @@ def draw_contact_sheet(source: Source, path: Path) -> Path:
     chosen = spread(source.index)
     columns = MOMENTS + len(cameras[1:])
     sheet = Image.new("RGB", (columns * TILE, len(chosen) * (TILE + CAPTION)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw, font = ImageDraw.Draw(sheet), _font(13)
+    dim = source.index.action.shape[1]
+    gripper = next((i for i, held in enumerate(source.spec.absolute_mask(dim)) if held), dim - 1)
+    low, high = (float(source.statistics.action[name][gripper]) for name in ("min", "max"))
     for row, trajectory in enumerate(chosen):
         start, end = source.index.bounds[trajectory : trajectory + 2].tolist()
         moments = np.linspace(start, end - 1, MOMENTS).round().astype(int).tolist()
@@ -93,9 +98,26 @@ def draw_contact_sheet(source: Source, path: Path) -> Path:
         for column, (role, step) in enumerate(frames):
             pixels = source.image(role, step, TILE - 2)
             tile = Image.new("RGB", (TILE - 2, TILE - 2)) if pixels is None else Image.fromarray(pixels)
+            _draw_gripper(tile, float(source.index.action[step, gripper]), low, high)
             sheet.paste(tile, (column * TILE + 1, top + CAPTION + 1))
     sheet.save(path, quality=88)
     return path
+
+
+def _draw_gripper(tile: Image.Image, value: float, low: float, high: float) -> None:
+    """Write the gripper's value into the lower end of a frame, beside a bar that is full at its largest value."""
+    draw, top = ImageDraw.Draw(tile), tile.height - 14
+    draw.rectangle((0, top, tile.width, tile.height), "black")
+    share = (value - low) / (high - low) if high > low else 1.0
+    draw.rectangle((58, top + 4, 58 + max(1, round(share * (tile.width - 64))), tile.height - 4), OUTSIDE)
+    draw.text((3, top), f"grip {value:.2f}", "white", _font(11))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """A font with the letters of most languages; Pillow's own has no umlauts."""
+    from matplotlib import font_manager
+
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
 
 
 def _caption(source: Source, trajectory: int, steps: int, font: Any, width: int) -> str:

@@ -12,6 +12,10 @@ MANY_FIRST_IDLE = 0.5
 HARDLY_CHANGING = 0.95
 MANY_AT_BOUNDS = 0.15
 FAR_OUT = 10.0
+ONLY_NOISE = 0.03
+"""Share of the range of its siblings (x, y, z; roll, pitch, yaw) below which a dimension holds noise only."""
+MANY_LEFT_OUT = 0.25
+SIBLINGS = (("x", "y", "z"), ("roll", "pitch", "yaw"))
 NOT_BINARY = 0.05
 WITHOUT_WORDS = 0.05
 COPIES = 0.01
@@ -50,7 +54,11 @@ def _about_size(facts: Facts) -> Iterator[str]:
 
 
 def _about_idling(facts: Facts) -> Iterator[str]:
-    idle = facts.idle
+    idle, filters = facts.idle, facts.filters
+    left_out = filters.first_steps + filters.zero_actions + filters.noops
+    if left_out > MANY_LEFT_OUT * (left_out + filters.kept):
+        share = f"{left_out / (left_out + filters.kept):.0%}"
+        yield f"{share} of the steps are left out as standing still: is noop_threshold in the units of the actions?"
     if idle.trained > MANY_IDLE:
         how = "data.noop_filter=near_zero leaves them out" if idle.given else "a `noop_threshold` lets them be left out"
         yield f"{idle.trained:.0%} of the steps trained on stand still: {how}"
@@ -66,6 +74,15 @@ def _about_dimensions(dimensions: Sequence[Dimension]) -> Iterator[str]:
             found.setdefault(problem, []).append(f"{d.name}{detail}")
     for problem, places in found.items():
         yield f"{problem}: {', '.join(places)}"
+    ranges = {d.name: d.q99 - d.q01 for d in dimensions if d.normalised and not d.constant}
+    for family in SIBLINGS:
+        widest = max((ranges.get(name, 0.0) for name in family), default=0.0)
+        noisy = [name for name in family if 0 < ranges.get(name, 0.0) < ONLY_NOISE * widest]
+        if noisy:
+            yield (
+                f"hardly moving beside {', '.join(n for n in family if n not in noisy)}, so that noise is blown up to "
+                f"-1..1 and learnt: {', '.join(noisy)} (set it to 0 in a `transform` if the robot does not move so)"
+            )
 
 
 def _about_dimension(d: Dimension) -> Iterator[tuple[str, str]]:

@@ -65,7 +65,7 @@ def build_index(
     if (found := info.file_format.value) not in READABLE:
         raise BadShardError(f"{folder}: file format {found} is not read, only {' and '.join(READABLE)}")
     splits = read_splits(folder)
-    features = json.dumps(info.features.to_json())
+    features = json.dumps(info.features.to_json(), sort_keys=True)  # maps of protocol buffers have no order
     jobs = [
         Job(folder / name, split.name, length, features, spec, bad_trajectories, check_images)
         for split in splits

@@ -6,9 +6,8 @@ Open X-Embodiment go through the same reader.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,20 +16,11 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from openvla_lightning.data.source.processes import CONTEXT, count, worker_pool
 from openvla_lightning.data.source.records import frame
+from openvla_lightning.runtime.files import ENDING, delete, write_json, written_whole
+from openvla_lightning.runtime.progress import Bar
 
 PLAN = "generation.json"
 JPEG_QUALITY = 95
@@ -117,9 +107,9 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
     elif any(folder.glob("*.tfrecord*")):
         raise ValueError(f"{folder} holds tfrecord files that were not written by write_rlds; choose an empty folder.")
     else:
-        _write_atomically(path, json.dumps(plan, indent=1).encode())
-    for leftover in folder.glob(".*.partial"):
-        leftover.unlink(missing_ok=True)
+        write_json(path, plan)
+    for left in folder.glob(f".*{ENDING}"):  # by a run that was killed: one at a time writes here
+        delete(left)
 
 
 def _name_and_version(folder: Path) -> tuple[str, str]:
@@ -148,10 +138,11 @@ def _write_shards(
         return
     workers = min((os.cpu_count() or 1) if workers is None else workers, len(missing))
     total, done = (sum(shard.length for shard in part) for part in (shards, [s for s in shards if s not in missing]))
-    with _bar(missing[0].path.parent, total, done, progress) as (bar, task):
+    label = "/".join(missing[0].path.parent.parts[-2:])
+    with Bar(label, total, "episodes", done=done, visible=progress) as bar:
         if workers == 0:
             for shard in missing:
-                _write_shard(shard, features, episode, lambda: bar.advance(task))
+                _write_shard(shard, features, episode, bar.advance)
             return
         counter = CONTEXT.Value("q", done)
         with worker_pool(workers, counter) as pool:
@@ -159,7 +150,7 @@ def _write_shards(
             try:
                 while pending:
                     finished, pending = wait(pending, timeout=0.2)
-                    bar.update(task, completed=counter.value)
+                    bar.update(counter.value)
                     for future in finished:
                         future.result()
             except BaseException:
@@ -169,8 +160,7 @@ def _write_shards(
 
 def _write_shard(shard: PlannedShard, features: Any, episode: Episode, advance: Callable[[], Any] = count) -> None:
     feature, serializer = _features_from(json.dumps(features))
-    partial = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with written_whole(shard.path) as beside, beside.open("wb") as file:
         for index in range(shard.first, shard.first + shard.length):
             made = episode(shard.split, index)
             try:
@@ -180,7 +170,6 @@ def _write_shard(shard: PlannedShard, features: Any, episode: Episode, advance: 
             # deterministic: the same episodes make the same files, whoever writes them
             file.write(frame(serializer.get_tf_example(example).SerializeToString(deterministic=True)))
             advance()
-    partial.replace(shard.path)
 
 
 @cache
@@ -249,21 +238,3 @@ def _write_metadata(folder: Path, features: Any, shards: list[PlannedShard], des
         written = sorted(Path(temporary).iterdir(), key=lambda path: path.name == "dataset_info.json")
         for path in written:  # dataset_info.json last: it says that the dataset is whole
             path.replace(folder / path.name)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} episodes/s" if task.speed else "", style="dim")
-
-
-@contextmanager
-def _bar(folder: Path, total: int, done: int, visible: bool) -> Iterator[tuple[Progress, TaskID]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, disable=not visible) as bar:
-        yield bar, bar.add_task("/".join(folder.parts[-2:]), total=total, completed=done)

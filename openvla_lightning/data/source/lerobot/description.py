@@ -1,5 +1,6 @@
 """What a LeRobot dataset calls its columns, and what a description makes of these names."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,3 +81,42 @@ def words(metadata: Metadata, numbers: NDArray[Any]) -> NDArray[Any]:
     """Instructions, as UTF-8 bytes [T], of task numbers; texts are taken as they are."""
     texts = [one if isinstance(one, str) else metadata.tasks[int(one)] for one in numbers.ravel().tolist()]
     return np.array([text.encode() for text in texts], object)
+
+
+def draft(metadata: Metadata, name: str) -> str:
+    """A YAML file for `conf/data/mix/` that describes the dataset as far as its files do, and says what to look at."""
+    features = metadata.features
+    pictures = [key for key, feature in features.items() if feature.is_picture]
+    wrists = [key for key in pictures if "wrist" in key or "hand" in key]
+    others = [key for key in pictures if key not in wrists]
+    cameras = dict(zip(("primary", "secondary"), others, strict=False)) | dict(zip(("wrist",), wrists, strict=False))
+    width = features["action"].width if "action" in features else 0
+    named = metadata.info["features"].get("action", {}).get("names")
+    names = ", ".join(map(str, named)) if isinstance(named, list) and len(named) == width else "not named"
+    steps = sum(episode.length for episode in metadata.episodes)
+    lines = [
+        "# @package _global_",
+        f"# conf/data/mix/{name}.yaml",
+        f"# {metadata.folder}: {len(metadata.episodes):,} episodes, {steps:,} steps, {metadata.fps:g} a second, "
+        f"LeRobot {metadata.version}",
+        *(f"#   {task!r}" for task in list(metadata.tasks.values())[:5]),
+        "data:",
+        f"  mix: {{{name}: 1.0}}",
+        "  datasets:",
+        f"    {name}:",
+        "      format: lerobot",
+        f"      path: {json.dumps(str(metadata.folder), ensure_ascii=False)}",
+        "      cameras:                    # the first is what the policy looks through",
+        *(f"        {role}: {key}" for role, key in cameras.items()),
+        *(f"        # not used: {key}" for key in pictures if key not in cameras.values()),
+        *(["      state: [observation.state]"] if "observation.state" in features else []),
+        f"      # the action has {width} dimensions: {names}",
+        "      # positions (joints, absolute poses) rather than changes? Then one of:",
+        f"      # absolute: [{', '.join(['true'] * width)}]",
+        "      # actions: delta_from_state",
+        "      # is the last dimension a gripper that is 1 open and 0 closed? If not, what it is when open and closed:",
+        "      # gripper: {open: -1, closed: 1}",
+        "      # no gripper at all, or one to be scaled like a joint:",
+        f"      # mask: [{', '.join(['true'] * width)}]",
+    ]
+    return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ one, and a process holds few of them however many datasets it reads.
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ DECODERS = 8
 KEPT_BYTES = 64 * 2**20
 """Of frames that were decoded on the way to others; neighbours, as in a history, are often asked for next."""
 TABLES = 4096
+SKIPPING = ("h264",)
+"""Decoders that leave out frames which no other is made from: three times as fast where key frames are far apart. AV1's
+cannot, and HEVC marks frames so that others may be made from after all."""
 
 
 class Frames:
@@ -61,6 +64,11 @@ class Frames:
         while self.bytes > KEPT_BYTES:
             _, old = self.kept.popitem(last=False)
             self.bytes -= sum(plane.buffer_size for plane in old.planes)
+
+    def forget(self) -> None:
+        """Let go of the frames decoded last."""
+        self.kept.clear()
+        self.bytes = 0
 
     def pixels(self, frame: Any) -> Pixels:
         """A decoded frame as uint8 [H, W, 3], RGB."""
@@ -146,9 +154,10 @@ class Film:
         video, asked = self.videos[file], set(wanted)
         for first, last in segments(packets, keys, wanted):
             shown = {int(packets[i, 0]): i for i in range(first, last + 1)}
-            missing = {i for i in asked if first <= i <= last}
+            here = {i for i in asked if first <= i <= last}
+            missing = set(here)
             try:
-                for frame in self._run(file, first, last):
+                for frame in self._run(file, first, last, here):
                     packet = shown.get(frame.pts)
                     if packet in missing:
                         missing.remove(packet)
@@ -161,12 +170,16 @@ class Film:
             if missing:
                 raise BadShardError(f"{self.where(file)}: decoding yields no frame {min(missing)}")
 
-    def _run(self, file: int, first: int, last: int) -> Iterator[Any]:
+    def _run(self, file: int, first: int, last: int, wanted: Set[int]) -> Iterator[Any]:
+        """Frames of the packets first .. last; of those not `wanted`, only those that other frames are made from."""
         import av
 
-        packets, decoder = self._table(file)[0], FRAMES.decoder(self.videos[file])
+        packets, video = self._table(file)[0], self.videos[file]
+        decoder = FRAMES.decoder(video)
         decoder.flush_buffers()
-        for pts, offset, size, _ in packets[first : last + 1].tolist():
+        for number, (pts, offset, size, _) in enumerate(packets[first : last + 1].tolist(), first):
+            if video.codec in SKIPPING:
+                decoder.skip_frame = "DEFAULT" if number in wanted else "NONREF"
             packet = av.Packet(self.read(file, offset, size))
             packet.pts = packet.dts = pts
             yield from decoder.decode(packet)

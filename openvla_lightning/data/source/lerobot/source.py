@@ -138,6 +138,11 @@ class LeRobot(IndexedSource):
         """Where the dataset's stored statistics are not those of its data."""
         return tuple(self._fact("remarks"))
 
+    @property
+    def episode_numbers(self) -> list[int]:
+        """`episode_index` of each trajectory of the index."""
+        return list(self._fact("episodes"))
+
     def encoded(self, role: str, step: int) -> bytes | None:
         """The stored bytes of the picture of `role` at `step`; None where there is none, or it is a video's frame.
 

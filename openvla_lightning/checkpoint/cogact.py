@@ -1,0 +1,142 @@
+"""Released CogACT models: a training run of the released code whose `.pt` holds one part more, the action model."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openvla_lightning.action_head.base import ActionHead
+from openvla_lightning.action_head.cogact import CogACTHead
+from openvla_lightning.checkpoint.architecture import OURS
+from openvla_lightning.checkpoint.format import CheckpointError, Description, read_json
+from openvla_lightning.checkpoint.prismatic import Prismatic, checkpoint_file, run_config, training_name
+from openvla_lightning.checkpoint.tensors import read_pickle
+from openvla_lightning.model.vla import VLA
+from openvla_lightning.plugins import USUAL_HEAD, describe
+from openvla_lightning.strategy.lora import merged_state, merged_weight
+
+HEADS = {384: 4, 768: 12, 1024: 16}
+"""Width of the released networks S, B and L -> their heads, which no shape tells."""
+
+_PART = "action_model"
+_AVERAGED = "ema_diffusion"
+
+
+class CogACT:
+    """RUN/config.json, RUN/dataset_statistics.json and RUN/checkpoints/*.pt with `model.action_model` in it."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether `path` is a `.pt`, or a folder whose `checkpoints` hold some, with an action model."""
+        if not Prismatic().recognises(path):
+            return False
+        model = read_pickle(checkpoint_file(path)).get("model")
+        return isinstance(model, dict) and _PART in model
+
+    def describe(self, path: Path) -> Description:
+        """What a Prismatic run says, and what names and shapes of the action model say.
+
+        Raises:
+            CheckpointError: as for a Prismatic run, and for an action model of another kind.
+        """
+        plain = Prismatic().describe(path)
+        said = _said(path)
+        shapes = {our_name(name): shape for name, shape in plain.shapes.items() if not name.startswith(_AVERAGED)}
+        head, problems = (said, []) if said is not None else _head(shapes)
+        if plain.problems or problems:
+            return replace(plain, format=self, shapes=shapes, problems=[*plain.problems, *problems])
+        return replace(
+            plain,
+            format=self,
+            shapes=shapes,
+            vla={**plain.vla, "action_head": head},
+            processor={**plain.processor, "action_head": head},
+        )
+
+    def tensors(self, description: Description) -> Iterator[dict[str, Tensor]]:
+        """All tensors at once, mapped from the one file; an average of the weights over training is left out."""
+        for tensors in Prismatic().tensors(description):
+            yield {our_name(name): tensor for name, tensor in tensors.items() if not name.startswith(_AVERAGED)}
+
+
+def our_name(name: str) -> str:
+    """The name in `VLA.state_dict()` of a tensor of the action model, under its part's name; others keep theirs."""
+    return f"action_head.{name.removeprefix(f'{_PART}.net.')}" if name.startswith(f"{_PART}.") else name
+
+
+def _said(path: Path) -> dict[str, Any] | None:
+    """The head that an export of ours wrote down; released runs say none."""
+    run = path if path.is_dir() else path.parent.parent
+    config = read_json(run / "config.json") if (run / "config.json").is_file() else {}
+    return (config.get(OURS) or {}).get("action_head")
+
+
+def _head(shapes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A released head, read off its shapes; or why it is none."""
+    needed = ("positional_embedding", "x_embedder.linear.weight")
+    found = {name: shapes.get(f"action_head.{name}", ((),))[0] for name in needed}
+    if missing := [f"{_PART}.net.{name}: missing" for name, shape in found.items() if len(shape) != 2]:
+        return {}, missing
+    (tokens, hidden), (_, dim) = found.values()
+    depth = len({name.split(".")[2] for name in shapes if name.startswith("action_head.blocks.")})
+    if hidden not in HEADS:
+        known = ", ".join(map(str, HEADS))
+        return {}, [f"{_PART} is {hidden} wide, released ones {known}: nothing says how many heads it has"]
+    head = CogACTHead(tokens - 1, dim, hidden, depth, HEADS[hidden])
+    return describe(head, USUAL_HEAD), []
+
+
+def save_cogact(
+    vla: VLA,
+    head: ActionHead,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    name: str = "latest-checkpoint.pt",
+) -> Path:
+    """Write a model with a CogACT head as its released code writes and reads it: config, statistics, one `.pt`.
+
+    Adapters are merged. What the released config has no field for is under a key of our own.
+
+    Args:
+        vla: the model.
+        head: of the model.
+        folder: created where needed; the run.
+        dtype: of the weights in the file; None: as they are.
+        name: of the file in `checkpoints/`.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: for another head, or a model whose parts the released code does not know.
+    """
+    if not isinstance(head, CogACTHead):
+        raise CheckpointError(folder, [f"a CogACT run holds a CogACT head, not a {type(head).__name__}"])
+    folder = Path(folder)
+    try:
+        config = run_config(vla.config)
+    except ValueError as error:
+        raise CheckpointError(folder, [str(error)]) from error
+    sizes = dict(zip(HEADS, "SBL", strict=True))
+    config["action_model_type"] = f"DiT-{sizes.get(head.size['hidden'], 'own')}"
+    config["future_action_window_size"] = head.action_chunk - 1
+    config[OURS] = {"action_head": describe(head, USUAL_HEAD)}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, (tensor, adapter) in merged_state(vla).items():
+        value = (tensor if adapter is None else merged_weight(adapter)).detach().cpu().contiguous()
+        value = value.to(dtype) if dtype is not None and value.is_floating_point() else value
+        part, own = _PART, f"net.{key.removeprefix('action_head.')}"
+        if not key.startswith("action_head."):
+            part, own = training_name(key, list(vla.vision_backbone.towers))
+        parts.setdefault(part, {})[own] = value
+    path = folder / "checkpoints" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "dataset_statistics.json").write_text(json.dumps(vla.norm_stats, indent=2) + "\n", encoding="utf-8")
+    unfinished = path.with_suffix(".partial")
+    torch.save({"model": parts}, unfinished)
+    unfinished.rename(path)
+    return path

@@ -1,0 +1,88 @@
+"""Every format of checkpoints that is read, and what one says, whichever it is of."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
+
+from openvla_lightning.checkpoint.cogact import CogACT
+from openvla_lightning.checkpoint.format import Base, CheckpointError, Description, Format
+from openvla_lightning.checkpoint.oft import OFT
+from openvla_lightning.checkpoint.peft_folder import PeftFolder
+from openvla_lightning.checkpoint.prismatic import Prismatic
+from openvla_lightning.checkpoint.released import Released
+from openvla_lightning.checkpoint.training import Training
+from openvla_lightning.model.hub import check_source
+
+FORMATS: tuple[Format, ...] = (CogACT(), Prismatic(), OFT(), Released(), PeftFolder(), Training())
+"""Every format that is read; the first that recognises a path reads it."""
+
+_DOWNLOAD = ("*.json", "*.safetensors", "*.model", "*.txt", "*--*_checkpoint.pt", "adapter_model.bin")
+
+
+def describe(path: str | Path | Description) -> Description:
+    """What the checkpoint at `path` says; a hub id is downloaded unless it is in the cache.
+
+    Raises:
+        FileNotFoundError: when there is nothing.
+        CheckpointError: when something is there that cannot be read.
+    """
+    if isinstance(path, Description):
+        return path
+    check_source(path)
+    place = Path(path).expanduser()
+    if not place.exists():
+        place = Path(snapshot_download(str(path), allow_patterns=list(_DOWNLOAD)))
+    for format in FORMATS:
+        if format.recognises(place):
+            return format.describe(place)
+    if place.is_file():
+        raise CheckpointError(place, ["expected a folder, a .ckpt written here or a Prismatic .pt"])
+    inside = ", ".join(sorted(p.name for p in place.iterdir())[:8]) or "nothing"
+    raise CheckpointError(place, [f"there is no config.json (the folder holds {inside})"])
+
+
+def base_at(path: str | Path) -> Base:
+    """What is at `path` as the base of an adapter; its path is absolute if it is on this disk."""
+    local = Path(path).expanduser()
+    return Base(str(local.resolve()) if local.exists() else str(path), weights_hash(path))
+
+
+def check_base(base: Base, path: str | Path, needed_by: Path) -> None:
+    """Make sure that `path` holds `base`.
+
+    Raises:
+        CheckpointError: when there is nothing, or a model with other weights.
+    """
+    hint = "give the one it was trained on as base=... (policy.base=... on the command line, --base for export)"
+    try:
+        check_source(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(needed_by, [f"it is an adapter and its base is gone: {error}", hint]) from error
+    if base.sha256 is not None and (found := weights_hash(path)) != base.sha256:
+        problem = f"it is an adapter for other weights than those of {path}"
+        raise CheckpointError(needed_by, [f"{problem}: sha256 {found[:12]}, needed {base.sha256[:12]}", hint])
+
+
+def weights_hash(path: str | Path) -> str:
+    """sha256 over names, dtypes, shapes and values of a checkpoint's tensors, however they are spread over files.
+
+    An adapter's hash covers the adapter alone: it names its own base.
+    """
+    description = describe(path)
+    state = {name: tensor for part in description.format.tensors(description) for name, tensor in part.items()}
+    tensors = sorted(state.items())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = list(pool.map(_digest, (tensor for _, tensor in tensors)))
+    lines = (f"{name} {digest}\n" for (name, _), digest in zip(tensors, digests, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _digest(tensor: Tensor) -> str:
+    values = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+    values.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return values.hexdigest()

@@ -1,0 +1,146 @@
+"""LeRobot -> RLDS."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvla_lightning.data.convert.verification import Columns, Verified, compare, texts
+from openvla_lightning.data.images import Pixels, decode
+from openvla_lightning.data.source.episodes import Episodes, Leaf, declare, leaf_of
+from openvla_lightning.data.source.indexing import BadTrajectories
+from openvla_lightning.data.source.lerobot.reading import Reader
+from openvla_lightning.data.source.writer import write_rlds
+
+LANGUAGE = "language_instruction"
+FLAGS = ("is_first", "is_last", "is_terminal")
+
+
+class Example:
+    """Split and number -> an example that `write_rlds` takes; picklable."""
+
+    def __init__(self, reader: Reader, columns: Mapping[str, str], cameras: Mapping[str, str]) -> None:
+        self.reader, self.columns, self.cameras = reader, columns, cameras
+
+    def __call__(self, split: str, number: int) -> dict[str, Any]:
+        place = self.reader.splits[split][number]
+        recorded = self.reader.columns(place)
+        steps = len(recorded["task"])
+        leaves: dict[str, Any] = {}
+        for feature, path in self.columns.items():
+            shape = self.reader.features[feature].shape
+            leaves[path] = as_stored(recorded[feature]).reshape(steps, *_inner(shape))
+        leaves |= {path: self.reader.pictures(feature, place) for feature, path in self.cameras.items()}
+        leaves[LANGUAGE] = recorded["task"].tolist()
+        flags = np.zeros((3, steps), bool)
+        flags[0, 0] = flags[1, -1] = flags[2, -1] = True
+        leaves |= dict(zip(FLAGS, flags, strict=True))
+        return {"steps": [nested({path: leaf[step] for path, leaf in leaves.items()}) for step in range(steps)]}
+
+
+def to_rlds(
+    source: Path,
+    target: Path,
+    *,
+    episodes_per_shard: int = 64,
+    workers: int | None = None,
+    bad_trajectories: BadTrajectories = "error",
+    say: Callable[[str], None] = print,
+) -> Verified:
+    """Convert a LeRobot dataset: every column, every camera, one instruction a step.
+
+    `observation.state` becomes `observation/state`, `observation.images.front` becomes `observation/front`, `action`
+    stays `action`, other columns keep their names with slashes. Floats of 64 bits become floats of 32. Frames of videos
+    become JPEGs of quality 95 with full colour; pictures that are stored as such stay as they are.
+
+    Args:
+        source: folder of the dataset.
+        target: `<name>/<version>` of the new dataset.
+        episodes_per_shard: episodes in one file.
+        workers: processes; None: one per core.
+        bad_trajectories: `skip` leaves out what cannot be read.
+        say: told what is left out.
+
+    Raises:
+        BadShardError: the dataset cannot be read.
+        ConversionError: what was written is not what was read.
+    """
+    reader = Reader(source, bad_trajectories)
+    for one in reader.source.index.skipped:
+        say(f"left out: {one['file']}, episode {one['trajectory']}: {one['reason']}")
+    columns = {feature: feature.replace(".", "/") for feature in reader.features}
+    cameras = {key: f"observation/{key.removeprefix('observation.').removeprefix('images.')}" for key in reader.cameras}
+    leaves: dict[str, Leaf] = {}
+    for feature, path in columns.items():
+        known = reader.features[feature]
+        dtype = "float32" if known.dtype == "float64" else known.dtype
+        leaves[path] = Leaf("text") if dtype == "string" else Leaf(dtype, _inner(known.shape))
+    for feature, path in cameras.items():
+        leaves[path] = Leaf("image", (None, None, 3), _encoding(reader, feature))
+    leaves |= {LANGUAGE: Leaf("text")} | dict.fromkeys(FLAGS, Leaf("bool"))
+    example = Example(reader, columns, cameras)
+    write_rlds(
+        target,
+        declare(leaves),
+        {name: len(places) for name, places in reader.splits.items() if places},
+        example,
+        episodes_per_shard=episodes_per_shard,
+        workers=workers,
+        recipe={"converted_from": str(source)},
+    )
+    order = [place for name in reader.splits for place in reader.splits[name]]
+    return compare(len(order), _as_read(reader, order), _written(target, columns, cameras))
+
+
+def _as_read(reader: Reader, order: Sequence[int]) -> Any:
+    def read(number: int) -> tuple[Columns, Mapping[str, Callable[[int], Pixels]]]:
+        columns, cameras = reader(order[number])
+        return {name: as_stored(values) for name, values in columns.items()}, cameras
+
+    return read
+
+
+def _written(target: Path, columns: Mapping[str, str], cameras: Mapping[str, str]) -> Any:
+    episodes = Episodes(target, LANGUAGE)
+
+    def read(number: int) -> tuple[Columns, Mapping[str, Callable[[int], Pixels]]]:
+        steps = episodes(number)
+        found = {feature: leaf_of(steps, path) for feature, path in columns.items()}
+        shown = {
+            feature: texts(values.tolist()) if values.dtype == object else values.reshape(len(values), -1)
+            for feature, values in found.items()
+        }
+        pictures = {feature: leaf_of(steps, path) for feature, path in cameras.items()}
+        return shown | {"task": texts(leaf_of(steps, LANGUAGE).tolist())}, {
+            key: lambda step, encoded=encoded: decode(encoded[step]) for key, encoded in pictures.items()
+        }
+
+    return read
+
+
+def _encoding(reader: Reader, camera: str) -> str:
+    first = reader.source.encoded(camera, 0)
+    return "png" if first is not None and first.startswith(b"\x89PNG") else "jpeg"
+
+
+def _inner(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return () if shape == (1,) else shape
+
+
+def as_stored(values: NDArray[Any]) -> NDArray[Any]:
+    """Numbers as RLDS holds them: its floats have 32 bits."""
+    return values.astype(np.float32) if values.dtype == np.float64 else values
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Path -> value as a tree of dictionaries."""
+    tree: dict[str, Any] = {}
+    for path, value in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree

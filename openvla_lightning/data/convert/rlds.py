@@ -1,0 +1,185 @@
+"""RLDS -> LeRobot v3.0."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvla_lightning.data.convert.verification import Columns, Verified, compare, texts
+from openvla_lightning.data.images import Pixels, decode
+from openvla_lightning.data.oxe.registry import UnregisteredDatasetError, dataset_spec
+from openvla_lightning.data.source.description import version_folder
+from openvla_lightning.data.source.episodes import Episodes, Leaf, leaf_of, leaves_of
+from openvla_lightning.data.source.lerobot.encoding import Encoding
+from openvla_lightning.data.source.lerobot.metadata import Feature
+from openvla_lightning.data.source.lerobot.reading import Reader
+from openvla_lightning.data.source.lerobot.writer import Recording, write_lerobot
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the leaves of a step are called in the LeRobot dataset.
+
+    Attributes:
+        columns, cameras: path in a step -> feature.
+        action: paths that make up `action`.
+        language: where the instruction is.
+    """
+
+    columns: Mapping[str, str]
+    cameras: Mapping[str, str]
+    action: tuple[str, ...]
+    language: str
+
+
+class RecordingOf:
+    """Episode number -> what LeRobot's writer wants; picklable."""
+
+    def __init__(self, episodes: Episodes, names: Names, decoded: Mapping[str, bool]) -> None:
+        self.episodes, self.names, self.decoded = episodes, names, decoded
+
+    def __call__(self, number: int) -> Recording:
+        steps, names = self.episodes(number), self.names
+        columns = {feature: leaf_of(steps, path) for path, feature in names.columns.items()}
+        columns["action"] = joined([leaf_of(steps, path) for path in names.action])
+        pictures: dict[str, Sequence[Any]] = {}
+        for path, feature in names.cameras.items():
+            encoded = leaf_of(steps, path).tolist()
+            pictures[feature] = [decode(one) for one in encoded] if self.decoded[feature] else encoded
+        return Recording(columns, pictures, texts(leaf_of(steps, names.language).tolist()).tolist())
+
+
+def to_lerobot(
+    source: Path,
+    target: Path,
+    *,
+    fps: float | None = None,
+    action: Sequence[str] = ("action",),
+    language: str = "language_instruction",
+    pictures: str = "video",
+    encoding: Encoding | None = None,
+    robot_type: str | None = None,
+    episodes_per_file: int = 50,
+    workers: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Verified:
+    """Convert an RLDS dataset: everything a step holds, under LeRobot's names.
+
+    `observation/state` becomes `observation.state`, an image `observation/image` becomes `observation.images.image`,
+    what is under `action` becomes `action`, other leaves keep their path with dots.
+
+    Args:
+        source: `<name>` or `<name>/<version>` of an RLDS dataset.
+        target: folder of the new dataset.
+        fps: steps per second; None: what is known of the dataset.
+        action: paths that are put side by side as `action`.
+        language: where the instruction is.
+        pictures: `video`, or `png`: without loss, and ten times as large.
+        encoding: of videos.
+        robot_type: what LeRobot calls the robot.
+        episodes_per_file: episodes in one file.
+        workers: processes; None: one per core.
+        say: told what is left out.
+
+    Raises:
+        FileNotFoundError: there is no RLDS dataset.
+        KeyError: a path is not there.
+        ConversionError: what was written is not what was read.
+    """
+    folder = version_folder(source) or (source if (source / "dataset_info.json").exists() else None)
+    if folder is None:
+        raise FileNotFoundError(f"{source} holds no dataset_info.json, so it is no RLDS dataset")
+    leaves = leaves_of(folder)
+    names = _names(leaves, action, language)
+    episodes = Episodes(folder, language)
+    first = episodes(0)
+    features = {feature: _feature(leaf_of(first, path), leaves[path]) for path, feature in names.columns.items()}
+    width = joined([leaf_of(first, path) for path in action]).shape[1]
+    features["action"] = Feature("float32", (width,))
+    for path, feature in names.cameras.items():
+        height, wide = decode(leaf_of(first, path)[0]).shape[:2]
+        features[feature] = Feature("video" if pictures == "video" else "image", (height, wide, 3))
+    if left := [path for path, leaf in leaves.items() if leaf.kind == "text" and path != language]:
+        say(f"left out, as LeRobot has one text a step: {', '.join(left)}")
+    full = [number for number, length in enumerate(episodes.lengths) if length]
+    if empty := len(episodes.lengths) - len(full):
+        say(f"left out, as they have no step: {empty} episodes")
+    decoded = dict.fromkeys(names.cameras.values(), pictures == "video")
+    record = RecordingOf(episodes, names, decoded)
+    write_lerobot(
+        target,
+        features,
+        [episodes.lengths[number] for number in full],
+        episodes.words,
+        Renumbered(record, full),
+        fps=fps or _known_rate(folder.parent.name),
+        robot_type=robot_type,
+        splits={name: (_before(full, a), _before(full, b)) for name, (a, b) in episodes.splits.items()},
+        episodes_per_file=episodes_per_file,
+        encoding=encoding,
+        workers=workers,
+    )
+    return compare(len(full), _as_read(Renumbered(record, full)), Reader(target))
+
+
+class Renumbered:
+    """Episodes without the empty ones."""
+
+    def __init__(self, record: RecordingOf, numbers: Sequence[int]) -> None:
+        self.record, self.numbers = record, numbers
+
+    def __call__(self, number: int) -> Recording:
+        return self.record(self.numbers[number])
+
+
+def _as_read(record: Callable[[int], Recording]) -> Any:
+    def read(number: int) -> tuple[Columns, Mapping[str, Callable[[int], Pixels]]]:
+        recording = record(number)
+        columns: dict[str, NDArray[Any]] = {
+            name: np.asarray(column).reshape(len(column), -1) for name, column in recording.columns.items()
+        }
+        return columns | {"task": texts(recording.tasks)}, {
+            key: lambda step, shown=shown: decode(shown[step]) if isinstance(shown[step], bytes) else shown[step]
+            for key, shown in recording.pictures.items()
+        }
+
+    return read
+
+
+def _names(leaves: Mapping[str, Leaf], action: Sequence[str], language: str) -> Names:
+    if absent := [path for path in (*action, language) if path not in leaves]:
+        raise KeyError(f"no {', '.join(absent)}: a step holds {', '.join(leaves)}")
+    columns, cameras = {}, {}
+    for path, leaf in leaves.items():
+        name = path.replace("/", ".")
+        if leaf.kind == "image":
+            cameras[path] = f"observation.images.{name.removeprefix('observation.')}"
+        elif leaf.kind != "text" and path not in action:
+            columns[path] = name if name != "action" else "action.recorded"
+    return Names(columns, cameras, tuple(action), language)
+
+
+def _feature(values: NDArray[Any], leaf: Leaf) -> Feature:
+    return Feature(leaf.kind, tuple(int(n) for n in values.shape[1:]) or (1,))
+
+
+def joined(leaves: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    """Leaves side by side, float32 [T, D]."""
+    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1).astype(np.float32)
+
+
+def _before(numbers: Sequence[int], bound: int) -> int:
+    return int(np.searchsorted(numbers, bound))
+
+
+def _known_rate(name: str) -> float:
+    try:
+        rate = dataset_spec(name).control_hz
+    except UnregisteredDatasetError:
+        rate = None
+    if rate is None:
+        raise ValueError(f"nobody knows at how many steps a second {name} was recorded: say --fps")
+    return rate

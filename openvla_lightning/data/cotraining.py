@@ -1,0 +1,112 @@
+"""Conversations beside robots' steps, so that a model that learns to act does not forget its words."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from openvla_lightning.data.loader import SampleError
+from openvla_lightning.data.permutation import key, permute, uniform
+from openvla_lightning.data.preflight import MissingDataError
+from openvla_lightning.data.source.conversations import Captions, Conversations, ConversationSource
+from openvla_lightning.types import Batch, Conversation, Step
+
+
+def beside(conversations: Mapping[str, Any] | None, image_size: int, seed: int, proprio: bool) -> "list[CoTraining]":
+    """What `data.conversations` means: the conversations beside the steps, or an empty list.
+
+    Raises:
+        ValueError: for a model that reads proprioception, which conversations lack.
+    """
+    if conversations is None:
+        return []
+    if proprio:
+        raise ValueError("data.conversations: a model that is told its proprioception cannot be shown conversations")
+    return [CoTraining(**conversations, image_size=image_size, seed=seed)]
+
+
+class CoTraining:
+    """Which conversations are learnt beside which steps: a function of the seed and the steps' numbers.
+
+    So nothing has to be remembered to resume, and processes do not have to agree. The conversations of a batch are all
+    about images, or all about none.
+
+    Args:
+        source: builds the set when called with `name`; a robot dataset's source becomes questions about its pictures.
+        share: how many conversations come with each step; at least one with each batch.
+        name: of the set; for robot data that of the dataset.
+        image_size: of robot pictures, in pixels.
+        seed: of the order.
+
+    Raises:
+        ValueError: for a share that is not above 0.
+    """
+
+    def __init__(
+        self,
+        source: Callable[..., Any],
+        share: float,
+        name: str = "conversations",
+        image_size: int = 224,
+        seed: int = 7,
+    ) -> None:
+        if share <= 0:
+            raise ValueError(f"data.conversations.share={share}: above 0; data.conversations=null trains without words")
+        found = source(name=name)
+        self.source: ConversationSource = found if isinstance(found, Conversations) else Captions(found, image_size)
+        self.share, self.seed = share, seed
+
+    def check(self) -> None:
+        """Find out in milliseconds whether the conversations are there.
+
+        Raises:
+            MissingDataError: when not.
+        """
+        if problem := self.source.missing():
+            raise MissingDataError(problem)
+
+    def beside(self, numbers: Sequence[int]) -> list[Conversation]:
+        """The conversations that are learnt beside the steps with these numbers.
+
+        Raises:
+            SampleError: when one cannot be read, with its place.
+        """
+        with_image = self.source.with_image
+        kinds = [np.flatnonzero(with_image), np.flatnonzero(~with_image)]
+        first = np.array([numbers[0]], np.uint64)
+        group = kinds[int(uniform(first ^ key(self.seed, 21))[0] >= len(kinds[0]) / len(with_image))]
+        count = max(1, round(self.share * len(numbers)))
+        asked = np.array([numbers[place % len(numbers)] + place // len(numbers) for place in range(count)], np.int64)
+        epochs, within = np.divmod(asked, len(group))
+        seeds = np.array([key(self.seed, 22, epoch) for epoch in epochs.tolist()], np.uint64)
+        places = group[permute(within, len(group), seeds)].tolist()
+        return [self._read(place, number) for place, number in zip(places, asked.tolist(), strict=True)]
+
+    def _read(self, place: int, number: int) -> Conversation:
+        try:
+            return self.source.read(place, number)
+        except (ValueError, OSError) as error:
+            raise SampleError(f"{self.source.name}, entry {place}: {error}") from error
+
+
+class WithWords:
+    """Collates steps, and into `Batch.words` the conversations beside them.
+
+    Args:
+        collate: steps -> batch (`Processor.collate`).
+        chat: conversations -> batch (`ChatProcessor.collate`).
+        cotraining: chooses them.
+    """
+
+    def __init__(
+        self,
+        collate: Callable[[list[Step]], Batch],
+        chat: Callable[[list[Conversation]], Batch],
+        cotraining: CoTraining,
+    ) -> None:
+        self.collate, self.chat, self.cotraining = collate, chat, cotraining
+
+    def __call__(self, steps: list[Step]) -> Batch:
+        """A batch of steps with words beside them."""
+        return replace(self.collate(steps), words=self.chat(self.cotraining.beside([step.number for step in steps])))

@@ -1,0 +1,129 @@
+"""What the reader has to know of a dataset."""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+Trajectory = dict[str, Any]
+"""One whole trajectory as nested dicts of NumPy arrays [T, ...]; strings are bytes."""
+
+Transform = Callable[[Trajectory], Trajectory]
+
+
+ENCODINGS: dict[str, tuple[int, tuple[int, ...]]] = {
+    "eef_pos": (7, (6,)),
+    "eef_r6": (10, (9,)),
+    "joint_pos": (8, (7,)),
+    "joint_pos_bimanual": (14, (6, 13)),
+}
+"""Action encodings as released: how many dimensions, and which of them are grippers (absolute and not normalised)."""
+
+
+FORMATS, ACTIONS = ("rlds", "lerobot"), ("recorded", "delta_from_state")
+
+
+class DescriptionError(ValueError):
+    """A dataset's description names something that its files do not hold, or is of another width than its actions."""
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What the reader has to know of a dataset.
+
+    Attributes:
+        name: its name in a mixture; also its folder below the data directory and its `unnorm_key`.
+        transform: raw trajectory -> one with `action` [T, D] and the keys below.
+        cameras: role (`primary`, `secondary`, `wrist`) -> key under `observation`; None: black images.
+        state: keys under `observation` that make up the proprioception; None is a column of zeros.
+        encoding: what the action's dimensions are, one of `ENCODINGS`; None: anything, the last is the gripper.
+        mask: which action dimensions are normalised; None: all but the grippers.
+        absolute: which action dimensions hold a position rather than a change; None: only the grippers.
+        language: where the instruction is after `transform`, as a path like `observation/instruction`.
+        noop_threshold: norm of the changing dimensions below which the robot stands still, in the dataset's units;
+            None: this dataset has no such filter.
+        drop_first: the first step is a no-op, which the released transform drops.
+        zero_filter: steps without any movement are left out, as released for DROID.
+        swap: two roles whose images change places in half of the samples, as released for DROID.
+        control_hz: steps per second, where known.
+        where: how to get the data.
+        relative: True: actions are said relative to the state at the start of their chunk, but for the grippers; or
+            which state each dimension is relative to, None for none: see `data.relative`.
+        format: how it is stored, `rlds` or `lerobot`.
+        path: where a LeRobot dataset lies, if not under its name below the data directory; a folder or a URL.
+        hub: its id on the Hugging Face hub (`owner/name`, or `owner/name@revision`), from where it is downloaded.
+    """
+
+    name: str
+    transform: Transform
+    cameras: Mapping[str, str | None]
+    state: tuple[str | None, ...] = ()
+    encoding: str | None = None
+    mask: tuple[bool, ...] | None = None
+    absolute: tuple[bool, ...] | None = None
+    language: str = "language_instruction"
+    noop_threshold: float | None = None
+    drop_first: bool = False
+    zero_filter: bool = False
+    swap: tuple[str, str] | None = None
+    control_hz: float | None = None
+    where: str = ""
+    relative: bool | tuple[int | None, ...] = False
+    format: str = "rlds"
+    path: str | None = None
+    hub: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"{self.name}: unknown format {self.format!r}; known: {', '.join(FORMATS)}")
+        if bool(self.hub) + bool(self.path) > (self.format == "lerobot"):
+            raise ValueError(f"{self.name}: `path` or `hub`, one of them, goes with `format: lerobot`")
+        if self.encoding is not None and self.encoding not in ENCODINGS:
+            raise ValueError(f"{self.name}: unknown encoding {self.encoding!r}; known: {', '.join(ENCODINGS)}")
+        if unknown := [role for role in self.swap or () if role not in self.cameras]:
+            raise ValueError(f"{self.name}: swap names {', '.join(unknown)}; its cameras are {', '.join(self.cameras)}")
+
+    def action_mask(self, dim: int) -> tuple[bool, ...]:
+        """Which of `dim` action dimensions are normalised."""
+        return self._checked(self.mask, dim, "mask") or tuple(i not in self.grippers(dim) for i in range(dim))
+
+    def absolute_mask(self, dim: int) -> tuple[bool, ...]:
+        """Which of `dim` action dimensions hold a position."""
+        return self._checked(self.absolute, dim, "absolute") or tuple(i in self.grippers(dim) for i in range(dim))
+
+    def check_width(self, dim: int) -> None:
+        """Raise DescriptionError if actions of `dim` dimensions are not what `encoding`, `mask` and `absolute` say."""
+        self.action_mask(dim)
+        self.absolute_mask(dim)
+        expected = ENCODINGS[self.encoding][0] if self.encoding is not None else dim
+        if dim != expected:
+            raise DescriptionError(
+                f"{self.name}: encoding {self.encoding} means {expected} action dimensions, got {dim}"
+            )
+
+    def grippers(self, dim: int) -> tuple[int, ...]:
+        """Which of `dim` action dimensions are grippers."""
+        return ENCODINGS[self.encoding][1] if self.encoding is not None else (dim - 1,)
+
+    def _checked(self, mask: tuple[bool, ...] | None, dim: int, what: str) -> tuple[bool, ...] | None:
+        if mask is not None and len(mask) != dim:
+            raise DescriptionError(f"{self.name}: `{what}` has {len(mask)} entries, its actions have {dim} dimensions")
+        return mask
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that changes what the reader makes of the files."""
+        of_no_concern = dict.fromkeys(("where", "noop_threshold", "zero_filter", "swap", "control_hz"))
+        described = asdict(self) | {"transform": _source(self.transform)} | of_no_concern
+        for key in ("format", "path", "hub", "relative"):
+            del described[key]
+        return hashlib.sha256(repr(sorted(described.items())).encode()).hexdigest()
+
+
+def _source(function: Any) -> str:
+    if isinstance(function, partial):
+        told = sorted((key, _source(value) if callable(value) else value) for key, value in function.keywords.items())
+        return f"{_source(function.func)}{function.args}{told}"
+    return inspect.getsource(function)

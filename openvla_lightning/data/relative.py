@@ -1,0 +1,78 @@
+"""Actions said as changes from where the robot is when a chunk of them begins, for robots that record positions.
+
+The first action of a chunk, and every later one of the same chunk, is relative to the state at its first step, as in
+openpi's `DeltaActions`; grippers stay as recorded. The statistics are those of these differences.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.source import Source
+from openvla_lightning.data.steps import DatasetSteps
+from openvla_lightning.statistics import DatasetStatistics
+
+AT_ONCE = 2**15
+
+
+def state_columns(spec: DatasetSpec, dim: int, states: int) -> NDArray[np.int64] | None:
+    """Which state each action dimension is relative to, int64 [dim]; -1 for none. None where all are as recorded.
+
+    Args:
+        spec: of the dataset; `relative` True stands for every dimension but the grippers, each to the state of the
+            same number.
+        dim: D, dimensions of an action.
+        states: P, dimensions of the proprioception.
+
+    Raises:
+        ValueError: there are no such states, or as many entries as there should be.
+    """
+    if spec.relative is False:
+        return None
+    if None in spec.state:
+        raise ValueError(f"{spec.name}: actions=delta_from_state needs a `state` without blanks (null)")
+    if spec.relative is True:
+        grippers = spec.grippers(dim)
+        columns: Sequence[int | None] = [None if i in grippers else i for i in range(dim)]
+    else:
+        columns = spec.relative
+    if len(columns) != dim:
+        raise ValueError(f"{spec.name}: `relative_to` has {len(columns)} entries, its actions have {dim} dimensions")
+    found = np.array([-1 if column is None else column for column in columns], np.int64)
+    if found.max() >= states or found.min() < -1:
+        raise ValueError(
+            f"{spec.name}: actions=delta_from_state needs state {found.max()}, and `state` holds {states} numbers. "
+            "Name the states in `state`, and with `relative_to` which of them each action dimension is relative to"
+        )
+    return found
+
+
+def measure(source: Source, steps: NDArray[np.int32] | None, action_chunk: int) -> DatasetStatistics:
+    """What a dataset's actions are scaled by; where they are relative to the state, the differences' statistics.
+
+    Args:
+        source: the dataset.
+        steps: of its index, those that count; None: all, as released.
+        action_chunk: T; of differences, those past the end of a trajectory do not count.
+    """
+    index, spec = source.index, source.spec
+    measured = source.statistics if steps is None else source.measure(steps)
+    columns = state_columns(spec, measured.action_dim, index.proprio.shape[1])
+    if columns is None:
+        return measured
+    every = np.arange(index.num_steps, dtype=np.int32) if steps is None else steps
+    chunks = DatasetSteps(source, every, measured, "quantile", action_chunk)
+    differences = np.concatenate([*_differences(chunks, columns)])
+    mask = spec.action_mask(measured.action_dim)
+    action = DatasetStatistics.from_array(differences, mask=mask).action | {"relative_to": columns}
+    return replace(measured, action=action)
+
+
+def _differences(steps: DatasetSteps, columns: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+    for first in range(0, len(steps), AT_ONCE):
+        positions = np.arange(first, min(first + AT_ONCE, len(steps)))
+        actions, beyond = steps.recorded(positions, columns)
+        yield actions[~beyond]

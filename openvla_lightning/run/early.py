@@ -1,0 +1,171 @@
+"""What is wrong with a config and can be told from source files alone: within a second, before anything is imported."""
+
+import ast
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+UNKNOWN = object()
+
+NUMBER = (int, float)
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a whole number", lambda v: isinstance(v, NUMBER) and not isinstance(v, bool) and float(v).is_integer()),
+    "float": ("a number", lambda v: isinstance(v, NUMBER) and not isinstance(v, bool)),
+    "bool": ("true or false", lambda v: isinstance(v, bool)),
+    "str": ("a text", lambda v: isinstance(v, str | int | float)),
+    "Path": ("a path", lambda v: isinstance(v, str)),
+    "None": ("null", lambda v: v is None),
+    **dict.fromkeys(("Sequence", "list", "tuple", "List", "Iterable"), ("a list", lambda v: isinstance(v, list))),
+    **dict.fromkeys(("Mapping", "dict", "Dict"), ("a dictionary", lambda v: isinstance(v, dict))),
+}
+"""Annotations that are understood: what to call them, and which values of a config fit; others fit everything."""
+
+
+class EarlyChecks(Callback):
+    """Ends a run whose config holds values of the wrong type, before its folder is made."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before a single run."""
+        _check(config)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before each run of a sweep."""
+        _check(config)
+
+
+def _check(config: DictConfig) -> None:
+    if problems := wrong_types(config):
+        raise SystemExit("\n  ".join(["error: these values do not fit:", *problems]))
+
+
+def wrong_types(config: DictConfig) -> list[str]:
+    """One line for each argument of a `_target_` whose value is of another type than its annotation says."""
+    plain = {str(key): _plain(config, str(key)) for key in config if key != "hydra"}
+    return [problem for path, node in _targets(plain) for problem in _misfits(path, node)]
+
+
+def _plain(node: Any, key: Any) -> Any:
+    """A value as plain data; UNKNOWN where it cannot be resolved yet."""
+    try:
+        if OmegaConf.is_missing(node, key):
+            return UNKNOWN
+        value = node[key]
+    except OmegaConfBaseException:
+        return UNKNOWN
+    except Exception:  # a resolver that needs the run's folder
+        return UNKNOWN
+    if OmegaConf.is_dict(value):
+        return {inner: _plain(value, inner) for inner in value}
+    if OmegaConf.is_list(value):
+        return [_plain(value, place) for place in range(len(value))]
+    return value
+
+
+def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(node, dict):
+        if isinstance(node.get("_target_"), str):
+            yield path, node
+        for key, child in node.items():
+            yield from _targets(child, f"{path}.{key}".lstrip("."))
+
+
+def _misfits(path: str, node: Mapping[str, Any]) -> Iterator[str]:
+    for name, annotation in _annotations(node["_target_"]).items():
+        value = node.get(name, UNKNOWN)
+        if value is UNKNOWN or (isinstance(value, dict) and "_target_" in value):
+            continue
+        if expected := _misfit(value, annotation):
+            yield f"{path}.{name}={value!r}: expected {expected}".lstrip(".")
+
+
+def _misfit(value: Any, annotation: ast.expr) -> str | None:
+    """What was expected instead; None when the value fits, or nobody can tell."""
+    choices = _alternatives(annotation)
+    wanted = []
+    for choice in choices:
+        known = _kind(choice)
+        if known is None or known[1](value):
+            return None
+        wanted.append(known[0])
+    return " or ".join(wanted)
+
+
+def _alternatives(annotation: ast.expr) -> list[ast.expr]:
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        return _alternatives(ast.parse(annotation.value, mode="eval").body)
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        return [*_alternatives(annotation.left), *_alternatives(annotation.right)]
+    if isinstance(annotation, ast.Subscript) and _name(annotation.value) in ("Optional", "Union"):
+        inner = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        none = [ast.Constant(None)] if _name(annotation.value) == "Optional" else []
+        return [*none, *(choice for part in inner for choice in _alternatives(part))]
+    return [annotation]
+
+
+def _kind(annotation: ast.expr) -> tuple[str, Callable[[Any], bool]] | None:
+    if isinstance(annotation, ast.Constant) and annotation.value is None:
+        return KINDS["None"]
+    if isinstance(annotation, ast.Subscript):
+        if _name(annotation.value) == "Literal":
+            parts = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+            values = [part.value for part in parts if isinstance(part, ast.Constant)]
+            return "one of " + ", ".join(map(str, values)), lambda value: value in values
+        return KINDS.get(_name(annotation.value))
+    return KINDS.get(_name(annotation))
+
+
+def _name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+@cache
+def _annotations(target: str) -> dict[str, ast.expr]:
+    """Argument -> annotation of what a `_target_` names, as its source file has it; empty where that is not found."""
+    module, _, name = target.rpartition(".")
+    found = _definition(module, name)
+    if isinstance(found, ast.ClassDef):
+        found = next((f for f in found.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
+    if not isinstance(found, ast.FunctionDef):
+        return {}
+    arguments = [*found.args.posonlyargs, *found.args.args, *found.args.kwonlyargs]
+    return {one.arg: one.annotation for one in arguments if one.annotation is not None}
+
+
+def _definition(module: str, name: str, depth: int = 0) -> ast.stmt | None:
+    """The class or function called `name` in a module, through the imports that lead to it."""
+    tree = _tree(module)
+    if tree is None or depth > 5:
+        owner, _, outer = module.rpartition(".")
+        found = _definition(owner, outer, depth + 1) if owner and depth <= 5 else None
+        return next((f for f in getattr(found, "body", ()) if getattr(f, "name", None) == name), None)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return node
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _definition(node.module, alias.name, depth + 1)
+    return None
+
+
+@cache
+def _tree(module: str) -> ast.Module | None:
+    """A module's syntax tree; only the top package is looked up, so that nothing is imported."""
+    top, *inner = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        place = Path(root, *inner)
+        for file in (place / "__init__.py", place.with_suffix(".py")):
+            if file.is_file():
+                return ast.parse(file.read_text(encoding="utf-8"))
+    return None

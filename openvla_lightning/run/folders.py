@@ -1,0 +1,103 @@
+"""Every run has a folder of its own. Hydra asks here before it makes one; nothing heavy is imported."""
+
+import os
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, open_dict
+
+from openvla_lightning.config import CONF, expanded
+
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+CLAIM = "started"
+"""File in a run's `.hydra/` that its first process makes; nobody else can make it again."""
+
+
+class FreshFolder(Callback):
+    """Gives a run, or a sweep, a folder that no other one has; one that goes on keeps its own.
+
+    Two trainings in one Slurm allocation have the same job id, and two that start in the same second the same time:
+    the second one's folder gets a number, `4242_2`. Where several processes share a run they have to agree on its name,
+    so that there a taken one is refused.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before a single run."""
+        given = Path(config.hydra.run.dir)
+        goes_on = config.get("ckpt_path") == "last" and any(given.glob("checkpoints/*.ckpt"))
+        if not goes_on:
+            _renew(config, config.hydra.run)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before a sweep; its jobs have folders inside its own."""
+        wanted = config.continue_sweep if "continue_sweep" in config else config.get("ckpt_path")
+        if not (wanted == "last" and (Path(config.hydra.sweep.dir) / "multirun.yaml").exists()):
+            _renew(config, config.hydra.sweep)
+
+
+def log_dir(script: str = "train") -> Path:
+    """Where the runs of `script` go, environment variables and conf/local considered."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return Path(expanded(compose(script).paths.log_dir))
+
+
+def claim(folder: Path, processes: int = 1) -> Path:
+    """Make `folder`, or with a number behind its name if it is taken, and return it.
+
+    Args:
+        folder: where a run is to be.
+        processes: how many run it together; of several, the first one claims.
+
+    Raises:
+        FileExistsError: it is taken, and several processes have agreed on it.
+    """
+    for number in count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if processes == 1:
+            try:
+                place.mkdir()
+            except FileExistsError:
+                continue
+        try:
+            (place / ".hydra").mkdir(parents=True, exist_ok=True)
+            (place / ".hydra" / CLAIM).open("x").close()
+        except FileExistsError:
+            raise FileExistsError(
+                f"{folder} belongs to another run. Go on with it (ckpt_path=last), or give this one a name of its own "
+                "in every process: RUN_ID=..."
+            ) from None
+        return place
+    raise AssertionError("there is always another number")
+
+
+def _renew(config: DictConfig, node: DictConfig) -> None:
+    given = Path(node.dir)
+    chosen = any(text.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for text in config.hydra.overrides.hydra)
+    again = any(int(os.environ.get(name, 0)) for name in RESTARTS) and processes() > 1  # the folder is this run's
+    if chosen or again or rank() > 0:
+        return
+    try:
+        place = claim(given, processes())
+    except FileExistsError as error:
+        raise SystemExit(f"error: {error}") from None
+    if place != given:
+        with open_dict(node):
+            node.dir = str(place)
+
+
+def rank() -> int:
+    """Which of the processes of a run this is."""
+    return next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), 0)
+
+
+def processes() -> int:
+    """How many processes were started together for a run; Lightning may start more."""
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return int(os.environ.get("SLURM_NTASKS", 1)) if "SLURM_PROCID" in os.environ else 1

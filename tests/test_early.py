@@ -1,0 +1,79 @@
+"""Values of the wrong type are told within a second, by what the annotations say; right ones never are."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from openvla_lightning.config import CONF
+from openvla_lightning.run.early import _misfit, wrong_types
+
+ROOT = Path(__file__).parents[1]
+
+
+def problems(script: str, *overrides: str) -> list[str]:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return wrong_types(compose(script, [*overrides]))
+
+
+@pytest.mark.parametrize(
+    ("script", "override", "said"),
+    [
+        ("finetune", "rank=thirtytwo", "strategy.rank='thirtytwo': expected a whole number"),
+        ("train", "optim.lr=abc", "optim.lr='abc': expected a number"),
+        ("train", "trainer.max_steps=many", "trainer.max_steps='many': expected a whole number"),
+        ("serve", "server.port=http", "server.port='http': expected a whole number"),
+        ("serve", "server.deadline_ms=soon", "server.deadline_ms='soon': expected a number"),
+        ("train", "data.global_batch_size=1.5", "data.global_batch_size=1.5: expected a whole number"),
+        ("train", "data.mix=bridge", "data.mix='bridge': expected a dictionary"),
+        ("train", "data.balance_weights=yess", "data.balance_weights='yess': expected true or false"),
+        ("train", "data.cameras=primary", "data.cameras='primary': expected a list"),
+        ("train", "data.statistics=mine", "data.statistics='mine': expected one of released, train"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named_with_what_was_expected(script: str, override: str, said: str) -> None:
+    assert said in problems(script, override)
+
+
+RECIPES = [path.stem for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_recipe_is_misjudged(recipe: str) -> None:
+    text = (ROOT / "conf" / "experiment" / f"{recipe}.yaml").read_text()
+    assert problems("finetune" if " finetune.py" in text else "train", f"+experiment={recipe}") == []
+
+
+@pytest.mark.parametrize("script", ["train", "finetune", "evaluate", "serve", "data_report"])
+def test_no_default_is_misjudged(script: str) -> None:
+    assert problems(script) == []
+
+
+@pytest.mark.parametrize(
+    ("annotation", "fits", "misfits"),
+    [
+        ("int | None", [3, None, 3.0], ["3", 3.5, True, [3]]),
+        ("Optional[Union[int, str]]", [3, None, "3"], [[3], {}]),
+        ("Literal['a', 'b']", ["a"], ["c", None]),
+        ("Sequence[str]", [[], ["a"]], ["a", {}]),
+        ("Mapping[str, float] | None", [{}, None], ["a", []]),
+        ("'float'", [1, 1e-4], ["1e-4x", True]),
+        ("Callable[[int], str]", [3, "a", None], []),
+    ],
+)
+def test_annotations_are_understood(annotation: str, fits: list, misfits: list) -> None:
+    tree = ast.parse(annotation, mode="eval").body
+    assert [value for value in fits if _misfit(value, tree)] == []
+    assert [value for value in misfits if not _misfit(value, tree)] == []
+
+
+def test_it_is_told_before_anything_is_imported_and_no_folder_is_made(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "finetune.py", "rank=thirtytwo", f"paths.log_dir={tmp_path}/runs"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert "error: these values do not fit:\n  strategy.rank='thirtytwo': expected a whole number" in done.stderr
+    assert not any(line.endswith((" torch", " lightning")) for line in done.stderr.splitlines())
+    assert not (tmp_path / "runs").exists()
