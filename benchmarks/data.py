@@ -1,4 +1,4 @@
-"""The data pipeline against its own ceiling and the released pipeline's figures, on one CPU core.
+"""The data pipeline against its own ceiling, on one CPU core.
 
     python benchmarks/data.py                            # a corpus of made-up pictures
     OPENVLA_GOLDEN=/path/to/golden python benchmarks/data.py    # real Bridge pictures, as stored and enlarged to 256 px
@@ -41,8 +41,6 @@ from openvla_lightning.types import Batch, Step
 SIZE, BATCH, STEPS, WINDOWS = 224, 64, 10, 7
 CONF = Path(__file__).parents[1] / "conf"
 PAPER: Any = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "augment" / "openvla.yaml"))
-RELEASED = {64: (254, 127), 256: (179, 104)}
-"""Frames per core-second of the released pipeline, plain and augmented: 2 shared Xeon cores, TensorFlow 2.15."""
 
 F = tfds.features
 
@@ -213,9 +211,7 @@ def show(found: dict[int, dict[str, float]]) -> None:
         "decode + resize alone (the ceiling), frames per core-second": lambda _, f: f"{f['ceiling']:,.0f}",
         "pipeline": lambda _, f: f"{f['pipeline']:,.0f}",
         "  share of the ceiling": lambda _, f: f"{f['pipeline'] / f['ceiling']:.0%}",
-        "  times the released pipeline's figure": lambda size, f: f"{f['pipeline'] / RELEASED[size][0]:.1f}",
         "pipeline and the paper's augmentation": lambda _, f: f"{f['augmented']:,.0f}",
-        "  times the released pipeline's": lambda size, f: f"{f['augmented'] / RELEASED[size][1]:.1f}",
         "pipeline, data.images=fast": lambda _, f: f"{f['fast']:,.0f}",
         "first batch of an indexed dataset, seconds": lambda _, f: f"{f['first batch']:.2f}",
         "indexing, trajectories of 10 steps per core-second": lambda _, f: f"{f['indexing']:,.0f}",
@@ -227,18 +223,15 @@ def show(found: dict[int, dict[str, float]]) -> None:
 
 
 def draw(found: dict[int, dict[str, float]], path: Path) -> None:
-    """Bars: released, ours, ceiling."""
+    """Bars, and the ceiling as a line."""
     figure, axes = plt.subplots(1, len(found), figsize=(4.5 * len(found), 3.2), squeeze=False, layout="constrained")
     for axis, (size, figures) in zip(axes[0], found.items(), strict=True):
-        plain, augmented = RELEASED[size]
         bars = {
-            "released": plain,
-            "ours": figures["pipeline"],
-            "ours, fast": figures["fast"],
-            "released,\naugmented": augmented,
-            "ours,\naugmented": figures["augmented"],
+            "pipeline": figures["pipeline"],
+            "fast": figures["fast"],
+            "augmented": figures["augmented"],
         }
-        drawn = axis.bar(list(bars), list(bars.values()), color=["#999999", "C0", "C0", "#999999", "C0"])
+        drawn = axis.bar(list(bars), list(bars.values()), color="C0")
         axis.bar_label(drawn, fmt="{:,.0f}")
         axis.axhline(figures["ceiling"], color="k", linewidth=0.8, linestyle="--")
         axis.set(title=f"{size} px JPEGs", ylabel="frames per core-second")

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from openvla_lightning.env.base import Check, EnvFactory, RolloutEnv, Task
+from openvla_lightning.env.base import Check, EnvFactory, RequestError, RolloutEnv, Task
 
 
 class WorkerError(RuntimeError):
@@ -247,9 +247,8 @@ def _serve(connection: Connection, make_env: EnvFactory) -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     except Exception as error:
-        said = isinstance(
-            error, ImportError | FileNotFoundError
-        )  # what to install or to fetch: the message says it all
+        # What to install, to fetch, or to ask for instead: the message says it all.
+        said = isinstance(error, ImportError | FileNotFoundError | RequestError)
         words = str(error) if said else f"in an environment process:\n{traceback.format_exc()}"
         with contextlib.suppress(OSError):  # another process may have failed first, and nobody listens any more
             connection.send(words)

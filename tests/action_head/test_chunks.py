@@ -14,6 +14,8 @@ from openvla_lightning.model import VLA
 from openvla_lightning.model.parallel_decoding import bucketed
 from openvla_lightning.plugins import describe, rebuild
 from openvla_lightning.processor.images import ImageTransform
+from openvla_lightning.quantisation import KEEP, quantised_names
+from openvla_lightning.strategy import LoRA, TrainOnly
 from openvla_lightning.types import Batch, Inputs
 
 HEAD = "openvla_lightning.action_head.TokenHead"
@@ -176,3 +178,19 @@ def test_tokens_may_be_drawn_all_at_once() -> None:
     ]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_new_parts_learn_in_full_whatever_the_strategy_and_are_not_quantised(vla: VLA, head: ActionHead) -> None:
+    config = {**copy.deepcopy(CONFIG), "action_head": describe(head, HEAD), "proprio_dim": 5, "film": "masked"}
+    new = {name for name, _ in vla.named_parameters() if name.startswith(("action_head.", "proprio_projector."))}
+    new |= {name for name, _ in vla.named_parameters() if ".scale." in name or ".shift." in name}
+    assert len(new) == sum(1 for part in vla.added() for _ in part.parameters())
+    quantised = {f"{name}.weight" for name in quantised_names(vla, KEEP)}
+    assert quantised
+    assert not quantised & new
+    for strategy in (LoRA(rank=2), LoRA(rank=2, targets="linear", within=["llm"]), TrainOnly(["llm.last_layer"])):
+        learner = build_small(config)
+        strategy.apply(learner)
+        learning = {name for name, parameter in learner.named_parameters() if parameter.requires_grad}
+        assert new <= learning, "under its own name: no adapter stands between"
+        assert not [name for name in learning if ".lora_" in name and name.startswith(("action_head.", "proprio_"))]

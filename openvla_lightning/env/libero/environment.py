@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.env.base import Task, checked_action
+from openvla_lightning.env.base import RequestError, Task, checked_action
 from openvla_lightning.env.libero import engine
 from openvla_lightning.env.libero.protocol import (
     CAMERA,
@@ -53,7 +53,7 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             axis-angle (rad) of the hand, two fingers (m).
 
     Raises:
-        ValueError: for an unknown suite, perturbation or view.
+        RequestError: for an unknown suite, perturbation or view.
         ImportError: when the extra is not installed, with the command that installs it.
         FileNotFoundError: when there are no meshes and textures, or some are missing, naming them.
     """
@@ -77,14 +77,14 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         proprio: bool = False,
     ) -> None:
         if suite not in STEP_LIMITS:
-            raise ValueError(f"suite={suite!r} is unknown; choose one of {', '.join(STEP_LIMITS)}")
+            raise RequestError(f"suite={suite!r} is unknown; choose one of {', '.join(STEP_LIMITS)}")
         if perturbation is not None and (perturbation not in PERTURBATIONS or suite == "libero_90"):
-            raise ValueError(
+            raise RequestError(
                 f"perturbation={perturbation!r} of {suite} is unknown: LIBERO-PRO has {', '.join(PERTURBATIONS)} of "
                 "libero_spatial, libero_object, libero_goal and libero_10"
             )
         if unknown := sorted(set(views) - set(VIEWS)):
-            raise ValueError(f"views={list(views)} holds {unknown[0]!r}; there are {', '.join(VIEWS)}")
+            raise RequestError(f"views={list(views)} holds {unknown[0]!r}; there are {', '.join(VIEWS)}")
         self.suite, self.max_episode_steps = suite, max_episode_steps or STEP_LIMITS[suite]
         self.perturbation = perturbation
         self._size, self._views, self._proprio = image_size, tuple(views), proprio

@@ -71,7 +71,9 @@ def _rim(scene: Geometry, thing: str, points: Points) -> tuple[Points, float]:
 
 
 def _hollow(points: Points) -> bool:
-    upper = points[points[:, 2] > points[:, 2].max() - 0.035][:, :2]
+    """Whether nothing is in the middle of a thing's upper half: bowls, mugs, plates."""
+    top, bottom = points[:, 2].max(), points[:, 2].min()
+    upper = points[points[:, 2] > max(top - 0.035, (top + bottom) / 2)][:, :2]
     centre = np.array([_middle(upper[:, 0]), _middle(upper[:, 1])])
     return bool((np.linalg.norm(upper - centre, axis=1) > 0.4 * np.ptp(upper[:, 0]) / 2).all())
 
