@@ -39,9 +39,14 @@ def commands() -> Iterator[Any]:
 
 def options() -> Iterator[Any]:
     """Each config group option, with a script that has the group."""
-    for path in sorted(CONF.rglob("*.yaml")):
+    for path in sorted(CONF.rglob("[!_]*.yaml")):
         group = path.relative_to(CONF).parent.as_posix()
-        if group.split("/")[0] not in APPENDED:
+        if group == "tuned" and path.stem != "none":  # chosen by model and strategy
+            chosen = f"strategy={path.stem.removeprefix('tiny_')}"
+            yield pytest.param("finetune", chosen, id=f"{group}={path.stem}")
+        elif group == "tuned":
+            yield pytest.param("finetune", "tuned=none", id="tuned=none")
+        elif group.split("/")[0] not in APPENDED:
             primary = "evaluate" if group in ("env", "policy") else "train"
             yield pytest.param(primary, f"{group}={path.stem}", id=f"{group}={path.stem}")
 

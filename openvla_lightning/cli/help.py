@@ -30,6 +30,7 @@ GROUPS = {
     "data/source": "where records are read",
     "data/mix": "datasets and their weights",
     "data/augment": "how training pictures vary",
+    "data/conversations": "words that are learnt beside the steps",
     "data/curriculum": "how the mixture changes on the way",
     "optim": "optimiser and schedule",
     "quantisation": "precision of frozen weights",
@@ -48,8 +49,8 @@ APPENDED = {
     "launcher": "where the runs of a sweep go, with a leading +",
 }
 """Groups of which a script has none until one is added."""
-OWN = ("hydra", "paths", "local")
-"""Groups without a choice for users."""
+OWN = ("hydra", "paths", "local", "tuned")
+"""Groups without a choice for users: `tuned` follows from model and strategy."""
 
 _OF_TRAINING = {
     "+debug=tiny": "any recipe in a minute on a CPU",
