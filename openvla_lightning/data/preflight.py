@@ -29,7 +29,7 @@ def data_errors() -> Iterator[None]:
     """Turn what is wrong with data, or with the disk they are on, into a DataError.
 
     Raises:
-        MissingDataError: a dataset is not there.
+        MissingDataError: a dataset, or an image that it names, is not there.
         DataError: a file is damaged, a description does not fit, datasets cannot be trained on together, nothing is
             left of one, a policy cannot say its actions, or the disk is full.
     """
@@ -37,6 +37,8 @@ def data_errors() -> Iterator[None]:
         yield
     except MissingDataError:
         raise
+    except FileNotFoundError as error:
+        raise MissingDataError(str(error)) from error
     except (ValueError, OSError) as error:
         raise DataError(str(error)) from error
 
