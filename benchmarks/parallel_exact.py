@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from openvla_lightning.config import CONF
+from openvla_lightning.data.steps import StepBatches
 from openvla_lightning.model.jacobi_decoding import JacobiDecoder
 from openvla_lightning.model.static_decoding import StaticDecoder
 from openvla_lightning.policy import Policy
@@ -45,8 +46,10 @@ def main() -> None:
     parallel = JacobiDecoder(policy.vla, normalise, first=head.tokenizer.first_id + head.tokenizer.num_bins // 2)
     different, took, seconds = 0, Counter[int](), {"stepwise": 0.0, "parallel_exact": 0.0}
     total = min(options.steps, len(steps))
+    pictures = {"image_size": data.image_size, "cameras": data.cameras, "history": data.history}
+    recorded = StepBatches({name: steps}, lambda asked: (np.zeros(len(asked), int), asked), **pictures)
     for position in range(total):
-        step = data._step_batches({name: steps}, lambda asked: (np.zeros(len(asked), int), asked), None)[[position]][0]
+        (step,) = recorded[[position]]
         inputs = policy.processor.inputs([step.observation], dim, [step.proprio])
         started = time.perf_counter()
         expected = greedy(inputs, count)

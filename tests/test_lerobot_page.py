@@ -10,6 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from openvla_lightning.config import validate
 from openvla_lightning.data.report.facts import selections
 from openvla_lightning.data.report.pages import write_report
 from openvla_lightning.data.source.lerobot.__main__ import main
@@ -31,6 +32,7 @@ def served(config: Path, *overrides: str) -> Any:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         words = ["data=finetune", "data/mix=my_arm", f"hydra.searchpath=[file://{config}]", *overrides]
         cfg = compose("finetune", [*words, "paths.output_dir=/tmp/out", "data.num_workers=0"])
+    validate(cfg)
     data = instantiate(cfg.data, collate=list, _convert_="all")
     data.prepare_data()
     data.setup()

@@ -62,6 +62,21 @@ def test_the_processes_of_one_run_share_its_folder_and_refuse_a_taken_one(tmp_pa
     )
 
 
+def test_no_command_starts_with_a_warning(tmp_path: Path) -> None:
+    """Hydra makes warnings of what its callbacks raise; a folder's name may speak of Hydra's own choices."""
+    script = tmp_path / "report.py"
+    script.write_text(PRINT.replace('config_name="train"', 'config_name="data_report"'))
+    own = {"OPENVLA_LIGHTNING_ROOT": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    names = []
+    for _ in range(2):
+        command = [sys.executable, str(script), "data=finetune", "data/mix=bridge", "hydra.job.chdir=false"]
+        command += ["hydra.output_subdir=.hydra"]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | own | {"RUN_ID": "one"})
+        assert "Warning" not in done.stderr
+        names.append(Path(done.stdout.strip()).name)
+    assert names == ["one", "one_2"]
+
+
 def test_a_run_that_goes_on_keeps_its_folder(tmp_path: Path) -> None:
     checkpoints = tmp_path / "runs" / "train" / "first" / "checkpoints"
     checkpoints.mkdir(parents=True)

@@ -168,7 +168,7 @@ def load_weights(
     """
     description = describe(path)
     if description.base is not None or any(".lora_" in name for name in description.shapes):
-        loaded = load_vla(description, guard=False)  # an adapter is merged first
+        loaded = load_vla(description, guard=False, merge=True)  # an adapter is merged first
         batches: Iterator[dict[str, Tensor]] = iter([loaded.state_dict()])
         shapes = {k: (tuple(v.shape), v.dtype) for k, v in loaded.state_dict().items()}
     else:

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from openvla_lightning.model.decoding import MOST_LIKELY, Sampling
 from openvla_lightning.model.llm import CausalLM
+from openvla_lightning.model.static_decoding import StaticDecoder
 from openvla_lightning.types import Inputs
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class JacobiDecoder:
     ) -> None:
         _check(choice)
         self.vla, self.normalise, self.choice, self.first = vla, normalise, choice, first
+        self._stepwise = StaticDecoder(vla, normalise, choice)
         self.actions = self.passes = 0
         self._last: Tensor | None = None
 
@@ -62,7 +64,9 @@ class JacobiDecoder:
         draft = self._last
         if draft is None or draft.shape != (len(inputs), count):
             draft = torch.full((len(inputs), count), self.first)
-        ids, passes = decode_in_parallel(self.vla.llm, embeddings, lengths, count, self.choice, draft)
+        ids, passes, tied = decode_in_parallel(self.vla.llm, embeddings, lengths, count, self.choice, draft)
+        if tied:  # what rounding could decide is decided by the decoder that this one stands for
+            ids, passes = self._stepwise(inputs, count), passes + count
         clock("decode")
         self._last, self.actions, self.passes = ids, self.actions + 1, self.passes + passes
         return ids.clone()
@@ -75,8 +79,8 @@ def decode_in_parallel(
     count: int,
     choice: Sampling = MOST_LIKELY,
     draft: Tensor | None = None,
-) -> tuple[Tensor, int]:
-    """What `decode` gives, ids [B, count], and how many passes it took; at most one more than `count`, but for ties.
+) -> tuple[Tensor, int, bool]:
+    """What `decode` gives, ids [B, count], how many passes it took, and whether rounding could have decided an id.
 
     A pass over many positions rounds differently from one over a single position. Where the two most likely ids are
     closer than this could matter, the id is decided by a pass of its own, as `decode` would.
@@ -102,7 +106,7 @@ def decode_in_parallel(
     cache = DynamicCache(config=llm.model.config)
     guess = torch.zeros(batch, count, dtype=torch.int64, device=device) if draft is None else draft.to(device).clone()
     right = torch.zeros(batch, dtype=torch.int64, device=device)  # how many ids of each row are known to be right
-    known, passes, alone = 0, 0, draft is None
+    known, passes, alone, tied = 0, 0, draft is None, False
     while known < count:
         first = max(known - 1, 0)  # where the ids begin that this pass reads
         last = known if alone else count - 1
@@ -129,7 +133,8 @@ def decode_in_parallel(
         before, right = known, known + accepted.sum(dim=1)
         known = int(right.min())
         alone = known == before
-    return guess, passes
+        tied = tied or alone
+    return guess, passes, tied
 
 
 def _check(choice: Sampling) -> None:

@@ -1,5 +1,6 @@
 """Every run has a folder of its own. Hydra asks here before it makes one; nothing heavy is imported."""
 
+import copy
 import os
 from itertools import count
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
@@ -27,6 +29,7 @@ class FreshFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before a single run."""
+        _let_resolve(config)
         given = Path(config.hydra.run.dir)
         goes_on = config.get("ckpt_path") == "last" and any(given.glob("checkpoints/*.ckpt"))
         if not goes_on:
@@ -34,6 +37,7 @@ class FreshFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before a sweep; its jobs have folders inside its own."""
+        _let_resolve(config)
         wanted = config.continue_sweep if "continue_sweep" in config else config.get("ckpt_path")
         if not (wanted == "last" and (Path(config.hydra.sweep.dir) / "multirun.yaml").exists()):
             _renew(config, config.hydra.sweep)
@@ -74,6 +78,12 @@ def claim(folder: Path, processes: int = 1) -> Path:
             ) from None
         return place
     raise AssertionError("there is always another number")
+
+
+def _let_resolve(config: DictConfig) -> None:
+    """Let names of folders speak of Hydra's choices (`${hydra:...}`), which Hydra itself allows a moment later."""
+    if "runtime" in config.hydra:
+        HydraConfig.instance().set_config(copy.deepcopy(config))
 
 
 def _renew(config: DictConfig, node: DictConfig) -> None:

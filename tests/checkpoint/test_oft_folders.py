@@ -14,7 +14,7 @@ from torch import Tensor
 
 from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.checkpoint.formats import describe
-from openvla_lightning.checkpoint.load import load_vla
+from openvla_lightning.checkpoint.load import load_vla, load_weights
 from openvla_lightning.checkpoint.oft_parts import PART_FILE
 from openvla_lightning.model import VLA
 
@@ -207,3 +207,28 @@ def test_adapter_alone(case: Case, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="its base is gone"):
         load_vla(folder)
     assert torch.equal(load_vla(folder, base=moved).state_dict()["projector.fc1.weight"], state["projector.fc1.weight"])
+
+
+def test_training_starts_from_a_folder(case: Case) -> None:
+    """Adapters that the folder keeps apart are merged on the way; so are parts that go on learning found."""
+    vla = VLA.from_config(describe(case.folder).vla)
+    load_weights(vla, case.folder)
+    merged = load_vla(case.folder, merge=True).state_dict()
+    state = vla.state_dict()
+    assert set(state) == set(merged)
+    assert all(torch.equal(tensor, merged[name]) for name, tensor in state.items())
+
+
+def test_new_parts_begin_beside_the_weights_of_an_older_model(case: Case, tmp_path: Path) -> None:
+    """From OpenVLA to OpenVLA-OFT: what the folder lacks starts at random, the rest is its own."""
+    if case.kind == "tokens":
+        pytest.skip("no parts in this variant")
+    older = tmp_path / "openvla"
+    shutil.copytree(case.folder, older, ignore=shutil.ignore_patterns("*.pt"))
+    vla = VLA.from_config(describe(case.folder).vla)
+    load_weights(vla, older)
+    assert all(parameter.isfinite().all() for parameter in vla.parameters())
+    own = VLA.from_pretrained(older).state_dict()
+    state = vla.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in own.items())
+    assert set(state) > set(own)

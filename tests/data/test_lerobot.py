@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,6 @@ from openvla_lightning.data.source.lerobot import LeRobot
 from openvla_lightning.data.source.lerobot.encoding import Encoding
 from openvla_lightning.data.source.lerobot.film import FRAMES
 from openvla_lightning.data.source.lerobot.packets import Video, match, segments
-from openvla_lightning.data.source.records import BadShardError
-from openvla_lightning.data.source.transcoded import Transcoded
 
 
 @pytest.fixture(scope="module")
@@ -182,54 +180,6 @@ def test_windows_shuffle_within_files(mixed: Path) -> None:
     )
 
 
-def test_a_jpeg_cache_reads_as_records_do(root: Path, tmp_path: Path) -> None:
-    shutil.copytree(root / "toy", tmp_path / "toy", ignore=shutil.ignore_patterns(".openvla_lightning"))
-    source = toy.opened(tmp_path)
-    cached = Transcoded(source, ["primary", "wrist"])
-    cached.prepare()
-    for step, (role, camera) in product(range(source.index.num_steps), (("primary", 0), ("wrist", 1))):
-        encoded, pixels, own = cached.encoded(role, step), cached.pixels(role, step), source.pixels(role, step)
-        assert encoded is not None
-        assert encoded.startswith(b"\xff\xd8")
-        assert pixels is not None
-        assert own is not None
-        assert toy.seen(pixels) == (*places()[step], camera)
-        assert np.abs(pixels.astype(int) - own).mean() < 3
-    records = sorted(cached._home.iterdir())
-    stamps = [path.stat().st_mtime_ns for path in records]
-    again = Transcoded(toy.opened(tmp_path, mask=[True] * 7), ["primary", "wrist"])
-    again.prepare()  # another description of the same files
-    assert [path.stat().st_mtime_ns for path in sorted(again._home.iterdir())] == stamps
-    assert again._home == cached._home
-
-
-def test_a_jpeg_cache_goes_on_where_it_was_killed(root: Path, tmp_path: Path) -> None:
-    shutil.copytree(root / "toy", tmp_path / "toy", ignore=shutil.ignore_patterns(".openvla_lightning"))
-    code = (
-        "import sys, os, toy_lerobot as toy\n"
-        "from pathlib import Path\n"
-        "from openvla_lightning.data.source import transcoded\n"
-        "transcoded.STEPS_PER_FILE = 8\n"
-        "cached = transcoded.Transcoded(toy.opened(Path(sys.argv[1])), ['primary'])\n"
-        "encoded, left = cached._encoded, [int(sys.argv[2])]\n"
-        "def counted(piece):\n"
-        "    for one in encoded(piece):\n"
-        "        left[0] -= 1\n"
-        "        if left[0] == 0: os.kill(os.getpid(), 9)\n"
-        "        yield one\n"
-        "cached._encoded = counted\n"
-        "cached.prepare()\n"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path), "25"], env=environment, capture_output=True)
-    assert killed.returncode == -9, killed.stderr.decode()
-    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpegs") if not path.name.startswith(".")}
-    assert 0 < len(made) < 6
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), "-1"], env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in made.items())
-
-
 def test_modality_names_slices_and_cameras(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "toy", tmp_path / "toy", ignore=shutil.ignore_patterns(".openvla_lightning"))
     said = {
@@ -284,40 +234,6 @@ def test_a_url_is_read_through_the_cache(root: Path, tmp_path: Path) -> None:
     assert by_root.index.num_steps == here.index.num_steps
     lost = LeRobot(tmp_path, "mine", describe("mine", toy.described(path=f"{url}_not")), cache_dir=tmp_path / "cache")
     assert "meta/info.json" in (lost.missing() or "")
-
-
-def test_a_file_that_changes_or_goes_ends_reading(root: Path, tmp_path: Path) -> None:
-    shutil.copytree(root / "toy", tmp_path / "toy", ignore=shutil.ignore_patterns(".openvla_lightning"))
-    source = toy.opened(tmp_path)
-    video = tmp_path / "toy" / source.index.files[0]
-    assert source.pixels("primary", 0) is not None
-    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
-    with pytest.raises(BadShardError, match="was written to after it was indexed"):
-        source.pixels("primary", 1)
-    with pytest.raises(BadShardError, match=r"toy: .*file-000.mp4, episode"):
-        toy.opened(tmp_path).prepare()
-
-
-@pytest.mark.parametrize("every", [False, True])
-def test_damage_inside_a_video_is_found_where_every_frame_is_looked_at(root: Path, tmp_path: Path, every: bool) -> None:
-    shutil.copytree(root / "toy", tmp_path / "toy", ignore=shutil.ignore_patterns(".openvla_lightning"))
-    source = toy.opened(root)
-    file, offset, size = source.index.images["primary"][8].tolist()
-    video = tmp_path / "toy" / source.index.files[file]
-    content = bytearray(video.read_bytes())
-    content[offset : offset + size] = bytes(size)
-    video.write_bytes(content)
-    if every:
-        with pytest.raises(BadShardError, match=r"file-000.mp4, episode 1: .*cannot be decoded"):
-            toy.opened(tmp_path, check_images=True).prepare()
-        left = toy.opened(tmp_path, check_images=True, bad_trajectories="skip")
-        assert {one["trajectory"] for one in left.index.skipped} == {1, 2}
-        assert all(left.pixels("primary", step) is not None for step in range(left.index.num_steps))
-    else:
-        damaged = toy.opened(tmp_path)
-        with pytest.raises(BadShardError, match=r"file-000.mp4: "):
-            damaged.pixels("primary", 8)
-        assert toy.seen(damaged.pixels("primary", 30))[:2] == places()[30]
 
 
 def test_a_description_is_the_same_one_in_every_process(root: Path) -> None:

@@ -11,8 +11,8 @@ from openvla_lightning.processor.images import center_crop
 
 
 @pytest.mark.golden
-def test_jpeg_lanczos_and_crop(whole_golden: Path) -> None:
-    files = sorted((whole_golden / "oft").glob("*/common/image_prep.npz"))
+def test_jpeg_lanczos_and_crop(golden: Path) -> None:
+    files = sorted((golden / "oft").glob("*/common/image_prep.npz"))
     if not files:
         pytest.skip("OPENVLA_GOLDEN holds no pictures of OpenVLA-OFT")
     for path in files:

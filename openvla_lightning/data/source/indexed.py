@@ -106,7 +106,7 @@ class IndexedSource(Source):
                 for older in home.parent.glob(f"{self._description}*"):
                     if older != home:  # of files as they were
                         delete(older)
-        except BaseException:
+        except ValueError:
             with suppress(OSError):  # it may hold other indexes
                 home.parent.rmdir()
             raise
