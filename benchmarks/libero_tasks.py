@@ -20,7 +20,7 @@ from openvla_lightning.env.libero import STEP_LIMITS, Libero
 
 STEPS = 20
 """Actions: half of them none, half at random."""
-COLUMNS, GAP, COLOURS = 13, 2, 96
+COLUMNS, GAP, COLOURS = 10, 2, 256
 
 
 def look(suites: Sequence[str], file: Path) -> dict[str, np.ndarray]:
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="where pictures and figures are kept")
     parser.add_argument("--suites", nargs="*", default=list(STEP_LIMITS))
     parser.add_argument("--sheet", type=Path, help="also write them on one picture")
-    parser.add_argument("--size", type=int, default=64, help="side of each, pixels")
+    parser.add_argument("--size", type=int, default=110, help="side of each, pixels")
     given = parser.parse_args()
     seen = look(given.suites, given.file)
     print(table(given.suites, seen))
