@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.action_head.ensemble import AdaptiveEnsemble, Ensemble, TemporalEnsemble
 from openvla_lightning.env.base import RequestError
+from openvla_lightning.evaluation.ensemble import AdaptiveEnsemble, Ensemble, TemporalEnsemble
 from openvla_lightning.types import Observation
 
 CONTROLS = ("blocking", "realtime")

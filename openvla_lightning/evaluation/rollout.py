@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from openvla_lightning.action_head.ensemble import Memory
 from openvla_lightning.env.base import Check, EnvFactory, RequestError, Task, refusing
 from openvla_lightning.env.workers import Command, EnvWorkers, Move, Outcome, Start, WorkerError
 from openvla_lightning.evaluation.control import Actor, Control, ask, observed
+from openvla_lightning.evaluation.ensemble import Memory
 from openvla_lightning.evaluation.plan import Plan
 from openvla_lightning.report.results import Episode
 from openvla_lightning.types import Observation

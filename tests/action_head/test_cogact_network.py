@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openvla_lightning.action_head.cogact_network import CogACTNetwork, timestep_embedding
-from openvla_lightning.action_head.ensemble import AdaptiveEnsemble, TemporalEnsemble
 from openvla_lightning.action_head.noise_schedule import NoiseSchedule, Predict
+from openvla_lightning.evaluation.ensemble import AdaptiveEnsemble, TemporalEnsemble
 
 pytestmark = pytest.mark.golden
 
