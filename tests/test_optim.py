@@ -12,7 +12,8 @@ from openvla_lightning.optim import SCHEDULES, STATE_BYTES, AdamW, _rounded
 def test_factor_stays_in_range_and_falls_after_the_warmup(
     schedule: str, warmup: float, total: int, final: float
 ) -> None:
-    optim = AdamW(lr=1.0, schedule=schedule, warmup_ratio=warmup, final_ratio=final)
+    drop_at = {"drop_at": 1} if schedule == "step" else {}
+    optim = AdamW(lr=1.0, schedule=schedule, warmup_ratio=warmup, final_ratio=final, **drop_at)
     factors = [optim.factor(step, total) for step in range(total + 1)]
     assert all(0 <= f <= 1 for f in factors)
     peak = round(warmup * total)
