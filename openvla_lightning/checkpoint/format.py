@@ -130,9 +130,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: when it is unreadable or no object.
     """
-    refuse_pointer(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if text.startswith(POINTER.decode()):
+            refuse_pointer(path)
+        value = json.loads(text)
+    except CheckpointError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(path, [f"is not readable JSON: {error}"]) from error
     if not isinstance(value, dict):
