@@ -33,11 +33,10 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` of an environment with the wheel and our dependencies, but not this checkout."""
     root = tmp_path_factory.mktemp("installed")
     source = root / "source"
-    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    for name in filter(None, names):
-        if (ROOT / name).is_file() and not name.startswith(("tests/golden", "docs", "benchmarks")):
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, source / name)
+    for name in ("conf", "openvla_lightning"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
     wheels = root / "wheels"
     build = [
         sys.executable,
