@@ -86,6 +86,22 @@ class ActionHead(Protocol):
         """
 
 
+def check_chunk(
+    action_chunk: int, action_dim: int, actions: Tensor | None, dim: int, option: str = "data.action_chunk"
+) -> None:
+    """Make sure that actions [B, T, D], when acting `dim` alone, are what a head of a fixed size predicts.
+
+    Raises:
+        ValueError: when they are not, naming `option` as what sets T.
+    """
+    if dim != action_dim or (actions is not None and tuple(actions.shape[1:]) != (action_chunk, action_dim)):
+        got = f"{dim} numbers" if actions is None else f"chunks of {list(actions.shape[1:])}"
+        raise ValueError(
+            f"this action head predicts {action_chunk} actions of {action_dim} numbers, the data have "
+            f"{got}: set {option} and action_head.action_dim"
+        )
+
+
 def on_device(inputs: Given, vla: "VLA", acting: Acting) -> Given:
     """Inputs on the model's device, with normalised pixels: what `VLA.states` reads."""
     inputs = inputs.to(next(vla.parameters()).device)

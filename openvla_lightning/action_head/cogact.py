@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from openvla_lightning.action_head.base import Acting, Decoder, on_device, options_of
+from openvla_lightning.action_head.base import Acting, Decoder, check_chunk, on_device, options_of
 from openvla_lightning.action_head.cogact_network import CogACTNetwork
 from openvla_lightning.action_head.metrics import ActionMetrics
 from openvla_lightning.action_head.noise_schedule import NoiseSchedule, sources
@@ -75,13 +75,7 @@ class CogACTHead:
         Raises:
             ValueError: for actions of another shape than [B, T, D].
         """
-        expected = (self.action_chunk, self.action_dim)
-        if dim != self.action_dim or (actions is not None and tuple(actions.shape[1:]) != expected):
-            got = f"{dim} numbers" if actions is None else f"chunks of {list(actions.shape[1:])}"
-            raise ValueError(
-                f"this action head predicts {self.action_chunk} actions of {self.action_dim} numbers, the data have "
-                f"{got}: set data.action_chunk and action_head.action_dim"
-            )
+        check_chunk(self.action_chunk, self.action_dim, actions, dim)
         return [[end] for _ in range(rows)]
 
     def network(self, dim: int) -> nn.Module | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from openvla_lightning.action_head.base import Acting, Decoder, on_device, options_of
+from openvla_lightning.action_head.base import Acting, Decoder, check_chunk, on_device, options_of
 from openvla_lightning.action_head.fast import FastHead
 from openvla_lightning.action_head.flow_matching import FlowMatching
 from openvla_lightning.action_head.flow_network import FlowNetwork
@@ -100,13 +100,7 @@ class FlowHead:
         Raises:
             ValueError: for actions of another shape than [B, T, D].
         """
-        expected = (self.action_chunk, self.action_dim)
-        if dim != self.action_dim or (actions is not None and tuple(actions.shape[1:]) != expected):
-            got = f"{dim} numbers" if actions is None else f"chunks of {list(actions.shape[1:])}"
-            raise ValueError(
-                f"this action head predicts {self.action_chunk} actions of {self.action_dim} numbers, the data have "
-                f"{got}: set data.action_chunk and action_head.action_dim"
-            )
+        check_chunk(self.action_chunk, self.action_dim, actions, dim)
         return [[] for _ in range(rows)] if self.text is None else self.text.write(actions, rows, dim, end)
 
     def network(self, dim: int) -> nn.Module | None:

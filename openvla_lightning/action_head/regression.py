@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from openvla_lightning.action_head.base import Acting, Decoder, Given, on_device, options_of
+from openvla_lightning.action_head.base import Acting, Decoder, Given, check_chunk, on_device, options_of
 from openvla_lightning.action_head.metrics import ActionMetrics
 from openvla_lightning.model.parallel_decoding import BLANK, ParallelReader, parallel_states
 from openvla_lightning.types import Batch, Inputs, Prediction
@@ -49,13 +49,7 @@ class L1Head:
         Raises:
             ValueError: for actions of another shape than [B, T, D].
         """
-        expected = (self.action_chunk, self.action_dim)
-        if dim != self.action_dim or (actions is not None and tuple(actions.shape[1:]) != expected):
-            got = f"{dim} numbers" if actions is None else f"chunks of {list(actions.shape[1:])}"
-            raise ValueError(
-                f"this action head predicts {self.action_chunk} actions of {self.action_dim} numbers, the data have "
-                f"{got}: set action_head.action_chunk and action_head.action_dim"
-            )
+        check_chunk(self.action_chunk, self.action_dim, actions, dim, option="action_head.action_chunk")
         return [[*[BLANK] * self.places, end] for _ in range(rows)]
 
     def network(self, dim: int) -> nn.Module | None:

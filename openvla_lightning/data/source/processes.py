@@ -3,9 +3,14 @@
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable, Iterable
+from concurrent import futures
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openvla_lightning.runtime.progress import Bar  # brings rich along, which loader workers do not need
 
 CONTEXT = multiprocessing.get_context("spawn")
 
@@ -15,6 +20,26 @@ _counter: Any = None
 def worker_pool(workers: int, counter: Any = None) -> ProcessPoolExecutor:
     """A pool of spawned processes; `counter`, a `CONTEXT.Value`, is what their `count()` advances."""
     return ProcessPoolExecutor(workers, CONTEXT, _start, (counter,))
+
+
+def run_jobs(work: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], workers: int, bar: "Bar", done: int) -> None:
+    """Call `work(*job, count)` for each job in a pool, and move `bar` on from `done` as the workers count.
+
+    Raises:
+        Exception: the first one of a job; those that have not begun are dropped.
+    """
+    counter = CONTEXT.Value("q", done)
+    with worker_pool(workers, counter) as pool:
+        pending = {pool.submit(work, *job, count) for job in jobs}
+        try:
+            while pending:
+                finished, pending = futures.wait(pending, timeout=0.2)
+                bar.update(counter.value)
+                for future in finished:
+                    future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def count() -> None:

@@ -4,7 +4,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -20,7 +19,7 @@ from openvla_lightning.data.source import Source
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.indexed import IndexedSource
 from openvla_lightning.data.source.open_files import read_at
-from openvla_lightning.data.source.processes import CONTEXT, count, worker_pool
+from openvla_lightning.data.source.processes import run_jobs
 from openvla_lightning.data.source.records import BadShardError
 from openvla_lightning.runtime.files import written_whole
 from openvla_lightning.runtime.progress import Bar
@@ -114,18 +113,7 @@ class Transcoded(Source):
                 for piece in missing:
                     self._transcode(piece, bar.advance)
                 return
-            counter = CONTEXT.Value("q", total - left)
-            with worker_pool(workers, counter) as pool:
-                pending = {pool.submit(self._transcode, piece, count) for piece in missing}
-                try:
-                    while pending:
-                        finished, pending = wait(pending, timeout=0.5)
-                        bar.update(counter.value)
-                        for future in finished:
-                            future.result()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+            run_jobs(self._transcode, ((piece,) for piece in missing), workers, bar, total - left)
 
     def encoded(self, role: str, step: int) -> bytes | None:
         """The JPEG of the picture of `role` at `step`; None where there is none.

@@ -7,7 +7,6 @@ Open X-Embodiment go through the same reader.
 import json
 import os
 from collections.abc import Callable
-from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from openvla_lightning.data.source.processes import CONTEXT, count, worker_pool
+from openvla_lightning.data.source.processes import count, run_jobs
 from openvla_lightning.data.source.records import frame
 from openvla_lightning.runtime.files import ENDING, delete, write_json, written_whole
 from openvla_lightning.runtime.progress import Bar
@@ -144,18 +143,7 @@ def _write_shards(
             for shard in missing:
                 _write_shard(shard, features, episode, bar.advance)
             return
-        counter = CONTEXT.Value("q", done)
-        with worker_pool(workers, counter) as pool:
-            pending = {pool.submit(_write_shard, shard, features, episode) for shard in missing}
-            try:
-                while pending:
-                    finished, pending = wait(pending, timeout=0.2)
-                    bar.update(counter.value)
-                    for future in finished:
-                        future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        run_jobs(_write_shard, ((shard, features, episode) for shard in missing), workers, bar, done)
 
 
 def _write_shard(shard: PlannedShard, features: Any, episode: Episode, advance: Callable[[], Any] = count) -> None:

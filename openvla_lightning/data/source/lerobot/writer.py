@@ -4,7 +4,6 @@ import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from openvla_lightning.data.source.lerobot.plan import (
     Plan,
     write_meta,
 )
-from openvla_lightning.data.source.processes import CONTEXT, count, worker_pool
+from openvla_lightning.data.source.processes import run_jobs
 from openvla_lightning.runtime.files import delete, write_json, written_whole
 from openvla_lightning.runtime.progress import Bar
 
@@ -127,18 +126,7 @@ def _write_files(plan: Plan, record: Record, workers: int | None, progress: bool
             for file in missing:
                 _write_file(plan, record, file, bar.advance)
             return
-        counter = CONTEXT.Value("q", before)
-        with worker_pool(workers, counter) as pool:
-            pending = {pool.submit(_write_file, plan, record, file, count) for file in missing}
-            try:
-                while pending:
-                    finished, pending = wait(pending, timeout=0.5)
-                    bar.update(counter.value)
-                    for future in finished:
-                        future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        run_jobs(_write_file, ((plan, record, file) for file in missing), workers, bar, before)
 
 
 def _episodes(plan: Plan, file: int) -> range:
