@@ -86,6 +86,8 @@ class BatchNumbers(DistributedSampler[Any], SequentialSampler):
         self.batches = -(-(self.total or 0) // batch_size) if whole else max(1, samples // batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+        if not self.batches:
+            return  # nothing is held out
         first = self.start()
         done = first // self.batch_size % self.batches
         for batch in range(self.batches - done):
