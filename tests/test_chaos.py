@@ -7,18 +7,21 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import chaos_world
 import pytest
 import torch
-from chaos_world import EVERY, STEPS, calm, clock_set_back, full_disk, stale_handles, started
 
 from openvla_lightning.checkpoint.newest import newest_checkpoint
+
+sys.path.append(str(Path(__file__).parent / "data"))
+import chaos_world
+from chaos_world import EVERY, STEPS, calm, clock_set_back, full_disk, stale_handles, started
 
 KINDS = ("SIGKILL", "SIGTERM", "full", "deleted", "replaced", "stale", "clock")
 ROUNDS = int(os.environ.get("OPENVLA_CHAOS", len(KINDS)))
