@@ -16,8 +16,7 @@ import toy_rlds
 
 from openvla_lightning.data import VLADataModule
 from openvla_lightning.data.loader import BatchNumbers
-from openvla_lightning.data.source import array_records
-from openvla_lightning.data.source.rlds import RLDS
+from openvla_lightning.data.source.rlds import RLDS, array_records
 
 STEPS, KILLS, CHANGE = 240, 20, 30
 CONTEXT = multiprocessing.get_context("fork")  # a new interpreter would import for ten seconds, twenty times

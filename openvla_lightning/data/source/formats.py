@@ -5,7 +5,7 @@ from typing import Any
 
 from openvla_lightning.data.oxe.registry import DatasetSpec, dataset_spec
 from openvla_lightning.data.source import Source
-from openvla_lightning.data.source.indexing import BadTrajectories
+from openvla_lightning.data.source.faults import BadTrajectories
 from openvla_lightning.data.source.rlds import RLDS
 
 

@@ -17,11 +17,9 @@ from openvla_lightning.data.images import Pixels
 from openvla_lightning.data.oxe.registry import DatasetSpec
 from openvla_lightning.data.source import Source
 from openvla_lightning.data.source import index as index_module
-from openvla_lightning.data.source.building import alone, first_of
+from openvla_lightning.data.source.faults import BadShardError, BadTrajectories, first_of
 from openvla_lightning.data.source.index import Index
-from openvla_lightning.data.source.indexing import BadTrajectories
-from openvla_lightning.data.source.records import BadShardError
-from openvla_lightning.runtime.files import delete, readable, write_json
+from openvla_lightning.runtime.files import alone, delete, readable, write_json
 from openvla_lightning.statistics import DatasetStatistics
 
 log = logging.getLogger(__name__)

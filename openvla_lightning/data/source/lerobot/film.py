@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import Pixels
+from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.lerobot.packets import Video, segments
-from openvla_lightning.data.source.records import BadShardError
 
 DECODERS = 8
 KEPT_BYTES = 64 * 2**20

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.images import Pixels
 from openvla_lightning.data.oxe.registry import describe
-from openvla_lightning.data.source.indexing import BadTrajectories
+from openvla_lightning.data.source.faults import BadTrajectories
 from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, Feature, Metadata, read_metadata
 from openvla_lightning.data.source.lerobot.rows import DataJob, Rows, read_rows
 from openvla_lightning.data.source.lerobot.source import LeRobot

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, Episode, Feature, Metadata
-from openvla_lightning.data.source.records import BadShardError
 
 PICTURES_AT_ONCE = 64
 TIME_TOLERANCE = 1e-4

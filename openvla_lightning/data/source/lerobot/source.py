@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.images import ImageMode, Pixels, decode, fit
 from openvla_lightning.data.oxe.registry import DatasetSpec, dataset_spec
+from openvla_lightning.data.source.faults import BadShardError, BadTrajectories
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.indexed import IndexedSource
-from openvla_lightning.data.source.indexing import BadTrajectories
 from openvla_lightning.data.source.lerobot.building import Files, build
 from openvla_lightning.data.source.lerobot.description import camera_features, check_description
 from openvla_lightning.data.source.lerobot.film import Film
@@ -26,8 +26,7 @@ from openvla_lightning.data.source.lerobot.metadata import INFO, Metadata, read_
 from openvla_lightning.data.source.lerobot.packets import Video
 from openvla_lightning.data.source.lerobot.remote import RemoteFiles, download, downloaded
 from openvla_lightning.data.source.open_files import read_at
-from openvla_lightning.data.source.records import BadShardError
-from openvla_lightning.data.source.shards import is_url
+from openvla_lightning.data.source.store import is_url
 
 log = logging.getLogger(__name__)
 

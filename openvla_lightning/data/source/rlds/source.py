@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.images import ImageMode, Pixels, load
 from openvla_lightning.data.oxe.registry import DatasetSpec, dataset_spec
-from openvla_lightning.data.source.array_records import ArrayRecords, is_array_record
-from openvla_lightning.data.source.arrays import Layout
-from openvla_lightning.data.source.building import build_index
-from openvla_lightning.data.source.description import (
+from openvla_lightning.data.source.faults import BadShardError, BadTrajectories
+from openvla_lightning.data.source.index import Index
+from openvla_lightning.data.source.indexed import IndexedSource
+from openvla_lightning.data.source.open_files import read_at
+from openvla_lightning.data.source.rlds.array_records import ArrayRecords, is_array_record
+from openvla_lightning.data.source.rlds.arrays import Layout
+from openvla_lightning.data.source.rlds.building import build_index
+from openvla_lightning.data.source.rlds.description import (
     check_description,
     read_features,
     stamps,
     version_folder,
 )
-from openvla_lightning.data.source.episodes import read_episodes
-from openvla_lightning.data.source.index import Index
-from openvla_lightning.data.source.indexed import IndexedSource
-from openvla_lightning.data.source.indexing import BadTrajectories
-from openvla_lightning.data.source.open_files import read_at
-from openvla_lightning.data.source.records import BadShardError
-from openvla_lightning.data.source.shards import Shards, is_url
+from openvla_lightning.data.source.rlds.episodes import read_episodes
+from openvla_lightning.data.source.rlds.shards import Shards
+from openvla_lightning.data.source.store import is_url
 
 log = logging.getLogger(__name__)
 
