@@ -15,7 +15,8 @@ from openvla_lightning.data.filters import FilterReport, NoopFilter, check_filte
 from openvla_lightning.data.images import ImageMode
 from openvla_lightning.data.loader import ResumableDataModule
 from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, check_weights
-from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
+from openvla_lightning.data.oxe.catalogue import check_names, dataset_spec
+from openvla_lightning.data.oxe.registry import check_encodings, describe
 from openvla_lightning.data.preflight import (
     BadInstructions,
     check_choices,

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source import Source
 from openvla_lightning.data.steps import DatasetSteps
 from openvla_lightning.statistics import DatasetStatistics

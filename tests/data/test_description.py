@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from openvla_lightning.data.oxe import describe
-from openvla_lightning.data.oxe.registry import DescriptionError
+from openvla_lightning.data.oxe.spec import DescriptionError
 from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.rlds import RLDS
 from openvla_lightning.data.source.rlds.description import newest, read_splits

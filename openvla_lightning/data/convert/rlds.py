@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.convert.verification import Columns, Verified, compare, texts
 from openvla_lightning.data.images import Pixels, decode
-from openvla_lightning.data.oxe.registry import UnregisteredDatasetError, dataset_spec
+from openvla_lightning.data.oxe.catalogue import UnregisteredDatasetError, dataset_spec
 from openvla_lightning.data.source.lerobot.encoding import Encoding
 from openvla_lightning.data.source.lerobot.metadata import Feature
 from openvla_lightning.data.source.lerobot.reading import Reader

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from openvla_lightning.data.oxe.registry import DatasetSpec, dataset_spec
+from openvla_lightning.data.oxe.catalogue import dataset_spec
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source import Source
 from openvla_lightning.data.source.faults import BadTrajectories
 from openvla_lightning.data.source.rlds import RLDS

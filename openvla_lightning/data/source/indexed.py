@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import Pixels
-from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source import Source
 from openvla_lightning.data.source import index as index_module
 from openvla_lightning.data.source.faults import BadShardError, BadTrajectories, first_of

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import ImageMode, Pixels, resize
-from openvla_lightning.data.oxe.registry import DatasetSpec, join_action
+from openvla_lightning.data.oxe.registry import join_action
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source import Source
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.statistics import DatasetStatistics

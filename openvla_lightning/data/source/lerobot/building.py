@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source.faults import BadShardError, BadTrajectories
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.lerobot.description import camera_features

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.oxe.registry import DatasetSpec, leaf_at
+from openvla_lightning.data.oxe.leaves import leaf_at
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source.faults import WAY_OUT, BadShardError, BadTrajectories
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.lerobot.description import camera_features, slices, words

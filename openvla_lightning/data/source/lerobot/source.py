@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import ImageMode, Pixels, decode, fit
-from openvla_lightning.data.oxe.registry import DatasetSpec, dataset_spec
+from openvla_lightning.data.oxe.catalogue import dataset_spec
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source.faults import BadShardError, BadTrajectories
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.indexed import IndexedSource

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source.faults import BadShardError, BadTrajectories, first_of
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.processes import PARALLEL_FROM, worker_pool

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openvla_lightning.data.oxe.registry import DatasetSpec, DescriptionError, action_paths
+from openvla_lightning.data.oxe.registry import action_paths
+from openvla_lightning.data.oxe.spec import DatasetSpec, DescriptionError
 from openvla_lightning.data.source.faults import BadShardError, absent
 from openvla_lightning.data.source.rlds.arrays import observation_features
 

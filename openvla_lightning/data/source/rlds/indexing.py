@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import decode
-from openvla_lightning.data.oxe.registry import DatasetSpec, DescriptionError, Trajectory, leaf_at
+from openvla_lightning.data.oxe.leaves import leaf_at
+from openvla_lightning.data.oxe.spec import DatasetSpec, DescriptionError, Trajectory
 from openvla_lightning.data.source.faults import WAY_OUT, BadShardError, BadTrajectories
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.rlds.array_records import is_array_record, scan_array_record
