@@ -63,6 +63,17 @@ def for_people(*kinds: type[Exception]) -> Iterator[None]:
         raise SystemExit(f"error: {shown}") from None
 
 
+@contextmanager
+def blaming_config() -> Iterator[None]:
+    """Around what is built of a config or reads what it names: a ValueError there is a ConfigError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def expanded(path: str) -> str:
     """A path in which `~` is the home folder, also where no shell has seen it: in YAML, in a container's settings."""
     return os.path.expanduser(path)
@@ -121,11 +132,8 @@ def sweep_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | 
 OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)  # a sweep has one folder
 OmegaConf.register_new_resolver("home", expanded, replace=True)
-OmegaConf.register_new_resolver("max", max, replace=True)
 OmegaConf.register_new_resolver("modulo", lambda number, by: number % by, replace=True)
-
-
-OmegaConf.register_new_resolver("prompt_of", prompt_of, replace=True)
+OmegaConf.register_new_resolver("prompt_of", prompt_of, replace=True)  # so that a printed config shows the prompt
 
 
 def validate(cfg: DictConfig) -> dict[str, Any]:

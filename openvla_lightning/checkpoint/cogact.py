@@ -14,7 +14,7 @@ from openvla_lightning.action_head.cogact import CogACTHead
 from openvla_lightning.checkpoint.architecture import OURS
 from openvla_lightning.checkpoint.format import CheckpointError, Description, read_json
 from openvla_lightning.checkpoint.prismatic import Prismatic, checkpoint_file, run_config, training_name
-from openvla_lightning.checkpoint.tensors import read_pickle
+from openvla_lightning.checkpoint.tensors import holds_text
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.plugins import USUAL_HEAD, describe
 from openvla_lightning.strategy.lora import merged_state, merged_weight
@@ -33,8 +33,7 @@ class CogACT:
         """Whether `path` is a `.pt`, or a folder whose `checkpoints` hold some, with an action model."""
         if not Prismatic().recognises(path):
             return False
-        model = read_pickle(checkpoint_file(path)).get("model")
-        return isinstance(model, dict) and _PART in model
+        return holds_text(checkpoint_file(path), _PART)
 
     def describe(self, path: Path) -> Description:
         """What a Prismatic run says, and what names and shapes of the action model say.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from openvla_lightning.data.images import ImageMode, Pixels, load
 from openvla_lightning.data.oxe.catalogue import dataset_spec
 from openvla_lightning.data.oxe.spec import DatasetSpec
-from openvla_lightning.data.source.faults import BadShardError, BadTrajectories
+from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.indexed import IndexedSource
 from openvla_lightning.data.source.open_files import read_at
@@ -40,36 +40,12 @@ log = logging.getLogger(__name__)
 class RLDS(IndexedSource):
     """One RLDS dataset below `root`: `<root>/<name>/<version>/{dataset_info.json,features.json,*record-*}`.
 
-    Args:
-        root: the data directory, or any URL that fsspec understands: gs://, s3://, https://, file://.
-        name: the dataset's name; its folder.
-        spec: what to make of it; None: what is registered under `name`.
-        workers: processes that index; None: one per core for large datasets, none for small ones.
-        bad_trajectories: what to do with those that cannot be read: `error` stops at the first, `skip` leaves them
-            out and lists every one in the index and its data report.
-        check_images: decode every image while indexing, instead of looking at its first and last bytes.
-        cache_dir: where the files of a URL are kept, and the indexes of folders that nobody may write to; None: the
-            user's cache.
-        cache_gb: gigabytes of shards kept there at once, over all datasets.
-
-    Raises:
-        ValueError: `bad_trajectories` is neither; `cache_gb` is not above 0.
+    The arguments are those of `IndexedSource`.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        name: str,
-        spec: DatasetSpec | None = None,
-        workers: int | None = None,
-        bad_trajectories: BadTrajectories = "error",
-        check_images: bool = False,
-        cache_dir: str | Path | None = None,
-        cache_gb: float = 50.0,
-    ) -> None:
-        super().__init__(name, spec, workers, bad_trajectories, check_images, cache_dir)
-        self.root = root
-        self.shards = Shards(str(root), name, cache_dir, cache_gb) if is_url(root) else None
+    def _set_up(self) -> None:
+        remote = is_url(self.root)
+        self.shards = Shards(str(self.root), self.name, self.cache_dir, self.cache_gb) if remote else None
         self.array_records = ArrayRecords()
 
     @cached_property
