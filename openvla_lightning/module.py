@@ -220,7 +220,7 @@ class VLAModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the random numbers where the checkpoint left them; refuse an adapter of another base."""
         check_adapter(checkpoint, self.base, self.vla)
-        if self.quantisation is not None:  # frozen weights are in their places, also those that the seed made
+        if self.quantisation is not None:  # frozen weights are in their places, random ones included
             checkpoint["state_dict"] = self._learnt(checkpoint["state_dict"])
         if (state := checkpoint.get("rng_state")) is not None:
             torch.set_rng_state(state)

@@ -46,7 +46,7 @@ class Description:
     Attributes:
         path: the folder or file that holds it; of a folder of runs, the newest checkpoint.
         format: reads its tensors.
-        files: those that hold the tensors.
+        files: the ones that hold the tensors.
         shapes: shape and dtype of each tensor, by the name that a VLA gives it.
         norm_stats: dataset name -> action statistics in the released layout.
         vla: what `VLA.from_config` takes.

@@ -123,8 +123,8 @@ def _compare(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistic
 def _agreement(policy: Policy, inputs: Inputs, decoded: Tensor, prediction: Prediction) -> np.ndarray:
     """Which numbers [B, T * D] of the plain decoder are what they should be.
 
-    Where every number is a choice, those that are predicted under the true past: up to its first mistake a policy
-    decodes what it would have said after the true tokens. Otherwise those of the fast decoder.
+    Where every number is a choice, the prediction under the true past is the measure: up to its first mistake a policy
+    decodes what it would have said after the true tokens. Otherwise the fast decoder's numbers are.
     """
     own = decoded.float().flatten(1).numpy()
     if prediction.correct is not None and prediction.correct.shape == own.shape:

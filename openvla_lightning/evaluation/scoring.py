@@ -82,7 +82,7 @@ def evaluate(
         margin: a difference of success rates that does not matter, for `stop=decided`; None: every one does.
         num_envs: environments at a time. Half of them make one batch for the policy.
         num_workers: processes that simulate; as many as CPU cores by default. Does not change results.
-        save_videos: at most so many successes and so many failures of each task family are kept as MP4.
+        save_videos: how many successes, and how many failures, of each task family are kept as MP4 at most.
         label: the policy's name in tables.
         task_set: name of the task set in tables; a selection of tasks is added to it.
         config: resolved config of the run, kept in results.json.

@@ -44,7 +44,7 @@ def check_encodings(specs: Iterable[DatasetSpec]) -> None:
 
 
 def cut(trajectory: Trajectory, steps: slice) -> Trajectory:
-    """Slice every leaf along time, but for the trajectory's own metadata."""
+    """Slice every leaf along time, except the trajectory's own metadata."""
 
     def sliced(node: Any) -> Any:
         return {key: sliced(child) for key, child in node.items()} if isinstance(node, dict) else node[steps]

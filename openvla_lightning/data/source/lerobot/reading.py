@@ -27,7 +27,7 @@ class Reader:
         bad_trajectories: as for `LeRobot`.
 
     Attributes:
-        features: every column but pictures and those that say which row it is.
+        features: every column, except pictures and the columns that say which row it is.
         cameras: every picture feature.
         numbers: `episode_index` of each episode that can be read.
         splits: split -> places in `numbers`.

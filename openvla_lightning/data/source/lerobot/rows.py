@@ -189,7 +189,7 @@ def _pictures(file: Any, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
 
 
 def check_space(name: str, folder: Path, compressed: int) -> None:
-    """Raise BadShardError where the pictures of parquet files of so many bytes do not fit on the disk."""
+    """Raise BadShardError when the disk has no room for the pictures of parquet files, `compressed` bytes of them."""
     home = next(parent for parent in folder.parents if parent.exists())
     there = sum(path.stat().st_size for path in folder.glob("*")) if folder.exists() else 0
     if (needed := compressed - there) > (free := shutil.disk_usage(home).free):
