@@ -17,6 +17,7 @@ from openvla_lightning.checkpoint.prismatic import Prismatic, checkpoint_file, r
 from openvla_lightning.checkpoint.tensors import holds_text
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.plugins import USUAL_HEAD, describe
+from openvla_lightning.runtime.files import written_whole
 from openvla_lightning.strategy.lora import merged_state, merged_weight
 
 HEADS = {384: 4, 768: 12, 1024: 16}
@@ -135,7 +136,6 @@ def save_cogact(
     path.parent.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "dataset_statistics.json").write_text(json.dumps(vla.norm_stats, indent=2) + "\n", encoding="utf-8")
-    unfinished = path.with_suffix(".partial")
-    torch.save({"model": parts}, unfinished)
-    unfinished.rename(path)
+    with written_whole(path) as beside:
+        torch.save({"model": parts}, beside)
     return path
