@@ -1,6 +1,5 @@
 """Training steps through the path that acts: does a policy see, read, decode and scale as it did in training?"""
 
-import csv
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from openvla_lightning.env.base import RequestError, refusing
 from openvla_lightning.env.recorded import TrainingSteps
 from openvla_lightning.policy import Policy
 from openvla_lightning.processor import Processor
+from openvla_lightning.report.metrics_log import curves
 from openvla_lightning.report.page import write_page
 from openvla_lightning.report.tables import Rows, markdown, table
 from openvla_lightning.statistics import DatasetStatistics
@@ -172,15 +172,12 @@ def logged_accuracy(path: str | None, datasets: Sequence[str]) -> tuple[float, f
     if path is None:
         return None
     place = Path(path)
-    log_file = (place if place.is_dir() else place.parent.parent) / "metrics.csv"
-    if not log_file.is_file():
-        return None
+    logged = curves(place if place.is_dir() else place.parent.parent)
     last = int(place.stem.removeprefix("step_")) if place.stem.startswith("step_") else None
-    with log_file.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if last is None or int(row["step"]) < last]
-    columns = [f"train/action_accuracy/{name}" for name in datasets]
-    columns = columns if rows and all(column in rows[0] for column in columns) else ["train/action_accuracy"]
-    values = [float(row[column]) for row in rows for column in columns if row.get(column)][-LOGGED * len(columns) :]
+    metrics = [f"train/action_accuracy/{name}" for name in datasets]
+    metrics = metrics if all(metric in logged for metric in metrics) else ["train/action_accuracy"]
+    points = sorted(point for metric in metrics for point in logged.get(metric, []) if last is None or point[0] < last)
+    values = [value for _, value in points[-LOGGED * len(metrics) :]]
     if not values:
         return None
     return float(np.mean(values)), 3 * float(np.std(values)) / len(values) ** 0.5
