@@ -96,11 +96,12 @@ class VLAModule(L.LightningModule):
         self.check(strategy)
         self.vla = strategy.build(self._learner) if isinstance(strategy, FSDP) else self._learner()
         if isinstance(strategy, FSDP):
-            for name in ("norm_stats", "released", "origin", "init_from"):  # only the first process opened the files
-                setattr(self.vla, name, strategy.broadcast(getattr(self.vla, name)))
-        if self.strategy.adapts and self.vla.init_from is not None:
+            self.vla.about = strategy.broadcast(self.vla.about)  # only the first process opened the files
+        if self.strategy.adapts and self.vla.about.weights_from is not None:
             # checkpoints name it and hold the adapter alone
-            self.base = strategy.broadcast(base_at(self.vla.init_from) if self.trainer.is_global_zero else None)
+            self.base = strategy.broadcast(
+                base_at(self.vla.about.weights_from) if self.trainer.is_global_zero else None
+            )
             self.strict_loading = False
         self.vla.train()  # Lightning does not; and batch normalisation that was just frozen keeps its statistics
         if self.compile_blocks:
@@ -220,7 +221,7 @@ class VLAModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the random numbers where the checkpoint left them; refuse an adapter of another base."""
         check_adapter(checkpoint, self.base, self.vla)
-        if self.quantisation is not None:  # frozen weights are in their places, also those that the seed made
+        if self.quantisation is not None:  # frozen weights are in their places, random ones included
             checkpoint["state_dict"] = self._learnt(checkpoint["state_dict"])
         if (state := checkpoint.get("rng_state")) is not None:
             torch.set_rng_state(state)

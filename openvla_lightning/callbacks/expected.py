@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from openvla_lightning.report.metrics_log import curves
+from openvla_lightning.report.training_log import read_log
 from openvla_lightning.runtime.files import write_json
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def remember(run: Path, path: Path, command: str, hardware: str) -> None:
 
     checkpoint = max((run / "checkpoints").glob("step_*.ckpt"))
     recipe = torch.load(checkpoint, weights_only=True, mmap=True)["hyper_parameters"]
-    logged = curves(run)
-    curve = {metric: {str(step + 1): round(value, 4) for step, value in logged[metric]} for metric in SLACK}
+    rows = [row for row in read_log(run) if row.get("val/action_accuracy")]
+    curve = {metric: {str(int(row["step"]) + 1): round(float(row[metric]), 4) for row in rows} for metric in SLACK}
     facts = {"command": command, "hardware": hardware, "recipe": what_makes(recipe), "curve": curve}
     write_json(path, facts)

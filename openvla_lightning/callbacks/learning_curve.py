@@ -6,7 +6,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from openvla_lightning.report.metrics_log import curves
+from openvla_lightning.report.training_log import draw_curves, points, read_log
 
 PANELS = {
     "loss": "cross-entropy",
@@ -29,24 +29,9 @@ class LearningCurve(Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw what was logged; nothing, if this run has no CSV log."""
-        draw(self.dirpath, self.dirpath / "learning_curve.png")
-
-
-def draw(run: Path, picture: Path) -> None:
-    """Plot the CSV log of a run as a PNG."""
-    from matplotlib.figure import Figure
-
-    found = curves(run)
-    splits = ("train", "val")
-    logged = [metric for metric in PANELS if any(f"{split}/{metric}" in found for split in splits)]
-    if not logged:
-        return
-    figure = Figure(figsize=(4 * len(logged), 3.5), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, len(logged), squeeze=False)[0], logged, strict=True):
-        for split in splits:
-            if points := found.get(f"{split}/{metric}"):
-                axes.plot(*zip(*points, strict=True), label=split, marker="o" if split == "val" else None, markersize=3)
-        axes.set(xlabel="optimiser step", title=PANELS[metric])
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(picture, dpi=110)
+        rows = read_log(self.dirpath)
+        panels = {
+            title: {split: points(rows, f"{split}/{metric}") for split in ("train", "val")}
+            for metric, title in PANELS.items()
+        }
+        draw_curves(panels, self.dirpath / "learning_curve.png", marked=["val"], legend=False)

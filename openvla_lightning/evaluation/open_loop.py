@@ -15,9 +15,9 @@ from openvla_lightning.env.base import RequestError, refusing
 from openvla_lightning.env.recorded import TrainingSteps
 from openvla_lightning.policy import Policy
 from openvla_lightning.processor import Processor
-from openvla_lightning.report.metrics_log import curves
 from openvla_lightning.report.page import write_page
 from openvla_lightning.report.tables import Rows, markdown, table
+from openvla_lightning.report.training_log import read_log
 from openvla_lightning.statistics import DatasetStatistics
 from openvla_lightning.types import IGNORE_INDEX, Inputs, Prediction, Step
 
@@ -123,8 +123,8 @@ def _compare(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistic
 def _agreement(policy: Policy, inputs: Inputs, decoded: Tensor, prediction: Prediction) -> np.ndarray:
     """Which numbers [B, T * D] of the plain decoder are what they should be.
 
-    Where every number is a choice, those that are predicted under the true past: up to its first mistake a policy
-    decodes what it would have said after the true tokens. Otherwise those of the fast decoder.
+    Where every number is a choice, the prediction under the true past is the measure: up to its first mistake a policy
+    decodes what it would have said after the true tokens. Otherwise the fast decoder's numbers are.
     """
     own = decoded.float().flatten(1).numpy()
     if prediction.correct is not None and prediction.correct.shape == own.shape:
@@ -172,12 +172,12 @@ def logged_accuracy(path: str | None, datasets: Sequence[str]) -> tuple[float, f
     if path is None:
         return None
     place = Path(path)
-    logged = curves(place if place.is_dir() else place.parent.parent)
     last = int(place.stem.removeprefix("step_")) if place.stem.startswith("step_") else None
-    metrics = [f"train/action_accuracy/{name}" for name in datasets]
-    metrics = metrics if all(metric in logged for metric in metrics) else ["train/action_accuracy"]
-    points = sorted(point for metric in metrics for point in logged.get(metric, []) if last is None or point[0] < last)
-    values = [value for _, value in points[-LOGGED * len(metrics) :]]
+    log_rows = read_log(place if place.is_dir() else place.parent.parent)
+    rows = [row for row in log_rows if last is None or int(row["step"]) < last]
+    columns = [f"train/action_accuracy/{name}" for name in datasets]
+    columns = columns if rows and all(column in rows[0] for column in columns) else ["train/action_accuracy"]
+    values = [float(row[column]) for row in rows for column in columns if row.get(column)][-LOGGED * len(columns) :]
     if not values:
         return None
     return float(np.mean(values)), 3 * float(np.std(values)) / len(values) ** 0.5

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from openvla_lightning.report.training_log import read_log
 from openvla_lightning.runtime.files import written_whole
 
 
@@ -32,11 +33,7 @@ class _Writer(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         self.path = Path(self.metrics_file_path)
-        self.earlier: list[dict[str, Any]] = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                # A kill in the middle of a line leaves a row without its step.
-                self.earlier = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+        self.earlier: list[dict[str, Any]] = [*read_log(self.path)]
 
     def _check_log_dir_exists(self) -> None:
         """Lightning deletes the log of an earlier attempt here."""
@@ -56,8 +53,7 @@ class _Writer(ExperimentWriter):
     def _rewrite(self, columns: list[str]) -> None:
         """Put rows that are there, up to the first new step after a resume, before the new ones."""
         if self.metrics_keys:
-            with self.path.open(newline="") as file:
-                rows: list[dict[str, Any]] = list(csv.DictReader(file))
+            rows: list[dict[str, Any]] = [*read_log(self.path)]
         else:
             rows = [row for row in self.earlier if int(row["step"]) < self.metrics[0]["step"]]
             columns = sorted({*columns, *(key for row in rows for key in row)})

@@ -6,13 +6,12 @@ from typing import Any
 
 import yaml
 
-from openvla_lightning.report.metrics_log import FILE_NAME as LOG
-from openvla_lightning.report.metrics_log import curves
 from openvla_lightning.report.page import escape, write_page
 from openvla_lightning.report.results import FILE_NAME, Results
 from openvla_lightning.report.sweeps import FILE_NAME as COSTS
 from openvla_lightning.report.sweeps import cost_cells
 from openvla_lightning.report.tables import Rows, markdown
+from openvla_lightning.report.training_log import LOG, points, read_log
 from openvla_lightning.report.writing import task_rows
 from openvla_lightning.runtime.files import below
 
@@ -53,14 +52,12 @@ def write_run_page(run: str | Path) -> Path:
 
 def metric_rows(run: Path) -> Rows:
     """Header and a row per metric: its last value on training and on held-out steps, and at which step."""
-    last = {name: points[-1] for name, points in curves(run).items()}
-    rows = [["", "training", "held out"]]
+    log, rows = read_log(run), [["", "training", "held out"]]
     for metric in SHOWN:
-        cells = [last.get(f"{split}/{metric}") for split in ("train", "val")]
-        if any(cells):
-            rows.append(
-                [metric.replace("_", " "), *("-" if c is None else f"{c[1]:.4g} (step {c[0]:,})" for c in cells)]
-            )
+        curves = [points(log, f"{split}/{metric}") for split in ("train", "val")]
+        cells = [f"{curve[-1][1]:.4g} (step {curve[-1][0]:,})" if curve else "-" for curve in curves]
+        if any(curves):
+            rows.append([metric.replace("_", " "), *cells])
     return rows
 
 

@@ -9,11 +9,11 @@ import yaml
 from rich.console import Console
 
 from openvla_lightning.report.comparison import compare_two, holm, scenes
-from openvla_lightning.report.metrics_log import curves
 from openvla_lightning.report.page import write_page
 from openvla_lightning.report.paper import reported
 from openvla_lightning.report.results import Episode, Results, find_results, success_rate
 from openvla_lightning.report.tables import Rows, markdown, table
+from openvla_lightning.report.training_log import draw_curves, points, read_log
 from openvla_lightning.runtime.files import below
 
 FILE_NAME = "costs.json"
@@ -85,36 +85,23 @@ def write_sweep(folder: str | Path, console: Console | None = None) -> Path | No
         "",
         *(f"- {row[0]}: `{run}`" for row, run in zip(rows[1:], runs, strict=True)),
     ]
-    pictures = [f"![Learning curves]({CURVES})", ""] if draw_curves(runs, rows, Path(folder) / CURVES) else []
+    pictures = [f"![Learning curves]({CURVES})", ""] if draw_sweep(runs, rows, Path(folder) / CURVES) else []
     (console or Console()).print(table(rows, "Runs"))
     return write_page(["# Runs", "", markdown(rows), "", *notes, "", *pictures], Path(folder) / "sweep.md")
 
 
-def draw_curves(runs: Sequence[Path], rows: Rows, picture: Path) -> bool:
+def draw_sweep(runs: Sequence[Path], rows: Rows, picture: Path) -> bool:
     """Draw the runs' learning curves over each other; False when none was logged."""
-    from matplotlib.figure import Figure
-
     metrics = {
         "train/loss": "training loss",
         "val/action_accuracy": "held-out action-token accuracy",
         "val/l1": "held-out L1",
     }
-    found = [curves(run) for run in runs]
-    logged = {metric: points for metric in metrics if any(points := [of.get(metric, []) for of in found])}
-    if not logged:
-        return False
-    figure = Figure(figsize=(4.5 * len(logged), 4.2), layout="constrained")
-    for axes, (metric, of_runs) in zip(figure.subplots(1, len(logged), squeeze=False)[0], logged.items(), strict=True):
-        for index, curve in enumerate(of_runs):
-            if curve:
-                marker = "o" if metric.startswith("val") else None
-                axes.plot(*zip(*curve, strict=True), color=f"C{index}", marker=marker, markersize=3, alpha=0.8)
-        axes.set(title=metrics[metric], xlabel="optimiser step")
-        axes.grid(alpha=0.3)
-    lines = [figure.axes[0].plot([], [], color=f"C{index}", label=row[0])[0] for index, row in enumerate(rows[1:])]
-    figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(lines)), fontsize=8)
-    figure.savefig(picture, dpi=110)
-    return True
+    names = [row[0] for row in rows[1:]]
+    labels = [f"{name} ({run.name})" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)]
+    logs = {label: read_log(run) for label, run in zip(labels, runs, strict=True)}
+    panels = {title: {name: points(log, metric) for name, log in logs.items()} for metric, title in metrics.items()}
+    return draw_curves(panels, picture, marked=[metrics["val/action_accuracy"], metrics["val/l1"]])
 
 
 def _overrides(run: Path) -> list[str]:
@@ -163,8 +150,8 @@ def _mean(results: Sequence[Results], of: Callable[[Episode], float | None], for
 
 
 def _last(run: Path, metric: str, show: Callable[[float], str]) -> str:
-    points = curves(run).get(metric)
-    return show(points[-1][1]) if points else "-"
+    found = points(read_log(run), metric)
+    return show(found[-1][1]) if found else "-"
 
 
 def cost_cells(costs: dict[str, Any]) -> dict[str, str]:

@@ -17,7 +17,9 @@ def run(tmp_path: Path) -> Path:
     """What a run of four steps leaves, without its checkpoints."""
     folder = tmp_path / "train" / "2026-11-28_12-00-00"
     (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["action_head=l1", "data.cameras=[primary,wrist]"]))
+    (folder / ".hydra" / "overrides.yaml").write_text(
+        yaml.safe_dump(["action_head=l1", "data.cameras=[primary,wrist]"])
+    )
     (folder / "metrics.csv").write_text("step,train/loss,val/loss,val/l1\n0,2.5,,\n1,1.25,,\n1,,1.5,0.125\n")
     random = np.random.default_rng(0)
     samples = [
@@ -38,7 +40,7 @@ def test_the_last_value_of_each_metric_is_shown_with_its_step(run: Path) -> None
 
 
 def test_a_page_holds_what_was_typed_the_pictures_and_the_rollouts(run: Path) -> None:
-    episode = Episode("lift_cube", "lift", "pick up the cube", 1, True, 12, video="videos/a.mp4")
+    episode = Episode("lift_cube", "lift", 1, "pick up the cube", True, 12, video="videos/a.mp4")
     Results("mine", "tabletop", "new", episodes=[episode]).save(run / "evaluation")
     page = write_run_page(run).with_suffix(".html").read_text()
     assert "<code>data.cameras=[primary,wrist]</code>" in page
