@@ -130,7 +130,7 @@ class VLAModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of `batch`."""
-        loss = self._step(batch, self.train_metrics)
+        loss, _ = self._step(batch, self.train_metrics)
         self.train_loss.update(loss.detach())
         return loss
 
@@ -150,10 +150,11 @@ class VLAModule(L.LightningModule):
         self.train_loss.reset()
         self.train_metrics.reset()
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the loss and collect accuracy and L1 of a held-out batch."""
-        loss = self._step(batch, self.val_metrics)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Prediction]:
+        """Log the loss and collect accuracy and L1 of a held-out batch; callbacks get the `prediction`."""
+        loss, prediction = self._step(batch, self.val_metrics)
         self.log("val/loss", loss, batch_size=len(batch), sync_dist=True, add_dataloader_idx=False)
+        return {"prediction": prediction}
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracy and L1 over the whole validation pass."""
@@ -170,11 +171,11 @@ class VLAModule(L.LightningModule):
             loss = loss + next_token_loss(next_token_logits(self.vla, words), targets)
         return loss, prediction
 
-    def _step(self, batch: Batch, metrics: Metric) -> Tensor:
+    def _step(self, batch: Batch, metrics: Metric) -> tuple[Tensor, Prediction]:
         loss, prediction = self(batch)
         with torch.no_grad():
             metrics.update(prediction, batch)
-        return loss
+        return loss, prediction
 
     def configure_gradient_clipping(
         self,

@@ -28,15 +28,6 @@ class HasNetwork(Protocol):
     """What the model asks of an action head."""
 
     @property
-    def norm_stats(self) -> dict[str, Any]:
-        """Dataset name -> action statistics in the released layout; those of `about`."""
-        return self.about.norm_stats
-
-    @norm_stats.setter
-    def norm_stats(self, statistics: dict[str, Any]) -> None:
-        self.about.norm_stats = statistics
-
-    @property
     def config(self) -> dict[str, Any]:
         """Plain constructor arguments."""
 

@@ -58,7 +58,7 @@ def sweep_rows(runs: Sequence[Path]) -> Rows:
         "held-out accuracy": [_last(run, "val/action_accuracy", lambda value: f"{value:.1%}") for run in runs],
         "L1": [_last(run, "val/l1", lambda value: f"{value:.3f}") for run in runs],
     }
-    costs = [_cost_cells(json.loads((run / FILE_NAME).read_text())) for run in runs]
+    costs = [cost_cells(json.loads((run / FILE_NAME).read_text())) for run in runs]
     columns |= {name: [row[name] for row in costs] for name in costs[0]}
     columns["steps"] = [_mean(found, lambda episode: episode.length, "{:.0f}") for found in results.values()]
     columns["jerk"] = [_mean(found, lambda episode: episode.jerk, "{:.3f}") for found in results.values()]
@@ -154,7 +154,8 @@ def _last(run: Path, metric: str, show: Callable[[float], str]) -> str:
     return show(found[-1][1]) if found else "-"
 
 
-def _cost_cells(costs: dict[str, Any]) -> dict[str, str]:
+def cost_cells(costs: dict[str, Any]) -> dict[str, str]:
+    """What `callbacks.Costs` wrote, for people."""
     size, seconds = costs["checkpoint_bytes"], costs["step_seconds"]
     return {
         "trainable": _count(costs["trainable"]),

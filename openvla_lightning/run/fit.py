@@ -23,6 +23,7 @@ from openvla_lightning.data.preflight import DataError, MissingDataError
 from openvla_lightning.module import VLAModule
 from openvla_lightning.parallel import accumulate
 from openvla_lightning.processor.chat import ChatProcessor
+from openvla_lightning.report.run_page import is_run, write_run_page
 from openvla_lightning.run import job
 from openvla_lightning.run.evaluate import evaluate_run
 from openvla_lightning.run.start import (
@@ -108,6 +109,8 @@ def fit(cfg: DictConfig) -> float | None:
     log.info(f"Done: {cfg.paths.output_dir}")
     if cfg.evaluate_after is not None and trainer.is_global_zero:
         evaluate_run(cfg)
+    if trainer.is_global_zero and is_run(folder := Path(cfg.paths.output_dir)):
+        write_run_page(folder)
     objective = trainer.callback_metrics[cfg.objective].item() if cfg.objective else None
     if job.in_sweep() and trainer.is_global_zero:
         job.finish(cfg, objective)
