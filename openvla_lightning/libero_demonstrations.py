@@ -31,6 +31,7 @@ from openvla_lightning.data.source.writer import write_rlds
 from openvla_lightning.env.libero import Libero
 from openvla_lightning.env.libero.expert import Expert
 from openvla_lightning.env.libero.protocol import RENDER_SIZE
+from openvla_lightning.runtime.files import written_whole
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 STATES = {"val": range(10, 14), "train": range(14, 50)}
@@ -92,9 +93,8 @@ def play(suite: str, task: int, state: int, pushes: float, path: Path) -> bool:
         if success:
             break
         executed, recorded = [], []
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
-    np.savez(partial, executed=np.array(executed), recorded=np.array(recorded))
-    partial.replace(path)
+    with written_whole(path) as beside, beside.open("wb") as file:
+        np.savez(file, executed=np.array(executed), recorded=np.array(recorded))
     return bool(executed)
 
 

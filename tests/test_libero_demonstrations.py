@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openvla_lightning.data.oxe.registry import dataset_spec
+from openvla_lightning.data.oxe.catalogue import dataset_spec
 from openvla_lightning.env.libero.protocol import to_dataset
 from openvla_lightning.libero_demonstrations import STATES, SUITES, Demonstrations, main, play
 

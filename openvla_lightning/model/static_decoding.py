@@ -151,7 +151,7 @@ class StaticDecoder:
         return action, [partial(stage, action) for stage in self._stages]
 
     def _arranged(self, inputs: Inputs, count: int, generator: torch.Generator | None) -> _Buffers:
-        """Padding goes to the right, where causal attention never looks; shapes become those that others share."""
+        """Move padding to the right, where causal attention never looks, and bring inputs to one of few shapes."""
         pixels, mask, proprio = inputs.pixel_values, inputs.attention_mask, inputs.proprio
         lengths = mask.long().sum(1)
         width = int(lengths.max())

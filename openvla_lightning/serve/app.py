@@ -140,7 +140,7 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
 
     Args:
         service: what answers.
-        token: what clients must send as `Authorization: Bearer <token>`, but for /health; None: nothing.
+        token: what clients must send as `Authorization: Bearer <token>`, except to /health; None: nothing.
     """
     app = FastAPI(title="openvla_lightning", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(HTTPException, _http_error)

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.convert.verification import Columns, Verified, compare, texts
 from openvla_lightning.data.images import Pixels, decode
-from openvla_lightning.data.source.episodes import Episodes, Leaf, declare, leaf_of
-from openvla_lightning.data.source.indexing import BadTrajectories
+from openvla_lightning.data.source.faults import BadTrajectories
 from openvla_lightning.data.source.lerobot.reading import Reader
+from openvla_lightning.data.source.rlds.episodes import Episodes, Leaf, declare, leaf_of
 from openvla_lightning.data.source.writer import write_rlds
 
 LANGUAGE = "language_instruction"

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.oxe.registry import DatasetSpec, leaf_at
+from openvla_lightning.data.oxe.leaves import leaf_at
+from openvla_lightning.data.oxe.spec import DatasetSpec
+from openvla_lightning.data.source.faults import WAY_OUT, BadShardError, BadTrajectories
 from openvla_lightning.data.source.index import Index
-from openvla_lightning.data.source.indexing import WAY_OUT, BadTrajectories
 from openvla_lightning.data.source.lerobot.description import camera_features, slices, words
 from openvla_lightning.data.source.lerobot.metadata import INFO, Episode, Metadata
 from openvla_lightning.data.source.lerobot.packets import Video, match
 from openvla_lightning.data.source.lerobot.rows import Rows, check_finite, check_rows
-from openvla_lightning.data.source.records import BadShardError
 
 PACKED = ".records"
 """Ending of the files that encoded pictures are copied to, out of compressed parquet."""

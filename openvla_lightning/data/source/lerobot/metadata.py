@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.data.source.faults import BadShardError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 PICTURES = ("video", "image")
