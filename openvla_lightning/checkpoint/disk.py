@@ -82,7 +82,7 @@ def _delete(path: Path) -> None:
 class Queue:
     """Runs jobs one after the other, in a thread of its own when `asynchronous`, else at once.
 
-    After a job that failed, those that wait are dropped: no checkpoint is removed for one that was not written.
+    When a job fails, the waiting ones are dropped: no checkpoint is removed for one that was not written.
     """
 
     def __init__(self, asynchronous: bool) -> None:

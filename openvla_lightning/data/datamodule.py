@@ -15,7 +15,8 @@ from openvla_lightning.data.filters import FilterReport, NoopFilter, check_filte
 from openvla_lightning.data.images import ImageMode
 from openvla_lightning.data.loader import ResumableDataModule
 from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, check_weights
-from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
+from openvla_lightning.data.oxe.catalogue import check_names, dataset_spec
+from openvla_lightning.data.oxe.registry import check_encodings, describe
 from openvla_lightning.data.preflight import (
     BadInstructions,
     check_choices,
@@ -68,7 +69,7 @@ class VLADataModule(ResumableDataModule):
         proprio: load what the robot feels of itself, normalised as actions are.
         images: `released` (decoded and resized as the released pipeline does) or `fast`.
         cache: `jpeg`: frames of videos, and PNGs, become JPEG records once, which are read many times faster.
-        window_gb: for storage that is slow to read at random: shuffle within so many gigabytes of shards at a time;
+        window_gb: for storage that is slow to read at random: shuffle within this many gigabytes of shards at a time;
             None: over the whole dataset.
         datasets: the user's own datasets, name -> options of `oxe.describe`.
         seed: of order and augmentation.

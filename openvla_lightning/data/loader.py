@@ -9,8 +9,8 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
-from openvla_lightning.data.source.array_records import start_method
 from openvla_lightning.data.source.processes import end_with_parent
+from openvla_lightning.data.source.rlds.array_records import start_method
 from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.statistics import Normalisation
 

@@ -117,7 +117,7 @@ def refused_instructions(
 
     Args:
         source: the dataset.
-        refuses: why an instruction for actions of so many dimensions cannot be given; None when it can be.
+        refuses: instruction, dimensions of the actions -> why the model cannot be given it; None when it can.
         dim: dimensions of the dataset's actions.
         bad_instructions: `skip` warns, `error` raises.
 

@@ -106,6 +106,19 @@ class RolloutEnv(Protocol):
 EnvFactory = Callable[[], RolloutEnv]
 
 
+def world_of(env: Any) -> Any:
+    """The class behind what `env=` builds: of a `functools.partial` or an instance, its class."""
+    return getattr(env, "func", env if isinstance(env, type) else type(env))
+
+
+def kind_of(env: Any) -> str:
+    """How what `env=` builds is evaluated; the names are those of `run.evaluate.EVALUATIONS`.
+
+    A class says so with its attribute `kind`. One that says nothing is a world, in which episodes are rolled out.
+    """
+    return getattr(world_of(env), "kind", "rollouts")
+
+
 def checked_action(action: np.ndarray) -> np.ndarray:
     """The action as float64 [7].
 

@@ -142,7 +142,7 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
 
     Args:
         service: what answers.
-        token: what clients must send as `Authorization: Bearer <token>`, but for /health; None: nothing.
+        token: what clients must send as `Authorization: Bearer <token>`, except to /health; None: nothing.
     """
     app = FastAPI(title="openvla_lightning", docs_url=None, redoc_url=None)
     app.openapi = partial(description, service.reader, service.max_bytes, token is not None)  # type: ignore[method-assign]

@@ -163,7 +163,7 @@ def check_accounts(data: VLADataModule, caplog: pytest.LogCaptureFixture) -> Non
 
 
 def _planned(data: VLADataModule) -> list[Any]:
-    from openvla_lightning.data.source.description import read_splits
+    from openvla_lightning.data.source.rlds.description import read_splits
 
     return read_splits(data.sources[NAME].folder)  # type: ignore[attr-defined]
 

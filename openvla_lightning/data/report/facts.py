@@ -1,4 +1,4 @@
-"""An indexed dataset in numbers. They come from its index, but for the size of images."""
+"""An indexed dataset in numbers. All of them come from its index, except the size of images."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -4,13 +4,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from openvla_lightning.data.oxe.registry import DatasetSpec, DescriptionError, action_paths
-from openvla_lightning.data.source.arrays import observation_features
-from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.data.oxe.registry import action_paths
+from openvla_lightning.data.oxe.spec import DatasetSpec, DescriptionError
+from openvla_lightning.data.source.faults import BadShardError, absent
+from openvla_lightning.data.source.rlds.arrays import observation_features
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 METADATA = (INFO, FEATURES)
@@ -135,13 +135,6 @@ def _problems(spec: DatasetSpec, features: Mapping[str, Any]) -> Iterator[str]:
 
 def _within(key: str, names: list[str]) -> bool:
     return key in names or key.split("/")[0] in names
-
-
-def absent(option: str, path: str, there: list[str], where: str) -> str:
-    """Say that `option` names a `path` that is not `there`, and what was perhaps meant."""
-    close = get_close_matches(path, there, 1, 0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{option}: no {path!r}{hint} {where.capitalize()} holds {', '.join(sorted(there))}"
 
 
 def _step(features: Mapping[str, Any]) -> Mapping[str, Any]:
