@@ -20,7 +20,7 @@ import toy_lerobot
 import toy_rlds
 from resumable import collate
 
-from openvla_lightning.callbacks.checkpoint import Checkpoint
+from openvla_lightning.callbacks import Checkpoint
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.data import VLADataModule
 from openvla_lightning.data.source.formats import stored
