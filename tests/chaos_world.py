@@ -132,20 +132,17 @@ def full_disk() -> None:
 
 
 def stale_handles(seed: int) -> None:
-    """A network disk forgets now and then what it called a file."""
-    rng, read = random.Random(seed), os.pread
+    """A network disk forgets now and then what it called a file; asked again, it knows."""
+    rng, read, forgot = random.Random(seed), os.pread, False
 
     def pread(descriptor: int, length: int, offset: int) -> bytes:
-        if rng.random() < 0.1:
-            os.pread = read  # the second try finds it again
-            try:
-                raise OSError(errno.ESTALE, "Stale file handle")
-            finally:
-                os.pread = forgetful
+        nonlocal forgot
+        forgot = not forgot and rng.random() < 0.1
+        if forgot:
+            raise OSError(errno.ESTALE, "Stale file handle")
         return read(descriptor, length, offset)
 
-    forgetful = pread
-    os.pread = forgetful
+    os.pread = pread
 
 
 def clock_set_back(seed: int) -> None:
