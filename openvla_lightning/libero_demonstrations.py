@@ -44,7 +44,7 @@ STILL = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class Demonstrations:
+class LiberoDemonstrations:
     """A picklable `(split, index) -> episode`, of episodes that were played.
 
     Attributes:
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.folder,
         features.FeaturesDict({"steps": features.Dataset(step)}),
         {split: len(files) for split, files in played.items()},
-        Demonstrations(suite, played),
+        LiberoDemonstrations(suite, played),
         episodes_per_shard=4,
         workers=given.workers,
         recipe={"suite": suite, "tasks": given.tasks, "states": given.states, "pushes": given.pushes},

@@ -25,6 +25,7 @@ from openvla_lightning.data.preflight import (
     data_errors,
     proprio_width,
     refuse_actions,
+    refuse_empty,
     refused_instructions,
     say,
     say_black,
@@ -194,8 +195,7 @@ class VLADataModule(ResumableDataModule):
         }
         self.train, self.val = self._steps("train"), self._steps("val")
         sizes = {name: source.statistics.num_transitions for name, source in self.sources.items()}
-        if empty := [name for name, steps in self.train.items() if not len(steps)]:
-            raise ValueError(f"nothing to train on in {', '.join(empty)}: no step is left after filters and split")
+        refuse_empty(self.train, self.val, self.filter_report)
         self.stages = stages(
             self.mix,
             self.curriculum,

@@ -245,17 +245,15 @@ class StepBatches:
 
     def _images(
         self, view: str, places: Sequence[tuple[DatasetSteps, int]], numbers: NDArray[np.int64]
-    ) -> NDArray[np.uint8]:
+    ) -> list[NDArray[np.uint8]]:
         role, back = camera_of(view)
         swapped = np.zeros(len(numbers), bool)
         if self.swap_seed is not None:
             swapped = uniform(key(self.swap_seed, 6) + numbers.astype(np.uint64)) < 0.5
-        return np.stack(
-            [
-                dataset.image(dataset.other(role) if other else role, position, self.image_size, self.images, back)
-                for (dataset, position), other in zip(places, swapped.tolist(), strict=True)
-            ]
-        )
+        return [
+            dataset.image(dataset.other(role) if other else role, position, self.image_size, self.images, back)
+            for (dataset, position), other in zip(places, swapped.tolist(), strict=True)
+        ]
 
 
 def windowed_walks(datasets: Mapping[str, DatasetSteps], gigabytes: float) -> dict[int, Walk]:

@@ -62,6 +62,9 @@ class RolloutEnv(Protocol):
 
     An episode depends on its task and its seed alone, never on the episodes before it: the same pair gives the same
     scene, whichever process renders it.
+
+    A class may have a static `tasks_of(**arguments)`, which says the same as `tasks` of a world that these arguments
+    would build: what is asked of an evaluation is then checked before any world is.
     """
 
     @property

@@ -125,6 +125,8 @@ def evaluate(
             decided = _stopping(stop, against, margin)
             session = Session(results, Path(output_dir), enough, save_videos, console, decided)
             plans = functools.partial(_plan, tasks, enough, seed, instructions, decided is not None)
+            if (known := _announced(world, env)) is not None:
+                plans(known)
             how = Control(control, rate_hz, latency, False, execute, ensemble, ensemble_horizon)
             build: Any = env
             session.run(load, build, plans, how, self_test, num_envs, num_workers)
@@ -142,6 +144,14 @@ def _name_tasks(tasks: str | Sequence[str], task_set: str | None) -> str:
     if task_set is None:
         return chosen
     return task_set if chosen == "all" else f"{task_set}: {chosen}"
+
+
+def _announced(world: Any, env: Any) -> Mapping[str, Task] | None:
+    """The tasks of a world that is not built yet; None: it does not say, or its own errors will say what is wrong."""
+    try:
+        return world.tasks_of(*getattr(env, "args", ()), **getattr(env, "keywords", {}))
+    except Exception:  # building the world fails for the same reason, and is explained where it does
+        return None
 
 
 def _plan(

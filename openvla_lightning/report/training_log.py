@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 LOG = "metrics.csv"
 """Its name in the folder of a run."""
@@ -49,7 +50,7 @@ def draw_curves(
         for number, (label, found) in enumerate(curves.items()):
             if found:
                 marker = "o" if {title, label} & set(marked) else None
-                style = {"marker": marker, "markersize": 3, "alpha": 0.8, "color": f"C{number}"}
+                style: dict[str, Any] = {"marker": marker, "markersize": 3, "alpha": 0.8, "color": f"C{number}"}
                 axes.plot(*zip(*found, strict=True), label=label, **style)
         axes.set(xlabel="optimiser step", title=title)
         axes.grid(alpha=0.3)

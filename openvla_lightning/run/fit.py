@@ -32,6 +32,7 @@ from openvla_lightning.run.start import (
     check_same_model,
     preflight,
     resume_from,
+    say_devices,
     say_unread,
     start_from,
 )
@@ -57,6 +58,7 @@ def fit(cfg: DictConfig) -> float | None:
         NonFiniteError: naming the samples, when training diverges.
     """
     recipe = validate(cfg)
+    say_devices(cfg)
     if cfg.estimate:
         names = ("model", "strategy", "action_head", "quantisation")
         model, strategy, head, quantisation = (instantiate(cfg[name], _convert_="all") for name in names)

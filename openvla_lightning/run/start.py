@@ -16,6 +16,7 @@ from openvla_lightning.model.hub import check_source
 from openvla_lightning.processor import Processor
 from openvla_lightning.run import job
 from openvla_lightning.run.folders import rank
+from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.runtime.files import writable
 
 log = logging.getLogger(__name__)
@@ -154,6 +155,20 @@ def say_unread(datamodule: Any, processor: Any) -> None:
         stated = [name for name, source in datamodule.sources.items() if any(source.spec.state)]
         if stated:
             log.info(f"{', '.join(stated)}: states are measured, and the model does not read them (data.proprio=true)")
+
+
+def say_devices(cfg: DictConfig) -> None:
+    """Warn of more processes on CPUs than there are cores; of several processes, let the first one speak alone."""
+    if rank() > 0:
+        logging.getLogger().setLevel(logging.WARNING)
+        return
+    devices, on_cpu = cfg.trainer.get("devices"), not torch.cuda.is_available()
+    cores = available_cores()
+    if on_cpu and isinstance(devices, int) and devices > cores:
+        log.warning(
+            f"trainer.devices={devices}: so many processes share {cores} CPU cores and take turns; "
+            f"trainer.devices={cores} is as fast, and data.global_batch_size stays what it is"
+        )
 
 
 def check_all(**checks: Callable[[], None]) -> None:

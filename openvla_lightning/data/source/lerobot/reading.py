@@ -19,7 +19,7 @@ from openvla_lightning.data.source.lerobot.source import LeRobot
 FILES_KEPT = 2
 
 
-class Reader:
+class EpisodeReader:
     """Episode number -> its columns, and camera -> step -> picture. Picklable.
 
     Args:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.source.faults import BadShardError
-from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, Episode, Feature, Metadata
+from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, EpisodeEntry, Feature, Metadata
 
 PICTURES_AT_ONCE = 64
 TIME_TOLERANCE = 1e-4
@@ -115,7 +115,7 @@ def _is_fixed(kind: Any) -> bool:
     return pyarrow.types.is_fixed_size_list(kind)
 
 
-def check_rows(rows: Rows, episode: Episode, metadata: Metadata) -> None:
+def check_rows(rows: Rows, episode: EpisodeEntry, metadata: Metadata) -> None:
     """Raise ValueError for an episode whose rows are not what `meta/` says, with the first wrong row."""
     columns, found = rows.columns, len(rows.columns["index"])
     if found != episode.length:

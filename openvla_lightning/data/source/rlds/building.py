@@ -20,7 +20,7 @@ from openvla_lightning.data.source.faults import BadShardError, BadTrajectories,
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.processes import PARALLEL_FROM, worker_pool
 from openvla_lightning.data.source.rlds.arrays import Layout
-from openvla_lightning.data.source.rlds.description import read_features, read_splits
+from openvla_lightning.data.source.rlds.description import AGAIN, METADATA, read_features, read_splits
 from openvla_lightning.data.source.rlds.indexing import Job, Shard, image_layouts, join, read_shard
 from openvla_lightning.data.source.rlds.shards import Shards
 from openvla_lightning.data.source.rlds.words import numbered
@@ -57,7 +57,14 @@ def build_index(
 
     logging.getLogger("absl").setLevel(logging.WARNING)  # or tfds reports every folder it opens
     read_features(folder)  # says in a sentence what tfds says in a traceback
-    info = tfds.builder_from_directory(str(folder)).info
+    try:
+        info = tfds.builder_from_directory(str(folder)).info
+    except Exception as error:  # tfds has a word of its own for every way in which they can be wrong
+        problem = f"{type(error).__name__}: {error}"
+        raise BadShardError(
+            f"{spec.name}: {' and '.join(METADATA)} in {folder} do not describe a dataset as tfds does ({problem}). "
+            f"{AGAIN}"
+        ) from error
     if (found := info.file_format.value) not in READABLE:
         raise BadShardError(f"{folder}: file format {found} is not read, only {' and '.join(READABLE)}")
     splits = read_splits(folder)

@@ -14,6 +14,7 @@ from openvla_lightning.data.source.rlds.arrays import observation_features
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 METADATA = (INFO, FEATURES)
+AGAIN = "Get this file again"
 EXACT = re.compile(r"\d+\.\d+\.\d+")
 UNDER_WAY = ".incomplete"
 """What tfds puts behind a version's name while it is built."""
@@ -56,10 +57,17 @@ def read_splits(folder: Path) -> list[Split]:
         BadShardError: it is no JSON, or does not say what is needed.
     """
     info = _json(folder / INFO)
+    splits = info.get("splits")
+    if not isinstance(splits, list) or not splits:
+        raise BadShardError(f"{folder / INFO} names no splits. {AGAIN}")
     try:
-        return [_split(info, split) for split in info.get("splits", [])]
+        return [_split(info, split) for split in splits]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadShardError(f"{folder / INFO} does not describe its splits as tfds does: {error}") from error
+        lacks = f"has no {error}" if isinstance(error, KeyError) else "holds what is no name or no number"
+        raise BadShardError(
+            f"{folder / INFO} {lacks} where tfds writes a split's `name` and `shardLengths` (trajectories of each "
+            f"file). {AGAIN}"
+        ) from error
 
 
 def read_features(folder: Path) -> dict[str, Any]:
@@ -144,6 +152,8 @@ def _leaves(dictionary: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _split(info: Mapping[str, Any], split: Mapping[str, Any]) -> Split:
     lengths = tuple(int(length) for length in split.get("shardLengths", ()))
+    if any(length < 0 for length in lengths) or not isinstance(split["name"], str):
+        raise ValueError(f"{split['name']}: {lengths}")
     total = len(lengths)
     digits = max(5, len(str(total)))
     values = {
@@ -167,7 +177,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadShardError(f"{path} is no JSON: {error}. Get this file again.") from error
+        raise BadShardError(f"{path} is no JSON: {error}. {AGAIN}.") from error
     if not isinstance(content, dict):
-        raise BadShardError(f"{path} holds no JSON object. Get this file again.")
+        raise BadShardError(f"{path} holds no JSON object. {AGAIN}.")
     return content
