@@ -2,6 +2,7 @@
 
 python benchmarks/chunk.py                                  # two models of random weights, on the CPU
 python benchmarks/chunk.py --model openvla_7b --device cuda # at full size, with 16 chunks at a time
+python benchmarks/chunk.py --model mid --alone              # L1 against the released way and no more: less memory
 
 The released way runs every block of the towers, makes logits over the vocabulary at every position of the sequence and
 keeps all layers' hidden states; its action places hold embeddings that are multiplied by zero. Both ways have the same
@@ -92,14 +93,13 @@ def clocked(ways: Sequence[Callable[[], Any]], repeats: int, cuda: bool) -> list
     return [float(np.median(taken)) for taken in times]
 
 
-def compare(name: str, device: torch.device, dtype: torch.dtype, repeats: int, denoising: int) -> list[list[str]]:
-    """Rows of the table."""
+def compare(
+    name: str, device: torch.device, dtype: torch.dtype, repeats: int, denoising: int, alone: bool
+) -> list[list[str]]:
+    """Rows of the table; `alone`, those of the released way and of L1."""
     config = {**MODELS[name], "proprio_dim": STATE}
     words = config["llm"]["vocab_size"]
     l1 = random_policy(config, device, dtype, None, L1Head(CHUNK, DIM), CAMERAS)
-    parallel = random_policy(config, device, dtype, None, TokenHead(256, words, CHUNK, parallel=True), CAMERAS)
-    diffusion = random_policy(config, device, dtype, None, DiffusionHead(CHUNK, DIM, steps=denoising), CAMERAS)
-    tokens = random_policy(MODELS[name], device, dtype, None)
     side = l1.processor.transform.image_size
     pictures = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
     seen = Observation(dict(zip(CAMERAS, pictures, strict=True)), INSTRUCTION, np.zeros(STATE, np.float32))
@@ -107,10 +107,17 @@ def compare(name: str, device: torch.device, dtype: torch.dtype, repeats: int, d
     ours, expected = l1.act_chunk([seen])[0], theirs(seen)
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     assert np.abs(ours - expected).max() < tolerance, "the two ways disagree"
+    cuda = device.type == "cuda"
+    if alone:
+        released, fast = clocked([lambda: theirs(seen), lambda: l1.act_chunk([seen])], repeats, cuda)
+        pair = (("L1, the released way", released, ""), ("L1", fast, f"{released / fast:.2f}"))
+        return [[name, way, f"{1e3 * took:.1f}", f"{CHUNK / took:.1f}", "", ratio] for way, took, ratio in pair]
+    parallel = random_policy(config, device, dtype, None, TokenHead(256, words, CHUNK, parallel=True), CAMERAS)
+    diffusion = random_policy(config, device, dtype, None, DiffusionHead(CHUNK, DIM, steps=denoising), CAMERAS)
+    tokens = random_policy(MODELS[name], device, dtype, None)
     for policy in (parallel, diffusion):
         policy.act_chunk([seen])
     tokens.act(pictures[0], INSTRUCTION)
-    cuda = device.type == "cuda"
     ways: list[Callable[[], Any]] = [
         lambda: theirs(seen),
         lambda: l1.act_chunk([seen]),
@@ -151,11 +158,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--denoising", type=int, default=10)
+    parser.add_argument("--alone", action="store_true", help="L1 and the released way only")
     told = parser.parse_args()
     device = torch.device(told.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.set_num_threads(1)
-    rows = [row for name in told.model for row in compare(name, device, dtype, told.repeats, told.denoising)]
+    rows = [
+        row for name in told.model for row in compare(name, device, dtype, told.repeats, told.denoising, told.alone)
+    ]
     header = ["model", "way", "ms", "actions a second", "times one token action", "times the released way"]
     print(markdown([header, *rows]))
 
