@@ -79,11 +79,15 @@ def step_cost(vla: VLA, head: ActionHead, batch: Batch, autocast: bool) -> Cost:
     skipped = stand_ins([signature(block) for block in row])
     asleep = {module for number in skipped for module in row[number].modules()}
     # Heads hold constants, such as the centres of bins, that are no part of the model: they may be real.
-    with FakeTensorMode(allow_non_fake_inputs=True), _fake_values(vla, asleep), _Ledger(vla) as ledger:
-        with shortened(row, skipped, ledger) as stood_for:
-            loss = _loss(vla, head, batch, autocast)
-            ledger.flops = ledger.backward
-            loss.backward()
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        _fake_values(vla, asleep),
+        _Ledger(vla) as ledger,
+        shortened(row, skipped, ledger) as stood_for,
+    ):
+        loss = _loss(vla, head, batch, autocast)
+        ledger.flops = ledger.backward
+        loss.backward()
     return ledger.cost({number: 1 + times for number, times in stood_for.items()})
 
 
