@@ -106,7 +106,7 @@ def estimate(
     """Build a model without memory and account for it.
 
     Args:
-        model: builds the VLA, given `action_head`; called on the meta device, twice where another dtype is computed in.
+        model: builds the VLA, given `action_head`; called on the meta device, twice where it computes in another dtype.
         strategy: which weights learn.
         head: what actions are to the model.
         plan: over which devices.
