@@ -176,7 +176,7 @@ def on_gpu(learn: str, size: int, rounds: int, recompute: Any) -> None:
             compile_blocks(model)
         recompute_activations(model, recompute)
         kind = "adamw" if learn == "lora" else "adamw_bf16"
-        optimizer = AdamW(lr=1e-5, kind=kind).build(model.parameters(), rounds)[0][0]
+        optimizer = AdamW(lr=1e-5, kind=kind).build(model.parameters(), rounds, fused=True)[0][0]
         given = batch(size, "cuda")
         for _ in range(3):
             take_step(loss, model, optimizer, given)

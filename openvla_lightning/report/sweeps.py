@@ -103,7 +103,9 @@ def draw_curves(runs: Sequence[Path], rows: Rows, picture: Path) -> bool:
     logged = {metric: found for metric, found in curves.items() if any(found)}
     if not logged:
         return False
-    figure = Figure(figsize=(4.5 * len(logged), 4.2), layout="constrained")
+    width, names = 4.5 * len(logged), [row[0] for row in rows[1:]]
+    columns = max(1, min(4, int(width / (0.5 + 0.07 * max(map(len, names), default=0)))))  # inches, of 8 pt letters
+    figure = Figure(figsize=(width, 3.8 + 0.17 * -(-len(names) // columns)), layout="constrained")
     for axes, (metric, found) in zip(figure.subplots(1, len(logged), squeeze=False)[0], logged.items(), strict=True):
         for index, points in enumerate(found):
             if points:
@@ -111,8 +113,8 @@ def draw_curves(runs: Sequence[Path], rows: Rows, picture: Path) -> bool:
                 axes.plot(*zip(*points, strict=True), color=f"C{index}", marker=marker, markersize=3, alpha=0.8)
         axes.set(title=metrics[metric], xlabel="optimiser step")
         axes.grid(alpha=0.3)
-    lines = [figure.axes[0].plot([], [], color=f"C{index}", label=row[0])[0] for index, row in enumerate(rows[1:])]
-    figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(lines)), fontsize=8)
+    lines = [figure.axes[0].plot([], [], color=f"C{index}", label=name)[0] for index, name in enumerate(names)]
+    figure.legend(handles=lines, loc="outside lower center", ncols=columns, fontsize=8)
     figure.savefig(picture, dpi=110)
     return True
 
