@@ -55,8 +55,10 @@ def test_what_is_not_there_is_named(script: str, overrides: list[str], said: str
 
 
 def test_what_may_be_elsewhere_is_not_missed(tmp_path: Path) -> None:
-    (tmp_path / "bridge_orig").mkdir()
-    rlds = ["data/source=rlds", "data.mix={bridge_orig: 1.0}"]
+    rlds = ["data/source=rlds", "data/mix=bridge"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        for name in compose("train", rlds).data.mix:
+            (tmp_path / str(name)).mkdir()
     hub = ["model.init_from=openvla/openvla-7b"]
     with initialize_config_dir(CONF, version_base="1.3"):
         for overrides in (
