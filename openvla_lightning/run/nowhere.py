@@ -39,14 +39,19 @@ def _datasets(config: Mapping[str, Any]) -> Iterator[str]:
         return
     own = described if isinstance(described, dict) else {}
     absent = [name for name in mix if name not in own and not Path(root).expanduser().joinpath(str(name)).exists()]
-    if absent:
-        from openvla_lightning.data.oxe.registry import dataset_spec  # knows where each is to be had
+    problems = [problem for name in absent if (problem := _absent(str(name), root))]
+    if problems:
+        yield from [*problems, "Point paths.data_dir=... or OPENVLA_LIGHTNING_DATA to where the datasets are"]
 
-        for name in map(str, absent):
-            try:
-                hint = dataset_spec(name).where.format(name=name, root=root) or "put its RLDS folder there"
-            except ValueError as error:
-                yield str(error)
-            else:
-                yield f"{name}: no {Path(root, name)}. Get it: {hint}"
-        yield "Point paths.data_dir=... or OPENVLA_LIGHTNING_DATA to where the datasets are"
+
+def _absent(name: str, root: str) -> str | None:
+    """Where a dataset was looked for and is to be had; None for what the embedded world makes by itself."""
+    from openvla_lightning.data.oxe.datasets import TABLETOP
+    from openvla_lightning.data.oxe.registry import dataset_spec
+
+    try:
+        where = dataset_spec(name).where
+    except ValueError as error:
+        return str(error)
+    hint = where.format(name=name, root=root) or "put its RLDS folder there"
+    return None if where == TABLETOP else f"{name}: no {Path(root, name)}. Get it: {hint}"
