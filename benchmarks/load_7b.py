@@ -24,8 +24,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from openvla_lightning import VLA, Policy
+from openvla_lightning.checkpoint.architecture import released_config
 from openvla_lightning.checkpoint.preprocessor import FILE, preprocessor_config
-from openvla_lightning.checkpoint.released import released_config
 from openvla_lightning.model.vision_backbone import pixel_statistics
 
 CONF = Path(__file__).parents[1] / "conf" / "model"

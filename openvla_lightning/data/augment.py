@@ -60,7 +60,7 @@ class Augmentation:
         return np.minimum(drawn, np.float32(1 - 2**-24))  # rounding may reach 1
 
     def views(self, pixels: Tensor, seed: int, numbers: Sequence[int], cameras: int) -> Tensor:
-        """Augment pixels uint8 [B, 3V, H, W] of so many cameras, of which V may show earlier pictures, too.
+        """Augment pixels uint8 [B, 3V, H, W]. The V views are pictures of `cameras` cameras, earlier ones included.
 
         Each camera is augmented by itself, as in OpenVLA-OFT, and all of its pictures alike: nothing seems to move.
         """

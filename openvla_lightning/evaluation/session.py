@@ -1,6 +1,5 @@
 """Rollouts with everything about them on disk as they end: episodes, videos, what the world was like."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from openvla_lightning.evaluation.spent import Spent
 from openvla_lightning.evaluation.stopping import Decided
 from openvla_lightning.evaluation.video import write_video
 from openvla_lightning.report.results import Episode, Results, success_rate
+from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.runtime.progress import Bar
 from openvla_lightning.types import Observation
 
@@ -207,11 +207,6 @@ class _Timed:
         if hasattr(self._policy, "standing"):
             return self._policy.standing(image, instruction)
         return Observation({"primary": image}, instruction)
-
-
-def available_cores() -> int:
-    """Cores this process may use, which in a container or a job is fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

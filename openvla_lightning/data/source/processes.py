@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from openvla_lightning.runtime.progress import Bar  # brings rich along, which loader workers do not need
 
 CONTEXT = multiprocessing.get_context("spawn")
+PARALLEL_FROM = 256 * 2**20
+"""Bytes of a dataset from which it is worth starting processes to index it."""
 
 _counter: Any = None
 
