@@ -16,6 +16,7 @@ from openvla_lightning.evaluation.control import Actor, Control, ask
 from openvla_lightning.evaluation.journal import Journal
 from openvla_lightning.evaluation.plan import Plan
 from openvla_lightning.evaluation.rollout import rollout
+from openvla_lightning.evaluation.spent import Spent
 from openvla_lightning.evaluation.stopping import Decided
 from openvla_lightning.evaluation.video import write_video
 from openvla_lightning.report.results import Episode, Results, success_rate
@@ -103,6 +104,7 @@ class Session:
             self._bar.restart(self._bar.label, self._bar.total)  # loading a model is no part of episodes' speed
             return policy
 
+        spent = Spent()
         starting = f"starting {num_envs} environments"
         self._bar = Bar(starting, None, "episodes", console=self._console)
         with self._bar, _torch_threads(max(1, available_cores() // 2)):
@@ -120,7 +122,9 @@ class Session:
                 control=control,
                 on_ready=self._begin,
                 on_self_test=self._check if self_test else None,
+                spent=spent,
             )
+        self._results.timing |= spent.shares()
         if self._decided is not None:
             verdict = self._decided.verdict(self._plans, self._finished)
             against = self._decided.other.label
