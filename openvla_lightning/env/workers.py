@@ -8,18 +8,18 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import time
 import traceback
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
 from openvla_lightning.env.base import Check, EnvFactory, RequestError, RolloutEnv, Task
+from openvla_lightning.env.commands import Command, Outcome, obey
 
 
 class WorkerError(RuntimeError):
@@ -30,47 +30,6 @@ class BuildError(WorkerError):
     """An environment could not be built."""
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Begin an episode."""
-
-    task: str
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Execute an action [D], or none, and then let the world go on for `waits` more actions' time."""
-
-    action: np.ndarray | None
-    waits: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a slot answers to a command.
-
-    Attributes:
-        seen: what the policy is shown next: `image`, `<view>_image` uint8 [H, W, 3] and `proprio` [P]; None after an
-            error.
-        done: the episode is over; the next command must be a `Start`.
-        success: as judged so far.
-        progress: share of the task that is done, 0 to 1.
-        steps: control steps that passed, waits included.
-        instruction: the episode's own words, in the answer to a `Start`.
-        error: traceback of the environment, or how its process died; the episode is lost.
-    """
-
-    seen: Mapping[str, np.ndarray] | None
-    done: bool = False
-    success: bool = False
-    progress: float = 0.0
-    steps: int = 0
-    instruction: str = ""
-    error: str | None = None
-
-
-Command = Start | Move
 _SELF_TEST = "self-test"
 PATIENCE = 600.0
 """Seconds in which a process must answer; one that hangs for longer is ended as if it had died."""
@@ -236,10 +195,12 @@ def _serve(connection: Connection, make_env: EnvFactory) -> None:
                 continue
             answers = {}
             for slot, command in message.items():
+                started = time.perf_counter()
                 try:
                     if slot not in envs:
                         envs[slot] = spare.pop() if spare else make_env()
-                    answers[slot] = _obey(envs[slot], command)
+                    outcome = obey(envs[slot], command)
+                    answers[slot] = replace(outcome, seconds=time.perf_counter() - started)
                 except Exception:
                     answers[slot] = Outcome(None, error=traceback.format_exc())
                     _discard(envs.pop(slot, None))
@@ -275,25 +236,3 @@ def _discard(env: RolloutEnv | None) -> None:
             env.close()
     except Exception:  # it is broken already; the first error is the one to report
         traceback.print_exc()
-
-
-def _obey(env: RolloutEnv, command: Command) -> Outcome:
-    if isinstance(command, Start):
-        try:
-            observation, info = env.reset(seed=command.seed, options={"task": command.task})
-        except Exception as error:
-            error.add_note(f"while starting task {command.task!r} with seed {command.seed}")
-            raise
-        return Outcome(_shown(observation), instruction=info["instruction"])
-    for steps in range(1, command.waits + 2):
-        first = steps == 1 and command.action is not None
-        observation, _, terminated, truncated, info = env.step(command.action) if first else env.wait()  # type: ignore[arg-type]
-        if terminated or truncated:
-            break
-    success, progress = bool(info["success"]), float(info.get("progress", info["success"]))
-    return Outcome(_shown(observation), bool(terminated or truncated), success, progress, steps)
-
-
-def _shown(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of an observation, what a policy may look at."""
-    return {name: value for name, value in observation.items() if name.endswith("image") or name == "proprio"}

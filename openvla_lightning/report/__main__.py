@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openvla_lightning.report.results import FILE_NAME
+from openvla_lightning.report.shards import ShardError, merge
 from openvla_lightning.report.sweeps import write_sweep
-from openvla_lightning.report.writing import compare
+from openvla_lightning.report.writing import compare, write_report
 from openvla_lightning.runtime.files import below
 
 
@@ -18,7 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m openvla_lightning.report", description=compare.__doc__.split("\n")[0])  # type: ignore[union-attr]
     parser.add_argument("paths", nargs="+", type=Path, help="results.json files, or folders searched for them")
     parser.add_argument("--out", type=Path, help="folder for report.md and the chart (default: the first folder named)")
+    parser.add_argument("--merge", action="store_true", help="first make one evaluation of the shards in each folder")
     options = parser.parse_args(arguments)
+    if options.merge:
+        try:
+            for path in options.paths:
+                write_report(merge(path), path)
+        except ShardError as error:
+            parser.error(str(error))
     sweeps = [page for path in options.paths if path.is_dir() and (page := write_sweep(path)) is not None]
     for page in sweeps:
         print(f"written to {page}")

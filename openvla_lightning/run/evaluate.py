@@ -13,6 +13,7 @@ from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.cli.help import groups
 from openvla_lightning.config import CONF, ConfigError, expand_home, for_people, validate
 from openvla_lightning.logger import log_results
+from openvla_lightning.report.shards import Shard
 from openvla_lightning.report.sweeps import RUNS_OWN
 from openvla_lightning.run import job
 from openvla_lightning.run.start import make_embedded
@@ -71,8 +72,9 @@ def evaluate(cfg: DictConfig) -> float | None:
         results = scoring.evaluate(policy, env, cfg.paths.output_dir, config=recipe, **arguments)
     except scoring.UNUSABLE as error:
         raise ConfigError(str(error)) from error
+    folder = cfg.paths.output_dir if results.shard is None else Shard.parse(results.shard).folder(cfg.paths.output_dir)
     for logger in loggers:
-        log_results(logger, results, cfg.paths.output_dir)
+        log_results(logger, results, folder)
     return results.score
 
 

@@ -27,6 +27,7 @@ from openvla_lightning.policy import Policy
 from openvla_lightning.serve.batching import Batcher, stale
 from openvla_lightning.serve.errors import Refused
 from openvla_lightning.serve.reading import Question, Reader
+from openvla_lightning.serve.recording import Logbook
 
 UNGUARDED = ("/health",)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -42,6 +43,7 @@ class Service:
         max_bytes: largest request.
         max_pixels: largest image.
         rate_hz: actions a second for one robot, as measured; for /info.
+        logbook: keeps what is asked and answered; None: nobody does.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class Service:
         max_bytes: int = 2**23,
         max_pixels: int = 2**22,
         rate_hz: float | None = None,
+        logbook: Logbook | None = None,
     ) -> None:
+        self.logbook = logbook
         self.policy, self.deadline, self.max_bytes, self.rate_hz = policy, deadline, max_bytes, rate_hz
         processor = policy.processor
         views, told = processor.views, processor.proprio
@@ -81,8 +85,10 @@ class Service:
         self.warnings: list[str] = []
         """Limits that cannot be kept at the measured speed; for /health."""
 
-    async def act(self, transport: str, began: float, read: Callable[[], Question]) -> tuple[Question, np.ndarray]:
-        """Read and answer a question: with an action [D], or where a chunk is asked for with [T, D].
+    async def act(
+        self, transport: str, began: float, read: Callable[[], Question], robot: str = ""
+    ) -> tuple[Question, np.ndarray]:
+        """Read and answer a question of `robot`: with an action [D], or where a chunk is asked for with [T, D].
 
         Raises:
             Refused: when there is no action.
@@ -97,6 +103,8 @@ class Service:
         except TimeoutError:
             raise stale() from None
         self.latency.labels(transport).observe(time.monotonic() - began)
+        if self.logbook is not None:
+            self.logbook.note(robot, question.observation, chunk, question.chunk)
         return question, chunk if question.chunk else chunk[0]
 
     def counted(self, transport: str, refusal: Refused | None) -> None:
@@ -152,7 +160,8 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
         service.open += 1
         try:
             body = await _body(request, service.max_bytes)
-            question, action = await service.act("http", began, partial(service.reader.from_json, body))
+            robot = request.client.host if request.client else "http"
+            question, action = await service.act("http", began, partial(service.reader.from_json, body), robot)
             return JSONResponse(json_numpy.dumps(action) if question.encoded else action.tolist())
         except Refused as error:
             refusal = error
@@ -164,6 +173,7 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
     @app.websocket("/ws")
     async def ws(socket: WebSocket) -> None:
         await socket.accept()
+        robot = f"ws {id(socket)}"
         try:
             while True:
                 message = await socket.receive()
@@ -173,7 +183,7 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
                 service.open += 1
                 try:
                     data = message.get("bytes") or b""
-                    question, action = await service.act("ws", began, partial(service.reader.from_msgpack, data))
+                    question, action = await service.act("ws", began, partial(service.reader.from_msgpack, data), robot)
                     answer: dict[str, Any] = {"actions" if question.chunk else "action": action.tolist()}
                 except Refused as error:
                     refusal, answer = error, error.body
@@ -184,6 +194,9 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
                     service.counted("ws", refusal)
         except WebSocketDisconnect:
             return
+        finally:
+            if service.logbook is not None:
+                service.logbook.end(robot)
 
     @app.get("/health")
     async def health() -> Response:

@@ -77,13 +77,13 @@ def test_images_are_kept_where_asked():
         planned(1),
         num_envs=2,
         num_workers=1,
-        on_episode=lambda number, episode, frames: seen.update({episode.task: (episode, frames)}),
-        keep_frames=lambda plan: plan.task.family == "top",
+        on_episode=lambda number, episode, kept: seen.update({episode.task: (episode, kept)}),
+        keep=lambda plan: plan.task.family == "top",
     )
     assert len(seen) == 4
-    for episode, frames in seen.values():
-        assert (frames is not None) == (episode.family == "top")
-        assert frames is None or len(frames) == episode.length + 1
+    for episode, kept in seen.values():
+        assert (kept is not None) == (episode.family == "top")
+        assert kept is None or len(kept.shown) == len(kept.actions) + 1 == episode.length + 1
 
 
 def test_a_failing_environment_stops_with_its_traceback():
