@@ -14,7 +14,9 @@ def test_questions_and_answers_become_episodes(checkpoint, tmp_path):
     with Client(running.url) as robot:
         answered += [robot.act(picture(seed), "lift the can") for seed in range(3)]
         answered += [robot.act(picture(seed), "drop the can") for seed in range(3, 5)]
-    assert running.end() == 0
+    running.end()
+    running.process.join(60)  # it writes the dataset
+    assert running.process.exitcode == 0
     reader = Reader(tmp_path / "data")
     episodes = [reader(place)[0] for place in range(len(reader.numbers))]
     assert [(len(e["action"]), e["task"][0]) for e in episodes] == [(3, "lift the can"), (2, "drop the can")]
