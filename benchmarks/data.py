@@ -6,6 +6,15 @@
 Rates are frames per core-second (of the process' CPU time), medians over windows. The ceiling is decoding and resizing
 the same images in a bare loop of the same run; a pipeline adds finding, reading, normalising and stacking. Memory is
 what the process holds above what it held before it opened the dataset.
+
+    python benchmarks/data.py --released ENV/bin/python REPO     # beside the released pipeline, windows taking turns
+    python benchmarks/data.py --beside CHECKOUT                  # beside another version of this code
+
+REPO is a clone of openvla/openvla. ENV has TensorFlow 2.15 and nothing of this project's:
+
+    python3.11 -m venv ENV
+    ENV/bin/pip install tensorflow-cpu==2.15.0 tensorflow-datasets==4.9.3 tensorflow-metadata==1.14.0 numpy==1.26.4
+    ENV/bin/pip install --no-deps git+https://github.com/moojink/dlimp_openvla
 """
 
 import argparse
@@ -13,8 +22,9 @@ import io
 import os
 import shutil
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,6 +41,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from served import Served, answer, per_core_second
 
 from openvla_lightning.data import VLADataModule
 from openvla_lightning.data.images import load
@@ -49,22 +60,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--trajectories", type=int, default=300, help="of the 256 px corpus")
     parser.add_argument("--picture", type=Path, default=None, help="where to draw a bar chart")
+    parser.add_argument("--released", nargs=2, metavar=("PYTHON", "REPO"), help="compare with the released pipeline")
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="compare with another version of this code")
+    parser.add_argument("--buffer", type=int, default=1000, help="frames that the released pipeline shuffles")
+    parser.add_argument("--rounds", type=int, default=7, help="windows of each pipeline when comparing")
+    parser.add_argument("--serve", nargs=3, metavar=("ROOT", "NAME", "AUGMENT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.serve:
+        root, name, augment = arguments.serve
+        data = opened(Path(root), name, augment=PAPER if augment == "True" else None)
+        answer(endless(data, augment == "True"))
+        return
     with TemporaryDirectory() as folder:
         corpora = {256: enlarged(Path(folder), arguments.trajectories)}
         if golden := os.environ.get("OPENVLA_GOLDEN"):
             sample = Path(folder) / "bridge_dataset"
             shutil.copytree(Path(golden) / "data" / "bridge_sample" / "bridge_dataset", sample)
-            corpora[64] = {"name": "bridge_dataset", "datasets": {}}
-        found = {size: measure(Path(folder), **corpus) for size, corpus in sorted(corpora.items())}
+            corpora[64] = "bridge_dataset"
+        if arguments.released or arguments.beside:
+            compare(Path(folder), dict(sorted(corpora.items())), arguments)
+            return
+        found = {size: measure(Path(folder), name) for size, name in sorted(corpora.items())}
     show(found)
     if arguments.picture:
         draw(found, arguments.picture)
 
 
-def enlarged(root: Path, trajectories: int) -> dict[str, Any]:
-    """Write the 256 px corpus."""
+def enlarged(root: Path, trajectories: int) -> str:
+    """Write the 256 px corpus; return its name."""
     pictures = list(islice(frames(), 200))
     features = F.FeaturesDict(
         {
@@ -83,14 +107,11 @@ def enlarged(root: Path, trajectories: int) -> dict[str, Any]:
         words = {"language_instruction": f"put thing {index % 50} away"}
         shown = [pictures[(index * STEPS + t) % len(pictures)] for t in range(STEPS)]
         return {
-            "steps": [
-                {"observation": {"image": image}, "action": rng.normal(size=7).astype(np.float32)} | words
-                for image in shown
-            ]
+            "steps": [{"observation": {"image": image}, "action": rng.random(7, np.float32)} | words for image in shown]
         }
 
     write_rlds(root / "enlarged" / "1.0.0", features, {"train": trajectories}, episode, workers=0, progress=False)
-    return {"name": "enlarged", "datasets": {"enlarged": {"cameras": {"primary": "image"}}}}
+    return "enlarged"
 
 
 def frames() -> Iterator[bytes]:
@@ -114,11 +135,7 @@ def frames() -> Iterator[bytes]:
 
 def collate(steps: list[Step]) -> Batch:
     """A batch without words: what the released figures are of, too."""
-    pixels = (
-        torch.from_numpy(np.stack([step.observation.images["primary"] for step in steps]))
-        .permute(0, 3, 1, 2)
-        .contiguous()
-    )
+    pixels = torch.from_numpy(np.stack([step.observation.images["primary"] for step in steps])).permute(0, 3, 1, 2)
     actions = torch.from_numpy(np.stack([step.action for step in steps]))
     ids = torch.zeros(len(steps), 1, dtype=torch.long)
     return Batch(
@@ -132,8 +149,9 @@ def collate(steps: list[Step]) -> Batch:
     )
 
 
-def opened(root: Path, name: str, datasets: dict[str, Any], **options: Any) -> VLADataModule:
+def opened(root: Path, name: str, **options: Any) -> VLADataModule:
     """The dataset as training opens it."""
+    datasets = {"enlarged": {"cameras": {"primary": "image"}}} if name == "enlarged" else {}
     data = VLADataModule(
         partial(RLDS, root), {name: 1.0}, collate, SIZE, BATCH, datasets=datasets, num_workers=0, **options
     )
@@ -142,21 +160,21 @@ def opened(root: Path, name: str, datasets: dict[str, Any], **options: Any) -> V
     return data
 
 
-def measure(root: Path, name: str, datasets: dict[str, Any]) -> dict[str, float]:
+def measure(root: Path, name: str) -> dict[str, float]:
     """All figures of one corpus."""
     started = time.process_time()
-    index = opened(root, name, datasets).sources[name].index
+    index = opened(root, name).sources[name].index
     found = {"indexing": index.num_trajectories / (time.process_time() - started)}
 
     held = psutil.Process().memory_info().rss
     began = time.perf_counter()
-    data = opened(root, name, datasets)
+    data = opened(root, name)
     next(iter(data.train_dataloader()))
     found["first batch"] = time.perf_counter() - began
 
     source = data.sources[name]
     stored = [encoded for step in range(min(400, index.num_steps)) if (encoded := source.encoded("primary", step))]
-    augmented, fast = opened(root, name, datasets, augment=PAPER), opened(root, name, datasets, images="fast")
+    augmented, fast = opened(root, name, augment=PAPER), opened(root, name, images="fast")
     stages = {
         "ceiling": lambda: sum(load(encoded, SIZE).size > 0 for encoded in stored),
         "pipeline": endless(data),
@@ -166,7 +184,7 @@ def measure(root: Path, name: str, datasets: dict[str, Any]) -> dict[str, float]
     rates: dict[str, list[float]] = {stage: [] for stage in stages}
     for window in range(WINDOWS + 1):
         for stage, serve in stages.items():
-            rate = per_core_second(serve)
+            rate = per_core_second(serve, 1.0)
             if window:  # the first warms up
                 rates[stage].append(rate)
     found |= {stage: statistics.median(values) for stage, values in rates.items()}
@@ -194,12 +212,40 @@ def endless(data: VLADataModule, augment: bool = False) -> Callable[[], int]:
     return serve
 
 
-def per_core_second(serve: Callable[[], int], seconds: float = 1.0) -> float:
-    """Frames over a window of so much CPU time."""
-    served, started = 0, time.process_time()
-    while (spent := time.process_time() - started) < seconds:
-        served += serve()
-    return served / spent
+def compare(root: Path, corpora: Mapping[int, str], arguments: argparse.Namespace) -> None:
+    """Windows of all pipelines in turn, and the table of their rates and of our rate divided by each other one."""
+    table = Table("images", title=f"Frames per core-second, {SIZE} px, medians of {arguments.rounds}; ratios (range)")
+    here = Path(__file__)
+    for size, name in corpora.items():
+        opened(root, name)  # indexed and measured before the clocks run
+        for augment in (False, True):
+            other: dict[str, Served] = {}
+            if arguments.released:
+                python, repo = arguments.released
+                told = [repo, root, name, SIZE, augment, arguments.buffer]
+                script = here.with_name("released_data.py")
+                other["released"] = Served([python, script, *map(str, told)], {"TF_CPP_MIN_LOG_LEVEL": "2"})
+            if arguments.beside:
+                command = [sys.executable, here, "--serve", root, name, str(augment)]
+                other["beside"] = Served(command, {"PYTHONPATH": str(arguments.beside.resolve())})
+            own = endless(opened(root, name, augment=PAPER if augment else None), augment)
+            rates: dict[str, list[float]] = {who: [] for who in [*other, "ours"]}
+            for window in range(arguments.rounds + 1):
+                for who in rates:
+                    rate = other[who].window(1.0) if who in other else per_core_second(own, 1.0)
+                    if window:  # the first warms up
+                        rates[who].append(rate)
+            for process in other.values():
+                process.close()
+            cells = [f"{statistics.median(found):,.0f}" for found in rates.values()]
+            for who in other:
+                ratios = [ours / theirs for ours, theirs in zip(rates["ours"], rates[who], strict=True)]
+                cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.1f} to {max(ratios):.1f})")
+            if not table.rows:
+                for title in [*rates, *(f"ours / {who}" for who in other)]:
+                    table.add_column(title, justify="right")
+            table.add_row(f"{size} px{', augmented' if augment else ''}", *cells)
+    Console(width=110).print(table)
 
 
 def show(found: dict[int, dict[str, float]]) -> None:

@@ -29,7 +29,8 @@ from rich.table import Table
 
 from openvla_lightning.data import VLADataModule
 from openvla_lightning.data.images import ImageMode, Pixels
-from openvla_lightning.data.oxe.registry import DatasetSpec, dataset_spec
+from openvla_lightning.data.oxe.catalogue import dataset_spec
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.statistics import DatasetStatistics
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it announces an absent optional kernel at every start
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["VLA", "ActionTokenizer", "DatasetStatistics", "Policy", "Processor", "__version__"]
 
 _HOMES = {

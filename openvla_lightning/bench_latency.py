@@ -108,7 +108,7 @@ def random_policy(
     """A policy of random weights, made on the device; without torch's slow initialisation on the way.
 
     Args:
-        config: of the VLA; with a `proprio_dim` the policy is told so many numbers.
+        config: of the VLA; with a `proprio_dim` P the policy is told P numbers.
         device, dtype: of the weights.
         format_: how they are quantised; None: not at all.
         head: what actions are; None: tokens, one action at a time.

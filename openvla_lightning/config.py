@@ -1,6 +1,7 @@
 """Configuration: the resolvers that conf/ uses, and the check of a composed config before anything heavy is built."""
 
 import inspect
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from openvla_lightning import plugins
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.processor.prompt import prompt_of
+
+log = logging.getLogger(__name__)
 
 CONF = str(next(p for p in (Path(__file__).parents[1] / "conf", Path(__file__).parent / "conf") if p.is_dir()))
 """The folder of configs: beside the package in a checkout, inside it once installed."""
@@ -60,6 +63,17 @@ def for_people(*kinds: type[Exception]) -> Iterator[None]:
         raise SystemExit(f"error: {shown}") from None
 
 
+@contextmanager
+def blaming_config() -> Iterator[None]:
+    """Around what is built of a config or reads what it names: a ValueError there is a ConfigError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def expanded(path: str) -> str:
     """A path in which `~` is the home folder, also where no shell has seen it: in YAML, in a container's settings."""
     return os.path.expanduser(path)
@@ -75,6 +89,28 @@ def expand_home(node: DictConfig | ListConfig) -> None:
             expand_home(value)
         elif isinstance(value, str) and (value == "~" or value.startswith("~/")):
             node[key] = expanded(value)
+
+
+def find_checkpoint(cfg: DictConfig, otherwise: str) -> None:
+    """Put the file that `ckpt_path` means in its place: of `last`, and of a run or a folder of runs, the newest.
+
+    The file, and not its folder, because results are kept by its hash and may be written into that folder.
+
+    Args:
+        cfg: of a command that acts.
+        otherwise: what to do where there is none yet.
+
+    Raises:
+        ConfigError: `ckpt_path` is `last`, and there is none.
+    """
+    if cfg.ckpt_path == "last":
+        newest = newest_checkpoint(cfg.paths.log_dir)
+        if newest is None:
+            raise ConfigError(f"no checkpoint below {cfg.paths.log_dir}/ yet; {otherwise}")
+        log.info(f"The newest checkpoint is {newest}")
+        cfg.ckpt_path = str(newest)
+    elif cfg.ckpt_path and Path(cfg.ckpt_path).is_dir():
+        cfg.ckpt_path = str(newest_checkpoint(cfg.ckpt_path) or cfg.ckpt_path)
 
 
 def run_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | None) -> str:
@@ -96,11 +132,8 @@ def sweep_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | 
 OmegaConf.register_new_resolver("run_dir", run_dir, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True, use_cache=True)  # a sweep has one folder
 OmegaConf.register_new_resolver("home", expanded, replace=True)
-OmegaConf.register_new_resolver("max", max, replace=True)
 OmegaConf.register_new_resolver("modulo", lambda number, by: number % by, replace=True)
-
-
-OmegaConf.register_new_resolver("prompt_of", prompt_of, replace=True)
+OmegaConf.register_new_resolver("prompt_of", prompt_of, replace=True)  # so that a printed config shows the prompt
 
 
 def validate(cfg: DictConfig) -> dict[str, Any]:

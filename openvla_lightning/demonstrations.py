@@ -7,7 +7,7 @@ still, as teleoperated ones do, for the no-op filter.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -74,25 +74,33 @@ EMBEDDED = ("tabletop_pretrain", "tabletop_finetune")
 """What `make demo` needs."""
 
 
-def make(data_dir: str | Path, names: Sequence[str] = EMBEDDED, workers: int | None = None) -> list[Path]:
+def make(
+    data_dir: str | Path, names: Sequence[str] = EMBEDDED, workers: int | None = None, episodes: int | None = None
+) -> list[Path]:
     """Write datasets below `data_dir`, each as `<name>/<version>`; go on where an interrupted call stopped.
 
     Args:
         data_dir: the data directory.
         names: of `DATASETS`; a dataset that is already complete is left alone.
         workers: processes; None: one per core.
+        episodes: of the split `train` of each dataset, for a first try: the first ones of the whole dataset; `val`
+            shrinks alike. None: all.
 
     Returns:
         The datasets' folders.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or fewer than one episode.
     """
+    if episodes is not None and episodes < 1:
+        raise ValueError(f"{episodes} episodes are no dataset: give at least 1")
     if unknown := [name for name in names if name not in DATASETS]:
         raise ValueError(f"the embedded world has no dataset {', '.join(unknown)}; it has {', '.join(DATASETS)}")
     folders = []
     for name in names:
         plan = DATASETS[name]
+        if episodes is not None and episodes < plan.train:
+            plan = replace(plan, train=episodes, val=max(1, round(plan.val * episodes / plan.train)))
         folder = write_rlds(
             Path(data_dir) / name / VERSION,
             features(),
@@ -220,8 +228,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m openvla_lightning.demonstrations", description=__doc__)
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where datasets live (default: data)")
     parser.add_argument("--full", action="store_true", help="also make tabletop_full: all families, six objects")
+    parser.add_argument(
+        "--episodes", type=int, help="how many of each to train on, for a first try (default: all; 1,200 and 300)"
+    )
     options = parser.parse_args(arguments)
-    for folder in make(options.data_dir, [*EMBEDDED, "tabletop_full"] if options.full else EMBEDDED):
+    names = [*EMBEDDED, "tabletop_full"] if options.full else EMBEDDED
+    try:
+        folders = make(options.data_dir, names, episodes=options.episodes)
+    except ValueError as error:  # too few, or a folder that holds others
+        raise SystemExit(f"error: {error}") from None
+    for folder in folders:
         print(folder)
 
 

@@ -31,6 +31,7 @@ from openvla_lightning.data.source.writer import write_rlds
 from openvla_lightning.env.libero import Libero
 from openvla_lightning.env.libero.expert import Expert
 from openvla_lightning.env.libero.protocol import RENDER_SIZE
+from openvla_lightning.runtime.files import written_whole
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 STATES = {"val": range(10, 14), "train": range(14, 50)}
@@ -43,7 +44,7 @@ STILL = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class Demonstrations:
+class LiberoDemonstrations:
     """A picklable `(split, index) -> episode`, of episodes that were played.
 
     Attributes:
@@ -92,9 +93,8 @@ def play(suite: str, task: int, state: int, pushes: float, path: Path) -> bool:
         if success:
             break
         executed, recorded = [], []
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
-    np.savez(partial, executed=np.array(executed), recorded=np.array(recorded))
-    partial.replace(path)
+    with written_whole(path) as beside, beside.open("wb") as file:
+        np.savez(file, executed=np.array(executed), recorded=np.array(recorded))
     return bool(executed)
 
 
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.folder,
         features.FeaturesDict({"steps": features.Dataset(step)}),
         {split: len(files) for split, files in played.items()},
-        Demonstrations(suite, played),
+        LiberoDemonstrations(suite, played),
         episodes_per_shard=4,
         workers=given.workers,
         recipe={"suite": suite, "tasks": given.tasks, "states": states, "pushes": given.pushes},

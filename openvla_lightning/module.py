@@ -96,11 +96,12 @@ class VLAModule(L.LightningModule):
         self.check(strategy)
         self.vla = strategy.build(self._learner) if isinstance(strategy, FSDP) else self._learner()
         if isinstance(strategy, FSDP):
-            for name in ("norm_stats", "released", "origin", "init_from"):  # only the first process opened the files
-                setattr(self.vla, name, strategy.broadcast(getattr(self.vla, name)))
-        if self.strategy.adapts and self.vla.init_from is not None:
+            self.vla.about = strategy.broadcast(self.vla.about)  # only the first process opened the files
+        if self.strategy.adapts and self.vla.about.weights_from is not None:
             # checkpoints name it and hold the adapter alone
-            self.base = strategy.broadcast(base_at(self.vla.init_from) if self.trainer.is_global_zero else None)
+            self.base = strategy.broadcast(
+                base_at(self.vla.about.weights_from) if self.trainer.is_global_zero else None
+            )
             self.strict_loading = False
         self.vla.train()  # Lightning does not; and batch normalisation that was just frozen keeps its statistics
         if self.compile_blocks:
@@ -129,7 +130,7 @@ class VLAModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of `batch`."""
-        loss = self._step(batch, self.train_metrics)
+        loss, _ = self._step(batch, self.train_metrics)
         self.train_loss.update(loss.detach())
         return loss
 
@@ -149,10 +150,11 @@ class VLAModule(L.LightningModule):
         self.train_loss.reset()
         self.train_metrics.reset()
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the loss and collect accuracy and L1 of a held-out batch."""
-        loss = self._step(batch, self.val_metrics)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Prediction]:
+        """Log the loss and collect accuracy and L1 of a held-out batch; callbacks get the `prediction`."""
+        loss, prediction = self._step(batch, self.val_metrics)
         self.log("val/loss", loss, batch_size=len(batch), sync_dist=True, add_dataloader_idx=False)
+        return {"prediction": prediction}
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracy and L1 over the whole validation pass."""
@@ -169,11 +171,11 @@ class VLAModule(L.LightningModule):
             loss = loss + next_token_loss(next_token_logits(self.vla, words), targets)
         return loss, prediction
 
-    def _step(self, batch: Batch, metrics: Metric) -> Tensor:
+    def _step(self, batch: Batch, metrics: Metric) -> tuple[Tensor, Prediction]:
         loss, prediction = self(batch)
         with torch.no_grad():
             metrics.update(prediction, batch)
-        return loss
+        return loss, prediction
 
     def configure_gradient_clipping(
         self,
@@ -219,7 +221,7 @@ class VLAModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the random numbers where the checkpoint left them; refuse an adapter of another base."""
         check_adapter(checkpoint, self.base, self.vla)
-        if self.quantisation is not None:  # frozen weights are in their places, also those that the seed made
+        if self.quantisation is not None:  # frozen weights are in their places, random ones included
             checkpoint["state_dict"] = self._learnt(checkpoint["state_dict"])
         if (state := checkpoint.get("rng_state")) is not None:
             torch.set_rng_state(state)

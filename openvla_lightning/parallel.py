@@ -229,7 +229,7 @@ class FSDP(ModelParallelStrategy):
 
 
 def accumulate(trainer: Trainer, global_batch_size: int, per_device: int | None) -> None:
-    """Let `trainer` accumulate so many batches of `per_device` samples that they make up an optimiser step.
+    """Let `trainer` accumulate batches of `per_device` samples until they make up an optimiser step.
 
     Args:
         trainer: knows how many devices there are.
@@ -237,7 +237,7 @@ def accumulate(trainer: Trainer, global_batch_size: int, per_device: int | None)
         per_device: samples that fit on one device; None: its share of what `accumulate_grad_batches` leaves.
 
     Raises:
-        ValueError: for numbers that do not divide, naming those that do.
+        ValueError: for numbers that do not divide, naming numbers that do.
     """
     if per_device is None:
         return

@@ -27,6 +27,12 @@ VARIABLE = "OPENVLA_LIGHTNING_PLUGINS"
 USUAL_HEAD = "openvla_lightning.action_head.TokenHead"
 """The action head of a checkpoint that names none."""
 _OWN = ("openvla_lightning", "lightning")
+MOVED = {
+    "openvla_lightning.callbacks.checkpoint": "openvla_lightning.callbacks",
+    "openvla_lightning.data.conversations": "openvla_lightning.data",
+    "openvla_lightning.processor.images": "openvla_lightning.processor.image_transform",
+}
+"""Modules that were renamed -> where what they held can be imported from; a config with an old name is told."""
 
 
 def roots() -> tuple[str, ...]:
@@ -85,8 +91,11 @@ def check(path: str) -> None:
     """Make sure that what is at a dotted path may be named: a config is data from someone, no way to call anything.
 
     Raises:
-        ValueError: when its package is not known here, saying how to make it so.
+        ValueError: when its package is not known here, saying how to make it so; or when it was moved, saying where.
     """
+    module, _, name = path.rpartition(".")
+    if module in MOVED:
+        raise ValueError(f"{path} is {MOVED[module]}.{name} now")
     top = path.partition(".")[0]
     if top not in roots():
         raise ValueError(

@@ -273,7 +273,7 @@ class Policy:
 
         Args:
             batch_sizes: how many robots will ask at a time; on a GPU, each power of two is captured by itself.
-            instructions: some as long as those that will be asked, for the same reason.
+            instructions: as long as the ones that will be asked, for the same reason.
         """
         started = time.monotonic()
         black = np.zeros((*[self.processor.transform.image_size] * 2, 3), np.uint8)

@@ -53,7 +53,7 @@ class Step:
 
 
 def views_of(cameras: Sequence[str], history: int) -> tuple[str, ...]:
-    """The views of so many steps: each camera now, then each one step earlier, and so on.
+    """The views of `history` steps: each camera now, then each one step earlier, and so on.
 
     Raises:
         ValueError: for fewer than one step, no camera, or one twice.

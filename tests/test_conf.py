@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hydra.errors import ConfigCompositionException
 from hydra_plugins_needed import skip_without_plugin
 from omegaconf import DictConfig
 
+from openvla_lightning import plugins
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.config import ConfigError, for_people, run_dir, validate
 
@@ -113,6 +115,14 @@ def test_missing_is_named() -> None:
 def test_a_target_outside_the_package_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"os\.getcwd"):
         validate(cfg_of("train", "optim._target_=os.getcwd"))
+
+
+def test_a_target_that_was_moved_is_answered_with_its_new_place() -> None:
+    old = "openvla_lightning.callbacks.checkpoint.Checkpoint"
+    with pytest.raises(ConfigError, match=r"checkpoint\.Checkpoint is openvla_lightning\.callbacks\.Checkpoint now"):
+        validate(cfg_of("train", f"callbacks.checkpoint._target_={old}"))
+    for module in plugins.MOVED.values():
+        assert find_spec(module)
 
 
 def test_conf_mirrors_code() -> None:

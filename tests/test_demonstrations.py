@@ -6,7 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from openvla_lightning import demonstrations
-from openvla_lightning.data.source.records import read
+from openvla_lightning.data.source.rlds.records import read
 from openvla_lightning.env.base import EVALUATION_SEEDS
 
 SMALL = {"train": 12, "val": 2}

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openvla_lightning.data.oxe.registry import dataset_spec
+from openvla_lightning.data.oxe.catalogue import dataset_spec
 from openvla_lightning.env.libero.protocol import to_dataset
-from openvla_lightning.libero_demonstrations import STATES, SUITES, Demonstrations, main, play
+from openvla_lightning.libero_demonstrations import STATES, SUITES, LiberoDemonstrations, main, play
 
 simulator = [
     pytest.mark.slow,
@@ -48,7 +48,7 @@ class TestWithTheSimulator:
     def steps(self, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
         path = tmp_path_factory.mktemp("played") / "task_9_state_10.npz"
         assert play("libero_object", 9, 10, 0.5, path)
-        return Demonstrations("libero_object", {"val": [path]})("val", 0)["steps"]
+        return LiberoDemonstrations("libero_object", {"val": [path]})("val", 0)["steps"]
 
     def test_it_succeeds_and_is_in_the_layout_of_the_released_data(self, steps):
         assert set(steps[0]) == {"observation", "action", "language_instruction"}

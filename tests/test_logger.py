@@ -171,6 +171,36 @@ def test_an_evaluation_is_logged_without_an_account_too(
         assert [(event.step, event.value) for event in events.Scalars("eval/success")] == [(250, 0.75)]
 
 
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_resumed_run_joins_its_csv_curve(tmp_path: Path) -> None:
+    for steps, name in ((range(4), "train/loss"), (range(2, 6), "val/loss")):  # killed after step 3, resumed from 2
+        logger = CSVLogger(str(tmp_path))
+        for step in steps:
+            logger.log_metrics({name: float(step)}, step)
+    assert [(row["step"], row["train/loss"], row["val/loss"]) for row in rows(tmp_path)] == [
+        ("0", "0.0", ""), ("1", "1.0", ""), ("2", "", "2.0"), ("3", "", "3.0"), ("4", "", "4.0"), ("5", "", "5.0")
+    ]  # fmt: skip
+
+
+def test_the_curve_of_a_run_with_nothing_left_to_train_stays(tmp_path: Path) -> None:
+    CSVLogger(str(tmp_path)).log_metrics({"train/loss": 1.0}, 7)
+    again = CSVLogger(str(tmp_path))
+    again.log_hyperparams({"seed": 7})
+    again.save()
+    again.finalize("success")
+    assert rows(tmp_path) == [{"step": "7", "train/loss": "1.0"}]
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out_of_the_curve(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("a,step,z\n1.0,3,2.0\n1.")
+    CSVLogger(str(tmp_path)).log_metrics({"a": 5.0}, 4)
+    assert rows(tmp_path) == [{"a": "1.0", "step": "3", "z": "2.0"}, {"a": "5.0", "step": "4", "z": ""}]
+
+
 def test_a_resumed_run_joins_its_tensorboard_curve(tmp_path: Path) -> None:
     for steps in (range(4), range(2, 6)):  # killed after step 3, resumed from step 2
         logger = TensorBoardLogger(str(tmp_path))

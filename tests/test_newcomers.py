@@ -1,15 +1,27 @@
 """What newcomers met: what can be known is said before anything slow starts, and in their words."""
 
+import importlib
+import logging
 import os
+import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 
+from openvla_lightning import demonstrations
+from openvla_lightning.checkpoint.disk import save
 from openvla_lightning.config import ConfigError
+from openvla_lightning.data.report.facts import measure_words
+from openvla_lightning.data.report.verdict import _about_words
+from openvla_lightning.env.tabletop import Tabletop
+from openvla_lightning.evaluation.scoring import UNUSABLE, evaluate
 from openvla_lightning.model.hub import check_source
 from openvla_lightning.report.comparison import task_mean
 from openvla_lightning.report.results import Episode, Results
@@ -81,3 +93,86 @@ def test_frames_show_the_grippers_value() -> None:
     assert (tiles[0][:111] == 255).all()
     shapes = [_font(13).getmask(letter).getbbox() for letter in "üéжα"]
     assert all(shapes)
+
+
+def test_tasks_are_looked_at_before_any_world_is_built(tmp_path: Path) -> None:
+    class Unbuildable(Tabletop):
+        def __init__(self, **options: object) -> None:
+            raise AssertionError("built")
+
+    known = Tabletop(objects=["red cube"], plates=[]).tasks
+    assert dict(Tabletop.tasks_of(objects=["red cube"], plates=[])) == dict(known)
+    world = partial(Unbuildable, objects=["red cube"], plates=[], image_size=96)
+    for wrong, match in (({"tasks": ["liftt"]}, "did you mean 'lift'"), ({"episodes_per_task": 0}, "at least 1")):
+        with pytest.raises(UNUSABLE, match=match):
+            evaluate(lambda: pytest.fail("loaded"), world, tmp_path, **wrong)
+
+
+def test_a_first_try_takes_few_demonstrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[dict[str, int], dict[str, object]]] = []
+
+    def write(folder: Path, features: object, splits: dict[str, int], *args: object, **options: object) -> Path:
+        written.append((splits, options["recipe"]))  # type: ignore[arg-type]
+        return folder
+
+    monkeypatch.setattr(demonstrations, "write_rlds", write)
+    demonstrations.main(["--data-dir", str(tmp_path), "--episodes", "20"])
+    assert [splits for splits, _ in written] == [{"train": 20, "val": 1}, {"train": 20, "val": 2}]
+    assert all(recipe["train"] == 20 for _, recipe in written)
+    with pytest.raises(SystemExit, match="at least 1"):
+        demonstrations.main(["--data-dir", str(tmp_path), "--episodes", "0"])
+
+
+def test_more_processes_than_cores_are_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(start, "available_cores", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for devices, said in ((1, False), (2, False), ("auto", False), (8, True)):
+        caplog.clear()
+        start.say_devices(OmegaConf.create({"trainer": {"devices": devices}}))
+        assert ("trainer.devices=2 is as fast" in caplog.text) == said, devices
+
+
+def test_a_checkpoint_that_is_on_the_disk_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        save({"state_dict": {}}, tmp_path / "step_000001.ckpt")
+    assert caplog.messages == [f"Checkpoint written: {tmp_path / 'step_000001.ckpt'}"]
+
+
+def test_sentences_among_the_instructions_are_remarked() -> None:
+    index = SimpleNamespace(
+        instructions=["lift the can", "can you put the cup on the plate?", "", "put it away."],
+        instruction=np.array([0, 0, 1, 1, 2, 3]),
+        bounds=np.array([0, 2, 4, 5, 6]),
+        num_steps=6,
+        trajectory=np.array([0, 0, 1, 1, 2, 3]),
+    )
+    words = measure_words(index)  # type: ignore[arg-type]
+    assert set(words.ending) == {"can you put the cup on the plate?", "put it away."}
+    (remark,) = [text for text in _about_words(SimpleNamespace(words=words)) if "end in" in text]  # type: ignore[arg-type]
+    assert "2 of 3 instructions" in remark
+    assert "write commands" in remark
+
+
+def test_training_from_python_is_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    (script,) = re.findall(r"## From Python.*?```python\n(.*?)```", page, re.S)
+    demonstrations.make(tmp_path / "data", ["tabletop_pretrain"], workers=0, episodes=6)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(script, names)
+    action = names["policy"].act(np.zeros((96, 96, 3), np.uint8), "lift the red cube")
+    assert action.shape == (7,)
+    assert np.isfinite(action).all()
+
+
+def test_the_reference_can_be_read_where_it_lies() -> None:
+    """On a code host mkdocstrings' directives are all that would be seen of a heading without text and example."""
+    page = (Path(__file__).parents[1] / "docs" / "reference.md").read_text()
+    for heading, text in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page, re.S | re.M):
+        (example,) = re.findall(r"```python\n(.*?)```", text, re.S)
+        compile(example, heading, "exec")
+        for module, names in re.findall(r"^from (\S+) import (.+)$", example, re.M):
+            for name in names.split(", "):
+                assert hasattr(importlib.import_module(module), name), f"{heading}: {module}.{name}"
+        for shown in re.findall(r"^(:+) (\S+)$", text, re.M):
+            assert shown[0] == ":::", f"{heading}: {shown[1]} is not shown"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from openvla_lightning.cli.overrides import OverrideError, quoted, readable
@@ -43,7 +43,12 @@ def test_a_path_is_read_as_it_is(path: str) -> None:
     assert meant(word) == path
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\0$"), min_size=1, max_size=20))
+@settings(deadline=None)
+@given(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0$"), min_size=1, max_size=20).filter(
+        lambda text: text.strip()[:1] not in ("[", "{")  # meant as lists and dictionaries
+    )
+)
 def test_any_value_is_read_or_a_line_says_how_to_write_it(value: str) -> None:
     try:
         (word,) = readable([f"key={value}"])
@@ -52,6 +57,20 @@ def test_any_value_is_read_or_a_line_says_how_to_write_it(value: str) -> None:
         assert str(meant(shlex.split(command)[0])) == value
     else:
         assert word in (f"key={value}", f"key={quoted(value)}")
+
+
+def test_texts_in_a_list_need_no_quotes() -> None:
+    assert meant(readable(["tasks=[öffnen, lift, my task's]"])[0]) == ["öffnen", "lift", "my task's"]
+    assert meant(readable(["env={a: öffnen, b: [1, 'x y']}"])[0]) == {"a": "öffnen", "b": [1, "x y"]}
+    with pytest.raises(OverrideError, match="names in a dictionary are ASCII"):
+        readable(["env={öffnen: 1}"])
+
+
+def test_texts_that_look_like_numbers_stay_texts() -> None:
+    for word in ("run_name=007", "label=1e5", "paths.data_dir=2024", "unnorm_key=true", "ckpt_path=1_0"):
+        assert meant(readable([word])[0]) == word.partition("=")[2]
+    assert meant(readable(["ckpt_path=null"])[0]) is None
+    assert meant(readable(["seed=7"])[0]) == 7
 
 
 @pytest.mark.parametrize(

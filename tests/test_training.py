@@ -74,6 +74,9 @@ def test_a_run_leaves_what_the_page_says(trained: Path) -> None:
     assert (trained / "dataset_statistics.json").exists()
     assert (trained / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     assert (trained / ".hydra" / "overrides.yaml").exists()
+    page = (trained / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 2, "the curve and the samples are inside the page"
+    assert "trainer.max_steps=20" in page
     assert list(curve(trained)) == list(range(20))
     with (trained / "metrics.csv").open() as file:
         header = file.readline().strip().split(",")

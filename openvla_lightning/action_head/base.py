@@ -42,7 +42,7 @@ class Acting:
 class ActionHead(Protocol):
     """What actions are to the model: how they are written, learnt and read. Plain numbers, picklable.
 
-    A head holds no weights: those that it needs are a module that `network` makes and that lives at `vla.action_head`,
+    A head holds no weights. `network` makes the module that it needs, which lives at `vla.action_head`,
     so that optimiser, clipping, `state_dict` and checkpoints know it without being told.
 
     Attributes:
@@ -109,7 +109,7 @@ def on_device(inputs: Given, vla: "VLA", acting: Acting) -> Given:
 
 
 def options_of(head: object, acting: Acting, known: Mapping[str, Any]) -> dict[str, Any]:
-    """The head's own options: `known` names with their defaults, replaced by those that were given.
+    """The head's own options: the defaults of `known`, replaced by what was given.
 
     Raises:
         ValueError: for others.

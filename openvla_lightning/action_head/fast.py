@@ -13,9 +13,11 @@ from torchmetrics import Metric
 
 from openvla_lightning.action_head.base import Acting, Decoder, on_device, options_of
 from openvla_lightning.action_head.fast_decoding import ArrivalCounter, FastGrammar, write_fast_tokens
+from openvla_lightning.action_head.fast_static import StaticFastDecoder
 from openvla_lightning.action_head.fast_tokenizer import FastTokenizer
 from openvla_lightning.action_head.metrics import ActionMetrics
 from openvla_lightning.action_head.tokens import next_token_logits
+from openvla_lightning.model.llm import FAMILIES
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.types import IGNORE_INDEX, Batch, Inputs, Prediction
 
@@ -140,6 +142,15 @@ class FastHead:
         own = options_of(self, acting, {"constrained": True, "temperature": 0.0})
         grammar = FastGrammar(self.tokenizer).to(next(vla.parameters()).device) if own["constrained"] else None
         spell = ArrivalCounter(self.tokenizer)
+        known = vla.llm.architecture["model_type"] in FAMILIES
+        if acting.static and known and grammar is not None and own["temperature"] == 0:
+            fast = StaticFastDecoder(vla, acting.normalise, self.first_id, grammar, acting.compile)
+
+            def write(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
+                ids = fast.write(inputs, self.action_chunk * dim, acting.clock)
+                return torch.from_numpy(spell(ids, self.action_chunk, dim))
+
+            return write
 
         def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
             given = on_device(inputs, vla, acting)

@@ -34,8 +34,8 @@ class FlowHead:
         noise_at, alpha, beta, scale, offset: the convention and the times of training (`FlowMatching`).
         steps: Euler steps of acting.
         repeats: how many times of the flow are learnt for each sample in one pass of the language model.
-        read_layer: the hidden states after so many layers of the language model are looked at, and acting does not run
-            the others; None: after all.
+        read_layer: how many layers of the language model run before the network looks at the hidden states; acting
+            skips the others. None: all of them.
         insulate: knowledge insulation (arXiv 2505.23705): the network's loss stops at the hidden states, and the
             language model learns to write the same chunks as FAST tokens instead. Acting uses the flow alone.
         text_weight: of the FAST tokens' loss.

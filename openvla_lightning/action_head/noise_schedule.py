@@ -61,7 +61,7 @@ class NoiseSchedule:
         return _rows(np.sqrt(1 / bar), timestep) * noisy - _rows(np.sqrt(1 / bar - 1), timestep) * noise
 
     def kept(self, count: int) -> list[int]:
-        """The timesteps, ascending, of sampling in `count` steps: 0 and every so many, as in the released code.
+        """The timesteps, ascending, of sampling in `count` steps: the multiples of one stride, as in the released code.
 
         Raises:
             ValueError: where no whole stride gives exactly `count`, naming the nearest counts that have one.

@@ -1,6 +1,5 @@
 """Lightning callbacks: what a run shows while it works and leaves behind when it ends."""
 
-from openvla_lightning.callbacks.checkpoint import Checkpoint
 from openvla_lightning.callbacks.collapse import CollapseWarning
 from openvla_lightning.callbacks.costs import Costs
 from openvla_lightning.callbacks.expected import ExpectedCurve
@@ -8,6 +7,7 @@ from openvla_lightning.callbacks.learning_curve import LearningCurve
 from openvla_lightning.callbacks.non_finite import NonFiniteError, StopOnNonFinite
 from openvla_lightning.callbacks.progress import Progress
 from openvla_lightning.callbacks.samples import Samples
+from openvla_lightning.callbacks.save_checkpoints import Checkpoint
 from openvla_lightning.callbacks.save_statistics import SaveDatasetStatistics
 from openvla_lightning.callbacks.served_steps import ServedSteps
 from openvla_lightning.callbacks.throughput import Throughput

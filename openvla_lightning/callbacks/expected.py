@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
+from openvla_lightning.report.training_log import read_log
 from openvla_lightning.runtime.files import write_json
 
 log = logging.getLogger(__name__)
@@ -75,14 +76,11 @@ def what_makes(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def remember(run: Path, path: Path, command: str, hardware: str) -> None:
     """Write the curve of a finished run, from its CSV log and newest checkpoint, as a known one."""
-    import csv
-
     import torch
 
     checkpoint = max((run / "checkpoints").glob("step_*.ckpt"))
     recipe = torch.load(checkpoint, weights_only=True, mmap=True)["hyper_parameters"]
-    with (run / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("val/action_accuracy")]
+    rows = [row for row in read_log(run) if row.get("val/action_accuracy")]
     curve = {metric: {str(int(row["step"]) + 1): round(float(row[metric]), 4) for row in rows} for metric in SLACK}
     facts = {"command": command, "hardware": hardware, "recipe": what_makes(recipe), "curve": curve}
     write_json(path, facts)

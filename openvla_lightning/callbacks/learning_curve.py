@@ -1,11 +1,12 @@
 """A picture of the run, drawn from its CSV log."""
 
-import csv
 from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
+
+from openvla_lightning.report.training_log import draw_curves, points, read_log
 
 PANELS = {
     "loss": "cross-entropy",
@@ -28,31 +29,9 @@ class LearningCurve(Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw what was logged; nothing, if this run has no CSV log."""
-        if (self.dirpath / "metrics.csv").exists():
-            draw(self.dirpath / "metrics.csv", self.dirpath / "learning_curve.png")
-
-
-def points(rows: list[dict[str, str]], metric: str) -> list[tuple[int, float]]:
-    """(step, value) wherever a metric was logged."""
-    return [(int(row["step"]), float(value)) for row in rows if (value := row.get(metric))]
-
-
-def draw(log: Path, picture: Path) -> None:
-    """Plot the CSV log of a run as a PNG."""
-    from matplotlib.figure import Figure
-
-    with log.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    curves = {metric: {split: points(rows, f"{split}/{metric}") for split in ("train", "val")} for metric in PANELS}
-    logged = [metric for metric, of in curves.items() if any(of.values())]
-    if not logged:
-        return
-    figure = Figure(figsize=(4 * len(logged), 3.5), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, len(logged), squeeze=False)[0], logged, strict=True):
-        for split, found in curves[metric].items():
-            if found:
-                axes.plot(*zip(*found, strict=True), label=split, marker="o" if split == "val" else None, markersize=3)
-        axes.set(xlabel="optimiser step", title=PANELS[metric])
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(picture, dpi=110)
+        rows = read_log(self.dirpath)
+        panels = {
+            title: {split: points(rows, f"{split}/{metric}") for split in ("train", "val")}
+            for metric, title in PANELS.items()
+        }
+        draw_curves(panels, self.dirpath / "learning_curve.png", marked=["val"], legend=False)

@@ -1,30 +1,55 @@
-"""What the model sees, is asked and would do, as a table at each validation."""
+"""What the model sees, is asked and would do, at each validation: a table in W&B, a picture in the run's folder."""
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
-from openvla_lightning.types import IGNORE_INDEX, Batch
+from openvla_lightning.types import IGNORE_INDEX, Batch, Prediction
 
 COLUMNS = ("image", "prompt", "dataset", "demonstrated", "predicted", "l1")
+PICTURE = "samples.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A held-out step and what the model makes of it.
+
+    Attributes:
+        image: uint8 array [H, V x W, 3], its views side by side.
+        prompt: the text that the model is asked.
+        dataset: where the step is from.
+        demonstrated: float32 array [T, D], in the dataset's units.
+        predicted: float32 array [T, D], under the demonstrated past, in the dataset's units.
+        l1: mean absolute error of the chunk, in normalised units.
+    """
+
+    image: np.ndarray
+    prompt: str
+    dataset: str
+    demonstrated: np.ndarray
+    predicted: np.ndarray
+    l1: float
 
 
 class Samples(Callback):
-    """Logs the table `val/samples` to Weights & Biases; without that logger it does nothing.
-
-    Actions are the first of their chunk, in the dataset's units; `l1` is in normalised ones. As in the metrics, each is
-    predicted under the demonstrated past.
+    """Shows held-out steps of each validation: the table `val/samples` in W&B, `samples.png` when training ends.
 
     Args:
-        count: rows, of the first held-out batch.
+        count: how many, of the first held-out batch.
+        dirpath: folder of the run, for the picture; None: no picture.
     """
 
-    def __init__(self, count: int = 8) -> None:
-        self.count = count
+    def __init__(self, count: int = 8, dirpath: str | None = None) -> None:
+        self.count, self.dirpath = count, dirpath
+        self.latest: list[Sample] = []
 
     def on_validation_batch_end(
         self,
@@ -35,37 +60,77 @@ class Samples(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Predict and log, on every rank: a sharded model needs all of them."""
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        if not loggers or batch_idx or dataloader_idx or trainer.sanity_checking or not batch.actions.numel():
+        """Keep what the validation step predicted, and log it."""
+        if batch_idx or dataloader_idx or trainer.sanity_checking or not batch.actions.numel():
             return
-        batch = batch.rows(0, self.count)
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            _, prediction = pl_module(batch)
-        true, predicted = batch.actions.cpu().numpy(), prediction.actions.float().cpu().numpy()
-        if trainer.is_global_zero:
-            for logger in loggers:
-                rows = self._rows(trainer, pl_module, batch, true, predicted)
-                logger.log_table("val/samples", columns=list(COLUMNS), data=rows, step=trainer.global_step)
+        if not trainer.is_global_zero:
+            return
+        self.latest = self._samples(trainer, pl_module, batch.rows(0, self.count), outputs["prediction"])
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                data = [_table_row(sample) for sample in self.latest]
+                logger.log_table("val/samples", columns=list(COLUMNS), data=data, step=trainer.global_step)
 
-    def _rows(self, trainer: L.Trainer, pl_module: Any, batch: Batch, true: Any, predicted: Any) -> list[list[Any]]:
-        import wandb
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the samples of the last validation."""
+        if self.latest and self.dirpath is not None:
+            draw(self.latest, Path(self.dirpath) / PICTURE)
 
+    def _samples(self, trainer: L.Trainer, pl_module: Any, batch: Batch, prediction: Prediction) -> list[Sample]:
         data, tokenizer = trainer.datamodule, pl_module.processor.tokenizer  # type: ignore[attr-defined]
-        rows = []
+        true, predicted = batch.actions.cpu().numpy(), prediction.actions[: len(batch)].float().cpu().numpy()
+        samples = []
         for row, name in enumerate(batch.dataset_names):
             asked = batch.attention_mask[row] & (batch.labels[row] == IGNORE_INDEX)
-            actions = [
-                data.statistics[name].unnormalise(actions[row, 0], method=data.normalisation)
+            views = batch.pixel_values[row].unflatten(0, (-1, 3)).permute(2, 0, 3, 1).flatten(1, 2)
+            statistics = data.statistics[name]
+            demonstrated, said = (
+                np.stack([statistics.unnormalise(action, method=data.normalisation) for action in actions[row]])
                 for actions in (true, predicted)
-            ]
-            rows.append(
-                [
-                    wandb.Image(batch.pixel_values[row].permute(1, 2, 0).cpu().numpy()),
-                    tokenizer.decode(batch.input_ids[row][asked], skip_special_tokens=True),
-                    name,
-                    *(np.array2string(action, precision=3, suppress_small=True) for action in actions),
-                    float(np.abs(true[row] - predicted[row]).mean()),
-                ]
             )
-        return rows
+            error = float(np.abs(true[row] - predicted[row]).mean())
+            prompt = tokenizer.decode(batch.input_ids[row][asked], skip_special_tokens=True)
+            samples.append(Sample(views.cpu().numpy(), prompt, name, demonstrated, said, error))
+        return samples
+
+
+def _table_row(sample: Sample) -> list[Any]:
+    import wandb
+
+    first = (np.array2string(a[0], precision=3, suppress_small=True) for a in (sample.demonstrated, sample.predicted))
+    return [wandb.Image(sample.image), sample.prompt, sample.dataset, *first, sample.l1]
+
+
+def _instruction(prompt: str) -> str:
+    """What stands in the released prompt between the fixed words; the whole prompt of another kind."""
+    found = re.search(r"robot take to (.*?) ?\?", prompt)
+    return found[1] if found else prompt
+
+
+def draw(samples: Sequence[Sample], picture: Path) -> None:
+    """Draw a row per sample: image, prompt, and what was demonstrated and predicted in each dimension over time."""
+    from matplotlib.figure import Figure
+
+    most = max(sample.demonstrated.shape[1] for sample in samples)
+    figure = Figure(figsize=(3.2 + 1.15 * most, 1.75 * len(samples)), layout="constrained")
+    grid = figure.add_gridspec(len(samples), most + 1, width_ratios=[2.4, *[1] * most])
+    for row, sample in enumerate(samples):
+        axes = figure.add_subplot(grid[row, 0])
+        axes.imshow(sample.image)
+        axes.set_axis_off()
+        lines = [*wrap(_instruction(sample.prompt), 40), f"{sample.dataset}, L1 {sample.l1:.3f}"]
+        axes.set_title("\n".join(lines), fontsize=7, loc="left")
+        chunk = range(len(sample.demonstrated))
+        for dimension in range(sample.demonstrated.shape[1]):
+            axes = figure.add_subplot(grid[row, dimension + 1])
+            axes.plot(chunk, sample.demonstrated[:, dimension], "o-", color="0.6", markersize=4)
+            axes.plot(chunk, sample.predicted[:, dimension], "x-", color="C0", markersize=4)
+            axes.tick_params(labelsize=5)
+            axes.set_xticks([])
+            axes.set_title(f"{dimension}", fontsize=6)
+    legend = [
+        figure.axes[1].plot([], [], style, color=color, label=label)[0]
+        for style, color, label in (("o-", "0.6", "demonstrated"), ("x-", "C0", "predicted"))
+    ]
+    figure.legend(handles=legend, loc="outside lower center", ncols=2, fontsize=8)
+    figure.savefig(picture, dpi=110)

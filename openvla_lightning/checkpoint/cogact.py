@@ -14,9 +14,10 @@ from openvla_lightning.action_head.cogact import CogACTHead
 from openvla_lightning.checkpoint.architecture import OURS
 from openvla_lightning.checkpoint.format import CheckpointError, Description, read_json
 from openvla_lightning.checkpoint.prismatic import Prismatic, checkpoint_file, run_config, training_name
-from openvla_lightning.checkpoint.tensors import read_pickle
+from openvla_lightning.checkpoint.tensors import holds_text
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.plugins import USUAL_HEAD, describe
+from openvla_lightning.runtime.files import written_whole
 from openvla_lightning.strategy.lora import merged_state, merged_weight
 
 HEADS = {384: 4, 768: 12, 1024: 16}
@@ -33,8 +34,7 @@ class CogACT:
         """Whether `path` is a `.pt`, or a folder whose `checkpoints` hold some, with an action model."""
         if not Prismatic().recognises(path):
             return False
-        model = read_pickle(checkpoint_file(path)).get("model")
-        return isinstance(model, dict) and _PART in model
+        return holds_text(checkpoint_file(path), _PART)
 
     def describe(self, path: Path) -> Description:
         """What a Prismatic run says, and what names and shapes of the action model say.
@@ -136,7 +136,6 @@ def save_cogact(
     path.parent.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "dataset_statistics.json").write_text(json.dumps(vla.norm_stats, indent=2) + "\n", encoding="utf-8")
-    unfinished = path.with_suffix(".partial")
-    torch.save({"model": parts}, unfinished)
-    unfinished.rename(path)
+    with written_whole(path) as beside:
+        torch.save({"model": parts}, beside)
     return path

@@ -1,6 +1,7 @@
 """Checkpoints on disk: written beside and moved into place, in the background when asked."""
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+
+log = logging.getLogger(__name__)
 
 
 class CheckpointWriteError(RuntimeError):
@@ -41,6 +44,7 @@ def commit(beside: Path, path: Path) -> None:
         remove(path)
     beside.replace(path)
     sync(path.parent)
+    log.info(f"Checkpoint written: {path}")
 
 
 def remove(path: Path) -> None:
@@ -78,7 +82,7 @@ def _delete(path: Path) -> None:
 class Queue:
     """Runs jobs one after the other, in a thread of its own when `asynchronous`, else at once.
 
-    After a job that failed, those that wait are dropped: no checkpoint is removed for one that was not written.
+    When a job fails, the waiting ones are dropped: no checkpoint is removed for one that was not written.
     """
 
     def __init__(self, asynchronous: bool) -> None:

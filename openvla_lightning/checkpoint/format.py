@@ -46,7 +46,7 @@ class Description:
     Attributes:
         path: the folder or file that holds it; of a folder of runs, the newest checkpoint.
         format: reads its tensors.
-        files: those that hold the tensors.
+        files: the ones that hold the tensors.
         shapes: shape and dtype of each tensor, by the name that a VLA gives it.
         norm_stats: dataset name -> action statistics in the released layout.
         vla: what `VLA.from_config` takes.
@@ -57,7 +57,7 @@ class Description:
         base: the model an adapter belongs to; None for a checkpoint with all weights.
         quantisation: how the base was quantised in training.
         recipe: the resolved config of the training.
-        released: file name -> contents of the released JSON files.
+        json_files: name -> content of the JSON files of a released folder.
         folder: where tokenizer files lie; None when they lie elsewhere.
         absent: parts of the model that the files lack because training had frozen them.
         one_dtype: whether all weights have to be of one dtype, and of which if that is stated.
@@ -76,7 +76,7 @@ class Description:
     base: Base | None = None
     quantisation: dict[str, Any] | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
-    released: dict[str, Any] = field(default_factory=dict)
+    json_files: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     absent: tuple[str, ...] = ()
     one_dtype: tuple[bool, torch.dtype | None] = (False, None)

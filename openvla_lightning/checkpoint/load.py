@@ -13,7 +13,7 @@ from openvla_lightning.checkpoint.formats import check_base, describe
 from openvla_lightning.checkpoint.tensors import begin_added, check_fits, fill, usual_dtype, with_added
 from openvla_lightning.checkpoint.training import learnt_names
 from openvla_lightning.model.vision_backbone import VisionBackbone
-from openvla_lightning.model.vla import VLA
+from openvla_lightning.model.vla import VLA, About
 from openvla_lightning.processor import Processor
 from openvla_lightning.strategy import LoRA, from_config
 from openvla_lightning.strategy.lora import merge as merge_adapters
@@ -78,7 +78,7 @@ def load_vla(
     if isinstance(strategy, LoRA) and (not description.keeps_adapters if merge is None else merge):
         merge_adapters(vla)
         vla.requires_grad_(True)
-    _tell(vla, description)
+    vla.about = _about(description)
     vla.eval()
     if guard:
         check_image_matters(vla, description.path)
@@ -96,7 +96,7 @@ def _with_base(description: Description, base: str | Path | None) -> Description
         description,
         vla={**under.vla, **description.vla},
         processor={**under.processor, **description.processor},
-        released=under.released,
+        json_files=under.json_files,
     )
 
 
@@ -183,25 +183,26 @@ def load_weights(
     check_fits(description, vla, with_added(vla, shapes))
     for tensors in batches:
         fill(description.path, vla, tensors, dtype, device, copy)
-    _tell(vla, description)
-    vla.recipe = {}  # that of the weights it starts from is not its own
-    vla.init_from = str(path) if complete else None
+    vla.about = replace(_about(description), recipe={}, weights_from=str(path) if complete else None)
     vla.language_model.tie_weights()
 
 
 def start_from(vla: VLA) -> None:
     """Give a model that was built with `init_from` the weights that it names; see `load_weights`. Not on meta."""
-    if vla.init_from is not None and torch.get_default_device().type != "meta":
-        device = None if vla.init_dtype is None else "cpu"
-        load_weights(vla, vla.init_from, vla.fresh_vision, dtype=vla.init_dtype, device=device)
+    if (start := vla.start) is not None and torch.get_default_device().type != "meta":
+        device = None if start.dtype is None else "cpu"
+        load_weights(vla, start.path, start.vision_backbone, dtype=start.dtype, device=device)
         begin_added(vla)
 
 
-def _tell(vla: VLA, description: Description) -> None:
-    """Let the model know what its checkpoint said."""
-    vla.norm_stats, vla.recipe = description.norm_stats, description.recipe
-    vla.origin = description.folder
-    vla.released = description.released or dict(description.vla.get("released") or {})
+def _about(description: Description) -> About:
+    """What a model is told of what its checkpoint says."""
+    return About(
+        norm_stats=description.norm_stats,
+        recipe=description.recipe,
+        json_files=description.json_files or dict(description.vla.get("released") or {}),
+        folder=description.folder,
+    )
 
 
 @torch.inference_mode()

@@ -68,7 +68,7 @@ class OFT:
         """
         parts = read_parts(path)
         plain = self._adapter(path) if _is_adapter(path) else Released().describe(path)
-        ours = plain.released.get("config.json", {}).get(OURS) or {}
+        ours = plain.json_files.get("config.json", {}).get(OURS) or {}
         problems = list(plain.problems)
         shapes = {name: shape for name, shape in plain.shapes.items() if part_of(name, parts.film) is None}
         if plain.one_dtype[0] and not problems:  # the parts may be of others

@@ -14,6 +14,7 @@ from openvla_lightning.checkpoint.architecture import OURS
 from openvla_lightning.checkpoint.format import CheckpointError, read_json
 from openvla_lightning.checkpoint.tensors import read_pickle
 from openvla_lightning.model.vla import VLA
+from openvla_lightning.runtime.files import written_whole
 from openvla_lightning.strategy.lora import RELEASED_TARGETS, merged_state, merged_weight
 
 PARTS = ("action_head", "proprio_projector", "noisy_action_projector", "vision_backbone")
@@ -270,11 +271,10 @@ def write_parts(vla: VLA, folder: Path, step: int | str, dtype: torch.dtype | No
         parts["vision_backbone"] = _with_idle_adapters(parts["vision_backbone"], rank)
     for part, tensors in parts.items():
         path = folder / f"{part}--{step}_checkpoint.pt"
-        partial = path.with_name(f"{path.name}.partial")
-        torch.save(dict(tensors), partial)
-        for old in folder.glob(f"{part}--*_checkpoint.pt"):
-            old.unlink()
-        partial.rename(path)
+        with written_whole(path) as beside:
+            torch.save(dict(tensors), beside)
+            for old in folder.glob(f"{part}--*_checkpoint.pt"):
+                old.unlink()
 
 
 def _with_idle_adapters(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:

@@ -49,7 +49,7 @@ class Released:
             vla={} if problems else vla_config(config),
             processor={} if problems else preprocessor.processor_arguments(path, config, images),
             problems=problems,
-            released={"config.json": {k: v for k, v in config.items() if k != "norm_stats"}, **beside},
+            json_files={"config.json": {k: v for k, v in config.items() if k != "norm_stats"}, **beside},
             folder=path,
             one_dtype=(True, stated_dtype(config)),
         )

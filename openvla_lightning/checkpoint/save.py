@@ -47,7 +47,7 @@ def save_vla(
     if vla.language_model.tied:
         del state["language_model.lm_head.weight"]
     folder.mkdir(parents=True, exist_ok=True)
-    base = vla.released
+    base = vla.about.json_files
     config = released_config(vla.config, base.get("config.json", {}), dtype)
     arguments = _processor_arguments(vla, processor, config)
     config["image_resize_strategy"] = arguments["resize_strategy"]
@@ -122,15 +122,15 @@ def _unsaid(vla: VLA, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _step(vla: VLA) -> str:
     """The step in the names of the parts that `vla` was loaded from, where these are still there."""
-    if vla.origin is None or not vla.origin.is_dir():
+    if vla.about.folder is None or not vla.about.folder.is_dir():
         return "latest"
-    return read_parts(vla.origin).step or "latest"
+    return read_parts(vla.about.folder).step or "latest"
 
 
 def _processor_arguments(vla: VLA, processor: "Processor | None", config: dict[str, Any]) -> dict[str, Any]:
     if processor is not None:
         return processor.config
-    images = vla.released.get(preprocessor.FILE, {})
+    images = vla.about.json_files.get(preprocessor.FILE, {})
     means, stds = pixel_statistics(vla.vision_backbone.towers)
     return {
         "image_size": vla.vision_backbone.image_size,
@@ -177,7 +177,7 @@ def _save_weights(
 
 def _save_tokenizer(vla: VLA, processor: "Processor | None", folder: Path) -> None:
     sources = [Path(processor.config["tokenizer"])] if processor is not None else []
-    sources += [vla.origin] if vla.origin is not None else []
+    sources += [vla.about.folder] if vla.about.folder is not None else []
     for source in sources:
         found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
         if found and source.resolve() == folder.resolve():
@@ -228,7 +228,7 @@ def model_card(vla: VLA, config: dict[str, Any]) -> str:
         "Numbers are in `dataset_statistics.json`; actions are predicted normalised to [-1, 1] by q01 and q99.",
         "",
     ]
-    if recipe := vla.recipe:
+    if recipe := vla.about.recipe:
         lines += ["## Recipe", "```json", json.dumps(recipe, indent=2, default=str), "```", ""]
     return "\n".join([*lines, "## Versions", ", ".join(_versions()), ""])
 

@@ -1,6 +1,8 @@
 """Tensors: out of files that are not trusted, into a model; what does not fit is named."""
 
 import logging
+import struct
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -55,6 +57,16 @@ def read_pickle(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(path, [f"{path.name} must hold a dictionary, holds a {type(content).__name__}"])
     return content
+
+
+def holds_text(path: Path, text: str) -> bool:
+    """Whether `text` is among the keys and values of what torch saved in `path`, without unpickling anything."""
+    wanted = b"X" + struct.pack("<I", len(text)) + text.encode()  # as protocol 2, torch's, writes a short string
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(wanted in archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    except (OSError, zipfile.BadZipFile):
+        return False  # whoever reads it says so
 
 
 def shapes_of(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from openvla_lightning import plugins
 from openvla_lightning.cli import help
 from openvla_lightning.cli.overrides import readable
+from openvla_lightning.cli.written import unreadable
 from openvla_lightning.config import CONF
 
 
@@ -34,6 +35,7 @@ def command(config_name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]
                 raise SystemExit(f"error: {error}") from None
             overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
             problem = help.renamed(overrides) or help.misspelt_addition(help.groups(CONF, config_name), overrides)
+            problem = problem or unreadable(sys.argv[1:], [Path(CONF), *(f for _, f in plugins.config_folders())])
             if problem:
                 raise SystemExit(f"error: {problem}")
             try:

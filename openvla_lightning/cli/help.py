@@ -107,7 +107,7 @@ def help_page(conf: str | Path, script: str, installed: bool = False) -> str:
 
 
 def groups(conf: str | Path, script: str) -> dict[str, list[str]]:
-    """Options of each group that `script` has, and of those that can be added to it."""
+    """Options of each group that `script` has or that can be added to it."""
     conf = Path(conf)
     defaults = yaml.safe_load((conf / f"{script}.yaml").read_text())["defaults"]
     of_script = [name for entry in defaults if isinstance(entry, dict) for name in entry]

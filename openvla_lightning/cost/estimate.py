@@ -106,7 +106,7 @@ def estimate(
     """Build a model without memory and account for it.
 
     Args:
-        model: builds the VLA, given `action_head`; called twice, or three times, on the meta device.
+        model: builds the VLA, given `action_head`; called on the meta device, twice where it computes in another dtype.
         strategy: which weights learn.
         head: what actions are to the model.
         plan: over which devices.
@@ -116,18 +116,22 @@ def estimate(
         recompute: which blocks compute their activations again.
     """
 
-    def learner(dtype: str | None, recompute: Recompute) -> tuple[VLA, set[nn.Parameter]]:
+    made: dict[str | None, tuple[VLA, set[nn.Parameter]]] = {}
+
+    def learner(dtype: str | None) -> tuple[VLA, set[nn.Parameter]]:
+        if dtype in made:
+            return made[dtype]
         with torch.device("meta"):
             vla = model(action_head=head)
             if dtype is not None:
                 vla.to(floating(dtype))
             names = quantised_names(vla, quantisation.keep) if quantisation is not None else []
-            packed = {parameter for name in names for parameter in (vla.get_submodule(name).weight,)}
+            packed: Any = {vla.get_submodule(name).weight for name in names}
             strategy.apply(vla)
-        recompute_activations(vla, recompute)
-        return vla, packed  # type: ignore[return-value]
+        made[dtype] = vla, packed
+        return made[dtype]
 
-    vla, packed = learner(dtype, recompute)
+    vla, packed = learner(dtype)
     weights = sum(_bytes(p, p in packed, quantisation) for p in vla.parameters())
     learning = [p for p in vla.parameters() if p.requires_grad]
     gradients = float(sum(p.numel() * p.element_size() for p in learning))
@@ -136,15 +140,16 @@ def estimate(
     block = max(sum(p.numel() for p in block.parameters()) for block in blocks(vla))
     rest = parameters - sum(p.numel() for block in blocks(vla) for p in block.parameters())
 
-    sharded = plan.shards > 1
-    if sharded:  # computes in bfloat16 copies that FSDP gathers, block by block
-        vla, _ = learner("bfloat16" if plan.mixed else dtype, recompute)
     batch = example(vla, head, PROMPT_TOKENS, ACTION_DIM)
-    cost = step_cost(vla, head, batch, autocast=plan.mixed)
     once = 0.0
     if recompute != "none":  # while a block is computed again, all of its activations are there
-        whole = step_cost(learner("bfloat16", "none")[0], head, batch, autocast=plan.mixed)
+        whole = step_cost(learner("bfloat16")[0], head, batch, autocast=plan.mixed)
         once = whole.activations / len(blocks(vla))
+    sharded = plan.shards > 1
+    if sharded and plan.mixed:  # computes in bfloat16 copies that FSDP gathers, block by block
+        vla, _ = learner("bfloat16")
+    recompute_activations(vla, recompute)
+    cost = step_cost(vla, head, batch, autocast=plan.mixed)
     memory = {
         "weights": weights / plan.shards,
         "gradients": gradients / plan.shards,

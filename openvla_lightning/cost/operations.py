@@ -1,7 +1,9 @@
 """What a training step computes and keeps, found by running it on tensors without memory."""
 
 import copy
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -9,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from openvla_lightning.action_head import ActionHead
+from openvla_lightning.cost.repetition import shortened, signature, stand_ins
+from openvla_lightning.model.blocks import blocks
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.types import Batch
 
@@ -53,13 +57,16 @@ def example(vla: VLA, head: ActionHead, prompt_tokens: int, action_dim: int, vie
         proprio=None if vla.proprio_dim is None else torch.zeros(1, vla.proprio_dim, device="cpu"),
         labels=torch.zeros(1, length, dtype=torch.long, device="cpu"),
         actions=actions,
+        dataset_names=["example"],
+        numbers=[0],
     )
 
 
 def step_cost(vla: VLA, head: ActionHead, batch: Batch, autocast: bool) -> Cost:
-    """Count a training step of `vla`, which must be on the meta device; it is not usable afterwards.
+    """Count a training step of `vla`, which must be on the meta device and is put into training.
 
-    Takes seconds for a model of 7B, and no memory: operations run on shapes alone.
+    Takes seconds for a model of 7B, and no memory: operations run on shapes alone, and of blocks that are alike a few
+    are run (`cost.repetition`).
 
     Args:
         vla: what learns is chosen, what is to be recomputed too (`recompute_activations`).
@@ -67,50 +74,81 @@ def step_cost(vla: VLA, head: ActionHead, batch: Batch, autocast: bool) -> Cost:
         batch: one sample, with normalised pixels; only its shapes count (see `example`).
         autocast: compute in bfloat16 over weights of any dtype; otherwise in the weights' own.
     """
-    forward, backward = FlopCounterMode(display=False), FlopCounterMode(display=False)
     head = copy.deepcopy(head)  # what it keeps on a device would be replaced by tensors without values
+    row = blocks(vla.train())
+    skipped = stand_ins([signature(block) for block in row])
+    asleep = {module for number in skipped for module in row[number].modules()}
     # Heads hold constants, such as the centres of bins, that are no part of the model: they may be real.
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
-        _give_fake_values(vla)
-        with _Kept(vla) as kept:
-            with forward:
-                loss = _loss(vla.train(), head, batch, autocast)
-            with backward:
-                loss.backward()
-    return Cost(forward.get_total_flops(), backward.get_total_flops(), kept.activations, kept.casts)
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        _fake_values(vla, asleep),
+        _Ledger(vla) as ledger,
+        shortened(row, skipped, ledger) as stood_for,
+    ):
+        loss = _loss(vla, head, batch, autocast)
+        ledger.flops = ledger.backward
+        loss.backward()
+    return ledger.cost({number: 1 + times for number, times in stood_for.items()})
 
 
-def _give_fake_values(vla: nn.Module) -> None:
-    """Parameters and buffers on a CPU that has no memory for them; tied ones stay tied."""
+@contextmanager
+def _fake_values(vla: nn.Module, asleep: Collection[nn.Module]) -> Iterator[None]:
+    """Parameters and buffers on a CPU that has no memory for them, but for modules that are not run; tied ones stay
+    tied. Afterwards they are what they were."""
     made: dict[Tensor, Tensor] = {}
+    before: list[tuple[dict[str, Any], str, Tensor | None]] = []
     for module in vla.modules():
+        if module in asleep:
+            continue
         for tensors in (module._parameters, module._buffers):
             for name, old in tensors.items():
+                before.append((tensors, name, old))
                 if old is not None and old not in made:
-                    new = torch.empty(old.shape, dtype=old.dtype)
+                    new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
                     made[old] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
                 tensors[name] = None if old is None else made[old]  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for tensors, name, old in before:
+            tensors[name] = old
 
 
 def _loss(vla: VLA, head: ActionHead, batch: Batch, autocast: bool) -> Tensor:
     tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    made: dict[str, Any] = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in tensors.items() if isinstance(v, Tensor)}
+    made: dict[str, Any] = {
+        name: torch.zeros(value.shape, dtype=value.dtype, device="cpu")
+        for name, value in tensors.items()
+        if isinstance(value, Tensor)
+    }
     context: Any = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
     with context:
         return head.loss(vla, replace(batch, **made))[0]
 
 
-class _Kept(TorchDispatchMode):
-    """Adds up what autograd keeps: copies of parameters in another dtype apart, parameters themselves not at all."""
+class _Ledger(TorchDispatchMode):
+    """Adds up operations, and what autograd keeps, block by block.
+
+    Copies of parameters in another dtype are apart, parameters themselves do not count.
+
+    Attributes:
+        block: where the model is (see `repetition.Watched`).
+        flops: block -> operations, of the pass that runs: `forward` or `backward`.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.block: int | None = None
+        self.forward: Counter[int | None] = Counter()
+        self.backward: Counter[int | None] = Counter()
+        self.flops = self.forward
         self.own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        # storages are alive, so that no address comes twice
         self.copies: dict[int, torch.UntypedStorage] = {}
-        self.kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no address comes twice
+        self.kept: dict[int, tuple[torch.UntypedStorage, int | None]] = {}
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
 
-    def __enter__(self) -> "_Kept":
+    def __enter__(self) -> "_Ledger":
         self.hooks.__enter__()
         return super().__enter__()
 
@@ -119,21 +157,29 @@ class _Kept(TorchDispatchMode):
         self.hooks.__exit__(*exception)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten._to_copy.default and args[0].untyped_storage()._cdata in self.own:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        if (count := flop_registry.get(function._overloadpacket)) is not None:
+            self.flops[self.block] += count(*args, **kwargs, out_val=result)
+        elif function is torch.ops.aten._to_copy.default and args[0].untyped_storage()._cdata in self.own:
             self.copies[result.untyped_storage()._cdata] = result.untyped_storage()
         return result
 
     def _note(self, tensor: Tensor) -> Tensor:
-        self.kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.kept:
+            self.kept[storage._cdata] = storage, self.block
         return tensor
 
-    @property
-    def activations(self) -> int:
-        """Bytes."""
-        return sum(kept.nbytes() for key, kept in self.kept.items() if key not in self.own and key not in self.copies)
+    def cost(self, weights: Mapping[int, int]) -> Cost:
+        """All of it, each block as often as `weights` says, once where it does not."""
 
-    @property
-    def casts(self) -> int:
-        """Bytes."""
-        return sum(copy.nbytes() for key, copy in self.copies.items() if key in self.kept)
+        def total(counted: Mapping[int | None, float]) -> float:
+            return sum(value * weights.get(block, 1) for block, value in counted.items())  # type: ignore[call-overload]
+
+        activations: Counter[int | None] = Counter()
+        casts: Counter[int | None] = Counter()
+        for key, (storage, block) in self.kept.items():
+            if key not in self.own:
+                (casts if key in self.copies else activations)[block] += storage.nbytes()
+        return Cost(total(self.forward), total(self.backward), total(activations), total(casts))

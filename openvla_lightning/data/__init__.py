@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Any
 from openvla_lightning.data.oxe import standardise
 
 if TYPE_CHECKING:
-    from openvla_lightning.data.conversations import ConversationDataModule
+    from openvla_lightning.data.conversation_datamodule import ConversationDataModule
     from openvla_lightning.data.datamodule import VLADataModule
     from openvla_lightning.data.preflight import MissingDataError
 
 __all__ = ["ConversationDataModule", "MissingDataError", "VLADataModule", "standardise"]
-_HOMES = {"ConversationDataModule": "conversations", "MissingDataError": "preflight", "VLADataModule": "datamodule"}
+_HOMES = {
+    "ConversationDataModule": "conversation_datamodule",
+    "MissingDataError": "preflight",
+    "VLADataModule": "datamodule",
+}
 
 
 def __getattr__(name: str) -> Any:

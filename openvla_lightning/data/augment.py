@@ -9,18 +9,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from openvla_lightning.data.images import levels
 from openvla_lightning.data.permutation import Uint, key, scramble, uniform
 
-CHUNK = 2**18
+CPU = torch.device("cpu")
+CHUNK = 2**19
 """Values worked on at a time on a CPU: what fits the cache of one core."""
 
 
 class Augmentation:
     """Random crop and colours, in the order given.
 
-    Each operation clips to [0, 1] as the released ones do. The released code drew every parameter of an image from one
-    shared random number, so its crops lay on the diagonal and its brightness, contrast, saturation and hue moved
-    together; here they are independent, as the paper describes them, unless `shared_draw` asks for the released way.
+    No operation leaves [0, 1], as released. The released code drew every parameter of an image from one shared random
+    number, so its crops lay on the diagonal and its brightness, contrast, saturation and hue moved together; here they
+    are independent, as the paper describes them, unless `shared_draw` asks for the released way.
 
     Args:
         operations: `random_resized_crop: {scale: [a, b], ratio: [a, b]}` (share of the area, aspect ratio),
@@ -33,15 +35,22 @@ class Augmentation:
     """
 
     def __init__(self, operations: Mapping[str, Any], shared_draw: bool = False) -> None:
-        self.operations: list[tuple[Callable[[Tensor, Tensor], Tensor], list[tuple[float, float]]]] = []
-        for name, options in operations.items():
+        self.operations: list[tuple[Callable[[Tensor, Tensor], Tensor], int]] = []
+        ranges: list[tuple[float, float]] = []
+        names = list(operations)
+        for place, name in enumerate(names):
             if name not in OPERATIONS:
                 near = get_close_matches(name, OPERATIONS, n=1)
                 hint = f" (did you mean {near[0]}?)" if near else ""
                 raise ValueError(f"data.augment: unknown operation {name!r}{hint}; known: {', '.join(OPERATIONS)}")
-            self.operations.append((OPERATIONS[name], _ranges(name, options)))
-        self.shared_draw = shared_draw
-        self.num_draws = sum(len(ranges) for _, ranges in self.operations)
+            own = _ranges(name, operations[name])
+            ranges += own
+            if names[place - 1 : place + 1] == ["random_saturation", "random_hue"]:  # the two in one go
+                self.operations[-1] = (saturation_and_hue, 2)
+            else:
+                self.operations.append((OPERATIONS[name], len(own)))
+        self.shared_draw, self.num_draws = shared_draw, len(ranges)
+        self._ranges = {CPU: torch.tensor(ranges).reshape(-1, 2).T}
 
     def draws(self, seed: int, numbers: Sequence[int], camera: int = 0) -> NDArray[np.float32]:
         """Uniform numbers in [0, 1), float32 [B, num_draws]: a function of seed, samples' numbers and camera."""
@@ -51,7 +60,7 @@ class Augmentation:
         return np.minimum(drawn, np.float32(1 - 2**-24))  # rounding may reach 1
 
     def views(self, pixels: Tensor, seed: int, numbers: Sequence[int], cameras: int) -> Tensor:
-        """Augment pixels uint8 [B, 3V, H, W] of so many cameras, of which V may show earlier pictures, too.
+        """Augment pixels uint8 [B, 3V, H, W]. The V views are pictures of `cameras` cameras, earlier ones included.
 
         Each camera is augmented by itself, as in OpenVLA-OFT, and all of its pictures alike: nothing seems to move.
         """
@@ -63,49 +72,69 @@ class Augmentation:
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """Augment images, uint8 [B, 3, H, W], with uniform numbers `draws`, float32 [B, num_draws], where they are."""
-        if self.shared_draw:
-            draws = draws[:, :1].expand_as(draws)
+        if draws.device not in self._ranges:
+            self._ranges[draws.device] = self._ranges[CPU].to(draws.device)
+        low, high = self._ranges[draws.device]
+        values = low + (high - low) * (draws[:, :1] if self.shared_draw else draws)
         if images.is_cuda:
-            return self._apply(images, draws)
+            return self._apply(images, values)
         size = max(1, CHUNK // images[0].numel())
-        parts = zip(images.split(size), draws.split(size), strict=True)
-        return torch.cat([self._apply(part, own) for part, own in parts])
+        out = torch.empty(images.shape, dtype=torch.uint8)
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
+            out[part] = self._apply(images[part], values[part])
+        return out
 
-    def _apply(self, images: Tensor, draws: Tensor) -> Tensor:
-        floats = images.float().div_(255)
+    def _apply(self, images: Tensor, values: Tensor) -> Tensor:
         column = 0
-        for operation, ranges in self.operations:
-            low, high = torch.tensor(ranges, device=draws.device).T
-            values = low + (high - low) * draws[:, column : column + len(ranges)]
-            floats = operation(floats, values).clamp_(0, 1)
-            column += len(ranges)
-        return floats.mul_(255.5).to(torch.uint8)  # as tf.image.convert_image_dtype goes back to uint8
+        for operation, count in self.operations:
+            images = operation(images if operation is crop else _shares(images), values[:, column : column + count])
+            column += count
+        return levels(_shares(images).mul_(255.5))  # as tf.image.convert_image_dtype goes back to uint8
+
+
+def _shares(images: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] as shares of 255, lines one after the other in memory; those that are shares already."""
+    return images.contiguous().float().div_(255) if images.dtype == torch.uint8 else images.contiguous()
 
 
 def crop(images: Tensor, values: Tensor) -> Tensor:
     """Cut out a part and scale it up again, bilinear with corners aligned.
 
     Args:
-        images: [B, 3, H, W] in [0, 1].
+        images: [B, 3, H, W], uint8 or in [0, 1].
         values: [B, 4]: share of the area, aspect ratio, and where the free space goes (0 = top or left).
     """
     scale, ratio, top, left = values.T
     height, width = (scale / ratio).sqrt().clamp(max=1), (scale * ratio).sqrt().clamp(max=1)
-    x = (2 * left - 1) * (1 - width) + torch.linspace(-1, 1, images.shape[3], device=images.device)[:, None] * width
-    y = (2 * top - 1) * (1 - height) + torch.linspace(-1, 1, images.shape[2], device=images.device)[:, None] * height
-    grid = torch.stack(torch.broadcast_tensors(x.T[:, None], y.T[:, :, None]), dim=-1)
-    return torch.nn.functional.grid_sample(images, grid, align_corners=True)
+    turned = _stretch(images.transpose(2, 3), left, width)  # lines in a row are copied faster than scattered numbers
+    return _stretch(turned.transpose(2, 3), top, height)
+
+
+def _stretch(images: Tensor, free: Tensor, share: Tensor) -> Tensor:
+    """Scale so large a share [B] of the lines of images [B, 3, H, W] up to all of them; `free` [B] says where it is."""
+    count, colours, length, width = images.shape
+    places = (free * (1 - share))[:, None] + torch.linspace(0, 1, length, device=images.device) * share[:, None]
+    places = places.mul_(length - 1).clamp_(0, length - 1)
+    low = places.floor()
+    first = torch.arange(count * colours, device=images.device).view(count, colours, 1) * length
+    lower, upper = ((line.long()[:, None] + first).flatten() for line in (low, places.ceil()))
+    lines = _shares(images).view(-1, width)
+    shares = (places - low)[:, None, :, None]
+    near, far = (lines.index_select(0, each).view(images.shape) for each in (lower, upper))
+    return near.lerp_(far, shares)
 
 
 def brightness(images: Tensor, values: Tensor) -> Tensor:
     """Add values [B, 1]."""
-    return images.add_(values[:, :, None, None])
+    return images.add_(values[:, :, None, None]).clamp_(0, 1)
 
 
 def contrast(images: Tensor, values: Tensor) -> Tensor:
     """Scale the distance to each channel's mean by values [B, 1]."""
-    mean = images.mean(dim=(2, 3), keepdim=True)
-    return images.sub_(mean).mul_(values[:, :, None, None]).add_(mean)
+    by = values[:, :, None, None]
+    mean = images.sum(dim=(2, 3), keepdim=True) / images[0, 0].numel()
+    return images.mul_(by).add_(mean * (1 - by)).clamp_(0, 1)
 
 
 def saturation(images: Tensor, values: Tensor) -> Tensor:
@@ -122,21 +151,35 @@ def saturation(images: Tensor, values: Tensor) -> Tensor:
 
 def hue(images: Tensor, values: Tensor) -> Tensor:
     """Turn HSV's hue by values [B, 1], as shares of a full circle."""
+    return saturation_and_hue(images, torch.cat([torch.ones_like(values), values], dim=1))
+
+
+def saturation_and_hue(images: Tensor, values: Tensor) -> Tensor:
+    """Scale HSV's saturation, at most to 1, and turn its hue, by values [B, 2]."""
+    by, turn = values.T[:, :, None, None]
     red, green, blue = images.unbind(1)
-    bottom, top = images.amin(dim=1), images.amax(dim=1)
+    top = torch.maximum(red, green)
+    bottom = torch.minimum(red, green)
+    torch.maximum(top, blue, out=top)
+    torch.minimum(bottom, blue, out=bottom)
     chroma = top - bottom
     # which channel is the largest, as numbers: selecting with `where` takes ten times as long on a CPU
-    is_red, is_green = red.clone().eq_(top), green.clone().eq_(top)
+    is_red, is_green = torch.empty_like(top), torch.empty_like(top)
+    torch.eq(red, top, out=is_red)
+    torch.eq(green, top, out=is_green)
     sextant = (red - green).add_(chroma, alpha=4)
     sextant.lerp_((blue - red).add_(chroma, alpha=2), is_green).lerp_(green - blue, is_red)
-    sextant.div_(chroma.clamp(min=1e-12)).add_(6 * values[:, :, None])
-    sextant.sub_(sextant.div(6).floor_(), alpha=6)  # into 0 .. 6
-    shares = (
-        (sextant - 3).abs_().sub_(1),  # of the chroma that each channel has above the smallest one
-        (sextant - 2).abs_().neg_().add_(2),
-        (sextant - 4).abs_().neg_().add_(2),
-    )
-    return torch.stack([share.clamp_(0, 1).mul_(chroma).add_(bottom) for share in shares], dim=1)
+    circle = sextant.div_(chroma.clamp(min=1e-12).mul_(6)).add_(turn + 1).frac_().mul_(6)  # 0 .. 6
+    torch.minimum(chroma.mul_(by), top, out=chroma)
+    bottom = top.sub_(chroma)
+    # Above the smallest channel, red has |circle - 3| - 1 of the chroma, between none and all of it, ...
+    out = torch.empty_like(images)
+    red, green, blue = out.unbind(1)
+    torch.addcmul(bottom - chroma, torch.sub(circle, 3).abs_().clamp_(1, 2), chroma, out=red)
+    upper = bottom.add_(chroma, alpha=2)  # ... green 2 - |circle - 2|, blue 2 - |circle - 4|
+    torch.addcmul(upper, torch.sub(circle, 2).abs_().clamp_(1, 2), chroma, value=-1, out=green)
+    torch.addcmul(upper, circle.sub_(4).abs_().clamp_(1, 2), chroma, value=-1, out=blue)
+    return out
 
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -15,7 +15,8 @@ from openvla_lightning.data.filters import FilterReport, NoopFilter, check_filte
 from openvla_lightning.data.images import ImageMode
 from openvla_lightning.data.loader import ResumableDataModule
 from openvla_lightning.data.mixture import GlobalOrder, HeldOutOrder, Stage, check_weights
-from openvla_lightning.data.oxe.registry import check_encodings, check_names, dataset_spec, describe
+from openvla_lightning.data.oxe.catalogue import check_names, dataset_spec
+from openvla_lightning.data.oxe.registry import check_encodings, describe
 from openvla_lightning.data.preflight import (
     BadInstructions,
     check_choices,
@@ -24,6 +25,7 @@ from openvla_lightning.data.preflight import (
     data_errors,
     proprio_width,
     refuse_actions,
+    refuse_empty,
     refused_instructions,
     say,
     say_black,
@@ -67,7 +69,7 @@ class VLADataModule(ResumableDataModule):
         proprio: load what the robot feels of itself, normalised as actions are.
         images: `released` (decoded and resized as the released pipeline does) or `fast`.
         cache: `jpeg`: frames of videos, and PNGs, become JPEG records once, which are read many times faster.
-        window_gb: for storage that is slow to read at random: shuffle within so many gigabytes of shards at a time;
+        window_gb: for storage that is slow to read at random: shuffle within this many gigabytes of shards at a time;
             None: over the whole dataset.
         datasets: the user's own datasets, name -> options of `oxe.describe`.
         seed: of order and augmentation.
@@ -193,8 +195,7 @@ class VLADataModule(ResumableDataModule):
         }
         self.train, self.val = self._steps("train"), self._steps("val")
         sizes = {name: source.statistics.num_transitions for name, source in self.sources.items()}
-        if empty := [name for name, steps in self.train.items() if not len(steps)]:
-            raise ValueError(f"nothing to train on in {', '.join(empty)}: no step is left after filters and split")
+        refuse_empty(self.train, self.val, self.filter_report)
         self.stages = stages(
             self.mix,
             self.curriculum,

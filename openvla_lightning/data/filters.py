@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source import Source
 from openvla_lightning.data.source.index import Index
 
@@ -123,7 +123,10 @@ def split_trajectories(index: Index, split: str, val_fraction: float, name: str)
         ValueError: there is no split called `train`.
     """
     if "train" not in index.splits:
-        raise ValueError(f"{name}: no split is called 'train'; there are {', '.join(index.splits)}")
+        raise ValueError(
+            f"{name}: no split is called 'train'; there are {', '.join(index.splits)}. Training reads `train`: write "
+            "the dataset with one, or give the split that name in dataset_info.json"
+        )
     if (held_out := validation_split(index)) is not None:
         return index.split == index.splits.index(held_out if split == "val" else split)
     train = np.flatnonzero(index.split == index.splits.index("train"))

@@ -9,8 +9,9 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
-from openvla_lightning.data.source.array_records import start_method
 from openvla_lightning.data.source.processes import end_with_parent
+from openvla_lightning.data.source.rlds.array_records import start_method
+from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.statistics import Normalisation
 
 
@@ -85,6 +86,8 @@ class BatchNumbers(DistributedSampler[Any], SequentialSampler):
         self.batches = -(-(self.total or 0) // batch_size) if whole else max(1, samples // batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+        if not self.batches:
+            return  # nothing is held out
         first = self.start()
         done = first // self.batch_size % self.batches
         for batch in range(self.batches - done):
@@ -194,6 +197,6 @@ class ResumableDataModule(L.LightningDataModule):
 
 def default_workers() -> int:
     """One worker for every two cores of a device, at most 8; none where there are only two."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(8, cores // devices // 2) if cores // devices > 2 else 0

@@ -8,7 +8,7 @@ from typing import Literal
 from openvla_lightning.data.filters import FilterReport, unused_splits
 from openvla_lightning.data.round_trip import RoundTrip, refusal, said_of
 from openvla_lightning.data.source import Source
-from openvla_lightning.data.steps import felt_columns
+from openvla_lightning.data.steps import DatasetSteps, felt_columns
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def refused_instructions(
 
     Args:
         source: the dataset.
-        refuses: why an instruction for actions of so many dimensions cannot be given; None when it can be.
+        refuses: instruction, dimensions of the actions -> why the model cannot be given it; None when it can.
         dim: dimensions of the dataset's actions.
         bad_instructions: `skip` warns, `error` raises.
 
@@ -151,6 +151,39 @@ def say(source: Source, report: FilterReport, share: float, trip: RoundTrip) -> 
         log.warning(said)
     if trip.clipped:
         log.info(f"{name}: extremes are clipped, as released: {', '.join(trip.clipped)}")
+
+
+def refuse_empty(
+    train: Mapping[str, DatasetSteps], val: Mapping[str, DatasetSteps], reports: Mapping[str, FilterReport]
+) -> None:
+    """See that every dataset has something to train on; warn where it has nothing to validate with.
+
+    Raises:
+        ValueError: nothing is left of some of them; with what took their steps, and where they lie.
+    """
+    problems = []
+    for name, steps in train.items():
+        if len(steps):
+            if not len(val[name]):
+                log.info(f"{name}: nothing is held out, so that no validation speaks of it (data.val_fraction)")
+            continue
+        report = reports[name]
+        taken = {
+            "with nothing said": report.steps - report.kept if report.unlabelled == report.trajectories else 0,
+            "with nothing said at them": report.wordless,
+            "whose words the model cannot be given": report.refused,
+            "first of their trajectory": report.first_steps,
+            "standing still (data.noop_filter=none keeps them)": report.noops + report.zero_actions,
+            "too near the end for a chunk (data.chunk_end)": report.kept,
+        }
+        left = ", ".join(f"{count:,} {why}" for why, count in taken.items() if count) or "none was there"
+        place = getattr(steps.source, "folder", None) or getattr(steps.source, "root", "")
+        problems.append(
+            f"nothing to train on in {name} ({place}): no step is left after filters and split, of {report.steps:,} in "
+            f"{report.trajectories:,} trajectories of training: {left}"
+        )
+    if problems:
+        raise ValueError("\n    ".join(problems))
 
 
 def refuse_actions(trips: Mapping[str, RoundTrip]) -> None:

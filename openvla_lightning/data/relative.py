@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source import Source
 from openvla_lightning.data.steps import DatasetSteps
 from openvla_lightning.statistics import DatasetStatistics
@@ -55,8 +55,8 @@ def measure(source: Source, steps: NDArray[np.int32] | None, action_chunk: int) 
 
     Args:
         source: the dataset.
-        steps: of its index, those that count; None: all, as released.
-        action_chunk: T; of differences, those past the end of a trajectory do not count.
+        steps: of its index, the ones to measure; None: all, as released.
+        action_chunk: T; differences past the end of a trajectory are not measured.
     """
     index, spec = source.index, source.spec
     measured = source.statistics if steps is None else source.measure(steps)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.actions import ActionTokenizer, dimension_names
-from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 
 LOOKED_AT = 100_000

@@ -48,7 +48,7 @@ class DatasetSteps:
         self.source, self.steps, self.statistics, self.felt = source, steps, statistics, felt
         self.normalisation, self.action_chunk, self.chunk_end = normalisation, action_chunk, chunk_end
         self.whole = steps
-        """Steps that chunks are made of; `steps` are those that one begins at."""
+        """Chunks are made of these steps; `steps` are the ones at which a chunk may begin."""
         if chunk_end == "drop" and action_chunk > 1:
             self.steps = steps[self._ends(steps) - np.arange(len(steps)) >= action_chunk]
 
@@ -155,7 +155,7 @@ class DatasetSteps:
         return np.zeros((size, size, 3), np.uint8) if image is None else image
 
     def _earlier(self, position: int, back: int) -> int:
-        """The step of the index that comes `back` steps before a position, of those that are served."""
+        """The step of the index that was served `back` steps before the one at `position`."""
         step = int(self.steps[position])
         if not back:
             return step
@@ -245,21 +245,19 @@ class StepBatches:
 
     def _images(
         self, view: str, places: Sequence[tuple[DatasetSteps, int]], numbers: NDArray[np.int64]
-    ) -> NDArray[np.uint8]:
+    ) -> list[NDArray[np.uint8]]:
         role, back = camera_of(view)
         swapped = np.zeros(len(numbers), bool)
         if self.swap_seed is not None:
             swapped = uniform(key(self.swap_seed, 6) + numbers.astype(np.uint64)) < 0.5
-        return np.stack(
-            [
-                dataset.image(dataset.other(role) if other else role, position, self.image_size, self.images, back)
-                for (dataset, position), other in zip(places, swapped.tolist(), strict=True)
-            ]
-        )
+        return [
+            dataset.image(dataset.other(role) if other else role, position, self.image_size, self.images, back)
+            for (dataset, position), other in zip(places, swapped.tolist(), strict=True)
+        ]
 
 
 def windowed_walks(datasets: Mapping[str, DatasetSteps], gigabytes: float) -> dict[int, Walk]:
-    """Orders that shuffle within so many gigabytes of shards, shared by all datasets, of those that lie in files."""
+    """Orders that shuffle within `gigabytes` of shards. All datasets that lie in files share them; others have none."""
     walks: dict[int, Walk] = {}
     for i, dataset in enumerate(datasets.values()):
         index = dataset.source.index

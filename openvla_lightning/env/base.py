@@ -63,6 +63,9 @@ class RolloutEnv(Protocol):
     An episode depends on its task and its seed alone, never on the episodes before it: the same pair gives the same
     scene, whichever process renders it. A world may have an attribute `looking`, True after a reset: while it is False,
     nobody sees what the world shows, and pictures need not be drawn.
+
+    A class may have a static `tasks_of(**arguments)`, which says the same as `tasks` of a world that these arguments
+    would build: what is asked of an evaluation is then checked before any world is.
     """
 
     @property
@@ -102,6 +105,19 @@ class RolloutEnv(Protocol):
 
 
 EnvFactory = Callable[[], RolloutEnv]
+
+
+def world_of(env: Any) -> Any:
+    """The class behind what `env=` builds: of a `functools.partial` or an instance, its class."""
+    return getattr(env, "func", env if isinstance(env, type) else type(env))
+
+
+def kind_of(env: Any) -> str:
+    """How what `env=` builds is evaluated; the names are those of `run.evaluate.EVALUATIONS`.
+
+    A class says so with its attribute `kind`. One that says nothing is a world, in which episodes are rolled out.
+    """
+    return getattr(world_of(env), "kind", "rollouts")
 
 
 def checked_action(action: np.ndarray) -> np.ndarray:

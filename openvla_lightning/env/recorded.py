@@ -51,6 +51,7 @@ class Offline:
         num_steps: how many held-out steps of each dataset to look at; fewer when the split is smaller.
     """
 
+    kind = "held_out"
     stage = "validate"
 
     def __init__(self, data: Callable[..., HeldOut], dataset: str | None = None, num_steps: int = 1000) -> None:
@@ -114,6 +115,7 @@ class Offline:
 class TrainingSteps(Offline):
     """The same with steps that were trained on: see `openvla_lightning.evaluation.open_loop`. Arguments as above."""
 
+    kind = "open_loop"
     stage = "fit"
 
     def _loader(self, data: HeldOut) -> Iterable[list[Step]]:
@@ -169,6 +171,8 @@ class Replay:
         num_episodes: how many of them, from the first on.
         num_bins: of the token head that is to learn them.
     """
+
+    kind = "replay"
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from openvla_lightning.policy import Policy
 from openvla_lightning.types import Step
 
 TASKS, STEPS = 8, 16
-"""At most so many instructions, and steps of each."""
+"""How many instructions are compared at most, and how many steps of each."""
 
 
 class Confusion:

@@ -24,8 +24,32 @@ class Ensemble(Protocol):
         """What to remember, and the action [D] for now, after the newest chunk [T, D]; one decision per step."""
 
 
-@dataclass(frozen=True, slots=True)
-class AdaptiveEnsemble:
+class _Weighted:
+    """The mean of what the last `horizon` decisions said about now, each by the weight that a subclass gives it."""
+
+    horizon: int
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ValueError(f"horizon={self.horizon} remembers nothing; 1 acts on the newest chunk alone")
+
+    def step(self, memory: Memory, chunk: Chunk) -> tuple[Memory, NDArray[np.float64]]:
+        """See `Ensemble`.
+
+        Raises:
+            ValueError: for a chunk shorter than the horizon.
+        """
+        memory, predictions = _remember(memory, chunk, self.horizon)
+        weights = self._weights(predictions)
+        return memory, (weights / weights.sum()) @ predictions
+
+    def _weights(self, predictions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How much each of the predictions [n, D], oldest first, counts: [n]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AdaptiveEnsemble(_Weighted):
     """CogACT's: older predictions for now count more, the more they agree with the newest (arXiv 2411.19650, 3.4).
 
     Weights are exp(alpha * cosine(older, newest)), over all dimensions, the gripper among them, on actions in the
@@ -39,24 +63,14 @@ class AdaptiveEnsemble:
     horizon: int = 7
     alpha: float = 0.1
 
-    def __post_init__(self) -> None:
-        _check(self.horizon)
-
-    def step(self, memory: Memory, chunk: Chunk) -> tuple[Memory, NDArray[np.float64]]:
-        """See `Ensemble`.
-
-        Raises:
-            ValueError: for a chunk shorter than the horizon.
-        """
-        memory, predictions = _remember(memory, chunk, self.horizon)
+    def _weights(self, predictions: NDArray[np.float64]) -> NDArray[np.float64]:
         newest = predictions[-1]
         norms = np.linalg.norm(predictions, axis=1) * np.linalg.norm(newest)
-        weights = np.exp(self.alpha * (predictions @ newest) / (norms + 1e-7))
-        return memory, (weights / weights.sum()) @ predictions
+        return np.exp(self.alpha * (predictions @ newest) / (norms + 1e-7))
 
 
-@dataclass(frozen=True, slots=True)
-class TemporalEnsemble:
+@dataclass(frozen=True)
+class TemporalEnsemble(_Weighted):
     """ACT's: predictions for now are averaged with weights exp(-decay * age), the oldest first (arXiv 2304.13705).
 
     Args:
@@ -67,23 +81,8 @@ class TemporalEnsemble:
     horizon: int = 8
     decay: float = 0.01
 
-    def __post_init__(self) -> None:
-        _check(self.horizon)
-
-    def step(self, memory: Memory, chunk: Chunk) -> tuple[Memory, NDArray[np.float64]]:
-        """See `Ensemble`.
-
-        Raises:
-            ValueError: for a chunk shorter than the horizon.
-        """
-        memory, predictions = _remember(memory, chunk, self.horizon)
-        weights = np.exp(-self.decay * np.arange(len(predictions)))
-        return memory, (weights / weights.sum()) @ predictions
-
-
-def _check(horizon: int) -> None:
-    if horizon < 1:
-        raise ValueError(f"horizon={horizon} remembers nothing; 1 acts on the newest chunk alone")
+    def _weights(self, predictions: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.exp(-self.decay * np.arange(len(predictions)))
 
 
 def _remember(memory: Memory, chunk: Chunk, horizon: int) -> tuple[Memory, NDArray[np.float64]]:

@@ -1,6 +1,5 @@
 """Training steps through the path that acts: does a policy see, read, decode and scale as it did in training?"""
 
-import csv
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from openvla_lightning.policy import Policy
 from openvla_lightning.processor import Processor
 from openvla_lightning.report.page import write_page
 from openvla_lightning.report.tables import Rows, markdown, table
+from openvla_lightning.report.training_log import read_log
 from openvla_lightning.statistics import DatasetStatistics
 from openvla_lightning.types import IGNORE_INDEX, Inputs, Prediction, Step
 
@@ -123,8 +123,8 @@ def _compare(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistic
 def _agreement(policy: Policy, inputs: Inputs, decoded: Tensor, prediction: Prediction) -> np.ndarray:
     """Which numbers [B, T * D] of the plain decoder are what they should be.
 
-    Where every number is a choice, those that are predicted under the true past: up to its first mistake a policy
-    decodes what it would have said after the true tokens. Otherwise those of the fast decoder.
+    Where every number is a choice, the prediction under the true past is the measure: up to its first mistake a policy
+    decodes what it would have said after the true tokens. Otherwise the fast decoder's numbers are.
     """
     own = decoded.float().flatten(1).numpy()
     if prediction.correct is not None and prediction.correct.shape == own.shape:
@@ -172,12 +172,9 @@ def logged_accuracy(path: str | None, datasets: Sequence[str]) -> tuple[float, f
     if path is None:
         return None
     place = Path(path)
-    log_file = (place if place.is_dir() else place.parent.parent) / "metrics.csv"
-    if not log_file.is_file():
-        return None
     last = int(place.stem.removeprefix("step_")) if place.stem.startswith("step_") else None
-    with log_file.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if last is None or int(row["step"]) < last]
+    log_rows = read_log(place if place.is_dir() else place.parent.parent)
+    rows = [row for row in log_rows if last is None or int(row["step"]) < last]
     columns = [f"train/action_accuracy/{name}" for name in datasets]
     columns = columns if rows and all(column in rows[0] for column in columns) else ["train/action_accuracy"]
     values = [float(row[column]) for row in rows for column in columns if row.get(column)][-LOGGED * len(columns) :]

@@ -235,8 +235,8 @@ class Rollout:
     def moves(self, episode: _Running, actions: np.ndarray) -> deque[Move]:
         """What becomes of the actions [T, D] that the policy chose just now.
 
-        In real time they come `control.delay` steps later: until then the robot executes those that were chosen before,
-        and then stays where it was told to go.
+        In real time they come `control.delay` steps later. Until then the robot executes the actions of the decision
+        before, and then stays where it was told to go.
         """
         if not self.control.delay:
             return deque(Move(action) for action in actions)

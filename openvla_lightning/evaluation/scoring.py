@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from openvla_lightning.data.source.lerobot.recorder import Recorder
-from openvla_lightning.env.base import EnvFactory, RequestError, Task, refusing
+from openvla_lightning.env.base import EnvFactory, RequestError, Task, kind_of, refusing, world_of
 from openvla_lightning.env.recorded import Offline
 from openvla_lightning.env.workers import BuildError
 from openvla_lightning.evaluation.control import Actor, Control
@@ -91,7 +91,7 @@ def evaluate(
         record_failures: keep those that fail, too, marked as such.
         num_envs: environments at a time. Half of them make one batch for the policy.
         num_workers: processes that simulate; as many as CPU cores by default. Does not change results.
-        save_videos: at most so many successes and so many failures of each task family are kept as MP4.
+        save_videos: how many successes, and how many failures, of each task family are kept as MP4 at most.
         label: the policy's name in tables.
         task_set: name of the task set in tables; a selection of tasks is added to it.
         config: resolved config of the run, kept in results.json.
@@ -104,11 +104,11 @@ def evaluate(
         WorkerError: when no episode runs without an error.
     """
     console = console or Console()
-    fixed = not isinstance(env, Offline) and episodes_per_task != "auto" and stop == "never"
+    fixed = kind_of(env) != "offline" and episodes_per_task != "auto" and stop == "never"
     part = _part(shard, fixed, control, latency)
-    recorder = None if record is None else _recorder(record, record_failures, isinstance(env, Offline), control)
+    recorder = None if record is None else _recorder(record, record_failures, kind_of(env) == "offline", control)
     folder = Path(output_dir) if part is None else part.folder(output_dir)
-    world = getattr(env, "func", env if isinstance(env, type) else type(env))
+    world = world_of(env)
     results = Results(
         label=label,
         env=world.__name__.lower(),
@@ -130,16 +130,20 @@ def evaluate(
 
     started = time.monotonic()
     try:
-        if isinstance(env, Offline):
-            env.check()
-            results.offline = score_offline(load(), env, console)
+        if kind_of(env) == "held_out":
+            recorded: Any = env
+            recorded.check()
+            results.offline = score_offline(load(), recorded, console)
         else:
             enough = Enough(episodes_per_task, interval_width)
             decided = _stopping(stop, against, margin)
             session = Session(results, folder, enough, save_videos, console, decided, part, recorder)
             plans = functools.partial(_plan, tasks, enough, seed, instructions, decided is not None)
+            if (known := _announced(world, env)) is not None:
+                plans(known)
             how = Control(control, rate_hz, latency, False, execute, ensemble, ensemble_horizon)
-            session.run(load, env, plans, how, self_test, num_envs, num_workers)
+            build: Any = env
+            session.run(load, build, plans, how, self_test, num_envs, num_workers)
         results.complete = True
     finally:
         results.timing["seconds"] = round(time.monotonic() - started, 1)
@@ -190,6 +194,14 @@ def _name_tasks(tasks: str | Sequence[str], task_set: str | None) -> str:
     if task_set is None:
         return chosen
     return task_set if chosen == "all" else f"{task_set}: {chosen}"
+
+
+def _announced(world: Any, env: Any) -> Mapping[str, Task] | None:
+    """The tasks of a world that is not built yet; None: it does not say, or its own errors will say what is wrong."""
+    try:
+        return world.tasks_of(*getattr(env, "args", ()), **getattr(env, "keywords", {}))
+    except Exception:  # building the world fails for the same reason, and is explained where it does
+        return None
 
 
 def _plan(

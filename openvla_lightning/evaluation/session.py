@@ -1,6 +1,5 @@
 """Rollouts with everything about them on disk as they end: episodes, videos, what the world was like."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from openvla_lightning.evaluation.timing import Stopwatch
 from openvla_lightning.evaluation.video import write_video
 from openvla_lightning.report.results import Episode, Results, success_rate
 from openvla_lightning.report.shards import Shard
+from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.runtime.progress import Bar
 
 AUTO_FEWEST, AUTO_MOST = 10, 200
@@ -203,11 +203,6 @@ class Session:
         rate = success_rate(self._finished.values())
         news = f"{100 * rate.rate:.0f} % success" + f"  {rate.errors} errors" * bool(rate.errors)
         self._bar.advance(news=news)
-
-
-def available_cores() -> int:
-    """Cores this process may use, which in a container or a job is fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -1,20 +1,21 @@
 """The CSV log that every run writes."""
 
 import csv
-import warnings
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-warnings.filterwarnings("ignore", ".*Previous log files in this directory will be deleted")  # not by the class below
+from openvla_lightning.report.training_log import read_log
+from openvla_lightning.runtime.files import written_whole
 
 
 class CSVLogger(LightningCSVLogger):
     """Lightning's CSVLogger, which deletes the log of a run that is resumed; this one joins the curve.
 
-    Rows of an earlier attempt in the same folder are kept up to the first step that is logged anew.
+    Rows of an earlier attempt in the same folder are kept up to the first step that is logged anew, and all of them
+    where nothing is left to train.
 
     Args:
         save_dir: the run's folder; the log is `<save_dir>/metrics.csv`.
@@ -23,17 +24,41 @@ class CSVLogger(LightningCSVLogger):
 
     def __init__(self, save_dir: str, flush_logs_every_n_steps: int = 1) -> None:
         super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
-        log = Path(self.log_dir) / "metrics.csv"
-        self._earlier: list[dict[str, str]] = []
-        if log.exists():
-            with log.open(newline="") as file:
-                self._earlier = list(csv.DictReader(file))
+        self._experiment = _Writer(self.log_dir)
 
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """As in Lightning; the first call after a resume puts the earlier rows in front."""
-        if self._earlier and step is not None:
-            kept = [row for row in self._earlier if int(row["step"]) < step]
-            self.experiment.metrics = [{k: v for k, v in row.items() if v != ""} for row in kept]
-            self._earlier = []
-        super().log_metrics(metrics, step)
+
+class _Writer(ExperimentWriter):
+    """Appends rows, and writes the whole file anew, whole or not at all, where the columns change."""
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        self.path = Path(self.metrics_file_path)
+        self.earlier: list[dict[str, Any]] = [*read_log(self.path)]
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning deletes the log of an earlier attempt here."""
+
+    def save(self) -> None:
+        """Write the rows that are new."""
+        if not self.metrics:
+            return
+        columns = sorted({*self.metrics_keys, *(key for row in self.metrics for key in row)})
+        if columns == self.metrics_keys:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, columns).writerows(self.metrics)
+        else:
+            self._rewrite(columns)
+        self.metrics = []
+
+    def _rewrite(self, columns: list[str]) -> None:
+        """Put rows that are there, up to the first new step after a resume, before the new ones."""
+        if self.metrics_keys:
+            rows: list[dict[str, Any]] = [*read_log(self.path)]
+        else:
+            rows = [row for row in self.earlier if int(row["step"]) < self.metrics[0]["step"]]
+            columns = sorted({*columns, *(key for row in rows for key in row)})
+        with written_whole(self.path) as beside, beside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows([*rows, *self.metrics])
+        self.metrics_keys = columns

@@ -7,7 +7,7 @@ from torch import nn
 
 
 def count(module: nn.Module) -> tuple[int, int]:
-    """All parameters of `module`, and those that require a gradient.
+    """All parameters of `module`, and the ones that require a gradient.
 
     A 4-bit weight counts what it stands for, not the bytes it is packed into.
     """

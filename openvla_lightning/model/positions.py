@@ -4,6 +4,7 @@ from typing import overload
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def at(hidden: Tensor, places: Tensor) -> Tensor:
@@ -14,9 +15,13 @@ def at(hidden: Tensor, places: Tensor) -> Tensor:
 def visible(attention_mask: Tensor | None, prefix: int) -> Tensor | None:
     """Which of BOS, `prefix` tokens and the other text [B, L + prefix] are no padding; None where all are, if known.
 
-    A mask on an accelerator is taken to hide something: to look would be to wait for it.
+    A mask on an accelerator is taken to hide something: to look would be to wait for it. So is one without values, of
+    an estimate.
     """
-    if attention_mask is None or (attention_mask.device.type == "cpu" and bool(attention_mask.all())):
+    if attention_mask is None:
+        return None
+    can_look = attention_mask.device.type == "cpu" and not isinstance(attention_mask, FakeTensor)
+    if can_look and bool(attention_mask.all()):
         return None
     mask = attention_mask.bool()
     return torch.cat([mask[:, :1].expand(-1, 1 + prefix), mask[:, 1:]], dim=1)

@@ -116,5 +116,5 @@ class Perceiver(Projector):
 
 
 def released(in_dim: int, out_dim: int, towers: Sized) -> Projector:
-    """The projector that was released for so many vision towers: two linear layers for one, three for two."""
+    """The released projector: two linear layers for one vision tower, three for two."""
     return (MLP if len(towers) == 1 else FusedMLP)(in_dim, out_dim)

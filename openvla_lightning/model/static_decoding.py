@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +38,7 @@ class _Buffers:
         layers: keys and values of each layer.
         last: hidden state [B, dim] after the prompt.
         ids: what was written, int64 [B, count].
+        writing: what another way of writing keeps from step to step.
     """
 
     pixels: Tensor
@@ -50,6 +52,7 @@ class _Buffers:
     layers: Any = None
     last: Any = None
     ids: Any = None
+    writing: Any = None
 
 
 class _KeysValues:
@@ -126,24 +129,29 @@ class StaticDecoder:
             clock: called with the name of each stage when its work has been handed to the device: `copy`, `vision`,
                 `prefill`, `decode`.
         """
-        action = self._arranged(inputs, count, generator)
-        if self.graph:
-            try:
-                action, stages = self._ready(action)
-            except RuntimeError as error:  # an operation that cannot be captured, or no memory left to do it
-                log.warning(f"No CUDA graphs, so actions take longer: {str(error).splitlines()[0]}")
-                self.graph = False
-        if not self.graph:
-            _move(action, self.device)
-            stages = [lambda stage=stage: stage(action) for stage in self._stages]  # type: ignore[misc]
+        action, stages = self._prepared(inputs, count, generator)
         clock("copy")
         for name, stage in zip(("vision", "prefill", "decode"), stages, strict=True):
             stage()
             clock(name)
         return action.ids[: len(inputs)].clone()
 
+    def _prepared(
+        self, inputs: Inputs, count: int, generator: torch.Generator | None
+    ) -> tuple[_Buffers, list[Callable[[], None]]]:
+        """The tensors of one call on the device, and what is to be done with them: graphs, or the stages themselves."""
+        action = self._arranged(inputs, count, generator)
+        if self.graph:
+            try:
+                return self._ready(action)
+            except RuntimeError as error:  # an operation that cannot be captured, or no memory left to do it
+                log.warning(f"No CUDA graphs, so actions take longer: {str(error).splitlines()[0]}")
+                self.graph = False
+        _move(action, self.device)
+        return action, [partial(stage, action) for stage in self._stages]
+
     def _arranged(self, inputs: Inputs, count: int, generator: torch.Generator | None) -> _Buffers:
-        """Padding goes to the right, where causal attention never looks; shapes become those that others share."""
+        """Move padding to the right, where causal attention never looks, and bring inputs to one of few shapes."""
         pixels, mask, proprio = inputs.pixel_values, inputs.attention_mask, inputs.proprio
         lengths = mask.long().sum(1)
         width = int(lengths.max())
@@ -178,20 +186,23 @@ class StaticDecoder:
 
     def _write(self, action: _Buffers) -> None:
         """One id after the other. Row by row they go to the same place, right of all padding, which a mask hides."""
-        llm, last = self.vla.llm, action.last
-        device, width = last.device, action.input_ids.shape[1] + action.prefix
-        lengths = action.text_lengths[:, None] + action.prefix
-        places = torch.arange(width + action.count - 1, device=device)
+        llm, steps = self.vla.llm, torch.arange(action.count - 1, device=action.last.device)
         draws = [None] * action.count if action.noise is None else action.noise.unbind(1)
-        ids = [self.choice.ids(llm, last, draws[0])]
+        ids = [self.choice.ids(llm, action.last, draws[0])]
         for step in range(action.count - 1):
-            place = places[width + step : width + step + 1]
-            mask = (places < lengths) | ((places >= width) & (places <= place))
-            for layer in action.layers:
-                layer.place = place
-            hidden = self._decode(action, llm.embed(ids[-1][:, None]), lengths + step, mask[:, None, None])
-            ids.append(self.choice.ids(llm, hidden[:, -1], draws[step + 1]))
+            hidden = self._follow(action, ids[-1], steps[step : step + 1])
+            ids.append(self.choice.ids(llm, hidden, draws[step + 1]))
         action.ids = torch.stack(ids, dim=1)
+
+    def _follow(self, action: _Buffers, ids: Tensor, step: Tensor) -> Tensor:
+        """Hidden states [B, dim] after ids [B], which are the `step`-th, int64 [1], that were written."""
+        width = action.input_ids.shape[1] + action.prefix
+        lengths, place = action.text_lengths[:, None] + action.prefix, width + step
+        places = torch.arange(width + action.count - 1, device=ids.device)
+        mask = (places < lengths) | ((places >= width) & (places <= place))
+        for layer in action.layers:
+            layer.place = place
+        return self._decode(action, self.vla.llm.embed(ids[:, None]), lengths + step, mask[:, None, None])[:, -1]
 
     def _decode(self, action: _Buffers, hidden: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         decoder = self.vla.llm.model

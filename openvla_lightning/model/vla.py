@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +35,41 @@ class HasNetwork(Protocol):
         """The head's own module, beside a language model that is `dim` wide."""
 
 
+@dataclass
+class About:
+    """What is known of a model besides its weights: loading fills it in, saving writes it down.
+
+    Attributes:
+        norm_stats: dataset name -> action statistics in the released layout, for un-normalising.
+        recipe: the resolved configuration this model was trained with, for its model card; empty when unknown.
+        json_files: name -> content of the JSON files of the released folder this model came from; what of them no
+            field of ours says is passed on when saving. Empty for a new model.
+        folder: that folder, whose tokenizer files are passed on when saving.
+        weights_from: where all weights come from, as a path or hub id; None when they come from several places.
+    """
+
+    norm_stats: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    json_files: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    weights_from: str | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """Whose weights a model is to start from; see `VLA`.
+
+    Attributes:
+        path: folder, file or hub id.
+        dtype: of the weights that come from there; None: torch's default.
+        vision_backbone: builds one with weights of its own, where those to come may lack them.
+    """
+
+    path: str
+    dtype: torch.dtype | None
+    vision_backbone: Callable[[], VisionBackbone]
+
+
 ADDED = ("proprio_projector", "action_head")
 
 
@@ -57,13 +93,8 @@ class VLA(SequenceModel):
             false: not.
 
     Attributes:
-        norm_stats: dataset name -> action statistics in the released layout, for un-normalising.
-        released: file name -> contents of the released JSON files this model came from; empty for a new one.
-        recipe: the resolved configuration this model was trained with, for its model card; empty when unknown.
-        origin: the released folder this model was loaded from, whose tokenizer files are passed on when saving.
-        init_from: where all weights come from; None when they came from elsewhere.
-        init_dtype: of the weights that come from there; None: torch's default.
-        fresh_vision: builds the vision backbone with weights of its own, where those to come may lack them.
+        about: what is known of it besides its weights.
+        start: whose weights it is to start from; None for those of its parts.
         quantisation: how layers were quantised (see `Quantisation.config`); None when none were.
     """
 
@@ -79,13 +110,9 @@ class VLA(SequenceModel):
         film: str | bool | None = None,
     ) -> None:
         super().__init__()
-        self.norm_stats: dict[str, Any] = {}
-        self.released: dict[str, Any] = {}
-        self.origin: Path | None = None
-        self.recipe: dict[str, Any] = {}
-        self.init_from: str | None = None if init_from is None else str(init_from)
-        self.init_dtype = None if dtype is None else floating(dtype)
-        self.fresh_vision = None if init_from is None else vision_backbone
+        self.about = About()
+        kind = None if dtype is None else floating(dtype)
+        self.start = None if init_from is None else Start(str(init_from), kind, vision_backbone)
         self.quantisation: dict[str, Any] | None = None
         self.film = None if not film else check_padding("released" if film is True else film)
         self.proprio_dim = proprio_dim
@@ -111,13 +138,22 @@ class VLA(SequenceModel):
         return self.language_model
 
     @property
+    def norm_stats(self) -> dict[str, Any]:
+        """Dataset name -> action statistics in the released layout; those of `about`."""
+        return self.about.norm_stats
+
+    @norm_stats.setter
+    def norm_stats(self, statistics: dict[str, Any]) -> None:
+        self.about.norm_stats = statistics
+
+    @property
     def config(self) -> dict[str, Any]:
         """Plain, JSON-able description that `from_config` rebuilds the same architecture from."""
         return {
             "vision_backbone": self.vision_backbone.config,
             "projector": self.projector.config,
             "llm": self.language_model.config,
-            "released": self.released,
+            "released": self.about.json_files,
             **({} if self._action_head is None else {"action_head": self._action_head}),
             **({} if self.film is None else {"film": self.film}),
             **({} if self.proprio_dim is None else {"proprio_dim": self.proprio_dim}),
@@ -134,7 +170,7 @@ class VLA(SequenceModel):
             proprio_dim=config.get("proprio_dim"),
             film=config.get("film"),
         )
-        vla.released = dict(config.get("released") or {})
+        vla.about.json_files = dict(config.get("released") or {})
         return vla
 
     def added(self) -> list[nn.Module]:

@@ -17,7 +17,7 @@ from openvla_lightning.action_head.base import ActionHead
 from openvla_lightning.model.vision_backbone import pixel_statistics
 from openvla_lightning.plugins import USUAL_HEAD, describe, rebuild
 from openvla_lightning.processor.gate import accepted
-from openvla_lightning.processor.images import ImageTransform, ResizeStrategy
+from openvla_lightning.processor.image_transform import ImageTransform, ResizeStrategy
 from openvla_lightning.processor.prompt import PromptKind
 from openvla_lightning.processor.text import TextProcessor
 from openvla_lightning.types import Batch, Inputs, Observation, Step, views_of

@@ -1,4 +1,4 @@
-"""Tables and pictures of one or many evaluations, and of sweeps.
+"""Tables and pictures of one or many evaluations, of a training run, and of sweeps.
 
 python -m openvla_lightning.report runs/demo
 """
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openvla_lightning.report.results import FILE_NAME
+from openvla_lightning.report.run_page import is_run, write_run_page
 from openvla_lightning.report.shards import ShardError, merge
 from openvla_lightning.report.sweeps import write_sweep
 from openvla_lightning.report.writing import compare, write_report
@@ -17,7 +18,8 @@ from openvla_lightning.runtime.files import below
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of `python -m openvla_lightning.report`."""
     parser = argparse.ArgumentParser("python -m openvla_lightning.report", description=compare.__doc__.split("\n")[0])  # type: ignore[union-attr]
-    parser.add_argument("paths", nargs="+", type=Path, help="results.json files, or folders searched for them")
+    what = "results.json files, folders searched for them, or the folder of a training run"
+    parser.add_argument("paths", nargs="+", type=Path, help=what)
     parser.add_argument("--out", type=Path, help="folder for report.md and the chart (default: the first folder named)")
     parser.add_argument("--merge", action="store_true", help="first make one evaluation of the shards in each folder")
     options = parser.parse_args(arguments)
@@ -27,6 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 write_report(merge(path), path)
         except ShardError as error:
             parser.error(str(error))
+    for path in filter(is_run, options.paths):
+        print(f"written to {write_run_page(path)}")
+    if all(map(is_run, options.paths)):
+        return
     sweeps = [page for path in options.paths if path.is_dir() and (page := write_sweep(path)) is not None]
     for page in sweeps:
         print(f"written to {page}")

@@ -125,9 +125,9 @@ def task_mean(results: Iterable[Results]) -> tuple[float, tuple[float, float]]:
 
 @cache
 def power(first: float, second: float, pairs: int) -> float:
-    """How often McNemar's test finds that two policies with these success rates differ, over so many initial states.
+    """How often McNemar's test finds that two policies with these success rates differ, over `pairs` initial states.
 
-    Their outcomes are taken to be independent; where they agree more than that, less is needed.
+    Their outcomes are taken to be independent. Policies that agree more often than that need fewer states.
     """
     only_first, only_second = first * (1 - second), second * (1 - first)
     total = 0.0

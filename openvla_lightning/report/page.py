@@ -10,12 +10,14 @@ from pathlib import Path
 from openvla_lightning.runtime.files import write_text
 
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222 }}
-table {{ border-collapse: collapse; margin: 1em 0 }}
+table {{ border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto }}
 th, td {{ padding: .25em .8em; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums }}
 img {{ max-width: 100% }}
-video {{ width: 320px; display: block }}
+code {{ overflow-wrap: anywhere }}
+video {{ width: 320px; max-width: 100%; display: block }}
 </style></head><body>
 {body}</body></html>
 """

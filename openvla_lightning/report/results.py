@@ -118,7 +118,7 @@ class Results:
         notes: what a reader of the numbers should know, such as versions other than the reference's.
         timing: seconds in all and per call of the policy, episodes per hour, and where the time went (see
             `evaluation.timing.Stopwatch`), of the last call; they differ between two runs of the same evaluation.
-        complete: False when the evaluation was interrupted; the episodes are then those that had finished.
+        complete: False when the evaluation was interrupted; only finished episodes are listed then.
         offline: token accuracy and L1 on held-out steps, see `openvla_lightning.env.recorded`.
         checkpoint: path, sha256, unnorm_key, normalisation.
         config: the whole resolved config of the run.

@@ -1,6 +1,5 @@
 """A sweep as one table: what each run varied, what it cost, how well its policy does."""
 
-import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from openvla_lightning.report.page import write_page
 from openvla_lightning.report.paper import reported
 from openvla_lightning.report.results import Episode, Results, find_results, success_rate
 from openvla_lightning.report.tables import Rows, markdown, table
+from openvla_lightning.report.training_log import draw_curves, points, read_log
 from openvla_lightning.runtime.files import below
 
 FILE_NAME = "costs.json"
@@ -58,7 +58,7 @@ def sweep_rows(runs: Sequence[Path]) -> Rows:
         "held-out accuracy": [_last(run, "val/action_accuracy", lambda value: f"{value:.1%}") for run in runs],
         "L1": [_last(run, "val/l1", lambda value: f"{value:.3f}") for run in runs],
     }
-    costs = [_cost_cells(json.loads((run / FILE_NAME).read_text())) for run in runs]
+    costs = [cost_cells(json.loads((run / FILE_NAME).read_text())) for run in runs]
     columns |= {name: [row[name] for row in costs] for name in costs[0]}
     columns["steps"] = [_mean(found, lambda episode: episode.length, "{:.0f}") for found in results.values()]
     columns["jerk"] = [_mean(found, lambda episode: episode.jerk, "{:.3f}") for found in results.values()]
@@ -85,36 +85,23 @@ def write_sweep(folder: str | Path, console: Console | None = None) -> Path | No
         "",
         *(f"- {row[0]}: `{run}`" for row, run in zip(rows[1:], runs, strict=True)),
     ]
-    pictures = [f"![Learning curves]({CURVES})", ""] if draw_curves(runs, rows, Path(folder) / CURVES) else []
+    pictures = [f"![Learning curves]({CURVES})", ""] if draw_sweep(runs, rows, Path(folder) / CURVES) else []
     (console or Console()).print(table(rows, "Runs"))
     return write_page(["# Runs", "", markdown(rows), "", *notes, "", *pictures], Path(folder) / "sweep.md")
 
 
-def draw_curves(runs: Sequence[Path], rows: Rows, picture: Path) -> bool:
+def draw_sweep(runs: Sequence[Path], rows: Rows, picture: Path) -> bool:
     """Draw the runs' learning curves over each other; False when none was logged."""
-    from matplotlib.figure import Figure
-
     metrics = {
         "train/loss": "training loss",
         "val/action_accuracy": "held-out action-token accuracy",
         "val/l1": "held-out L1",
     }
-    curves = {metric: [_curve(run, metric) for run in runs] for metric in metrics}
-    logged = {metric: found for metric, found in curves.items() if any(found)}
-    if not logged:
-        return False
-    figure = Figure(figsize=(4.5 * len(logged), 4.2), layout="constrained")
-    for axes, (metric, found) in zip(figure.subplots(1, len(logged), squeeze=False)[0], logged.items(), strict=True):
-        for index, points in enumerate(found):
-            if points:
-                marker = "o" if metric.startswith("val") else None
-                axes.plot(*zip(*points, strict=True), color=f"C{index}", marker=marker, markersize=3, alpha=0.8)
-        axes.set(title=metrics[metric], xlabel="optimiser step")
-        axes.grid(alpha=0.3)
-    lines = [figure.axes[0].plot([], [], color=f"C{index}", label=row[0])[0] for index, row in enumerate(rows[1:])]
-    figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(lines)), fontsize=8)
-    figure.savefig(picture, dpi=110)
-    return True
+    names = [row[0] for row in rows[1:]]
+    labels = [f"{name} ({run.name})" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)]
+    logs = {label: read_log(run) for label, run in zip(labels, runs, strict=True)}
+    panels = {title: {name: points(log, metric) for name, log in logs.items()} for metric, title in metrics.items()}
+    return draw_curves(panels, picture, marked=[metrics["val/action_accuracy"], metrics["val/l1"]])
 
 
 def _overrides(run: Path) -> list[str]:
@@ -162,20 +149,13 @@ def _mean(results: Sequence[Results], of: Callable[[Episode], float | None], for
     return form.format(sum(values) / len(values)) if values else "-"
 
 
-def _curve(run: Path, metric: str) -> list[tuple[int, float]]:
-    log = run / "metrics.csv"
-    if not log.is_file():
-        return []
-    with log.open(newline="") as file:
-        return [(int(row["step"]), float(value)) for row in csv.DictReader(file) if (value := row.get(metric))]
-
-
 def _last(run: Path, metric: str, show: Callable[[float], str]) -> str:
-    points = _curve(run, metric)
-    return show(points[-1][1]) if points else "-"
+    found = points(read_log(run), metric)
+    return show(found[-1][1]) if found else "-"
 
 
-def _cost_cells(costs: dict[str, Any]) -> dict[str, str]:
+def cost_cells(costs: dict[str, Any]) -> dict[str, str]:
+    """What `callbacks.Costs` wrote, for people."""
     size, seconds = costs["checkpoint_bytes"], costs["step_seconds"]
     return {
         "trainable": _count(costs["trainable"]),

@@ -1,7 +1,9 @@
 """What evaluate.py does with a composed config, and how a training evaluates itself."""
 
-import logging
+import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hydra import compose
 from hydra.utils import instantiate
@@ -9,9 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.checkpoint.load import describe
-from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.cli.help import groups
-from openvla_lightning.config import CONF, ConfigError, expand_home, for_people, validate
+from openvla_lightning.config import CONF, ConfigError, expand_home, find_checkpoint, for_people, validate
 from openvla_lightning.logger import log_results
 from openvla_lightning.report.shards import Shard
 from openvla_lightning.report.sweeps import RUNS_OWN
@@ -19,13 +20,7 @@ from openvla_lightning.run import job
 from openvla_lightning.run.start import make_embedded
 from openvla_lightning.statistics import UnknownDatasetError, choose_key
 
-log = logging.getLogger(__name__)
-
 MISSING = object()
-EVALUATION_ARGUMENTS = (
-    *("tasks", "task_set", "episodes_per_task", "interval_width", "seed", "instructions", "num_envs", "num_workers"),
-    *("save_videos", "label"),
-)
 
 
 @for_people(ConfigError, CheckpointError)
@@ -35,47 +30,69 @@ def evaluate(cfg: DictConfig) -> float | None:
     Raises:
         ConfigError: naming what is wrong or missing.
     """
-    from openvla_lightning.env.recorded import (
-        Replay,
-        TrainingSteps,  # training needs no simulator
-    )
-    from openvla_lightning.evaluation import scoring
-    from openvla_lightning.evaluation.open_loop import check_open_loop
-    from openvla_lightning.evaluation.replay import check_replay
+    from openvla_lightning.env.base import kind_of  # training needs no simulator
+    from openvla_lightning.evaluation.scoring import UNUSABLE
 
     expand_home(cfg)
-    if cfg.ckpt_path == "last":
-        newest = newest_checkpoint(cfg.paths.log_dir)
-        if newest is None:
-            raise ConfigError(
-                f"no checkpoint below {cfg.paths.log_dir}/ yet; run `python train.py` or `make demo` first"
-            )
-        log.info(f"Evaluating {newest}")
-        cfg.ckpt_path = str(newest)
-    elif cfg.ckpt_path and Path(cfg.ckpt_path).is_dir():
-        # A run or a folder of runs: the newest. The file, as results are kept by its hash and may lie in that folder.
-        cfg.ckpt_path = str(newest_checkpoint(cfg.ckpt_path) or cfg.ckpt_path)
+    find_checkpoint(cfg, "run `python train.py` or `make demo` first")
     recipe = validate(cfg)
-    arguments = {name: recipe[name] for name in EVALUATION_ARGUMENTS} | recipe["eval"]
-    policy = instantiate(cfg.policy, _convert_="all")  # a partial: loaded once the world is up
     env = instantiate(cfg.env, _convert_="all")
-    if cfg.ckpt_path and not isinstance(env, Replay):
+    kind = kind_of(env)
+    if kind not in EVALUATIONS:
+        raise ConfigError(f"env builds something of the kind {kind!r}; evaluated are {', '.join(EVALUATIONS)}")
+    if cfg.ckpt_path and kind != "replay":
         check_policy(cfg.ckpt_path, cfg.unnorm_key)
     try:
-        if isinstance(env, Replay):
-            if env.source.missing():
-                make_embedded([env.dataset], Path(cfg.paths.data_dir))
-            return check_replay(env, cfg.paths.output_dir)["success"]
-        if isinstance(env, TrainingSteps):
-            return check_open_loop(policy, env, cfg.paths.output_dir).get("token_accuracy")
-        loggers = list(instantiate(cfg.logger).values())
-        results = scoring.evaluate(policy, env, cfg.paths.output_dir, config=recipe, **arguments)
-    except scoring.UNUSABLE as error:
+        return EVALUATIONS[kind](cfg, env, recipe)
+    except UNUSABLE as error:
         raise ConfigError(str(error)) from error
+
+
+def score(cfg: DictConfig, env: Any, recipe: dict[str, Any]) -> float | None:
+    """Roll episodes out in a world, or predict held-out steps; see `scoring.evaluate`, whose arguments the config has.
+
+    What is asked of every evaluation stands at the top of the config, how the policy is played under `eval`.
+    """
+    from openvla_lightning.evaluation import scoring
+
+    asked = inspect.signature(scoring.evaluate).parameters
+    arguments = {name: value for name, value in recipe.items() if name in asked and name not in ("policy", "env")}
+    loggers = list(instantiate(cfg.logger).values())
+    results = scoring.evaluate(_policy(cfg), env, cfg.paths.output_dir, config=recipe, **arguments, **recipe["eval"])
     folder = cfg.paths.output_dir if results.shard is None else Shard.parse(results.shard).folder(cfg.paths.output_dir)
     for logger in loggers:
         log_results(logger, results, folder)
     return results.score
+
+
+def compare_training(cfg: DictConfig, env: Any, recipe: dict[str, Any]) -> float | None:
+    """Compare acting with training on steps that were trained on; see `open_loop.check_open_loop`."""
+    from openvla_lightning.evaluation.open_loop import check_open_loop
+
+    return check_open_loop(_policy(cfg), env, cfg.paths.output_dir).get("token_accuracy")
+
+
+def replay(cfg: DictConfig, env: Any, recipe: dict[str, Any]) -> float | None:
+    """Drive recorded episodes through their world; see `replay.check_replay`."""
+    from openvla_lightning.evaluation.replay import check_replay
+
+    if env.source.missing():
+        make_embedded([env.dataset], Path(cfg.paths.data_dir))
+    return check_replay(env, cfg.paths.output_dir)["success"]
+
+
+EVALUATIONS: dict[str, Callable[[DictConfig, Any, dict[str, Any]], float | None]] = {
+    "rollouts": score,
+    "held_out": score,
+    "open_loop": compare_training,
+    "replay": replay,
+}
+"""The `kind` of what `env=` builds -> how it is evaluated; each returns its one number."""
+
+
+def _policy(cfg: DictConfig) -> Any:
+    """A callable that loads the policy: called once the world is up, or the data was seen to be there."""
+    return instantiate(cfg.policy, _convert_="all")
 
 
 def check_policy(path: str, unnorm_key: str | None) -> None:

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from openvla_lightning.action_head.fast_tokenizer import FastTokenizer
-from openvla_lightning.config import ConfigError, for_people, validate
+from openvla_lightning.config import ConfigError, blaming_config, for_people
 from openvla_lightning.report.tables import markdown
-from openvla_lightning.run.start import check_all, find_data
+from openvla_lightning.run.start import open_mixture
 
 log = logging.getLogger(__name__)
 
@@ -24,17 +23,10 @@ def fit_fast(cfg: DictConfig) -> Path:
     Raises:
         ConfigError: naming what is wrong or missing.
     """
-    validate(cfg)
-    cfg.data.curriculum = None  # nothing is trained: the shares are those of the beginning
-    datamodule = instantiate(cfg.data, collate=list, _convert_="all")
-    check_all(data=lambda: find_data(cfg, datamodule))
-    try:
-        datamodule.prepare_data()
-        datamodule.setup()
+    datamodule = open_mixture(cfg)
+    with blaming_config():  # of a damaged file, or a vocabulary that is too small
         learnt = chunks(datamodule.train, datamodule.shares, cfg.chunks, cfg.seed)
         tokenizer = FastTokenizer.fit([chunk for part in learnt.values() for chunk in part], cfg.vocab_size, cfg.scale)
-    except ValueError as error:  # of the mixture, of a damaged file, or a vocabulary that is too small
-        raise ConfigError(str(error)) from error
     folder = Path(cfg.paths.output_dir) / "tokenizer"
     tokenizer.save(folder)
     held_out = {name: part for name, part in datamodule.val.items() if len(part)}

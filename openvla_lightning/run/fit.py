@@ -15,7 +15,7 @@ from openvla_lightning.callbacks import NonFiniteError
 from openvla_lightning.callbacks.parameter_table import ParameterTable
 from openvla_lightning.checkpoint.disk import CheckpointWriteError
 from openvla_lightning.checkpoint.format import CheckpointError
-from openvla_lightning.config import ConfigError, for_people, validate
+from openvla_lightning.config import ConfigError, blaming_config, for_people, validate
 from openvla_lightning.cost.estimate import show
 from openvla_lightning.data.cotraining import WithWords
 from openvla_lightning.data.loader import SampleError
@@ -23,6 +23,7 @@ from openvla_lightning.data.preflight import DataError, MissingDataError
 from openvla_lightning.module import VLAModule
 from openvla_lightning.parallel import accumulate
 from openvla_lightning.processor.chat import ChatProcessor
+from openvla_lightning.report.run_page import is_run, write_run_page
 from openvla_lightning.run import job
 from openvla_lightning.run.evaluate import evaluate_run
 from openvla_lightning.run.start import (
@@ -31,6 +32,7 @@ from openvla_lightning.run.start import (
     check_same_model,
     preflight,
     resume_from,
+    say_devices,
     say_unread,
     start_from,
 )
@@ -56,6 +58,7 @@ def fit(cfg: DictConfig) -> float | None:
         NonFiniteError: naming the samples, when training diverges.
     """
     recipe = validate(cfg)
+    say_devices(cfg)
     if cfg.estimate:
         names = ("model", "strategy", "action_head", "quantisation")
         model, strategy, head, quantisation = (instantiate(cfg[name], _convert_="all") for name in names)
@@ -78,7 +81,7 @@ def fit(cfg: DictConfig) -> float | None:
         datamodule.training_collate = WithWords(processor.collate, chat.collate, cotraining)
     say_unread(datamodule, processor)
 
-    try:
+    with blaming_config():
         module = VLAModule(
             model=instantiate(cfg.model, _convert_="all"),
             strategy=instantiate(cfg.strategy, _convert_="all"),
@@ -90,19 +93,15 @@ def fit(cfg: DictConfig) -> float | None:
             checkpoint_activations=cfg.checkpoint_activations,
             compile_blocks=cfg.compile_blocks,
         )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     trainer = instantiate(
         cfg.trainer,
         logger=list(instantiate(cfg.logger).values()),
         callbacks=[ParameterTable(), *instantiate(cfg.callbacks, _convert_="all").values()],
         _convert_="all",
     )
-    try:
+    with blaming_config():
         module.check(trainer.strategy)
         accumulate(trainer, cfg.data.global_batch_size, cfg.batch_size_per_device)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     os.environ.setdefault("RUN_ID", Path(cfg.paths.output_dir).name)  # for processes that Lightning starts
     for logger in trainer.loggers:
         logger.log_hyperparams(recipe)
@@ -112,6 +111,8 @@ def fit(cfg: DictConfig) -> float | None:
     log.info(f"Done: {cfg.paths.output_dir}")
     if cfg.evaluate_after is not None and trainer.is_global_zero:
         evaluate_run(cfg)
+    if trainer.is_global_zero and is_run(folder := Path(cfg.paths.output_dir)):
+        write_run_page(folder)
     objective = trainer.callback_metrics[cfg.objective].item() if cfg.objective else None
     if job.in_sweep() and trainer.is_global_zero:
         job.finish(cfg, objective)

@@ -11,11 +11,12 @@ from omegaconf import DictConfig
 
 from openvla_lightning.checkpoint.formats import describe
 from openvla_lightning.checkpoint.newest import newest_checkpoint
-from openvla_lightning.config import ConfigError, for_people, validate
+from openvla_lightning.config import ConfigError, blaming_config, for_people, validate
 from openvla_lightning.model.hub import check_source
 from openvla_lightning.processor import Processor
 from openvla_lightning.run import job
 from openvla_lightning.run.folders import rank
+from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.runtime.files import writable
 
 log = logging.getLogger(__name__)
@@ -156,6 +157,20 @@ def say_unread(datamodule: Any, processor: Any) -> None:
             log.info(f"{', '.join(stated)}: states are measured, and the model does not read them (data.proprio=true)")
 
 
+def say_devices(cfg: DictConfig) -> None:
+    """Warn of more processes on CPUs than there are cores; of several processes, let the first one speak alone."""
+    if rank() > 0:
+        logging.getLogger().setLevel(logging.WARNING)
+        return
+    devices, on_cpu = cfg.trainer.get("devices"), not torch.cuda.is_available()
+    cores = available_cores()
+    if on_cpu and isinstance(devices, int) and devices > cores:
+        log.warning(
+            f"trainer.devices={devices}: so many processes share {cores} CPU cores and take turns; "
+            f"trainer.devices={cores} is as fast, and data.global_batch_size stays what it is"
+        )
+
+
 def check_all(**checks: Callable[[], None]) -> None:
     """Raise ConfigError with everything that `checks`, by name, find to be missing or wrong."""
     problems = []
@@ -184,6 +199,22 @@ def make_embedded(missing: Sequence[str], data_dir: Path) -> None:
         demonstrations.make(data_dir, names)
 
 
+def open_mixture(cfg: DictConfig) -> Any:
+    """The DataModule that `cfg` describes, prepared and set up, for commands that look at data and train nothing.
+
+    Raises:
+        ConfigError: naming what is wrong or missing.
+    """
+    validate(cfg)
+    cfg.data.curriculum = None  # the shares are those of the beginning
+    datamodule = instantiate(cfg.data, collate=list, _convert_="all")
+    check_all(data=lambda: find_data(cfg, datamodule))
+    with blaming_config():
+        datamodule.prepare_data()
+        datamodule.setup()
+    return datamodule
+
+
 @for_people(ConfigError)
 def data_report(cfg: DictConfig) -> None:
     """Look at the datasets that `cfg` describes: write a report into the run's folder.
@@ -194,15 +225,8 @@ def data_report(cfg: DictConfig) -> None:
     from openvla_lightning.data.report.facts import selections
     from openvla_lightning.data.report.pages import write_report
 
-    validate(cfg)
-    cfg.data.curriculum = None  # nothing is trained: the shares are those of the beginning
-    datamodule = instantiate(cfg.data, collate=list, _convert_="all")
-    check_all(data=lambda: find_data(cfg, datamodule))
-    try:
-        datamodule.prepare_data()
-        datamodule.setup()
+    datamodule = open_mixture(cfg)
+    with blaming_config():  # a damaged file may be found only now
         title = f"Data: {Path(cfg.run_name).name}, no-op filter {datamodule.noop_filter}"
         path = write_report(selections(datamodule), Path(cfg.paths.output_dir), title)
-    except ValueError as error:  # of the mixture, or of a damaged file
-        raise ConfigError(str(error)) from error
     log.info(f"Written to {path.parent}: report.md, report.html")

@@ -1,8 +1,10 @@
 """Files and folders that appear whole or not at all, and where to keep what was worked out."""
 
 import errno
+import fcntl
 import glob
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -12,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+log = logging.getLogger(__name__)
 
 ENDING = ".unfinished"
 STALE = 24 * 3600.0
@@ -143,3 +147,29 @@ def _clear_stale(path: Path) -> None:
         with suppress(OSError):  # somebody else's, or just moved into place
             if time.time() - left.stat().st_mtime > STALE:
                 delete(left)
+
+
+@contextmanager
+def alone(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path`: of several processes that want to do the same, one does it and the others wait.
+
+    Where the file system has no locks everybody goes on at once, which costs time and nothing else.
+    """
+    try:
+        lock = path.open("w")
+    except OSError:
+        yield
+        return
+    with lock:
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info(f"another process is {what}; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # no locks here
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

@@ -5,14 +5,11 @@ python -m openvla_lightning.serve ckpt_path=openvla/openvla-7b unnorm_key=bridge
 OPENVLA_LIGHTNING_TOKEN=secret python -m openvla_lightning.serve server.host=0.0.0.0
 """
 
-import logging
-
 import hydra
 from omegaconf import DictConfig
 
-from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.cli.command import command
-from openvla_lightning.config import CONF, ConfigError, expand_home, for_people, validate
+from openvla_lightning.config import CONF, ConfigError, expand_home, find_checkpoint, for_people, validate
 
 
 @command("serve")
@@ -26,14 +23,7 @@ def main(cfg: DictConfig) -> None:
 
     with for_people(ConfigError, CheckpointError):
         expand_home(cfg)
-        if cfg.ckpt_path == "last":
-            newest = newest_checkpoint(cfg.paths.log_dir)
-            if newest is None:
-                raise ConfigError(
-                    f"no checkpoint below {cfg.paths.log_dir}/ yet; say which: ckpt_path=openvla/openvla-7b"
-                )
-            logging.getLogger(__name__).info(f"Serving {newest}")
-            cfg.ckpt_path = str(newest)
+        find_checkpoint(cfg, "say which: ckpt_path=openvla/openvla-7b")
         validate(cfg)
         try:
             instantiate(cfg.server, load=instantiate(cfg.policy, _convert_="all"), _convert_="all")

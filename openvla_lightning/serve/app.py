@@ -1,6 +1,7 @@
-"""The web application: /act, /ws, /health, /info, /metrics."""
+"""The web application: /act, /health, /info, /metrics, /openapi.json, and the WebSockets of `protocols`."""
 
 import asyncio
+import base64
 import hmac
 import platform
 import time
@@ -9,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import json_numpy
-import msgpack
 import numpy as np
 import torch
 import transformers
@@ -26,6 +26,8 @@ import openvla_lightning
 from openvla_lightning.policy import Policy
 from openvla_lightning.serve.batching import Batcher, stale
 from openvla_lightning.serve.errors import Refused
+from openvla_lightning.serve.openapi import description
+from openvla_lightning.serve.protocols import PROTOCOLS, OwnProtocol
 from openvla_lightning.serve.reading import Question, Reader
 from openvla_lightning.serve.recording import Logbook
 
@@ -148,9 +150,10 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
 
     Args:
         service: what answers.
-        token: what clients must send as `Authorization: Bearer <token>`, but for /health; None: nothing.
+        token: what clients must send as `Authorization: Bearer <token>`, except to /health; None: nothing.
     """
-    app = FastAPI(title="openvla_lightning", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="openvla_lightning", docs_url=None, redoc_url=None)
+    app.openapi = partial(description, service.reader, service.max_bytes, token is not None)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failure)
 
@@ -170,33 +173,8 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
             service.open -= 1
             service.counted("http", refusal)
 
-    @app.websocket("/ws")
-    async def ws(socket: WebSocket) -> None:
-        await socket.accept()
-        robot = f"ws {id(socket)}"
-        try:
-            while True:
-                message = await socket.receive()
-                if message["type"] == "websocket.disconnect":
-                    return
-                began, refusal = time.monotonic(), None
-                service.open += 1
-                try:
-                    data = message.get("bytes") or b""
-                    question, action = await service.act("ws", began, partial(service.reader.from_msgpack, data), robot)
-                    answer: dict[str, Any] = {"actions" if question.chunk else "action": action.tolist()}
-                except Refused as error:
-                    refusal, answer = error, error.body
-                try:
-                    await socket.send_bytes(msgpack.packb(answer))
-                finally:
-                    service.open -= 1
-                    service.counted("ws", refusal)
-        except WebSocketDisconnect:
-            return
-        finally:
-            if service.logbook is not None:
-                service.logbook.end(robot)
+    for address, spoken in PROTOCOLS.items():
+        app.add_api_websocket_route(address, partial(_converse, service, spoken))
 
     @app.get("/health")
     async def health() -> Response:
@@ -219,17 +197,77 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
     return app
 
 
+async def _converse(service: Service, spoken: type[OwnProtocol], socket: WebSocket) -> None:
+    """Answer the messages of one client, in order, until it hangs up."""
+    protocol = spoken(service.reader, service.info)
+    await socket.accept()
+    robot = f"{protocol.name} {id(socket)}"
+    try:
+        if (greeting := protocol.greeting()) is not None:
+            await socket.send_bytes(greeting)
+        while True:
+            message = await socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            began, refusal, counted = time.monotonic(), None, True
+            content: bytes | str = message.get("bytes") or message.get("text") or b""
+            answer: bytes | str | None
+            service.open += 1
+            try:
+                if await asyncio.to_thread(protocol.asks, content):
+                    answer = await _acted(service, protocol, content, began, robot)
+                else:
+                    answer, counted = protocol.reply(content), False
+            except Refused as error:
+                refusal, answer = error, protocol.refusal(error)
+            try:
+                if answer is not None:
+                    await (socket.send_text(answer) if isinstance(answer, str) else socket.send_bytes(answer))
+            finally:
+                service.open -= 1
+                if counted or refusal is not None:
+                    service.counted(protocol.name, refusal)
+    except WebSocketDisconnect:
+        return
+    finally:
+        if service.logbook is not None:
+            service.logbook.end(robot)
+
+
+async def _acted(
+    service: Service, protocol: OwnProtocol, content: bytes | str, began: float, robot: str
+) -> bytes | str:
+    if (held := protocol.held()) is not None:
+        question = await asyncio.to_thread(protocol.read, content)  # what is asked is looked at all the same
+        return protocol.answer(question, held, time.monotonic() - began)
+    question, action = await service.act(protocol.name, began, partial(protocol.read, content), robot)
+    return protocol.answer(question, action, time.monotonic() - began)
+
+
 class Guard:
-    """Answers 401 to who does not know the token, before a byte of the body is read."""
+    """Answers 401 to who does not know the token, before a byte of the body is read.
+
+    It comes as `Bearer`, as openpi's client sends it (`Api-Key`), or as a password with any name (`Basic`), which
+    clients send that know an address alone: ws://robot:token@gpu-machine:8000/vla_eval.
+    """
 
     def __init__(self, app: ASGIApp, token: str) -> None:
-        self.app, self._expected = app, f"Bearer {token}".encode()
+        self.app, self._token = app, token.encode()
+
+    def _knows(self, said: bytes) -> bool:
+        kind, _, secret = said.partition(b" ")
+        if kind == b"Basic":
+            try:
+                secret = base64.b64decode(secret, validate=True).partition(b":")[2]
+            except ValueError:
+                return False
+        return hmac.compare_digest(secret, self._token) and kind in (b"Bearer", b"Api-Key", b"Basic")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what may pass."""
         if scope["type"] in ("http", "websocket") and scope["path"] not in UNGUARDED:
             said = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(said, self._expected):
+            if not self._knows(said):
                 refusal = Refused(401, "unauthorised", "send the server's token: Authorization: Bearer <token>")
                 response = _answer(refusal, {"WWW-Authenticate": "Bearer"})
                 if scope["type"] == "websocket":
@@ -263,8 +301,9 @@ def _answer(refusal: Refused, headers: dict[str, str] | None = None) -> JSONResp
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    known = "POST /act; GET /health, /info, /metrics; WebSocket /ws"
-    return _answer(Refused(error.status_code, "no_such_thing", f"{error.detail}; there are {known}"))
+    known = f"POST /act; GET /health, /info, /metrics, /openapi.json; WebSocket {', '.join(PROTOCOLS)}"
+    refusal = Refused(error.status_code, "no_such_thing", f"{error.detail}; there are {known}")
+    return _answer(refusal, dict(error.headers or {}))
 
 
 async def _failure(request: Request, error: Exception) -> Response:

@@ -31,7 +31,7 @@ class Batcher:
     Args:
         act: observations, unnorm_keys -> chunks of actions [B, T, D], as `Policy.act_chunk`.
         max_batch: questions acted on together.
-        max_wait: seconds to wait for more of them; at 0 those that came while the model worked are taken.
+        max_wait: seconds to wait for more of them; 0 takes what came while the model worked.
         max_queue: questions that may wait.
         on_batch: told the size of each batch.
     """

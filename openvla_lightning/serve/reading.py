@@ -95,6 +95,14 @@ class Reader:
             raise Refused(400, "bad_request", f"not a msgpack message: {type(error).__name__}") from None
         return self._question(fields, False)
 
+    def from_fields(self, fields: Mapping[str, Any]) -> Question:
+        """Read what another protocol has put under our names.
+
+        Raises:
+            Refused: as `from_json`.
+        """
+        return self._question(dict(fields), False)
+
     def _question(self, fields: Any, encoded: bool) -> Question:
         if not isinstance(fields, dict):
             raise Refused(400, "bad_request", 'expected an object {"image": ..., "instruction": ...}')

@@ -13,7 +13,7 @@ from openvla_lightning.action_head import Acting, ActionHead, DiffusionHead, L1H
 from openvla_lightning.model import VLA
 from openvla_lightning.model.parallel_decoding import bucketed
 from openvla_lightning.plugins import describe, rebuild
-from openvla_lightning.processor.images import ImageTransform
+from openvla_lightning.processor.image_transform import ImageTransform
 from openvla_lightning.quantisation import KEEP, quantised_names
 from openvla_lightning.strategy import LoRA, TrainOnly
 from openvla_lightning.types import Batch, Inputs

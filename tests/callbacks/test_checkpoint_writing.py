@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from openvla_lightning.callbacks.checkpoint import CheckpointFiles
+from openvla_lightning.callbacks.save_checkpoints import CheckpointFiles
 from openvla_lightning.checkpoint.disk import CheckpointWriteError, clear_unfinished, unfinished
 from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.checkpoint.formats import describe

@@ -9,10 +9,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from openvla_lightning.action_head import TokenHead
+from openvla_lightning.action_head import DiffusionHead, L1Head, TokenHead
+from openvla_lightning.action_head.base import ActionHead
+from openvla_lightning.action_head.flow import FlowHead
+from openvla_lightning.cost import operations
 from openvla_lightning.cost.operations import Cost, example, step_cost
+from openvla_lightning.cost.repetition import stand_ins
 from openvla_lightning.model import VLA
 from openvla_lightning.model.blocks import recompute_activations
+from openvla_lightning.plugins import USUAL_HEAD, describe
 from openvla_lightning.strategy import LoRA, TrainOnly
 from openvla_lightning.types import Batch
 
@@ -70,3 +75,73 @@ def test_weights_cast_for_computing_are_apart_from_activations(config: dict[str,
     cast = counted(on_meta(config), autocast=True).casts
     assert cast == pytest.approx(2 * sum(p.numel() for p in matrices), rel=0.2)
     assert counted(on_meta(config), autocast=False).casts == 0
+
+
+DEEP: dict[str, Callable[[VLA], Any]] = {
+    "everything": TrainOnly(ALL).apply,
+    "adapters of some layers": LoRA(1, targets=["*.layers.[2-6].mlp.up_proj", "mlp.fc1"]).apply,
+    "the last layer": TrainOnly(["llm.last_layer"]).apply,
+    "every second one recomputed": lambda vla: recompute_activations(vla, "selective"),
+}
+
+
+@pytest.mark.parametrize("change", DEEP.values(), ids=DEEP)
+def test_blocks_that_are_left_out_are_counted(
+    change: Callable[[VLA], Any], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few blocks stand for their like: every figure is the one that running all of them gives."""
+    dino, siglip = config["vision_backbone"]["towers"].values()
+    dino["depth"], siglip["depth"] = 6, 3
+    config["llm"]["architecture"]["num_hidden_layers"] = 9
+    few = counted(on_meta(config, change), autocast=True)
+    monkeypatch.setattr(operations, "stand_ins", lambda signatures: {})
+    assert counted(on_meta(config, change), autocast=True) == few
+
+
+def test_layers_above_the_one_that_is_read_cost_nothing(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["llm"]["architecture"]["num_hidden_layers"] = 7
+    head = FlowHead(2, 7, width=32, depth=1, heads=2, read_layer=5)
+    few = of_head(config, head)
+    monkeypatch.setattr(operations, "stand_ins", lambda signatures: {})
+    assert of_head(config, head) == few
+
+
+def of_head(config: dict[str, Any], head: ActionHead) -> Cost:
+    with torch.device("meta"):
+        vla = VLA.from_config({**copy.deepcopy(config), "action_head": describe(head, USUAL_HEAD)})
+    return step_cost(vla, head, example(vla, head, prompt_tokens=4, action_dim=7), autocast=True)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [TokenHead(256, 768, 2, parallel=True), L1Head(2, 7), DiffusionHead(2, 7)],
+    ids=lambda head: type(head).__name__,
+)
+def test_heads_whose_attention_goes_both_ways_are_counted(head: ActionHead, config: dict[str, Any]) -> None:
+    assert of_head(config, head).backward > 1.5 * of_head(config, head).forward
+
+
+def test_counting_leaves_the_model_as_it_was(config: dict[str, Any]) -> None:
+    vla = on_meta(config)
+    before = dict(vla.named_parameters()) | dict(vla.named_buffers())
+    first = counted(vla, autocast=True)
+    assert all(now is before[name] for name, now in [*vla.named_parameters(), *vla.named_buffers()])
+    assert not [name for name, module in vla.named_modules() if "forward" in vars(module)]
+    assert counted(vla, autocast=True) == first
+
+
+@pytest.mark.parametrize(
+    ("row", "skipped"),
+    [
+        ("AAA", {}),
+        ("AAAAAA", {2: 1, 3: 1, 4: 1}),
+        ("ABABABAB", {4: 2, 5: 3}),
+        ("ABABABABA", {4: 2, 5: 3}),
+        ("AAAAABBBBC", {2: 1, 3: 1, 7: 6}),
+        ("ABCABCABCABC", {}),
+    ],
+)
+def test_who_stands_for_whom(row: str, skipped: dict[int, int]) -> None:
+    assert stand_ins(row) == skipped

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openvla_lightning.data.oxe.registry import DatasetSpec, describe
+from openvla_lightning.data.oxe.registry import describe
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source.lerobot import LeRobot
 
 FOLDER = Path(os.environ.get("OPENVLA_GOLDEN", "/nowhere")) / "lerobot"

@@ -14,8 +14,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from openvla_lightning.data import VLADataModule
 from openvla_lightning.data.oxe import describe
-from openvla_lightning.data.source.records import BadShardError, read
+from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.rlds import RLDS
+from openvla_lightning.data.source.rlds.records import read
 
 SPEC = describe("toy", toy_rlds.SPEC)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -52,6 +52,29 @@ def test_every_draw_matters_and_neighbours_in_a_batch_do_not() -> None:
     assert torch.equal(Augmentation({})(image, torch.zeros(1, 0)), image)
 
 
+def test_saturation_and_hue_in_one_go_are_the_two_after_each_other() -> None:
+    images = torch.randint(0, 256, (4, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[:, :, :8] = images[:, :1, :8]  # grey
+    images[:, 0, 8:10] = images[:, 1, 8:10]  # two channels alike
+    both = {"random_saturation": [0.2, 3.0], "random_hue": [0.5]}
+    draws = torch.from_numpy(Augmentation(both).draws(0, range(4)))
+    values = torch.stack([0.2 + 2.8 * draws[:, 0], draws[:, 1] - 0.5], dim=1)
+    floats = images.float().div(255)
+    apart = module.hue(module.saturation(floats.clone(), values[:, :1]), values[:, 1:])
+    together = module.saturation_and_hue(floats, values)
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
+    assert -1e-6 < together.min() < together.max() < 1 + 1e-6
+    np.testing.assert_array_equal(Augmentation(both)(images, draws), (together * 255.5).to(torch.uint8))
+
+
+def test_pixels_of_either_layout_give_the_same() -> None:
+    images = torch.randint(0, 256, (5, 24, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    augment, beside = Augmentation(PAPER), images.permute(0, 3, 1, 2)
+    draws = torch.from_numpy(augment.draws(1, range(5)))
+    assert torch.equal(augment(beside, draws), augment(beside.contiguous(), draws))
+
+
+@settings(deadline=None)  # its time says how busy the machine is
 @given(st.integers(1, 40), st.integers(1, 2**14))
 def test_in_chunks_as_in_one(batch: int, chunk: int) -> None:
     images = torch.randint(0, 256, (batch, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(batch))

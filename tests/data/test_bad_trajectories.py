@@ -9,8 +9,9 @@ import pytest
 import toy_rlds
 
 from openvla_lightning.data.oxe import describe
-from openvla_lightning.data.source.records import HEADER, BadShardError, read
+from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.rlds import RLDS
+from openvla_lightning.data.source.rlds.records import HEADER, read
 from openvla_lightning.data.source.writer import write_rlds
 
 LENGTHS = [5 + number % 5 for number in range(toy_rlds.TRAIN)]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.data import ConversationDataModule
-from openvla_lightning.data.conversations import ConversationOrder
+from openvla_lightning.data.conversation_datamodule import ConversationOrder
 from openvla_lightning.data.source.conversations import QUESTION, Conversations
 from openvla_lightning.data.source.synthetic import INSTRUCTIONS, Synthetic
 from openvla_lightning.processor import ChatProcessor

@@ -20,7 +20,7 @@ from openvla_lightning.data.oxe.registry import describe
 from openvla_lightning.data.source.lerobot import LeRobot
 from openvla_lightning.data.source.lerobot.encoding import Encoding
 from openvla_lightning.data.source.lerobot.metadata import read_metadata
-from openvla_lightning.data.source.lerobot.reading import Reader
+from openvla_lightning.data.source.lerobot.reading import EpisodeReader
 from openvla_lightning.data.source.rlds import RLDS
 
 
@@ -70,7 +70,7 @@ def test_and_back(both: Path) -> None:
         np.testing.assert_array_equal(stored.pixels("wrist", step), original.pixels("wrist", step))  # PNG stays PNG
     again = rlds.to_lerobot(both / "back", both / "again", fps=10, workers=0, pictures="png")
     assert again.losses == [0.0] * len(again.losses)
-    one, other = Reader(both / "toy"), Reader(both / "again")
+    one, other = EpisodeReader(both / "toy"), EpisodeReader(both / "again")
     for place in range(len(toy.LENGTHS)):
         columns, same = one.columns(place), other.columns(place)
         for name in ("action", "observation.state", "next.done", "task"):

@@ -8,10 +8,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from openvla_lightning.data.oxe import describe
-from openvla_lightning.data.oxe.registry import DescriptionError
-from openvla_lightning.data.source.description import newest, read_splits
-from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.data.oxe.spec import DescriptionError
+from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.rlds import RLDS
+from openvla_lightning.data.source.rlds.description import newest, read_splits
 
 STRAYS = ["README.md", "dataset_statistics_0123abcd.json", ".nfs0000001", ".DS_Store", "made-train.tfrecord.bak"]
 STRAYS += ["other-train.tfrecord-00000-of-00001", "made-train.tfrecord-00007-of-00009"]

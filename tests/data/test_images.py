@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from openvla_lightning.data.images import decode, lanczos, load, resize
+from openvla_lightning.data.images import BAND, decode, lanczos, load, resize
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,24 @@ def test_weights_keep_brightness_and_are_symmetric(length: int, size: int) -> No
     np.testing.assert_allclose(weights, weights[::-1, ::-1], atol=1e-6)
     if length == size:
         np.testing.assert_allclose(weights, np.eye(size), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (256, 256), (480, 640), (101, 180), (33, 500), (720, 1280)])
+def test_resized_to_the_bit_as_colour_by_colour(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    down, across = (torch.from_numpy(lanczos(length, 224)) for length in shape)
+    planes = torch.from_numpy(image).permute(2, 0, 1).float()
+    slow = torch.stack([_banded(across, _banded(down, plane).T).T for plane in planes], dim=-1)
+    np.testing.assert_array_equal(resize(image, 224), slow.round().clamp(0, 255).numpy())
+
+
+def _banded(weights: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
+    bands = []
+    for rows in weights.split(BAND):
+        used = rows.any(dim=0).nonzero()
+        part = slice(int(used[0]), int(used[-1]) + 1)
+        bands.append(rows[:, part].contiguous() @ lines[part].contiguous())
+    return torch.cat(bands)
 
 
 def test_resize_leaves_images_of_the_right_size_alone() -> None:

@@ -10,16 +10,16 @@ import made_rlds
 import numpy as np
 import pytest
 
-from openvla_lightning.data.source import building
-from openvla_lightning.data.source.building import packed, unpacked
-from openvla_lightning.data.source.indexing import Shard
-from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.data.source.faults import BadShardError
+from openvla_lightning.data.source.rlds import building
+from openvla_lightning.data.source.rlds.building import packed, unpacked
+from openvla_lightning.data.source.rlds.indexing import Shard
 
 SLOW = """
 import os, sys, time
 from pathlib import Path
 import made_rlds
-from openvla_lightning.data.source import building
+from openvla_lightning.data.source.rlds import building
 building.KEPT_FROM = 0.0
 read = building.read_shard
 def slowly(job):

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from openvla_lightning.data import VLADataModule
-from openvla_lightning.data.oxe.registry import DescriptionError, describe
+from openvla_lightning.data.oxe.registry import describe
+from openvla_lightning.data.oxe.spec import DescriptionError
 from openvla_lightning.data.preflight import MissingDataError
 from openvla_lightning.data.source.formats import stored
 from openvla_lightning.data.source.lerobot import LeRobot

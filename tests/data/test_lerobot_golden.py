@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from lerobot_golden import FOLDER, Reference, copied, described, every_dataset, opened
 
+from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.lerobot import LeRobot
-from openvla_lightning.data.source.records import BadShardError
 from openvla_lightning.data.steps import DatasetSteps
 
 pytestmark = pytest.mark.golden

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import toy_lerobot as toy
 
-from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.transcoded import Transcoded
 
 

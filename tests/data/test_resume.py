@@ -16,8 +16,7 @@ import toy_rlds
 
 from openvla_lightning.data import VLADataModule
 from openvla_lightning.data.loader import BatchNumbers
-from openvla_lightning.data.source import array_records
-from openvla_lightning.data.source.rlds import RLDS
+from openvla_lightning.data.source.rlds import RLDS, array_records
 
 STEPS, KILLS, CHANGE = 240, 20, 30
 CONTEXT = multiprocessing.get_context("fork")  # a new interpreter would import for ten seconds, twenty times
@@ -59,8 +58,11 @@ def test_twenty_kills_change_nothing(root: Path, tmp_path: Path, monkeypatch: py
     rng = np.random.default_rng(3)
     folder, pause = tmp_path / "killed", 0.03
     resumed_in_the_middle, workers = 0, []
-    for _ in range(KILLS):
+    for kills in itertools.count():
         before = len(diary(folder))
+        # a busy machine gets less far between two kills
+        if kills >= KILLS and max(step for step, _ in diary(folder)) > CHANGE:
+            break
         process = run(root, folder, pause)
         deadline = time.monotonic() + 60
         while len(diary(folder)) == before and process.is_alive():
@@ -71,7 +73,6 @@ def test_twenty_kills_change_nothing(root: Path, tmp_path: Path, monkeypatch: py
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         resumed_in_the_middle += 0 < diary(folder)[before][0] < STEPS
-    assert max(step for step, _ in diary(folder)) > CHANGE  # of the mixture
     process = run(root, folder, 0)
     process.join(120)
     assert process.exitcode == 0

@@ -15,7 +15,7 @@ from released import strings
 
 from openvla_lightning.data.filters import select
 from openvla_lightning.data.oxe import describe
-from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.rlds import RLDS
 from openvla_lightning.data.source.writer import write_rlds
 

@@ -19,7 +19,7 @@ import toy_rlds
 
 from openvla_lightning.data.oxe import describe
 from openvla_lightning.data.source.rlds import RLDS
-from openvla_lightning.data.source.shards import Shards
+from openvla_lightning.data.source.rlds.shards import Shards
 
 CONTEXT = multiprocessing.get_context("spawn")
 

@@ -1,5 +1,6 @@
 """What one user indexes others can read; where nothing may be written, that is found before the pass."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -8,8 +9,7 @@ from pathlib import Path
 import made_rlds
 import pytest
 
-from openvla_lightning.data.source import building
-from openvla_lightning.data.source.building import alone
+from openvla_lightning.runtime.files import alone
 
 OTHER = 1234
 """A user id without any rights here."""
@@ -76,7 +76,8 @@ def test_without_any_place_to_write_the_pass_does_not_begin(tmp_path: Path, monk
     made_rlds.write(tmp_path, [made_rlds.episode()])
     (tmp_path / "file").touch()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr("openvla_lightning.data.source.rlds.build_index", lambda *a, **k: pytest.fail("it began"))
+    build = "openvla_lightning.data.source.rlds.source.build_index"
+    monkeypatch.setattr(build, lambda *a, **k: pytest.fail("it began"))
     with pytest.raises(PermissionError, match=r"index of made can be kept neither in .* data\.source\.cache_dir="):
         made_rlds.source(tmp_path, cache_dir=tmp_path / "file").prepare()
 
@@ -85,7 +86,7 @@ def test_a_dataset_that_may_not_be_entered_is_said_to_be_so(tmp_path: Path, monk
     def refused(folder: Path) -> None:
         raise PermissionError(13, "Permission denied", str(folder))
 
-    monkeypatch.setattr("openvla_lightning.data.source.rlds.version_folder", refused)
+    monkeypatch.setattr("openvla_lightning.data.source.rlds.source.version_folder", refused)
     assert "made may not be read by this user" in made_rlds.source(tmp_path).missing()
 
 
@@ -134,6 +135,6 @@ def test_locks_that_a_file_system_does_not_have_are_done_without(tmp_path: Path,
     def refuse(file: object, operation: int) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(building.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     made_rlds.write(tmp_path, [made_rlds.episode()])
     assert made_rlds.source(tmp_path).index.num_steps == 6

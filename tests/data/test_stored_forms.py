@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from openvla_lightning.data.images import decode
-from openvla_lightning.data.source.arrays import Layout
-from openvla_lightning.data.source.records import BadShardError
-from openvla_lightning.data.source.words import instructions_of, numbered
+from openvla_lightning.data.source.faults import BadShardError
+from openvla_lightning.data.source.rlds.arrays import Layout
+from openvla_lightning.data.source.rlds.words import instructions_of, numbered
 
 F = made_rlds.F
 

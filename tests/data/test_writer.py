@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openvla_lightning.data.images import decode
-from openvla_lightning.data.source import records
-from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.data.source.faults import BadShardError
+from openvla_lightning.data.source.rlds import records
 from openvla_lightning.data.source.writer import write_rlds
 
 RUN = """

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from openvla_lightning.env.libero.protocol import picture
-from openvla_lightning.processor.images import center_crop
+from openvla_lightning.processor.image_transform import center_crop
 
 
 @pytest.mark.golden

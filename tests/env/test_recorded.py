@@ -12,7 +12,8 @@ from rich.console import Console
 from tiny_parts import LLAMA, TOWERS
 
 from openvla_lightning.action_head import TokenHead
-from openvla_lightning.env.recorded import Offline
+from openvla_lightning.env.base import kind_of
+from openvla_lightning.env.recorded import Offline, Replay, TrainingSteps
 from openvla_lightning.env.tabletop import Tabletop
 from openvla_lightning.evaluation.held_out import calibration, score_offline
 from openvla_lightning.evaluation.scoring import evaluate
@@ -24,6 +25,7 @@ from openvla_lightning.policy import Policy
 from openvla_lightning.processor import Processor
 from openvla_lightning.report.comparison import compare_all
 from openvla_lightning.report.results import Results
+from openvla_lightning.run.evaluate import EVALUATIONS
 from openvla_lightning.statistics import DatasetStatistics
 from openvla_lightning.types import Observation, Step
 
@@ -211,3 +213,10 @@ def test_the_same_checkpoint_twice_gives_the_same_episodes(policy, tmp_path):
         assert first.read_bytes() == second.read_bytes()
     (same,) = compare_all({"once": [once], "twice": [twice]})
     assert (same.pairs, same.difference, same.significant) == (6, 0.0, False)
+
+
+def test_what_env_builds_says_how_it_is_evaluated() -> None:
+    assert kind_of(offline([])) == "held_out"
+    assert kind_of(functools.partial(TrainingSteps, list)) == "open_loop"
+    assert kind_of(functools.partial(Tabletop, image_size=32)) == kind_of(Tabletop) == "rollouts"
+    assert {kind_of(kind) for kind in (Offline, TrainingSteps, Replay, Tabletop)} == set(EVALUATIONS)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from openvla_lightning import Processor
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.model.vision_backbone import pixel_statistics
-from openvla_lightning.processor.images import ImageTransform, center_crop
+from openvla_lightning.processor.image_transform import ImageTransform, center_crop
 from openvla_lightning.processor.prompt import build_prompt
 from openvla_lightning.processor.tokenizer import TINY_VOCAB_SIZE, load_tokenizer, tiny_tokenizer
 from openvla_lightning.types import IGNORE_INDEX, Observation, Step

@@ -12,7 +12,7 @@ from PIL import Image
 
 from openvla_lightning.data.images import decode
 from openvla_lightning.processor.gate import accepted, as_rgb
-from openvla_lightning.processor.images import ImageTransform
+from openvla_lightning.processor.image_transform import ImageTransform
 from openvla_lightning.processor.prompt import build_prompt
 from openvla_lightning.serve.errors import Refused
 from openvla_lightning.serve.reading import Reader

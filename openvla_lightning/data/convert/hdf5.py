@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from openvla_lightning.data.convert.lerobot import FLAGS, LANGUAGE, as_stored, nested
 from openvla_lightning.data.convert.verification import Columns, Verified, compare, texts
 from openvla_lightning.data.images import Pixels, decode
-from openvla_lightning.data.source.episodes import Episodes, Leaf, declare, leaf_of
+from openvla_lightning.data.source.rlds.episodes import Episodes, Leaf, declare, leaf_of
 from openvla_lightning.data.source.writer import write_rlds
 
 SCENE = re.compile(r"^[A-Z_]+\d+_")

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.convert.verification import Columns, Verified, compare, texts
 from openvla_lightning.data.images import Pixels, decode
-from openvla_lightning.data.source.episodes import Episodes, Leaf, declare, leaf_of
-from openvla_lightning.data.source.indexing import BadTrajectories
-from openvla_lightning.data.source.lerobot.reading import Reader
+from openvla_lightning.data.source.faults import BadTrajectories
+from openvla_lightning.data.source.lerobot.reading import EpisodeReader
+from openvla_lightning.data.source.rlds.episodes import Episodes, Leaf, declare, leaf_of
 from openvla_lightning.data.source.writer import write_rlds
 
 LANGUAGE = "language_instruction"
@@ -21,7 +21,7 @@ FLAGS = ("is_first", "is_last", "is_terminal")
 class Example:
     """Split and number -> an example that `write_rlds` takes; picklable."""
 
-    def __init__(self, reader: Reader, columns: Mapping[str, str], cameras: Mapping[str, str]) -> None:
+    def __init__(self, reader: EpisodeReader, columns: Mapping[str, str], cameras: Mapping[str, str]) -> None:
         self.reader, self.columns, self.cameras = reader, columns, cameras
 
     def __call__(self, split: str, number: int) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def to_rlds(
         BadShardError: the dataset cannot be read.
         ConversionError: what was written is not what was read.
     """
-    reader = Reader(source, bad_trajectories)
+    reader = EpisodeReader(source, bad_trajectories)
     for one in reader.source.index.skipped:
         say(f"left out: {one['file']}, episode {one['trajectory']}: {one['reason']}")
     columns = {feature: feature.replace(".", "/") for feature in reader.features}
@@ -94,7 +94,7 @@ def to_rlds(
     return compare(len(order), _as_read(reader, order), _written(target, columns, cameras))
 
 
-def _as_read(reader: Reader, order: Sequence[int]) -> Any:
+def _as_read(reader: EpisodeReader, order: Sequence[int]) -> Any:
     def read(number: int) -> tuple[Columns, Mapping[str, Callable[[int], Pixels]]]:
         columns, cameras = reader(order[number])
         return {name: as_stored(values) for name, values in columns.items()}, cameras
@@ -120,7 +120,7 @@ def _written(target: Path, columns: Mapping[str, str], cameras: Mapping[str, str
     return read
 
 
-def _encoding(reader: Reader, camera: str) -> str:
+def _encoding(reader: EpisodeReader, camera: str) -> str:
     first = reader.source.encoded(camera, 0)
     return "png" if first is not None and first.startswith(b"\x89PNG") else "jpeg"
 

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.convert.verification import Columns, Verified, compare, texts
 from openvla_lightning.data.images import Pixels, decode
-from openvla_lightning.data.oxe.registry import UnregisteredDatasetError, dataset_spec
-from openvla_lightning.data.source.description import version_folder
-from openvla_lightning.data.source.episodes import Episodes, Leaf, leaf_of, leaves_of
+from openvla_lightning.data.oxe.catalogue import UnregisteredDatasetError, dataset_spec
 from openvla_lightning.data.source.lerobot.encoding import Encoding
 from openvla_lightning.data.source.lerobot.metadata import Feature
-from openvla_lightning.data.source.lerobot.reading import Reader
+from openvla_lightning.data.source.lerobot.reading import EpisodeReader
 from openvla_lightning.data.source.lerobot.writer import Recording, write_lerobot
+from openvla_lightning.data.source.rlds.description import version_folder
+from openvla_lightning.data.source.rlds.episodes import Episodes, Leaf, leaf_of, leaves_of
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def to_lerobot(
         encoding=encoding,
         workers=workers,
     )
-    return compare(len(full), _as_read(Renumbered(record, full)), Reader(target))
+    return compare(len(full), _as_read(Renumbered(record, full)), EpisodeReader(target))
 
 
 class Renumbered:

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from openvla_lightning.data.oxe import gripper
-from openvla_lightning.data.oxe.registry import Trajectory, cut, leaf_at, put_at, register
+from openvla_lightning.data.oxe.leaves import leaf_at, put_at
+from openvla_lightning.data.oxe.registry import cut, register
 from openvla_lightning.data.oxe.rotations import euler_from_quaternion
+from openvla_lightning.data.oxe.spec import Trajectory
 
 OXE = "gsutil -m cp -r gs://gresearch/robotics/{name} {root}"
 BRIDGE = "https://rail.eecs.berkeley.edu/datasets/bridge_release/data/tfds/ (rename bridge_dataset to bridge_orig)"

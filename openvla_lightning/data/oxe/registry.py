@@ -1,34 +1,22 @@
-"""Which datasets are known, and how each becomes 7-dim end-effector actions with one instruction."""
+"""Describing a dataset: a decorated function for those of Open X-Embodiment, plain values for a user's own."""
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from openvla_lightning.data.oxe.gripper import meaning, open_is_one
-from openvla_lightning.data.oxe.leaves import leaf_at, put_at
-from openvla_lightning.data.oxe.spec import (
-    ACTIONS,
-    ENCODINGS,
-    FORMATS,
-    DatasetSpec,
-    DescriptionError,
-    Trajectory,
-    Transform,
-)
+from openvla_lightning.data.oxe.leaves import leaf_at
+from openvla_lightning.data.oxe.spec import ACTIONS, ENCODINGS, DatasetSpec, Trajectory, Transform
 
-__all__ = ["ENCODINGS", "FORMATS", "DatasetSpec", "DescriptionError", "Trajectory", "Transform", "leaf_at", "put_at"]
+__all__ = ["DatasetSpec", "action_paths", "check_encodings", "cut", "describe", "join_action", "register"]
 
 
-class UnregisteredDatasetError(ValueError):
-    """A mixture names a dataset that nobody has described."""
-
-
-_SPECS: dict[str, DatasetSpec] = {}
+REGISTERED: dict[str, DatasetSpec] = {}
+"""Filled as modules that register datasets are imported; `catalogue` is where to look one up."""
 
 
 def register(*names: str, **spec: Any) -> Callable[[Transform], Transform]:
@@ -39,42 +27,10 @@ def register(*names: str, **spec: Any) -> Callable[[Transform], Transform]:
 
     def decorate(transform: Transform) -> Transform:
         for name in names:
-            _SPECS[name] = DatasetSpec(name=name, transform=transform, **{"encoding": "eef_pos"} | spec)
+            REGISTERED[name] = DatasetSpec(name=name, transform=transform, **{"encoding": "eef_pos"} | spec)
         return transform
 
     return decorate
-
-
-def known_datasets() -> list[str]:
-    """Names that a mixture may use without describing them."""
-    _load()
-    return sorted(_SPECS)
-
-
-def check_names(names: Iterable[str], described: Iterable[str] = ()) -> None:
-    """Raise UnregisteredDatasetError for the names that are neither known nor in `described`."""
-    _load()
-    known = {*_SPECS, *described}
-    problems = []
-    for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, n=2)
-            problems.append(f"{name!r}" + (f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""))
-    if problems:
-        raise UnregisteredDatasetError(
-            f"unknown dataset in the mixture: {', '.join(problems)}. Known: {', '.join(sorted(known))}. "
-            f"Describe your own under data.datasets (docs/data.md)."
-        )
-
-
-def dataset_spec(name: str) -> DatasetSpec:
-    """Return what is known of dataset `name`.
-
-    Raises:
-        UnregisteredDatasetError: nothing is; the message names the nearest known ones.
-    """
-    check_names([name])
-    return _SPECS[name]
 
 
 def check_encodings(specs: Iterable[DatasetSpec]) -> None:
@@ -87,27 +43,8 @@ def check_encodings(specs: Iterable[DatasetSpec]) -> None:
         raise ValueError(f"one model cannot learn different action encodings: {listed}. Mix datasets of one encoding.")
 
 
-def standardise(dataset_name: str, trajectory: Trajectory) -> Trajectory:
-    """Bring a raw trajectory of a known dataset into the common form, as released.
-
-    Args:
-        dataset_name: a known dataset.
-        trajectory: nested dicts of NumPy arrays [T, ...] as stored, strings as bytes, images encoded or not.
-
-    Returns:
-        A new trajectory: `action` [T', 7] (six changes of the end effector, then the gripper with 1 = open),
-        `language_instruction` [T'], `observation`, and the other keys cut to the same T'.
-
-    Raises:
-        UnregisteredDatasetError: nobody described it.
-    """
-    spec = dataset_spec(dataset_name)
-    standardised = spec.transform(trajectory)
-    return cut(standardised, slice(1, None)) if spec.drop_first else standardised
-
-
 def cut(trajectory: Trajectory, steps: slice) -> Trajectory:
-    """Slice every leaf along time, but for the trajectory's own metadata."""
+    """Slice every leaf along time, except the trajectory's own metadata."""
 
     def sliced(node: Any) -> Any:
         return {key: sliced(child) for key, child in node.items()} if isinstance(node, dict) else node[steps]
@@ -189,7 +126,3 @@ def _function(name: str, path: str) -> Transform:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"data.datasets.{name}: transform={path!r} cannot be imported: {error}") from None
-
-
-def _load() -> None:
-    importlib.import_module("openvla_lightning.data.oxe.datasets")

@@ -49,7 +49,7 @@ class DatasetSpec:
         swap: two roles whose images change places in half of the samples, as released for DROID.
         control_hz: steps per second, where known.
         where: how to get the data.
-        relative: True: actions are said relative to the state at the start of their chunk, but for the grippers; or
+        relative: True: actions except the grippers are relative to the state at the start of their chunk; or
             which state each dimension is relative to, None for none: see `data.relative`.
         format: how it is stored, `rlds` or `lerobot`.
         path: where a LeRobot dataset lies, if not under its name below the data directory; a folder or a URL.

@@ -1,4 +1,4 @@
-"""An indexed dataset in numbers. They come from its index, but for the size of images."""
+"""An indexed dataset in numbers. All of them come from its index, except the size of images."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -67,6 +67,7 @@ class Words:
         distinct: different instructions.
         distinct_loosely: the same without regard to case, spaces and full stops.
         frequent: (instruction, trajectories, steps), most trajectories first.
+        ending: those that end a sentence (. ? !), which the prompt does once more.
     """
 
     steps: float
@@ -74,6 +75,7 @@ class Words:
     distinct: int
     distinct_loosely: int
     frequent: tuple[tuple[str, int, int], ...]
+    ending: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,10 @@ def gather(selection: Selection) -> Facts:
     )
 
 
+SENTENCE_ENDS = (".", "?", "!", "\u3002", "\uff1f", "\uff01")
+"""The last three are those of Chinese and Japanese."""
+
+
 def measure_words(index: Index, top: int = 10) -> Words:
     """How much of the dataset has words, and which."""
     has_words = np.array([bool(words.strip()) for words in index.instructions], bool)
@@ -189,6 +195,7 @@ def measure_words(index: Index, top: int = 10) -> Words:
         distinct=len(order),
         distinct_loosely=len(loosely),
         frequent=tuple((index.instructions[i], int(trajectories[i]), int(steps[i])) for i in order[:top]),
+        ending=tuple(index.instructions[i] for i in order if index.instructions[i].rstrip().endswith(SENTENCE_ENDS)),
     )
 
 

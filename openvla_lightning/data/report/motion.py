@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from openvla_lightning.actions import dimension_names
 from openvla_lightning.data.filters import noops, pieces
-from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.statistics import DatasetStatistics
 

@@ -17,6 +17,10 @@ ONLY_NOISE = 0.03
 MANY_LEFT_OUT = 0.25
 SIBLINGS = (("x", "y", "z"), ("roll", "pitch", "yaw"))
 NOT_BINARY = 0.05
+HALF_OPEN = (
+    "neither normalised nor binary (a gripper that only opens and closes: round it to 0 and 1 before you write the "
+    "dataset; one that holds half-open, or no gripper: say mask: true for it), share of values between"
+)
 WITHOUT_WORDS = 0.05
 COPIES = 0.01
 WITHOUT_IMAGE = 0.01
@@ -96,7 +100,7 @@ def _about_dimension(d: Dimension) -> Iterator[tuple[str, str]]:
         yield "outliers, in widths of the usual range", f" {d.reach:.0f}"
     if not d.normalised and not d.constant:
         if 1 - d.binary > NOT_BINARY:
-            yield "neither normalised nor binary, share of values between", f" {1 - d.binary:.0%}"
+            yield HALF_OPEN, f" {1 - d.binary:.0%}"
         if d.low < -1 or d.high > 1:
             yield "not normalised and outside of -1..1, which is all that tokens can say", f" {d.low:.3g}..{d.high:.3g}"
 
@@ -106,6 +110,11 @@ def _about_words(facts: Facts) -> Iterator[str]:
         yield "no step has words"
     elif (silent := 1 - facts.words.trajectories) > WITHOUT_WORDS:
         yield f"{silent:.0%} of the trajectories have no words: they are left out"
+    if ending := facts.words.ending:
+        yield (
+            f"{len(ending):,} of {facts.words.distinct:,} instructions end in . ? or !, as {ending[0][:60]!r}, and the "
+            "prompt sets a question mark behind: write commands ('put the cup on the plate')"
+        )
 
 
 def _about_copies(facts: Facts) -> Iterator[str]:

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from openvla_lightning.data.images import ImageMode, Pixels
-    from openvla_lightning.data.oxe.registry import DatasetSpec
+    from openvla_lightning.data.oxe.spec import DatasetSpec
     from openvla_lightning.data.source.index import Index
     from openvla_lightning.statistics import DatasetStatistics
 

@@ -14,14 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import Pixels
-from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source import Source
 from openvla_lightning.data.source import index as index_module
-from openvla_lightning.data.source.building import alone, first_of
+from openvla_lightning.data.source.faults import BadShardError, BadTrajectories, first_of
 from openvla_lightning.data.source.index import Index
-from openvla_lightning.data.source.indexing import BadTrajectories
-from openvla_lightning.data.source.records import BadShardError
-from openvla_lightning.runtime.files import delete, readable, write_json
+from openvla_lightning.runtime.files import alone, delete, readable, write_json
 from openvla_lightning.statistics import DatasetStatistics
 
 log = logging.getLogger(__name__)
@@ -31,33 +29,45 @@ class IndexedSource(Source):
     """Builds an index in one pass, keeps it on disk, and measures its statistics.
 
     A subclass says where the files are (`_folder`, `_stamps`), makes the index of them (`_build`) and reads images.
+    These are the arguments of every format.
 
     Args:
-        name: the dataset's name.
+        root: the data directory, or any URL that fsspec understands: gs://, s3://, https://, file://.
+        name: the dataset's name in the mixture, and below `root`.
         spec: what to make of it; None: what is registered under `name`.
         workers: processes that index; None: one per core for large datasets, none for small ones.
-        bad_trajectories: `error` or `skip`.
-        check_images: decode every image while indexing.
-        cache_dir: where the indexes of folders are kept that nobody may write to; None: the user's cache.
+        bad_trajectories: what to do with those that cannot be read: `error` stops at the first, `skip` leaves them
+            out and lists every one in the index and its data report.
+        check_images: decode every image while indexing, instead of looking at its first and last bytes.
+        cache_dir: where the files of a URL are kept, and the indexes of folders that nobody may write to; None: the
+            user's cache.
+        cache_gb: gigabytes of a URL's files kept there at once, over all datasets.
 
     Raises:
-        ValueError: `bad_trajectories` is neither.
+        ValueError: `bad_trajectories` is neither; `cache_gb` is not above 0.
     """
 
     def __init__(
         self,
+        root: str | Path,
         name: str,
-        spec: DatasetSpec | None,
-        workers: int | None,
-        bad_trajectories: BadTrajectories,
-        check_images: bool,
-        cache_dir: str | Path | None,
+        spec: DatasetSpec | None = None,
+        workers: int | None = None,
+        bad_trajectories: BadTrajectories = "error",
+        check_images: bool = False,
+        cache_dir: str | Path | None = None,
+        cache_gb: float = 50.0,
     ) -> None:
         if bad_trajectories not in get_args(BadTrajectories):
             raise ValueError(f"data.source.bad_trajectories={bad_trajectories}: choose error or skip")
-        self.name, self.given, self.workers = name, spec, workers
+        self.root, self.name, self.given, self.workers = root, name, spec, workers
         self.bad_trajectories, self.check_images = bad_trajectories, check_images
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else None
+        self.cache_gb = cache_gb
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """What a format makes of its arguments at once; nothing is read."""
 
     @property
     def _folder(self) -> Path:

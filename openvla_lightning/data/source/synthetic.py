@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import ImageMode, Pixels, resize
-from openvla_lightning.data.oxe.registry import DatasetSpec, join_action
+from openvla_lightning.data.oxe.registry import join_action
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source import Source
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.statistics import DatasetStatistics
@@ -26,6 +27,7 @@ class Synthetic(Source):
         image_size: side of the square images, in pixels.
         proprio_dim: P.
         trajectory: steps of each trajectory.
+        action_chunk: T; trajectories are at least as long.
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class Synthetic(Source):
         image_size: int = 64,
         proprio_dim: int = 7,
         trajectory: int = TRAJECTORY,
+        action_chunk: int = 1,
     ) -> None:
+        trajectory = max(trajectory, action_chunk)
         if not 1 <= trajectory <= num_steps:
             raise ValueError(f"num_steps must be at least {trajectory}, one trajectory; got {num_steps}")
         self.trajectory = trajectory
@@ -64,7 +68,7 @@ class Synthetic(Source):
 
     @cached_property
     def index(self) -> Index:
-        """Random actions in trajectories of 16 steps, in splits `train` and `val`."""
+        """Random actions in trajectories of `trajectory` steps, in splits `train` and `val`."""
         trajectories = self.num_steps // self.trajectory
         held_out = max(1, trajectories // 4)
         steps = (trajectories + held_out) * self.trajectory

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import ImageMode, Pixels, decode, encode, load
-from openvla_lightning.data.oxe.registry import DatasetSpec
+from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source import Source
+from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.indexed import IndexedSource
 from openvla_lightning.data.source.open_files import read_at
 from openvla_lightning.data.source.processes import run_jobs
-from openvla_lightning.data.source.records import BadShardError
 from openvla_lightning.runtime.files import written_whole
 from openvla_lightning.runtime.progress import Bar
 from openvla_lightning.statistics import DatasetStatistics

@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 
 from openvla_lightning.data.source.processes import count, run_jobs
-from openvla_lightning.data.source.records import frame
+from openvla_lightning.data.source.rlds.records import frame
 from openvla_lightning.runtime.files import ENDING, delete, write_json, written_whole
 from openvla_lightning.runtime.progress import Bar
 

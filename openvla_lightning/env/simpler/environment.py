@@ -9,7 +9,7 @@ import numpy as np
 
 from openvla_lightning.data.images import resize
 from openvla_lightning.env.base import Task, checked_action
-from openvla_lightning.env.simpler.robots import ROBOTS, Gripper, to_controller
+from openvla_lightning.env.simpler.robots import ROBOTS, Gripper, Robot, to_controller
 
 
 class Simpler(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
@@ -55,11 +55,12 @@ class Simpler(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     @property
     def tasks(self) -> Mapping[str, Task]:
         """Every task by name; its exact words are known once an episode begins."""
-        words = {name: name.split("_", 1 if name.startswith("widowx") else 2)[-1] for name in self._robot.tasks}
-        return {
-            name: Task(name, "simpler", said.replace("_", " "), initial_states=self._robot.episodes)
-            for name, said in words.items()
-        }
+        return _tasks(self._robot)
+
+    @staticmethod
+    def tasks_of(robot: str, **options: object) -> Mapping[str, Task]:
+        """The tasks of a world with these arguments; nothing is built."""
+        return _tasks(ROBOTS[robot])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -116,3 +117,11 @@ class Simpler(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def _info(self, success: bool) -> dict[str, Any]:
         words = self._simulator.get_language_instruction()  # a long task's next part changes them
         return {"instruction": words, "task": self._task, "success": success}
+
+
+def _tasks(robot: Robot) -> Mapping[str, Task]:
+    words = {name: name.split("_", 1 if name.startswith("widowx") else 2)[-1] for name in robot.tasks}
+    return {
+        name: Task(name, "simpler", said.replace("_", " "), initial_states=robot.episodes)
+        for name, said in words.items()
+    }

@@ -14,7 +14,7 @@ from openvla_lightning.env.tabletop.layout import choose, spots, strip
 from openvla_lightning.env.tabletop.renderer import Renderer, mujoco
 from openvla_lightning.env.tabletop.scene import FINGER_OPEN, OBJECTS, PLATES, REACH, Thing, mjcf
 from openvla_lightning.env.tabletop.self_test import self_test
-from openvla_lightning.env.tabletop.tasks import TabletopTask, all_tasks, judge, select_tasks
+from openvla_lightning.env.tabletop.tasks import CUBES, DISHES, TabletopTask, judge, tasks_of
 
 TRAINING_SEEDS = range(EVALUATION_SEEDS.start)
 """Seeds of demonstrations: below every seed of an evaluation."""
@@ -60,8 +60,8 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def __init__(
         self,
         tasks: Iterable[str] = ("*",),
-        objects: Iterable[str] = ("red cube", "green cube", "blue cube"),
-        plates: Iterable[str] = ("white plate",),
+        objects: Iterable[str] = CUBES,
+        plates: Iterable[str] = DISHES,
         objects_per_scene: int | None = None,
         plates_per_scene: int | None = None,
         embodiment: str = "metric",
@@ -74,7 +74,7 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         render_mode: str | None = "rgb_array",
     ) -> None:
         objects, plates = list(objects), list(plates)
-        self._tasks = select_tasks(all_tasks(objects, plates), tasks)
+        self._tasks = tasks_of(tasks, objects, plates)
         if embodiment not in EMBODIMENTS:
             raise ValueError(f"embodiment={embodiment!r} is unknown; choose one of {list(EMBODIMENTS)}")
         if phrasing not in ("varied", "canonical"):
@@ -164,6 +164,7 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return 1.0 / (self.embodiment.substeps * self._model.opt.timestep)
 
     self_test = self_test
+    tasks_of = staticmethod(tasks_of)
 
     def render(self) -> np.ndarray:
         """Return the picture of the camera that faces the robot, uint8 [H, W, 3]."""

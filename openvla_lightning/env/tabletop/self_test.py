@@ -48,7 +48,7 @@ def _oriented(env: "Tabletop") -> Check:
 
 
 def _command(env: "Tabletop", direction: np.ndarray, steps: int) -> np.ndarray:
-    """Send the largest action that way [3], so many times; the last picture."""
+    """Send the largest action in `direction` [3], `steps` times, and return the last picture."""
     for _ in range(steps):
         observation, *_ = env.step(np.array([*(direction * env.embodiment.high[:3]), 0, 0, 0, 1.0]))
     return observation["image"]

@@ -9,6 +9,9 @@ import numpy as np
 from openvla_lightning.env.base import Task
 from openvla_lightning.env.tabletop.scene import OBJECTS, PLATES, Thing
 
+CUBES, DISHES = ("red cube", "green cube", "blue cube"), ("white plate",)
+"""Objects and plates of a world that names none."""
+
 DIRECTIONS = {"left": (0.0, -1.0), "right": (0.0, 1.0), "away": (-1.0, 0.0), "closer": (1.0, 0.0)}
 """Directions of a push as the camera sees them: unit vectors (x, y) on the table."""
 
@@ -59,6 +62,20 @@ def _task(family: str, target: Thing, suffix: str = "", plate: Thing | None = No
         plate=plate,
         direction=DIRECTIONS[way] if way else None,
     )
+
+
+def tasks_of(
+    tasks: Iterable[str] = ("*",),
+    objects: Iterable[str] = CUBES,
+    plates: Iterable[str] = DISHES,
+    **options: object,
+) -> dict[str, TabletopTask]:
+    """Every task by name that a `Tabletop` with these arguments has; nothing is built.
+
+    Raises:
+        ValueError: if a name is not in the world.
+    """
+    return select_tasks(all_tasks(objects, plates), tasks)
 
 
 def all_tasks(objects: Iterable[str] = tuple(OBJECTS), plates: Iterable[str] = tuple(PLATES)) -> list[TabletopTask]:

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.oxe.registry import DatasetSpec
-from openvla_lightning.data.source.building import KEPT_FROM, PARALLEL_FROM
+from openvla_lightning.data.oxe.spec import DatasetSpec
+from openvla_lightning.data.source.faults import BadShardError, BadTrajectories
 from openvla_lightning.data.source.index import Index
-from openvla_lightning.data.source.indexing import BadTrajectories
 from openvla_lightning.data.source.lerobot.description import camera_features
 from openvla_lightning.data.source.lerobot.indexing import (
     PACKED,
@@ -31,8 +30,7 @@ from openvla_lightning.data.source.lerobot.packets import Video, read_packets
 from openvla_lightning.data.source.lerobot.remote import RemoteFiles, local
 from openvla_lightning.data.source.lerobot.rows import DataJob, Rows, check_space, read_rows
 from openvla_lightning.data.source.lerobot.stored import compare
-from openvla_lightning.data.source.processes import worker_pool
-from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.data.source.processes import KEPT_FROM, PARALLEL_FROM, worker_pool
 from openvla_lightning.runtime.progress import track
 
 WIDEST = 4096

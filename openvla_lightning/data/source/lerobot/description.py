@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.oxe.registry import DatasetSpec, DescriptionError, action_paths
-from openvla_lightning.data.source.description import absent
+from openvla_lightning.data.oxe.registry import action_paths
+from openvla_lightning.data.oxe.spec import DatasetSpec, DescriptionError
+from openvla_lightning.data.source.faults import absent
 from openvla_lightning.data.source.lerobot.metadata import Metadata
 
 

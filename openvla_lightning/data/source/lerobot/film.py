@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import Pixels
+from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.lerobot.packets import Video, segments
-from openvla_lightning.data.source.records import BadShardError
 
 DECODERS = 8
 KEPT_BYTES = 64 * 2**20
@@ -171,7 +171,7 @@ class Film:
                 raise BadShardError(f"{self.where(file)}: decoding yields no frame {min(missing)}")
 
     def _run(self, file: int, first: int, last: int, wanted: Set[int]) -> Iterator[Any]:
-        """Frames of the packets first .. last; of those not `wanted`, only those that other frames are made from."""
+        """Frames of the packets first .. last. Frames that are not `wanted` come only if others are made from them."""
         import av
 
         packets, video = self._table(file)[0], self.videos[file]

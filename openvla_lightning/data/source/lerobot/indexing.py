@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.oxe.registry import DatasetSpec, leaf_at
+from openvla_lightning.data.oxe.leaves import leaf_at
+from openvla_lightning.data.oxe.spec import DatasetSpec
+from openvla_lightning.data.source.faults import WAY_OUT, BadShardError, BadTrajectories
 from openvla_lightning.data.source.index import Index
-from openvla_lightning.data.source.indexing import WAY_OUT, BadTrajectories
 from openvla_lightning.data.source.lerobot.description import camera_features, slices, words
-from openvla_lightning.data.source.lerobot.metadata import INFO, Episode, Metadata
+from openvla_lightning.data.source.lerobot.metadata import INFO, EpisodeEntry, Metadata
 from openvla_lightning.data.source.lerobot.packets import Video, match
 from openvla_lightning.data.source.lerobot.rows import Rows, check_finite, check_rows
-from openvla_lightning.data.source.records import BadShardError
 
 PACKED = ".records"
 """Ending of the files that encoded pictures are copied to, out of compressed parquet."""
@@ -133,7 +133,7 @@ class Assembly:
             skipped=tuple(self.skipped),
         )
 
-    def _episode(self, rows: Rows, episode: Episode) -> dict[str, Any]:
+    def _episode(self, rows: Rows, episode: EpisodeEntry) -> dict[str, Any]:
         check_rows(rows, episode, self.metadata)
         steps, times = episode.length, rows.columns["timestamp"].astype(np.float64)
         features = set(self.cameras.values())
@@ -166,7 +166,7 @@ class Assembly:
         instruction = np.broadcast_to(np.asarray(leaf_at(trajectory, self.spec.language), object), (len(action),))
         return {"action": action, "proprio": np.concatenate(columns, axis=1), "words": instruction} | places
 
-    def _frames(self, key: str, episode: Episode, times: NDArray[np.float64]) -> NDArray[np.int64]:
+    def _frames(self, key: str, episode: EpisodeEntry, times: NDArray[np.float64]) -> NDArray[np.int64]:
         clip = episode.clips[key]
         video, packets = self.videos[clip.path]
         found = match(video, packets, clip.start + times, self.metadata.fps)

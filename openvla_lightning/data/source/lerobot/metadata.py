@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.data.source.faults import BadShardError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 PICTURES = ("video", "image")
@@ -53,7 +53,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Episode:
+class EpisodeEntry:
     """One trajectory, as `meta/` describes it.
 
     Attributes:
@@ -85,7 +85,7 @@ class Metadata:
 
     folder: Path
     info: Mapping[str, Any]
-    episodes: tuple[Episode, ...] = ()
+    episodes: tuple[EpisodeEntry, ...] = ()
     tasks: Mapping[int, str] = field(default_factory=dict)
     modality: Mapping[str, Any] = field(default_factory=dict)
 
@@ -202,17 +202,17 @@ def _pooled(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {"min": lowest.min(axis=0), "max": highest.max(axis=0), "mean": mean, "std": np.sqrt(variance)}
 
 
-def _episodes_v2(bare: Metadata) -> Iterator[Episode]:
+def _episodes_v2(bare: Metadata) -> Iterator[EpisodeEntry]:
     info, chunk = bare.info, int(bare.info.get("chunks_size") or 1000)
     videos = [name for name, feature in bare.features.items() if feature.dtype == "video"]
     for line in _json_lines(bare.folder / "meta" / "episodes.jsonl"):
         number = int(line["episode_index"])
         place = {"episode_chunk": number // chunk, "episode_index": number}
         clips = {key: Clip(info["video_path"].format(video_key=key, **place)) for key in videos}
-        yield Episode(number, int(line["length"]), None, info["data_path"].format(**place), clips)
+        yield EpisodeEntry(number, int(line["length"]), None, info["data_path"].format(**place), clips)
 
 
-def _episodes_v3(bare: Metadata) -> Iterator[Episode]:
+def _episodes_v3(bare: Metadata) -> Iterator[EpisodeEntry]:
     videos = [name for name, feature in bare.features.items() if feature.dtype == "video"]
     columns = ["episode_index", "length", "dataset_from_index", "data/chunk_index", "data/file_index"]
     columns += [f"videos/{key}/{what}" for key in videos for what in ("chunk_index", "file_index", "from_timestamp")]
@@ -229,7 +229,9 @@ def _episodes_v3(bare: Metadata) -> Iterator[Episode]:
                 name = bare.info["video_path"].format(video_key=key, chunk_index=chunk, file_index=file)
                 clips[key] = Clip(name, float(start))
             data = bare.info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-            yield Episode(int(row["episode_index"]), int(row["length"]), int(row["dataset_from_index"]), data, clips)
+            yield EpisodeEntry(
+                int(row["episode_index"]), int(row["length"]), int(row["dataset_from_index"]), data, clips
+            )
 
 
 def _tasks(bare: Metadata) -> dict[int, str]:

@@ -28,7 +28,7 @@ ROWS = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class FilePlan:
     """All that is known before the first episode is read; picklable, for workers.
 
     Attributes:
@@ -65,7 +65,7 @@ class Plan:
         return template.format(chunk_index=chunk, file_index=number, video_key=key)
 
 
-def write_meta(plan: Plan, robot_type: str | None, splits: Mapping[str, tuple[int, int]]) -> None:
+def write_meta(plan: FilePlan, robot_type: str | None, splits: Mapping[str, tuple[int, int]]) -> None:
     """Write what `meta/` holds besides the episodes; `info.json` last, as it says that everything is there."""
     tables.write_tasks(plan.folder / "meta" / "tasks.parquet", plan.tasks)
     write_json(plan.folder / "meta" / "stats.json", _statistics(plan))
@@ -107,7 +107,7 @@ def _number(fps: float) -> int | float:
     return int(fps) if fps == int(fps) else fps
 
 
-def _statistics(plan: Plan) -> dict[str, Any]:
+def _statistics(plan: FilePlan) -> dict[str, Any]:
     """Of every column over all rows, exact; of pictures, pooled."""
     import pyarrow.parquet
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.images import Pixels
 from openvla_lightning.data.oxe.registry import describe
-from openvla_lightning.data.source.indexing import BadTrajectories
+from openvla_lightning.data.source.faults import BadTrajectories
 from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, Feature, Metadata, read_metadata
 from openvla_lightning.data.source.lerobot.rows import DataJob, Rows, read_rows
 from openvla_lightning.data.source.lerobot.source import LeRobot
@@ -19,7 +19,7 @@ from openvla_lightning.data.source.lerobot.source import LeRobot
 FILES_KEPT = 2
 
 
-class Reader:
+class EpisodeReader:
     """Episode number -> its columns, and camera -> step -> picture. Picklable.
 
     Args:
@@ -27,7 +27,7 @@ class Reader:
         bad_trajectories: as for `LeRobot`.
 
     Attributes:
-        features: every column but pictures and those that say which row it is.
+        features: every column, except pictures and the columns that say which row it is.
         cameras: every picture feature.
         numbers: `episode_index` of each episode that can be read.
         splits: split -> places in `numbers`.

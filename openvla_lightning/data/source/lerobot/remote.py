@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from openvla_lightning.data.source.lerobot.metadata import INFO, read_metadata
-from openvla_lightning.data.source.shards import WEB, Shards
+from openvla_lightning.data.source.store import WEB, StoreFiles
 
 META_FILES = "meta/*"
 FIRST_EPISODES = "meta/episodes/chunk-000/file-000.parquet"
@@ -26,7 +26,7 @@ META = (
 """What is asked for where a web server does not list its folders."""
 
 
-class RemoteFiles(Shards):
+class RemoteFiles(StoreFiles):
     """The files of the LeRobot dataset at a URL, fetched whole into the cache when they are needed.
 
     Args:
@@ -54,9 +54,7 @@ class RemoteFiles(Shards):
     @cached_property
     def folder(self) -> Path:
         """The local folder of this dataset, with a copy of `meta/`."""
-        folder = self.cache / f"{self.name}_{quote(self.url, safe='')[-60:].replace('%', '_')}"
-        for room in ("shards", "partial", "locks"):
-            (folder / room).mkdir(parents=True, exist_ok=True)
+        folder = self._prepared(f"{self.name}_{quote(self.url, safe='')[-60:].replace('%', '_')}")
         for name in self._find("meta") or META:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             partial = (folder / name).with_suffix(f".{os.getpid()}.partial")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, Episode, Feature, Metadata
-from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.data.source.faults import BadShardError
+from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, EpisodeEntry, Feature, Metadata
 
 PICTURES_AT_ONCE = 64
 TIME_TOLERANCE = 1e-4
@@ -115,7 +115,7 @@ def _is_fixed(kind: Any) -> bool:
     return pyarrow.types.is_fixed_size_list(kind)
 
 
-def check_rows(rows: Rows, episode: Episode, metadata: Metadata) -> None:
+def check_rows(rows: Rows, episode: EpisodeEntry, metadata: Metadata) -> None:
     """Raise ValueError for an episode whose rows are not what `meta/` says, with the first wrong row."""
     columns, found = rows.columns, len(rows.columns["index"])
     if found != episode.length:
@@ -189,7 +189,7 @@ def _pictures(file: Any, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
 
 
 def check_space(name: str, folder: Path, compressed: int) -> None:
-    """Raise BadShardError where the pictures of parquet files of so many bytes do not fit on the disk."""
+    """Raise BadShardError when the disk has no room for the pictures of parquet files, `compressed` bytes of them."""
     home = next(parent for parent in folder.parents if parent.exists())
     there = sum(path.stat().st_size for path in folder.glob("*")) if folder.exists() else 0
     if (needed := compressed - there) > (free := shutil.disk_usage(home).free):

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import ImageMode, Pixels, decode, fit
-from openvla_lightning.data.oxe.registry import DatasetSpec, dataset_spec
+from openvla_lightning.data.oxe.catalogue import dataset_spec
+from openvla_lightning.data.oxe.spec import DatasetSpec
+from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.indexed import IndexedSource
-from openvla_lightning.data.source.indexing import BadTrajectories
 from openvla_lightning.data.source.lerobot.building import Files, build
 from openvla_lightning.data.source.lerobot.description import camera_features, check_description
 from openvla_lightning.data.source.lerobot.film import Film
@@ -26,8 +27,7 @@ from openvla_lightning.data.source.lerobot.metadata import INFO, Metadata, read_
 from openvla_lightning.data.source.lerobot.packets import Video
 from openvla_lightning.data.source.lerobot.remote import RemoteFiles, download, downloaded
 from openvla_lightning.data.source.open_files import read_at
-from openvla_lightning.data.source.records import BadShardError
-from openvla_lightning.data.source.shards import is_url
+from openvla_lightning.data.source.store import is_url
 
 log = logging.getLogger(__name__)
 
@@ -35,38 +35,14 @@ log = logging.getLogger(__name__)
 class LeRobot(IndexedSource):
     """One LeRobot dataset: a folder with `meta/info.json`.
 
-    Args:
-        root: the data directory, below which a dataset without a path lies under its name.
-        name: the dataset's name in the mixture.
-        spec: what to make of it; None: what is registered under `name`.
-        workers: processes that index; None: one per core for large datasets, none for small ones.
-        bad_trajectories: what to do with episodes that cannot be read: `error` stops at the first, `skip` leaves them
-            out and lists every one in the index and its data report.
-        check_images: decode every frame while indexing.
-        cache_dir: where the files of a URL are kept, and what is made of them; None: the user's cache.
-        cache_gb: gigabytes of them kept there at once, over all datasets.
-
-    Raises:
-        ValueError: `bad_trajectories` is neither; `cache_gb` is not above 0.
+    A dataset without a path lies below `root` under its name. The arguments are those of `IndexedSource`.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        name: str,
-        spec: DatasetSpec | None = None,
-        workers: int | None = None,
-        bad_trajectories: BadTrajectories = "error",
-        check_images: bool = False,
-        cache_dir: str | Path | None = None,
-        cache_gb: float = 50.0,
-    ) -> None:
-        super().__init__(name, spec, workers, bad_trajectories, check_images, cache_dir)
-        self.root = root
-        self.place = self._described.path or name
-        if is_url(root) and not is_url(self.place):
-            self.place = f"{str(root).rstrip('/')}/{self.place}"
-        self.remote = RemoteFiles(self.place, cache_dir, cache_gb) if is_url(self.place) else None
+    def _set_up(self) -> None:
+        self.place = self._described.path or self.name
+        if is_url(self.root) and not is_url(self.place):
+            self.place = f"{str(self.root).rstrip('/')}/{self.place}"
+        self.remote = RemoteFiles(self.place, self.cache_dir, self.cache_gb) if is_url(self.place) else None
         self._downloaded = False
 
     @cached_property

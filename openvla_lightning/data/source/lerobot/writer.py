@@ -24,7 +24,7 @@ from openvla_lightning.data.source.lerobot.plan import (
     PLAN,
     ROWS,
     VIDEO,
-    Plan,
+    FilePlan,
     write_meta,
 )
 from openvla_lightning.data.source.processes import run_jobs
@@ -87,7 +87,7 @@ def write_lerobot(
     Raises:
         ValueError: the folder holds another dataset, an episode is not as announced, or a picture cannot be stored.
     """
-    plan = Plan(
+    plan = FilePlan(
         Path(folder), features, tuple(lengths), tuple(tasks), float(fps), episodes_per_file, encoding or Encoding()
     )
     if not plan.lengths or min(plan.lengths) < 1:
@@ -101,7 +101,7 @@ def write_lerobot(
     return plan.folder
 
 
-def _agree(plan: Plan) -> None:
+def _agree(plan: FilePlan) -> None:
     told = {key: value for key, value in asdict(plan).items() if key != "folder"}
     told = json.loads(json.dumps(told))
     path = plan.folder / PLAN
@@ -116,7 +116,7 @@ def _agree(plan: Plan) -> None:
         write_json(path, told)
 
 
-def _write_files(plan: Plan, record: Record, workers: int | None, progress: bool) -> None:
+def _write_files(plan: FilePlan, record: Record, workers: int | None, progress: bool) -> None:
     done = [plan.path(EPISODES, file).exists() for file in range(plan.files)]
     missing = [file for file, there in enumerate(done) if not there]
     workers = min(len(missing), (os.cpu_count() or 1) if workers is None else workers)
@@ -129,11 +129,11 @@ def _write_files(plan: Plan, record: Record, workers: int | None, progress: bool
         run_jobs(_write_file, ((plan, record, file) for file in missing), workers, bar, before)
 
 
-def _episodes(plan: Plan, file: int) -> range:
+def _episodes(plan: FilePlan, file: int) -> range:
     return range(file * plan.per_file, min((file + 1) * plan.per_file, len(plan.lengths)))
 
 
-def _write_file(plan: Plan, record: Record, file: int, advance: Callable[[], Any]) -> None:
+def _write_file(plan: FilePlan, record: Record, file: int, advance: Callable[[], Any]) -> None:
     """One data file, one video of each camera, and last the episodes in them, by which all are known to be whole."""
     videos = [name for name, feature in plan.features.items() if feature.dtype == "video"]
     columns: dict[str, list[Any]] = {name: [] for name in (*plan.features, *ROWS) if name not in videos}
@@ -155,14 +155,14 @@ def _write_file(plan: Plan, record: Record, file: int, advance: Callable[[], Any
     tables.write_table(plan.path(EPISODES, file), _as_columns(rows))
 
 
-def _film(plan: Plan, file: int, key: str) -> Any:
+def _film(plan: FilePlan, file: int, key: str) -> Any:
     return _WholeVideo(plan.path(VIDEO, file, key), plan)
 
 
 class _WholeVideo:
     """A `VideoWriter` whose file appears when it is whole."""
 
-    def __init__(self, path: Path, plan: Plan) -> None:
+    def __init__(self, path: Path, plan: FilePlan) -> None:
         self.path, self.plan, self.stack = path, plan, ExitStack()
 
     def __enter__(self) -> VideoWriter:
@@ -175,7 +175,7 @@ class _WholeVideo:
 
 
 def _episode(
-    plan: Plan, recording: Recording, number: int, file: int, films: Mapping[str, VideoWriter]
+    plan: FilePlan, recording: Recording, number: int, file: int, films: Mapping[str, VideoWriter]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     length, first = plan.lengths[number], sum(plan.lengths[:number])
     chunk, index = divmod(file, FILES_PER_CHUNK)
@@ -220,7 +220,7 @@ def png(pixels: Pixels) -> bytes:
     return file.getvalue()
 
 
-def _stored(plan: Plan, name: str, parts: list[Any]) -> Any:
+def _stored(plan: FilePlan, name: str, parts: list[Any]) -> Any:
     if name in plan.features and plan.features[name].dtype == "image":
         return tables.pictures([one for part in parts for one in part])
     return tables.column(np.concatenate(parts))

@@ -4,16 +4,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from openvla_lightning.data.oxe.registry import DatasetSpec, DescriptionError, action_paths
-from openvla_lightning.data.source.arrays import observation_features
-from openvla_lightning.data.source.records import BadShardError
+from openvla_lightning.data.oxe.registry import action_paths
+from openvla_lightning.data.oxe.spec import DatasetSpec, DescriptionError
+from openvla_lightning.data.source.faults import BadShardError, absent
+from openvla_lightning.data.source.rlds.arrays import observation_features
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 METADATA = (INFO, FEATURES)
+AGAIN = "Get this file again"
 EXACT = re.compile(r"\d+\.\d+\.\d+")
 UNDER_WAY = ".incomplete"
 """What tfds puts behind a version's name while it is built."""
@@ -56,10 +57,17 @@ def read_splits(folder: Path) -> list[Split]:
         BadShardError: it is no JSON, or does not say what is needed.
     """
     info = _json(folder / INFO)
+    splits = info.get("splits")
+    if not isinstance(splits, list) or not splits:
+        raise BadShardError(f"{folder / INFO} names no splits. {AGAIN}")
     try:
-        return [_split(info, split) for split in info.get("splits", [])]
+        return [_split(info, split) for split in splits]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadShardError(f"{folder / INFO} does not describe its splits as tfds does: {error}") from error
+        lacks = f"has no {error}" if isinstance(error, KeyError) else "holds what is no name or no number"
+        raise BadShardError(
+            f"{folder / INFO} {lacks} where tfds writes a split's `name` and `shardLengths` (trajectories of each "
+            f"file). {AGAIN}"
+        ) from error
 
 
 def read_features(folder: Path) -> dict[str, Any]:
@@ -129,13 +137,6 @@ def _within(key: str, names: list[str]) -> bool:
     return key in names or key.split("/")[0] in names
 
 
-def absent(option: str, path: str, there: list[str], where: str) -> str:
-    """Say that `option` names a `path` that is not `there`, and what was perhaps meant."""
-    close = get_close_matches(path, there, 1, 0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{option}: no {path!r}{hint} {where.capitalize()} holds {', '.join(sorted(there))}"
-
-
 def _step(features: Mapping[str, Any]) -> Mapping[str, Any]:
     steps = features["featuresDict"]["features"]["steps"]
     return steps.get("sequence", {}).get("feature", {}).get("featuresDict", {})
@@ -151,6 +152,8 @@ def _leaves(dictionary: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _split(info: Mapping[str, Any], split: Mapping[str, Any]) -> Split:
     lengths = tuple(int(length) for length in split.get("shardLengths", ()))
+    if any(length < 0 for length in lengths) or not isinstance(split["name"], str):
+        raise ValueError(f"{split['name']}: {lengths}")
     total = len(lengths)
     digits = max(5, len(str(total)))
     values = {
@@ -174,7 +177,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadShardError(f"{path} is no JSON: {error}. Get this file again.") from error
+        raise BadShardError(f"{path} is no JSON: {error}. {AGAIN}.") from error
     if not isinstance(content, dict):
-        raise BadShardError(f"{path} holds no JSON object. Get this file again.")
+        raise BadShardError(f"{path} holds no JSON object. {AGAIN}.")
     return content

@@ -1,18 +1,16 @@
-"""Datasets in an object store or on a web server: shards are fetched when needed, into a cache of bounded size."""
+"""Datasets in an object store or on a web server: files are fetched when needed, into a cache of bounded size."""
 
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 
-from openvla_lightning.data.source.description import METADATA, newest, read_splits
-from openvla_lightning.runtime.files import readable, user_cache, written_whole
+from openvla_lightning.runtime.files import user_cache
 
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 WEB = ("http://", "https://")
@@ -25,8 +23,8 @@ def is_url(root: str | Path) -> bool:
     return "://" in str(root)
 
 
-class Shards:
-    """The files of the dataset at `<root>/<name>/<version>/`, or of `<root>/<name>/` where the store cannot list.
+class StoreFiles:
+    """The files of one dataset in a store. A subclass says how its format lays them out: `url`, `folder`, `sizes`.
 
     Several processes may share a cache. What one of them reads is never taken from it, and what a killed one left half
     done is done again: the kernel gives its locks back.
@@ -35,14 +33,15 @@ class Shards:
         root: any URL that fsspec understands: gs://, s3://, https://, file://.
         name: the dataset's name; its folder.
         cache_dir: where everything fetched is kept; None: the user's cache.
-        cache_gb: gigabytes of shards that the whole cache holds, over all datasets; beyond that, those that were not
-            used for the longest time make room. Only shards being read at the same time may take more.
+        cache_gb: gigabytes of files that the whole cache holds, over all datasets; beyond that, those that were not
+            used for the longest time make room. Only files being read at the same time may take more.
 
     Raises:
         ValueError: `cache_gb` is not above 0.
     """
 
-    INFO = f"<version>/{METADATA[0]}"
+    INFO: str
+    """The file, below the dataset's folder, by which a dataset of the format is known to be there."""
 
     def __init__(self, root: str, name: str, cache_dir: str | Path | None = None, cache_gb: float = 50.0) -> None:
         if cache_gb <= 0:
@@ -75,49 +74,34 @@ class Shards:
 
     @cached_property
     def url(self) -> str:
-        """The newest version's folder.
+        """The folder that holds the dataset's files.
 
         Raises:
             FileNotFoundError: there is none.
             Exception: what else the store has to say.
         """
-        versions = [name for name in self._list(self.base) if name.split(".")[0].isdigit()]
-        while (version := newest(versions)) is not None:
-            with suppress(FileNotFoundError):
-                self._store.info(f"{self.base}/{version}/{METADATA[0]}")
-                return f"{self.base}/{version}"
-            versions.remove(version)
-        self._store.info(f"{self.base}/{METADATA[0]}")
-        return self.base
+        raise NotImplementedError
 
     @cached_property
     def folder(self) -> Path:
         """The local folder of this dataset, with a copy of the files that describe it."""
-        folder = self.cache / f"{self.name.replace('/', '_')}_{sha256(self.url.encode()).hexdigest()[:12]}"
-        for room in ("shards", "partial", "locks"):
-            (folder / room).mkdir(parents=True, exist_ok=True)
-        listed = {name for name in self._list(self.url) if name.endswith((".json", ".txt"))}
-        for name in {*METADATA, *listed}:
-            content = self._store.cat_file(f"{self.url}/{name}")
-            if not (readable(folder / name) and (folder / name).read_bytes() == content):
-                with written_whole(folder / name) as beside:
-                    beside.write_bytes(content)
-        return folder
+        raise NotImplementedError
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Name of each shard -> its bytes, according to the store; without those that it does not list.
+        """Name of each file that is fetched when needed -> its bytes; without those that are not there.
 
         Raises:
             OSError: the store does not say.
         """
-        names = sorted(name for split in read_splits(self.folder) for name in split.files)
-        there = set(self._list(self.url))
-        names = [name for name in names if name in there] or names
-        sizes = dict(zip(names, self._store.sizes([f"{self.url}/{name}" for name in names]), strict=True))
-        if unknown := [name for name, size in sizes.items() if size is None]:
-            raise OSError(f"{self.url} does not say how long {unknown[0]} is, so that nobody knows when it is whole")
-        return sizes
+        raise NotImplementedError
+
+    def _prepared(self, name: str) -> Path:
+        """The folder `name` in the cache, with room for what is fetched."""
+        folder = self.cache / name
+        for room in ("shards", "partial", "locks"):
+            (folder / room).mkdir(parents=True, exist_ok=True)
+        return folder
 
     @contextmanager
     def held(self, name: str) -> Iterator[Path]:

@@ -3,21 +3,21 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import decode
-from openvla_lightning.data.oxe.registry import DatasetSpec, DescriptionError, Trajectory, leaf_at
-from openvla_lightning.data.source.array_records import is_array_record, scan_array_record
-from openvla_lightning.data.source.arrays import Layout, layout_of, observation_features
+from openvla_lightning.data.oxe.leaves import leaf_at
+from openvla_lightning.data.oxe.spec import DatasetSpec, DescriptionError, Trajectory
+from openvla_lightning.data.source.faults import WAY_OUT, BadShardError, BadTrajectories
 from openvla_lightning.data.source.index import Index
-from openvla_lightning.data.source.records import BadShardError, scan
-from openvla_lightning.data.source.words import instructions_of, numbered
+from openvla_lightning.data.source.rlds.array_records import is_array_record, scan_array_record
+from openvla_lightning.data.source.rlds.arrays import Layout, layout_of, observation_features
+from openvla_lightning.data.source.rlds.records import scan
+from openvla_lightning.data.source.rlds.words import instructions_of, numbered
 
-BadTrajectories = Literal["error", "skip"]
-WAY_OUT = "Get this file again, or leave such trajectories out with data.source.bad_trajectories=skip"
 MISNAMED = "Say what the files hold in the dataset's description (data.datasets.{name}, docs/data.md)"
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -202,7 +202,7 @@ def _check_images(images: NDArray[Any], camera: str, *, every_pixel: bool) -> No
         elif image.startswith(PNG):
             whole = b"IEND" in image[-16:] or _decodes(image)
         elif image.startswith((b"BM", b"GIF8")):
-            whole = True
+            whole = _decodes(image)  # their ends look like anything
         else:
             raise ValueError(f"observation/{camera} of step {step} is no JPEG, PNG, BMP or GIF")
         if not whole:

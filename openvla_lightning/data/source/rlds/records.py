@@ -7,11 +7,9 @@ from pathlib import Path
 
 import google_crc32c
 
+from openvla_lightning.data.source.faults import BadShardError
+
 HEADER, FOOTER = 12, 4
-
-
-class BadShardError(ValueError):
-    """A shard cannot be read as it should be."""
 
 
 def frame(record: bytes) -> bytes:

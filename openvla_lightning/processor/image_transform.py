@@ -55,11 +55,11 @@ class ImageTransform:
         return self.normalise(self.pixels(images))
 
     def pixels(self, images: Sequence[Image.Image | NDArray[np.uint8]]) -> Tensor:
-        """Resize and crop: uint8 [B, 3, H, W]."""
+        """Resize and crop: uint8 [B, 3, H, W], a pixel's colours beside each other in memory, as cameras have them."""
         pixels = torch.from_numpy(np.stack([self.resize(image) for image in images]))
         if self.crop_area is not None:
             pixels = center_crop(pixels, self.crop_area)
-        return pixels.permute(0, 3, 1, 2).contiguous()
+        return pixels.permute(0, 3, 1, 2)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Normalise uint8 [B, 3V, H, W] by each tower's mean and std: float32 [B, 3 * towers * V, H, W], on the device.
@@ -69,7 +69,7 @@ class ImageTransform:
         if pixels.device not in self._moments:
             self._moments[pixels.device] = tuple(moment.to(pixels.device) for moment in self._moments[CPU])
         mean, std = self._moments[pixels.device]
-        images = pixels.reshape(-1, 3, *pixels.shape[2:])
+        images = pixels.contiguous().reshape(-1, 3, *pixels.shape[2:])  # here: a device moves them faster than a host
         return ((images.float().div_(255)[:, None] - mean) / std).reshape(len(pixels), -1, *pixels.shape[2:])
 
     def resize(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:

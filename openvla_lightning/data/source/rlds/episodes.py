@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from openvla_lightning.data.source.array_records import ArrayRecords, is_array_record, scan_array_record
-from openvla_lightning.data.source.records import BadShardError, scan
+from openvla_lightning.data.source.faults import BadShardError
+from openvla_lightning.data.source.rlds.array_records import ArrayRecords, is_array_record, scan_array_record
+from openvla_lightning.data.source.rlds.records import scan
 from openvla_lightning.runtime.progress import track
 
 

@@ -1,15 +1,13 @@
 """The pass over all files of a dataset: in several processes, one pass at a time, going on where one was cut off."""
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,24 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from openvla_lightning.data.oxe.registry import DatasetSpec
-from openvla_lightning.data.source.arrays import Layout
-from openvla_lightning.data.source.description import read_features, read_splits
+from openvla_lightning.data.oxe.spec import DatasetSpec
+from openvla_lightning.data.source.faults import BadShardError, BadTrajectories, first_of
 from openvla_lightning.data.source.index import Index
-from openvla_lightning.data.source.indexing import BadTrajectories, Job, Shard, image_layouts, join, read_shard
-from openvla_lightning.data.source.processes import worker_pool
-from openvla_lightning.data.source.records import BadShardError
-from openvla_lightning.data.source.shards import Shards
-from openvla_lightning.data.source.words import numbered
+from openvla_lightning.data.source.processes import KEPT_FROM, PARALLEL_FROM, worker_pool
+from openvla_lightning.data.source.rlds.arrays import Layout
+from openvla_lightning.data.source.rlds.description import AGAIN, METADATA, read_features, read_splits
+from openvla_lightning.data.source.rlds.indexing import Job, Shard, image_layouts, join, read_shard
+from openvla_lightning.data.source.rlds.shards import Shards
+from openvla_lightning.data.source.rlds.words import numbered
 from openvla_lightning.runtime.files import written_whole
 from openvla_lightning.runtime.progress import Bar
 
 log = logging.getLogger(__name__)
 
-PARALLEL_FROM = 256 * 2**20
-"""Bytes from which it is worth starting processes."""
-KEPT_FROM = 2.0
-"""Seconds after which what a pass has read is kept, file by file, in case it does not come to its end."""
 
 READABLE = ("tfrecord", "array_record")
 
@@ -61,7 +55,14 @@ def build_index(
 
     logging.getLogger("absl").setLevel(logging.WARNING)  # or tfds reports every folder it opens
     read_features(folder)  # says in a sentence what tfds says in a traceback
-    info = tfds.builder_from_directory(str(folder)).info
+    try:
+        info = tfds.builder_from_directory(str(folder)).info
+    except Exception as error:  # tfds has a word of its own for every way in which they can be wrong
+        problem = f"{type(error).__name__}: {error}"
+        raise BadShardError(
+            f"{spec.name}: {' and '.join(METADATA)} in {folder} do not describe a dataset as tfds does ({problem}). "
+            f"{AGAIN}"
+        ) from error
     if (found := info.file_format.value) not in READABLE:
         raise BadShardError(f"{folder}: file format {found} is not read, only {' and '.join(READABLE)}")
     splits = read_splits(folder)
@@ -80,11 +81,6 @@ def build_index(
     sizes = {job.path.name: stamps[job.path.name][0] for job in jobs}
     index = join(shards, sizes, [split.name for split in splits], list(spec.cameras))
     return index, image_layouts(spec, features)
-
-
-def first_of(skipped: Sequence[Mapping[str, Any]], few: int = 1) -> str:
-    """Where the first of the trajectories that could not be read are, and why; empty when there are none."""
-    return "".join(f"; of {one['file']}, trajectory {one['trajectory']}: {one['reason']}" for one in skipped[:few])
 
 
 class Pass:
@@ -221,29 +217,3 @@ def unpacked(arrays: dict[str, Any]) -> Shard:
         {name.removeprefix("image_"): parts(part) for name, part in arrays.items() if name.startswith("image_")},
         text["skipped"],
     )
-
-
-@contextmanager
-def alone(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`: of several processes that want to do the same, one does it and the others wait.
-
-    Where the file system has no locks everybody goes on at once, which costs time and nothing else.
-    """
-    try:
-        lock = path.open("w")
-    except OSError:
-        yield
-        return
-    with lock:
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info(f"another process is {what}; waiting for it")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # no locks here
-            pass
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)

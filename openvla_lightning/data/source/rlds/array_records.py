@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.open_files import OPEN
-from openvla_lightning.data.source.records import BadShardError
 
 SPAN = 2**32
 """A place in a file is the number of a record times this, and the offset inside the record."""

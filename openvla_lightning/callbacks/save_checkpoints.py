@@ -1,4 +1,4 @@
-"""Checkpoints at every so many optimiser steps, named so that a command line can say their path."""
+"""Checkpoints every N optimiser steps, under names that can be typed on a command line."""
 
 from pathlib import Path
 from typing import Any

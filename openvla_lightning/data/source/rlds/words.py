@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.oxe.registry import Trajectory, leaf_at
+from openvla_lightning.data.oxe.leaves import leaf_at
+from openvla_lightning.data.oxe.spec import Trajectory
 
 _SAME: dict[bytes, bytes] = {}
 """Equal texts of this process become one object: a dataset has millions of steps and thousands of texts."""

@@ -15,23 +15,24 @@ from typing import Any
 from numpy.typing import NDArray
 
 from openvla_lightning.data.images import ImageMode, Pixels, load
-from openvla_lightning.data.oxe.registry import DatasetSpec, dataset_spec
-from openvla_lightning.data.source.array_records import ArrayRecords, is_array_record
-from openvla_lightning.data.source.arrays import Layout
-from openvla_lightning.data.source.building import build_index
-from openvla_lightning.data.source.description import (
+from openvla_lightning.data.oxe.catalogue import dataset_spec
+from openvla_lightning.data.oxe.spec import DatasetSpec
+from openvla_lightning.data.source.faults import BadShardError
+from openvla_lightning.data.source.index import Index
+from openvla_lightning.data.source.indexed import IndexedSource
+from openvla_lightning.data.source.open_files import read_at
+from openvla_lightning.data.source.rlds.array_records import ArrayRecords, is_array_record
+from openvla_lightning.data.source.rlds.arrays import Layout
+from openvla_lightning.data.source.rlds.building import build_index
+from openvla_lightning.data.source.rlds.description import (
     check_description,
     read_features,
     stamps,
     version_folder,
 )
-from openvla_lightning.data.source.episodes import read_episodes
-from openvla_lightning.data.source.index import Index
-from openvla_lightning.data.source.indexed import IndexedSource
-from openvla_lightning.data.source.indexing import BadTrajectories
-from openvla_lightning.data.source.open_files import read_at
-from openvla_lightning.data.source.records import BadShardError
-from openvla_lightning.data.source.shards import Shards, is_url
+from openvla_lightning.data.source.rlds.episodes import read_episodes
+from openvla_lightning.data.source.rlds.shards import Shards
+from openvla_lightning.data.source.store import is_url
 
 log = logging.getLogger(__name__)
 
@@ -39,36 +40,12 @@ log = logging.getLogger(__name__)
 class RLDS(IndexedSource):
     """One RLDS dataset below `root`: `<root>/<name>/<version>/{dataset_info.json,features.json,*record-*}`.
 
-    Args:
-        root: the data directory, or any URL that fsspec understands: gs://, s3://, https://, file://.
-        name: the dataset's name; its folder.
-        spec: what to make of it; None: what is registered under `name`.
-        workers: processes that index; None: one per core for large datasets, none for small ones.
-        bad_trajectories: what to do with those that cannot be read: `error` stops at the first, `skip` leaves them
-            out and lists every one in the index and its data report.
-        check_images: decode every image while indexing, instead of looking at its first and last bytes.
-        cache_dir: where the files of a URL are kept, and the indexes of folders that nobody may write to; None: the
-            user's cache.
-        cache_gb: gigabytes of shards kept there at once, over all datasets.
-
-    Raises:
-        ValueError: `bad_trajectories` is neither; `cache_gb` is not above 0.
+    The arguments are those of `IndexedSource`.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        name: str,
-        spec: DatasetSpec | None = None,
-        workers: int | None = None,
-        bad_trajectories: BadTrajectories = "error",
-        check_images: bool = False,
-        cache_dir: str | Path | None = None,
-        cache_gb: float = 50.0,
-    ) -> None:
-        super().__init__(name, spec, workers, bad_trajectories, check_images, cache_dir)
-        self.root = root
-        self.shards = Shards(str(root), name, cache_dir, cache_gb) if is_url(root) else None
+    def _set_up(self) -> None:
+        remote = is_url(self.root)
+        self.shards = Shards(str(self.root), self.name, self.cache_dir, self.cache_gb) if remote else None
         self.array_records = ArrayRecords()
 
     @cached_property

@@ -1,0 +1,275 @@
+"""The WebSocket protocols of other projects' clients, spoken beside our own; nothing of theirs is imported.
+
+`openpi` (github.com/Physical-Intelligence/openpi, packages/openpi-client): the server speaks first and says what it is;
+then an observation for an answer `{"actions": [T, D]}`. Arrays are maps with the key `b"__ndarray__"`; what is wrong is
+said in a text frame.
+
+`vla_eval` (the package vla-eval, `vla_eval.connection`): messages `{type, payload, seq, timestamp}`; HELLO is answered
+with HELLO, an OBSERVATION with an ACTION or an ERROR of the same `seq`. Arrays have the key `__ndarray__`, images
+`__image__`. Benchmarks there want the gripper as -1 (open) and 1 (closed).
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+import openvla_lightning
+from openvla_lightning.serve.errors import Refused
+from openvla_lightning.serve.reading import MOST_NUMBERS, Question, Reader
+
+STATES = ("i", "u", "f")
+"""Kinds of dtypes that a robot's state may come in."""
+WORDS = ("prompt", "task_description", "instruction", "task")
+FIRST_VIEWS = ("image", "exterior_image_1_left", "base_0_rgb", "cam_high")
+"""What other projects call the picture that the policy looks at first."""
+WRISTS = ("wrist_image", "wrist_image_left", "left_wrist_0_rgb", "wrist")
+VERSION = 1
+"""Of the harness' protocol."""
+
+
+class OwnProtocol:
+    """Our own: one msgpack map a message, answered with one (see `Reader.from_msgpack`)."""
+
+    name = "ws"
+
+    def __init__(self, reader: Reader, info: Callable[[], Mapping[str, Any]]) -> None:
+        self.reader, self.info = reader, info
+
+    def greeting(self) -> bytes | None:
+        """What is sent before anything is asked; None: nothing."""
+        return None
+
+    def reply(self, message: bytes | str) -> bytes | str | None:
+        """What answers a message that asks for no action; None: it asks for one, or for nothing."""
+        return None
+
+    def asks(self, message: bytes | str) -> bool:
+        """Whether a message is to be answered with an action."""
+        return True
+
+    def read(self, message: bytes | str) -> Question:
+        """The question; raises Refused where it cannot be acted on."""
+        return self.reader.from_msgpack(message if isinstance(message, bytes) else b"")
+
+    def held(self) -> NDArray[np.float64] | None:
+        """An action that is still to be executed before the policy is asked again."""
+        return None
+
+    def answer(self, question: Question, action: NDArray[np.float64], seconds: float) -> bytes | str:
+        """The message that brings an action [D], or a chunk [T, D]."""
+        return msgpack.packb({"actions" if question.chunk else "action": action.tolist()})
+
+    def refusal(self, error: Refused) -> bytes | str:
+        """The message that says why there is none."""
+        return msgpack.packb(error.body)
+
+
+class OpenPi(OwnProtocol):
+    """What `openpi_client.websocket_client_policy.WebsocketClientPolicy` speaks."""
+
+    name = "openpi"
+
+    def greeting(self) -> bytes:
+        """What acts here, as far as it is plain numbers and words."""
+        known = self.info()
+        told = ("unnorm_key", "action_dim", "action_chunk", "cameras", "proprio")
+        return msgpack.packb({key: known[key] for key in told})
+
+    def read(self, message: bytes | str) -> Question:
+        """An observation: `observation/image`, `observation/wrist_image`, `observation/state`, `prompt`, or nested."""
+        return self.reader.from_fields({**observed(self.reader, unpacked(message)), "chunk": True})
+
+    def answer(self, question: Question, action: NDArray[np.float64], seconds: float) -> bytes:
+        """All actions of the chunk, and how long they took."""
+        return msgpack.packb({"actions": _array(action, b""), "server_timing": {"infer_ms": 1000 * seconds}})
+
+    def refusal(self, error: Refused) -> str:
+        """A text frame is an error to this client."""
+        return f"{error.status} {error.code}: {error.message}"
+
+
+class VlaEval(OwnProtocol):
+    """What `vla_eval.connection.Connection` speaks. Chunks are executed to their end, as our own evaluations do."""
+
+    name = "vla_eval"
+
+    def __init__(self, reader: Reader, info: Callable[[], Mapping[str, Any]]) -> None:
+        super().__init__(reader, info)
+        self.seq = 0
+        self.waiting: list[NDArray[np.float64]] = []
+        self.kind: str | None = None
+        self.payload: Any = None
+
+    def asks(self, message: bytes | str) -> bool:
+        """Take a message apart; an observation asks for an action."""
+        self.kind, self.payload = None, None
+        fields = unpacked(message)
+        kind, seq = fields.get("type"), fields.get("seq")
+        if not isinstance(seq, int) or isinstance(seq, bool) or abs(seq) >= 2**63:
+            raise Refused(400, "bad_request", "a message holds type, payload, seq and timestamp; seq is a number")
+        self.seq = seq
+        if not isinstance(kind, str) or not isinstance(fields.get("payload"), dict):
+            raise Refused(400, "bad_request", "a message holds type, payload, seq and timestamp; payload is a map")
+        if kind not in ("hello", "observation", "episode_start", "episode_end", "error"):
+            raise Refused(400, "bad_request", f"unknown message type {kind[:40]!a}")
+        self.kind, self.payload = kind, fields["payload"]
+        if kind in ("episode_start", "episode_end"):
+            self.waiting.clear()
+        return kind == "observation"
+
+    def reply(self, message: bytes | str) -> bytes | None:
+        """HELLO is answered with what acts here; the rest with nothing."""
+        if self.kind != "hello":
+            return None
+        known = self.info()
+        payload: dict[str, Any] = {
+            "harness_version": f"openvla_lightning {openvla_lightning.__version__}",
+            "protocol_version": VERSION,
+            "model_server": "openvla_lightning",
+            "capabilities": {},
+        }
+        wanted = {"send_wrist_image": "wrist" in known["cameras"], "send_state": bool(known["proprio"])}
+        payload["observation_params"] = {name: True for name, needed in wanted.items() if needed}
+        if known["action_dim"] == 7:
+            payload["action_spec"] = {
+                "position": {"name": "position", "dims": 3, "format": "delta_xyz"},
+                "gripper": {"name": "gripper", "dims": 1, "format": "binary_close_positive", "range": [-1, 1]},
+            }
+        return self._packed("hello", payload)
+
+    def read(self, message: bytes | str) -> Question:
+        """An observation: `images` by name, the first of them the policy's; `task_description`; `states`."""
+        images = self.payload.get("images")
+        pictures = dict(images) if isinstance(images, dict) and not _is_array(images) else {"image": images}
+        state = self.payload.get("states", self.payload.get("state"))
+        flat = {**pictures, **{name: self.payload[name] for name in WORDS if name in self.payload}}
+        flat |= {} if state is None else {"state": state}
+        return self.reader.from_fields({**observed(self.reader, flat), "chunk": True})
+
+    def held(self) -> NDArray[np.float64] | None:
+        """The chunk's next action."""
+        return self.waiting.pop(0) if self.waiting else None
+
+    def answer(self, question: Question, action: NDArray[np.float64], seconds: float) -> bytes:
+        """The next action, its gripper as benchmarks of the harness take it; the rest of a chunk waits."""
+        if action.ndim == 2:
+            action, self.waiting = action[0], [*action[1:]]
+        said = action.astype(np.float32)
+        if len(said) == 7:
+            said[-1] = -1.0 if said[-1] > 0.5 else 1.0
+        return self._packed("action", {"actions": _array(said, "")})
+
+    def refusal(self, error: Refused) -> bytes:
+        """An ERROR with the observation's number."""
+        return self._packed("error", {"error": f"{error.code}: {error.message}", **error.body["error"]})
+
+    def _packed(self, kind: str, payload: Mapping[str, Any]) -> bytes:
+        return msgpack.packb({"type": kind, "payload": payload, "seq": self.seq, "timestamp": time.time()})
+
+
+PROTOCOLS: dict[str, type[OwnProtocol]] = {"/ws": OwnProtocol, "/": OpenPi, "/openpi": OpenPi, "/vla_eval": VlaEval}
+"""Address -> what is spoken there. The client of openpi knows no addresses but the root."""
+
+
+def unpacked(message: bytes | str) -> dict[Any, Any]:
+    """A msgpack map.
+
+    Raises:
+        Refused: 400, it is none.
+    """
+    if not isinstance(message, bytes):
+        raise Refused(400, "bad_request", "not a msgpack message: a text")
+    try:
+        fields = msgpack.unpackb(message)
+    except Exception as error:  # msgpack has six kinds, and no common base
+        raise Refused(400, "bad_request", f"not a msgpack message: {type(error).__name__}") from None
+    if not isinstance(fields, dict):
+        raise Refused(400, "bad_request", "a message is a map")
+    return fields
+
+
+def observed(reader: Reader, fields: Mapping[Any, Any]) -> dict[str, Any]:
+    """Another project's observation under our names: what the policy needs of it, and nothing else.
+
+    Raises:
+        Refused: 400, something that the policy needs is not there, naming what is; 422, a state is no row of numbers.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        inner = value if isinstance(value, dict) and not _is_array(value) else None
+        for key, child in (inner if inner is not None and name in ("observation", "images") else {name: value}).items():
+            if isinstance(key, str):
+                flat[key.removeprefix("observation/").removeprefix("observation.").removeprefix("images.")] = child
+    found = {key: _image(flat[key]) for key in reader.images if key in flat}
+    pictures = [key for key, value in flat.items() if _is_array(value) or isinstance(value, bytes)]
+    for key in reader.images.keys() - found.keys():
+        known = {"image": FIRST_VIEWS, "wrist_image": WRISTS}.get(key, ())
+        name = next((name for name in known if name in flat), None)
+        if name is None and key == "image":
+            name = next((name for name in pictures if "wrist" not in name and "state" not in name), None)
+        if name is None and key == "wrist_image":
+            name = next((name for name in pictures if "wrist" in name), None)
+        if name is not None:
+            found[key] = _image(flat[name])
+    if (words := next((name for name in WORDS if name in flat), None)) is not None:
+        found["instruction"] = _words(flat[words])
+    if "proprio" in reader.needed and (state := next((n for n in ("state", "proprio", "states") if n in flat), None)):
+        found["proprio"] = _state(flat[state])
+    if lacking := sorted(reader.needed - found.keys()):
+        there = ", ".join(sorted(map(ascii, flat)))[:200]
+        raise Refused(400, "bad_request", f"the policy needs {', '.join(lacking)}; the observation holds {there}")
+    return found
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, dict) and bool({b"__ndarray__", "__ndarray__", "__image__"} & value.keys())
+
+
+def _part(value: Mapping[Any, Any], name: str) -> Any:
+    return value.get(name.encode(), value.get(name))
+
+
+def _image(value: Any) -> Any:
+    """An array or a file as `Reader` takes it; anything else as it is, for it to refuse."""
+    if not _is_array(value):
+        return value
+    if _part(value, "format") in ("png", "jpeg"):
+        return _part(value, "data")
+    shape, dtype = _part(value, "shape"), _part(value, "dtype")
+    shape = list(shape) if isinstance(shape, list | tuple) else shape
+    return {"data": _part(value, "data"), "dtype": dtype, "shape": shape}
+
+
+def _words(value: Any) -> Any:
+    """One text, also where it comes in a list of one."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _state(value: Any) -> Any:
+    if isinstance(value, dict) and (b"__npgeneric__" in value):
+        return [_part(value, "data")]
+    if not _is_array(value):
+        return value
+    dtype, data, shape = (_part(value, name) for name in ("dtype", "data", "shape"))
+    problem = Refused(422, "wrong_proprio", "a state is a row of numbers")
+    try:
+        kind = np.dtype(dtype if isinstance(dtype, str) and len(dtype) < 5 else "V")
+        if kind.kind not in STATES or not isinstance(data, bytes) or len(data) > MOST_NUMBERS * kind.itemsize:
+            raise problem
+        numbers = np.frombuffer(data, kind)
+    except (TypeError, ValueError):
+        raise problem from None
+    sides = [side for side in shape if side != 1] if isinstance(shape, list | tuple) else None
+    if sides is None or sides not in ([len(numbers)], []):
+        raise problem
+    return numbers.astype(np.float64).tolist()
+
+
+def _array(values: NDArray[Any], key: str | bytes) -> dict[Any, Any]:
+    """An array as the client's codec reads it: bytes or texts as keys."""
+    described = {"__ndarray__": True, "data": values.tobytes(), "dtype": values.dtype.str, "shape": list(values.shape)}
+    return {name.encode(): part for name, part in described.items()} if isinstance(key, bytes) else described
