@@ -104,9 +104,9 @@ def evaluate(
         WorkerError: when no episode runs without an error.
     """
     console = console or Console()
-    fixed = kind_of(env) != "offline" and episodes_per_task != "auto" and stop == "never"
+    fixed = kind_of(env) == "rollouts" and episodes_per_task != "auto" and stop == "never"
     part = _part(shard, fixed, control, latency)
-    recorder = None if record is None else _recorder(record, record_failures, kind_of(env) == "offline", control)
+    recorder = None if record is None else _recorder(record, record_failures, kind_of(env) != "rollouts", control)
     folder = Path(output_dir) if part is None else part.folder(output_dir)
     world = world_of(env)
     results = Results(
