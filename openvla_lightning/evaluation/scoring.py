@@ -20,7 +20,7 @@ from openvla_lightning.evaluation.rollout import loaded
 from openvla_lightning.evaluation.session import Enough, SelfTestError, Session
 from openvla_lightning.evaluation.stopping import Decided, shuffled
 from openvla_lightning.report.results import Results
-from openvla_lightning.report.shards import Shard, ShardError, merge
+from openvla_lightning.report.shards import EvaluationShard, ShardError, merge
 from openvla_lightning.report.versions import mismatches, versions
 from openvla_lightning.report.writing import write_report
 from openvla_lightning.statistics import UnknownDatasetError
@@ -156,11 +156,11 @@ def evaluate(
     return results
 
 
-def _part(shard: str | None, fixed: bool, control: str, latency: float | None) -> Shard | None:
+def _part(shard: str | None, fixed: bool, control: str, latency: float | None) -> EvaluationShard | None:
     if shard is None:
         return None
     with refusing():
-        part = Shard.parse(shard)
+        part = EvaluationShard.parse(shard)
     if not fixed:
         raise RequestError(
             "eval.shard splits rollouts whose number is fixed: give episodes_per_task=NUMBER and eval.stop=never"

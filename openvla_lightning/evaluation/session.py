@@ -20,7 +20,6 @@ from openvla_lightning.evaluation.stopping import Decided
 from openvla_lightning.evaluation.timing import Stopwatch
 from openvla_lightning.evaluation.video import write_video
 from openvla_lightning.report.results import Episode, Results, success_rate
-from openvla_lightning.report.shards import Shard
 from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.runtime.progress import Bar
 
@@ -70,7 +69,7 @@ class Session:
         save_videos: int,
         console: Console,
         decided: Decided | None = None,
-        shard: Shard | None = None,
+        shard: EvaluationShard | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         self._results, self._folder, self._enough, self._save_videos = results, folder, enough, save_videos

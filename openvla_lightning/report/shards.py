@@ -19,7 +19,7 @@ class ShardError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class EvaluationShard:
     """Every `count`-th episode of an evaluation, beginning with the `index`-th; both count from 1."""
 
     index: int
@@ -49,10 +49,12 @@ class Shard:
         return f"{self.index}/{self.count}"
 
 
-def shards_in(folder: str | Path) -> list[Shard]:
+def shards_in(folder: str | Path) -> list[EvaluationShard]:
     """The shards that have a folder in `folder`, in order."""
     names = [_FOLDER.fullmatch(path.name) for path in Path(folder).glob("shard_*_of_*") if path.is_dir()]
-    return sorted((Shard(int(n[1]), int(n[2])) for n in names if n), key=lambda shard: (shard.count, shard.index))
+    return sorted(
+        (EvaluationShard(int(n[1]), int(n[2])) for n in names if n), key=lambda shard: (shard.count, shard.index)
+    )
 
 
 def merge(folder: str | Path) -> Results:
@@ -73,7 +75,7 @@ def merge(folder: str | Path) -> Results:
         raise ShardError(f"{folder} holds shards of evaluations in {sorted(counts)} parts; remove those of one")
     parts: list[Results] = []
     for index in range(1, found[0].count + 1):
-        shard = Shard(index, found[0].count)
+        shard = EvaluationShard(index, found[0].count)
         path = shard.folder(folder)
         if not (path / FILE_NAME).is_file() or not (part := Results.load(path)).complete:
             raise ShardError(f"shard {shard} is not finished; eval.shard={shard} paths.output_dir={folder} plays it")
@@ -83,7 +85,7 @@ def merge(folder: str | Path) -> Results:
     sizes = [len(part.episodes) for part in parts]
     if sizes != sorted(sizes, reverse=True) or sizes[0] - sizes[-1] > 1:
         raise ShardError(f"the shards in {folder} hold {sizes} episodes, which are not the parts of one evaluation")
-    named = [_within(Shard(i, len(parts)).folder(""), part.episodes) for i, part in enumerate(parts, 1)]
+    named = [_within(EvaluationShard(i, len(parts)).folder(""), part.episodes) for i, part in enumerate(parts, 1)]
     episodes = [named[number % len(parts)][number // len(parts)] for number in range(sum(sizes))]
     notes = list(dict.fromkeys(note for part in parts for note in part.notes))
     first = parts[0]

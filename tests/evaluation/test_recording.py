@@ -7,14 +7,14 @@ import pytest
 from test_scoring import Colourblind, play
 from toy_world import Walker
 
-from openvla_lightning.data.source.lerobot.reading import Reader
+from openvla_lightning.data.source.lerobot.reading import EpisodeReader
 from openvla_lightning.data.source.lerobot.recorder import Recorder, Taken
 from openvla_lightning.env.base import RequestError
 from openvla_lightning.report.results import Results
 
 
 def read(folder):
-    reader = Reader(folder)
+    reader = EpisodeReader(folder)
     return reader, [reader(place) for place in range(len(reader.numbers))]
 
 

@@ -15,7 +15,7 @@ from openvla_lightning.env.base import RequestError
 from openvla_lightning.evaluation.scoring import evaluate
 from openvla_lightning.report.__main__ import main as report
 from openvla_lightning.report.results import Results
-from openvla_lightning.report.shards import Shard, ShardError, merge
+from openvla_lightning.report.shards import EvaluationShard, ShardError, merge
 from openvla_lightning.report.writing import compare
 
 KILLED = """
@@ -165,7 +165,7 @@ def test_what_nobody_sees_need_not_be_drawn(tmp_path, films):
 
 
 def test_a_shard_knows_its_episodes_and_its_folder():
-    parts = [Shard.parse(f"{k}/3") for k in (1, 2, 3)]
+    parts = [EvaluationShard.parse(f"{k}/3") for k in (1, 2, 3)]
     assert all(sum(part.takes(number) for part in parts) == 1 for number in range(30))
     assert parts[1].folder("x") == Path("x/shard_2_of_3")
     assert str(parts[0]) == "1/3"

@@ -4,7 +4,7 @@ import numpy as np
 from serving_world import picture, start
 
 from openvla_lightning.client import Client
-from openvla_lightning.data.source.lerobot.reading import Reader
+from openvla_lightning.data.source.lerobot.reading import EpisodeReader
 
 
 def test_questions_and_answers_become_episodes(checkpoint, tmp_path):
@@ -17,7 +17,7 @@ def test_questions_and_answers_become_episodes(checkpoint, tmp_path):
     running.end()
     running.process.join(60)  # it writes the dataset
     assert running.process.exitcode == 0
-    reader = Reader(tmp_path / "data")
+    reader = EpisodeReader(tmp_path / "data")
     episodes = [reader(place)[0] for place in range(len(reader.numbers))]
     assert [(len(e["action"]), e["task"][0]) for e in episodes] == [(3, "lift the can"), (2, "drop the can")]
     recorded = np.concatenate([e["action"] for e in episodes])
