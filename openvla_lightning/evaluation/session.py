@@ -20,6 +20,7 @@ from openvla_lightning.evaluation.stopping import Decided
 from openvla_lightning.evaluation.timing import Stopwatch
 from openvla_lightning.evaluation.video import write_video
 from openvla_lightning.report.results import Episode, Results, success_rate
+from openvla_lightning.report.shards import EvaluationShard
 from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.runtime.progress import Bar
 
