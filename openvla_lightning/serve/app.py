@@ -1,8 +1,6 @@
 """The web application: /act, /health, /info, /metrics, /openapi.json, and the WebSockets of `protocols`."""
 
 import asyncio
-import base64
-import hmac
 import platform
 import time
 from collections.abc import Callable
@@ -19,19 +17,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.process_collector import ProcessCollector
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 import openvla_lightning
 from openvla_lightning.policy import Policy
 from openvla_lightning.serve.batching import Batcher, stale
 from openvla_lightning.serve.errors import Refused
+from openvla_lightning.serve.guard import Guard, refused
 from openvla_lightning.serve.openapi import description
 from openvla_lightning.serve.protocols import PROTOCOLS, OwnProtocol
 from openvla_lightning.serve.reading import Question, Reader
 from openvla_lightning.serve.recording import Logbook
 
-UNGUARDED = ("/health",)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -168,7 +165,7 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
             return JSONResponse(json_numpy.dumps(action) if question.encoded else action.tolist())
         except Refused as error:
             refusal = error
-            return _answer(error)
+            return refused(error)
         finally:
             service.open -= 1
             service.counted("http", refusal)
@@ -244,40 +241,6 @@ async def _acted(
     return protocol.answer(question, action, time.monotonic() - began)
 
 
-class Guard:
-    """Answers 401 to who does not know the token, before a byte of the body is read.
-
-    It comes as `Bearer`, as openpi's client sends it (`Api-Key`), or as a password with any name (`Basic`), which
-    clients send that know an address alone: ws://robot:token@gpu-machine:8000/vla_eval.
-    """
-
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self.app, self._token = app, token.encode()
-
-    def _knows(self, said: bytes) -> bool:
-        kind, _, secret = said.partition(b" ")
-        if kind == b"Basic":
-            try:
-                secret = base64.b64decode(secret, validate=True).partition(b":")[2]
-            except ValueError:
-                return False
-        return hmac.compare_digest(secret, self._token) and kind in (b"Bearer", b"Api-Key", b"Basic")
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what may pass."""
-        if scope["type"] in ("http", "websocket") and scope["path"] not in UNGUARDED:
-            said = dict(scope["headers"]).get(b"authorization", b"")
-            if not self._knows(said):
-                refusal = Refused(401, "unauthorised", "send the server's token: Authorization: Bearer <token>")
-                response = _answer(refusal, {"WWW-Authenticate": "Bearer"})
-                if scope["type"] == "websocket":
-                    await WebSocket(scope, receive, send).send_denial_response(response)
-                else:
-                    await response(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-
 async def _body(request: Request, limit: int) -> bytes:
     refusal = Refused(413, "too_large", f"a request may have {limit} bytes; scale the image or send a JPEG")
     length = request.headers.get("content-length", "0")
@@ -294,17 +257,12 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def _answer(refusal: Refused, headers: dict[str, str] | None = None) -> JSONResponse:
-    retry = {"Retry-After": "1"} if refusal.status == 503 else {}
-    return JSONResponse(refusal.body, refusal.status, headers={**retry, **(headers or {})})
-
-
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     known = f"POST /act; GET /health, /info, /metrics, /openapi.json; WebSocket {', '.join(PROTOCOLS)}"
     refusal = Refused(error.status_code, "no_such_thing", f"{error.detail}; there are {known}")
-    return _answer(refusal, dict(error.headers or {}))
+    return refused(refusal, dict(error.headers or {}))
 
 
 async def _failure(request: Request, error: Exception) -> Response:
-    return _answer(Refused(500, "internal", "the server failed; its log says why"))
+    return refused(Refused(500, "internal", "the server failed; its log says why"))

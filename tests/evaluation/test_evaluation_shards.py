@@ -22,7 +22,7 @@ KILLED = """
 import functools, os, signal, sys
 if __name__ == "__main__":  # a worker imports this file
     sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
-    from test_shards import Ask, tabletop
+    from test_evaluation_shards import Ask, tabletop
     class Killed(Ask):
         def act(self, image, instruction):
             if self.calls == 8:
