@@ -23,5 +23,6 @@ def taken(episode: Episode, played: Played) -> Taken:
     """An episode as it is recorded: what was shown before each action, under the names that a policy knows."""
     before = [observed(shown, episode.instruction, ()) for shown in played.shown[:-1]]
     pictures = {view: [seen.images[view] for seen in before] for view in before[0].images} if before else {}
-    state = None if not before or before[0].proprio is None else np.stack([seen.proprio for seen in before])
+    felt = [seen.proprio for seen in before if seen.proprio is not None]
+    state = np.stack(felt) if felt else None
     return Taken(pictures, np.array(played.actions), episode.instruction, played.rate_hz, state, episode.success)
