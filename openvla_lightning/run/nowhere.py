@@ -46,8 +46,8 @@ def _datasets(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _absent(name: str, root: str) -> str | None:
     """Where a dataset was looked for and is to be had; None for what the embedded world makes by itself."""
+    from openvla_lightning.data.oxe.catalogue import dataset_spec
     from openvla_lightning.data.oxe.datasets import TABLETOP
-    from openvla_lightning.data.oxe.registry import dataset_spec
 
     try:
         where = dataset_spec(name).where
