@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from openvla_lightning.cost.operations import example, step_cost
 from openvla_lightning.model import VLA
 from openvla_lightning.model.blocks import compile_blocks, recompute_activations
 from openvla_lightning.optim import AdamW
+from openvla_lightning.quantisation import Quantisation
 from openvla_lightning.strategy import LoRA, TrainOnly
 
 SMALL = {
@@ -130,7 +132,10 @@ def take_step(loss: Loss, vla: VLA, optimizer: torch.optim.Optimizer, given: dic
 
 
 def prepare(vla: VLA, learn: str) -> None:
-    (LoRA(32) if learn == "lora" else TrainOnly(["vision_backbone", "projector", "llm"])).apply(vla)
+    """Choose what learns: `full`, `lora`, or `qlora`, adapters over 4 bits."""
+    if learn == "qlora":
+        Quantisation(4)(vla, next(vla.parameters()).device)
+    (TrainOnly(["vision_backbone", "projector", "llm"]) if learn == "full" else LoRA(32)).apply(vla)
     vla.train()
 
 
@@ -156,60 +161,102 @@ def on_cpu(learn: str, size: int, rounds: int) -> None:
     print(f"released step {old:.3f} s, ours {new:.3f} s: {old / new:.2f} times as fast")
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Steps of one kind on one device.
+
+    Attributes:
+        rate: samples per second.
+        mfu: share of the card's peak; None for a card that is not known.
+        peak: bytes; 0 on a CPU.
+        loss: of the last step.
+    """
+
+    rate: float
+    mfu: float | None
+    peak: int
+    loss: float
+
+    def __str__(self) -> str:
+        mfu = "peak unknown" if self.mfu is None else f"{self.mfu:.1%} MFU"
+        return f"{self.rate:.1f} samples/s, {mfu}, peak {self.peak / 1e9:.1f} GB"
+
+
+def operations(config: dict[str, Any], learn: str) -> float:
+    """Of one sample, forward and backward; nothing counts twice that is computed twice."""
+    with torch.device("meta"):
+        twin = VLA.from_config(config)
+    prepare(twin, "lora" if learn == "qlora" else learn)
+    head = TokenHead(vocab_size=config["llm"]["vocab_size"])
+    cost = step_cost(twin, head, example(twin, head, TEXT - LEARNT, LEARNT - 1), autocast=True)
+    return cost.forward + cost.backward
+
+
+def timed(
+    loss: Loss,
+    learn: str,
+    size: int,
+    rounds: int,
+    recompute: Any = "none",
+    config: dict[str, Any] = LARGE,
+    device: str = "cuda",
+    profile: bool = False,
+) -> Measured:
+    """Steps of `ours` (compiled on a GPU) or the `released` way, on a whole model with random weights."""
+    gpu = device == "cuda"
+    with torch.device("meta"):
+        model = VLA.from_config(config)
+    model.to(torch.float32 if learn == "full" or not gpu else torch.bfloat16)
+    move_with_random_weights(model, device)
+    prepare(model, learn)
+    if loss is ours and gpu and learn != "qlora":
+        compile_blocks(model)
+    recompute_activations(model, recompute)
+    kind = "adamw_bf16" if learn == "full" else "adamw"
+    optimizer = AdamW(lr=1e-5, kind=kind).build(model.parameters(), rounds, fused=gpu)[0][0]
+    given = batch(size, device)
+    for _ in range(3 if gpu else 1):
+        value = take_step(loss, model, optimizer, given)
+    wait = torch.cuda.synchronize if gpu else lambda: None
+    if gpu:
+        wait()
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    for _ in range(rounds):
+        value = take_step(loss, model, optimizer, given)
+    wait()
+    rate = rounds * size / (time.perf_counter() - started)
+    known = card(torch.cuda.get_device_name()) if gpu else None
+    mfu = None if known is None else rate * operations(config, learn) / (known.tflops * 1e12)
+    if profile:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as taken:
+            take_step(loss, model, optimizer, given)
+        print(taken.key_averages().table(sort_by="self_cuda_time_total", row_limit=15, max_name_column_width=60))
+    return Measured(rate, mfu, torch.cuda.max_memory_allocated() if gpu else 0, float(value))
+
+
 def on_gpu(learn: str, size: int, rounds: int, recompute: Any) -> None:
     """Ours compiled, then the released step, on the whole model with random weights."""
-    with torch.device("meta"):
-        twin = VLA.from_config(LARGE)
-        prepare(twin, learn)
-    head = TokenHead()
-    cost = step_cost(twin, head, example(twin, head, TEXT - LEARNT, LEARNT - 1), autocast=True)
-    known = card(torch.cuda.get_device_name())
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {learn}, {size} samples a step")
     for name, loss in (("ours", ours), ("released", released)):
-        torch.cuda.reset_peak_memory_stats()
-        with torch.device("meta"):
-            model = VLA.from_config(LARGE)
-        model.to(torch.bfloat16 if learn == "lora" else torch.float32)
-        move_with_random_weights(model)
-        prepare(model, learn)
-        if loss is ours:
-            compile_blocks(model)
-        recompute_activations(model, recompute)
-        kind = "adamw" if learn == "lora" else "adamw_bf16"
-        optimizer = AdamW(lr=1e-5, kind=kind).build(model.parameters(), rounds, fused=True)[0][0]
-        given = batch(size, "cuda")
-        for _ in range(3):
-            take_step(loss, model, optimizer, given)
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        for _ in range(rounds):
-            take_step(loss, model, optimizer, given)
-        torch.cuda.synchronize()
-        rate = rounds * size / (time.perf_counter() - started)
-        mfu = f"{rate * (cost.forward + cost.backward) / (known.tflops * 1e12):.1%} MFU" if known else "peak unknown"
-        print(f"{name}: {rate:.1f} samples/s, {mfu}, peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB", flush=True)
-        if loss is ours:
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-                take_step(loss, model, optimizer, given)
-            print(profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=15, max_name_column_width=60))
-        del model, optimizer, given
+        print(f"{name}: {timed(loss, learn, size, rounds, recompute, profile=loss is ours)}", flush=True)
         torch.cuda.empty_cache()
 
 
-def move_with_random_weights(model: VLA) -> None:
-    """From the meta device to the GPU; buffers have their values already."""
+def move_with_random_weights(model: VLA, device: str) -> None:
+    """From the meta device; buffers have their values already."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            value = torch.empty_like(parameter, device="cuda").normal_(0, 0.02)
+            value = torch.empty_like(parameter, device=device).normal_(0, 0.02)
             setattr(module, name, torch.nn.Parameter(value))
         for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to("cuda"))
+            setattr(module, name, buffer.to(device))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("device", nargs="?", default="cpu", choices=["cpu", "gpu"])
-    parser.add_argument("--learn", default="full", choices=["full", "lora"])
+    parser.add_argument("--learn", default="full", choices=["full", "lora", "qlora"])
     parser.add_argument("--batch", type=int, help="samples a step (4 on a CPU, 16 on a GPU)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--recompute", default="none", choices=["none", "selective", "full"])

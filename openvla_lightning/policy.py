@@ -253,7 +253,7 @@ class Policy:
         with self._lock:
             inputs = self.processor.inputs(observations, dim, states)
             self.clock("preprocess")
-            normalised = self._decoder(inputs, dim, self._generator).double().cpu().numpy()
+            normalised = self._decoder(inputs, dim, self._generator).cpu().double().numpy()
         rows = zip(observations, normalised, scales, strict=True)
         actions = np.stack(
             [absolute(s.unnormalise(chunk, method=how), s.relative_to, seen.proprio) for seen, chunk, (s, how) in rows]

@@ -112,7 +112,7 @@ class CogACTHead:
             uniform.append(source.random(self.repeats, np.float32))
         device = batch.actions.device
         drawn = (torch.from_numpy(np.stack(values, axis=1)).flatten(0, 1) for values in (noise, levels, uniform))
-        first, second, third = (values.to(device) for values in drawn)
+        first, second, third = (values.to(device, non_blocking=True) for values in drawn)
         return first, second, third
 
     def denoising_loss(

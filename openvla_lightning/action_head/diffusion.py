@@ -68,7 +68,9 @@ class DiffusionHead(L1Head):
         noise = np.stack([draw.standard_normal(shape, np.float32) for draw in draws])
         levels = np.array([draw.integers(self.schedule.steps) for draw in draws], np.int64)
         device = batch.actions.device
-        return torch.from_numpy(noise).to(device), torch.from_numpy(levels).to(device)
+        drawn = (torch.from_numpy(noise), torch.from_numpy(levels))
+        first, second = (values.to(device, non_blocking=True) for values in drawn)
+        return first, second
 
     def denoising_loss(self, vla: "VLA", batch: Batch, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Prediction]:
         """As `loss`, with this noise [B, T, D] at these levels [B]."""

@@ -132,8 +132,8 @@ class FlowHead:
             noise.append(source.standard_normal((self.repeats, *batch.actions.shape[1:]), np.float32))
             time.append([self.flow.draw(source) for _ in range(self.repeats)])
         device = batch.actions.device
-        drawn = torch.from_numpy(np.stack(noise, axis=1)).flatten(0, 1).to(device)
-        return drawn, self.flow.time(torch.tensor(time).T.flatten()).to(device)
+        drawn = torch.from_numpy(np.stack(noise, axis=1)).flatten(0, 1).to(device, non_blocking=True)
+        return drawn, self.flow.time(torch.tensor(time).T.flatten()).to(device, non_blocking=True)
 
     def velocity_loss(self, vla: VLA, read: Read, batch: Batch, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of the velocity with this noise [R * B, T, D] at these times [R * B], and the actions it leads to."""

@@ -169,4 +169,4 @@ class NoiseSchedule:
 
 def _rows(table: np.ndarray, timestep: Tensor) -> Tensor:
     """Entries of a table for each sample, float32 [B, 1, 1]."""
-    return torch.from_numpy(table).float().to(timestep.device)[timestep][:, None, None]
+    return torch.from_numpy(table).float().to(timestep.device, non_blocking=True)[timestep][:, None, None]

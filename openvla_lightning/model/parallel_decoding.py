@@ -183,7 +183,7 @@ def _last_layer(layer: Any, hidden: Tensor, mask: Tensor | None, rotary: Any, pl
     keys, values = (project(normed).view(shape).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))
     turn = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     _, keys = turn(keys, keys, *rotary)
-    own = tuple(wave.expand(len(hidden), -1, -1)[torch.arange(len(hidden))[:, None], places] for wave in rotary)
+    own = tuple(at(wave.expand(len(hidden), -1, -1), places) for wave in rotary)
     few = at(hidden, places)
     seen = None if mask is None else mask[:, :, :1].expand(-1, 1, places.shape[1], -1)
     attended, _ = attention(

@@ -31,7 +31,9 @@ def _weights(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _datasets(config: Mapping[str, Any]) -> Iterator[str]:
     data = config.get("data")
-    source, mix = (data.get("source"), data.get("mix")) if isinstance(data, dict) else (None, None)
+    if not isinstance(data, dict):
+        return
+    source, mix = data.get("source"), data.get("mix")
     if not isinstance(source, dict) or source.get("_target_") != STORED or not isinstance(mix, dict):
         return
     root, described = source.get("root"), data.get("datasets")
