@@ -31,7 +31,9 @@ def _weights(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _datasets(config: Mapping[str, Any]) -> Iterator[str]:
     data = config.get("data")
-    source, mix = (data.get("source"), data.get("mix")) if isinstance(data, dict) else (None, None)
+    if not isinstance(data, dict):
+        return
+    source, mix = data.get("source"), data.get("mix")
     if not isinstance(source, dict) or source.get("_target_") != STORED or not isinstance(mix, dict):
         return
     root, described = source.get("root"), data.get("datasets")
@@ -46,8 +48,8 @@ def _datasets(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _absent(name: str, root: str) -> str | None:
     """Where a dataset was looked for and is to be had; None for what the embedded world makes by itself."""
+    from openvla_lightning.data.oxe.catalogue import dataset_spec
     from openvla_lightning.data.oxe.datasets import TABLETOP
-    from openvla_lightning.data.oxe.registry import dataset_spec
 
     try:
         where = dataset_spec(name).where
