@@ -1,8 +1,7 @@
-"""Features of RLDS datasets drawn at random, each with what writes its values: images, actions, words, states."""
+"""What a step of a dataset drawn at random holds: pictures, actions, words, states, each with its feature."""
 
 import io
 import random
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,6 +124,8 @@ def images(rng: random.Random, made: Drawn) -> tuple[Any, Callable[[random.Rando
 def _bomb() -> bytes:
     picture = bytearray(file(flat(0, 4, 4), "PNG"))
     picture[16:24] = BOMB_SIDE.to_bytes(4, "big") * 2  # the header's checksum is not what libraries stop at
+    import zlib
+
     picture[29:33] = zlib.crc32(picture[12:29]).to_bytes(4, "big")
     return bytes(picture)
 

@@ -1,4 +1,4 @@
-"""RLDS datasets drawn at random: features, splits, versions, stray files, damage."""
+"""RLDS datasets drawn at random: features, dtypes, encodings, lengths, words, splits, versions, stray files, damage."""
 
 import json
 import random
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import made_rlds
-from random_features import Drawn, F, actions, images, language, states
+import tensorflow_datasets as tfds
+from random_features import Drawn, actions, images, language, states
 
+F = tfds.features
 NAME = "made"
 
 
