@@ -1,0 +1,172 @@
+"""A dress rehearsal of everything that a GPU does, at the widths of a 7B model, on a machine without one.
+
+Which copies, reads and dtypes are meant is said here; any other one fails. Blocks that are like their neighbours are
+few, for what one does each of them does.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_gpu import GPU, FakeGPU, fake_gpu
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
+from torchmetrics import MeanMetric
+
+from openvla_lightning.action_head import ActionHead, DiffusionHead, L1Head, TokenHead
+from openvla_lightning.action_head.cogact import CogACTHead
+from openvla_lightning.action_head.flow import FlowHead
+from openvla_lightning.bench_latency import MODELS, random_policy
+from openvla_lightning.data.augment import Augmentation
+from openvla_lightning.model import VLA
+from openvla_lightning.module import VLAModule
+from openvla_lightning.optim import AdamW
+from openvla_lightning.plugins import USUAL_HEAD, describe
+from openvla_lightning.processor import Processor
+from openvla_lightning.strategy import LoRA, Strategy, TrainOnly
+from openvla_lightning.types import Batch, Observation, Step
+
+WAITS = ("read", "copy", "pageable")
+PAPER = {
+    "random_resized_crop": {"scale": [0.9, 0.9], "ratio": [1.0, 1.0]},
+    "random_brightness": [0.2],
+    "random_contrast": [0.8, 1.2],
+    "random_saturation": [0.8, 1.2],
+    "random_hue": [0.05],
+}
+WIDE = copy.deepcopy(MODELS["openvla_7b"])
+"""openvla-7b with three blocks of each kind."""
+WIDE["vision_backbone"]["towers"] = {
+    name: {"id": tower, "depth": 3} for name, tower in WIDE["vision_backbone"]["towers"].items()
+}
+WIDE["llm"]["architecture"]["num_hidden_layers"] = 3
+
+HEADS: dict[str, Callable[[], ActionHead]] = {
+    "tokens": lambda: TokenHead(),
+    "parallel": lambda: TokenHead(action_chunk=8, parallel=True),
+    "l1": lambda: L1Head(8, 7),
+    "diffusion": lambda: DiffusionHead(8, 7, steps=2),
+    "flow": lambda: FlowHead(8, 7, steps=2, depth=2),
+    "cogact": lambda: CogACTHead(8, 7, depth=2, steps=2),
+}
+STRATEGIES: dict[str, Strategy] = {
+    "full": TrainOnly(["vision_backbone", "projector", "llm"]),
+    "frozen_vision": TrainOnly(["projector", "llm"]),
+    "last_layer": TrainOnly(["llm.last_layer"]),
+    "lora": LoRA(32),
+}
+BATCH = {"types.py:to"}
+"""Where a batch goes to the device: in training Lightning does it, beside the step before."""
+MEANT = {
+    "tokens": set[str](),
+    "parallel": set[str](),
+    "l1": set[str](),
+    "diffusion": set[str](),
+    "flow": set[str](),
+    "cogact": set[str](),
+}
+
+
+def module(head: ActionHead, strategy: Strategy) -> VLAModule:
+    """A model on the GPU with float32 weights, about to be trained."""
+    with torch.device("meta"):
+        vla = VLA.from_config({**copy.deepcopy(WIDE), "action_head": describe(head, USUAL_HEAD)})
+    for part in vla.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(torch.empty(parameter.shape, device=GPU))
+        for name, buffer in part._buffers.items():
+            part._buffers[name] = None if buffer is None else buffer.to(GPU)
+    strategy.apply(vla)
+    towers = vla.vision_backbone.towers
+    made = VLAModule(lambda **_: vla, strategy, AdamW(1e-4), Processor(head, towers=towers), head)
+    made.vla = vla.train()
+    made.train_loss, made.train_metrics = MeanMetric().to(GPU), head.metrics(["toy"]).to(GPU)
+    return made
+
+
+def steps(head: ActionHead, count: int = 3) -> list[Step]:
+    """As a DataModule serves them."""
+    picture = np.zeros((224, 224, 3), np.uint8)
+    actions = np.zeros((head.action_chunk, 7), np.float32)
+    words = ["pick up the cup", "open the drawer", "push"]
+    return [Step(Observation({"primary": picture}, words[n]), actions, "toy", number=n) for n in range(count)]
+
+
+def train_a_step(made: VLAModule, fault: Callable[[Batch], Batch] = lambda batch: batch) -> torch.Tensor:
+    """A step, forward, from the loader's batch to the loss, as Lightning has it done."""
+    batch = made.processor.collate(steps(made.action_head)).to(GPU)
+    pixels = Augmentation(PAPER).views(batch.pixel_values, 7, batch.numbers, 1)
+    return made.training_step(fault(replace(batch, pixel_values=pixels)), 0)
+
+
+def rehearse(gpu: FakeGPU, made: VLAModule, **options: Any) -> torch.Tensor:
+    """The second step, for what is kept on the device is put there in the first one."""
+    with torch.autocast("cuda", torch.bfloat16):
+        train_a_step(made)
+        gpu.events.clear()
+        return train_a_step(made, **options)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_training_step_waits_for_nothing(name: str) -> None:
+    with fake_gpu() as gpu:
+        rehearse(gpu, module(HEADS[name](), STRATEGIES["full"]))
+    print(name, gpu.summary())
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_whatever_learns(name: str) -> None:
+    with fake_gpu() as gpu:
+        loss = rehearse(gpu, module(HEADS["tokens"](), STRATEGIES[name]))
+        assert loss.requires_grad
+    print(name, gpu.summary())
+
+
+@pytest.mark.parametrize("static", [True, False], ids=["static", "eager"])
+@pytest.mark.parametrize("name", HEADS)
+def test_acting(name: str, static: bool) -> None:
+    with fake_gpu() as gpu:
+        policy = random_policy(WIDE, GPU, torch.bfloat16, None, HEADS[name]())
+        seen = [policy.standing(np.zeros((224, 224, 3), np.uint8), words) for words in ("pick up the cup", "push")]
+        policy.act_chunk(seen)
+        gpu.events.clear()
+        captured = len(gpu.captures)
+        policy.act_chunk(seen[:1] * 2)
+    print(name, captured, len(gpu.captures), gpu.replays, gpu.summary())
+
+
+def not_meant(gpu: FakeGPU, meant: set[str] = BATCH) -> list[str]:
+    """What nobody wants to see in a step."""
+    return [f"{e.kind} at {e.where}" for e in gpu.events if e.kind in (*WAITS, "float64") and e.where not in meant]
+
+
+def test_a_copy_to_the_host_in_the_step_is_noticed() -> None:
+    def fault(batch: Batch) -> Batch:
+        batch.pixel_values.cpu()
+        return batch
+
+    with fake_gpu() as gpu:
+        rehearse(gpu, module(HEADS["tokens"](), STRATEGIES["last_layer"]), fault=fault)
+    assert not_meant(gpu) == ["read at test_rehearsal.py:fault"]
+
+
+def test_a_tensor_on_the_wrong_device_stops_the_rehearsal() -> None:
+    def fault(batch: Batch) -> Batch:
+        return replace(batch, labels=torch.zeros(batch.labels.shape, dtype=torch.long))
+
+    with fake_gpu() as gpu:
+        made = module(HEADS["tokens"](), STRATEGIES["last_layer"])
+        with pytest.raises(FakeTensorDeviceMismatchError):
+            rehearse(gpu, made, fault=fault)
+
+
+def test_a_float64_is_noticed() -> None:
+    with fake_gpu() as gpu:
+        made = module(HEADS["l1"](), STRATEGIES["last_layer"])
+        rehearse(gpu, made, fault=lambda batch: replace(batch, actions=batch.actions.double()))
+    assert "float64 at test_rehearsal.py:<lambda>" in not_meant(gpu)
