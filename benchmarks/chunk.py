@@ -2,6 +2,7 @@
 
 python benchmarks/chunk.py                                  # two models of random weights, on the CPU
 python benchmarks/chunk.py --model openvla_7b --device cuda # at full size, with 16 chunks at a time
+python benchmarks/chunk.py --model mid --alone              # L1 against the released way and no more: less memory
 
 The released way runs every block of the towers, makes logits over the vocabulary at every position of the sequence and
 keeps all layers' hidden states; its action places hold embeddings that are multiplied by zero. Both ways have the same
@@ -96,14 +97,13 @@ Way = tuple[str, float, int]
 """What it is, its median seconds, and how many actions that gives."""
 
 
-def measure(name: str, device: torch.device, dtype: torch.dtype, repeats: int, denoising: int) -> list[Way]:
-    """Every way to make a chunk, the released one first, one token action last."""
+def measure(
+    name: str, device: torch.device, dtype: torch.dtype, repeats: int, denoising: int, alone: bool = False
+) -> list[Way]:
+    """Every way to make a chunk, the released one first, one token action last; `alone`: the released way and L1."""
     config = {**MODELS[name], "proprio_dim": STATE}
     words = config["llm"]["vocab_size"]
     l1 = random_policy(config, device, dtype, None, L1Head(CHUNK, DIM), CAMERAS)
-    parallel = random_policy(config, device, dtype, None, TokenHead(256, words, CHUNK, parallel=True), CAMERAS)
-    diffusion = random_policy(config, device, dtype, None, DiffusionHead(CHUNK, DIM, steps=denoising), CAMERAS)
-    tokens = random_policy(MODELS[name], device, dtype, None)
     side = l1.processor.transform.image_size
     pictures = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
     seen = Observation(dict(zip(CAMERAS, pictures, strict=True)), INSTRUCTION, np.zeros(STATE, np.float32))
@@ -111,10 +111,16 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, repeats: int, d
     ours, expected = l1.act_chunk([seen])[0], theirs(seen)
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     assert np.abs(ours - expected).max() < tolerance, "the two ways disagree"
+    cuda = device.type == "cuda"
+    if alone:
+        released, fast = clocked([lambda: theirs(seen), lambda: l1.act_chunk([seen])], repeats, cuda)
+        return [("L1, the released way", released, CHUNK), ("L1", fast, CHUNK)]
+    parallel = random_policy(config, device, dtype, None, TokenHead(256, words, CHUNK, parallel=True), CAMERAS)
+    diffusion = random_policy(config, device, dtype, None, DiffusionHead(CHUNK, DIM, steps=denoising), CAMERAS)
+    tokens = random_policy(MODELS[name], device, dtype, None)
     for policy in (parallel, diffusion):
         policy.act_chunk([seen])
     tokens.act(pictures[0], INSTRUCTION)
-    cuda = device.type == "cuda"
     ways: list[Callable[[], Any]] = [
         lambda: theirs(seen),
         lambda: l1.act_chunk([seen]),
@@ -137,15 +143,15 @@ def measure(name: str, device: torch.device, dtype: torch.dtype, repeats: int, d
 
 
 def table(name: str, ways: list[Way]) -> list[list[str]]:
-    """Rows of the table."""
-    (_, released, _), (_, per_action, _) = ways[0], ways[-1]
+    """Rows of the table; the times one token action are left open where that was not measured."""
+    (_, released, _), (_, per_action, actions) = ways[0], ways[-1]
     return [
         [
             name,
             what,
             f"{1e3 * seconds:.1f}",
             f"{count / seconds:.1f}",
-            f"{per_action * count / seconds:.1f}",
+            f"{per_action * count / seconds:.1f}" if actions == 1 else "",
             f"{released / seconds:.2f}" if what == "L1" else "",
         ]
         for what, seconds, count in ways
@@ -159,11 +165,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--denoising", type=int, default=10)
+    parser.add_argument("--alone", action="store_true", help="L1 and the released way only")
     told = parser.parse_args()
     device = torch.device(told.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.set_num_threads(1)
-    measured = {name: measure(name, device, dtype, told.repeats, told.denoising) for name in told.model}
+    measured = {name: measure(name, device, dtype, told.repeats, told.denoising, told.alone) for name in told.model}
     rows = [row for name, ways in measured.items() for row in table(name, ways)]
     header = ["model", "way", "ms", "actions a second", "times one token action", "times the released way"]
     print(markdown([header, *rows]))

@@ -225,17 +225,17 @@ def compare(root: Path, corpora: Mapping[int, str], arguments: argparse.Namespac
                 told = [repo, root, name, SIZE, augment, arguments.buffer]
                 script = here.with_name("released_data.py")
                 other["released"] = Served([python, script, *map(str, told)], {"TF_CPP_MIN_LOG_LEVEL": "2"})
+            command = [sys.executable, here, "--serve", root, name, str(augment)]
             if arguments.beside:
-                command = [sys.executable, here, "--serve", root, name, str(augment)]
                 other["beside"] = Served(command, {"PYTHONPATH": str(arguments.beside.resolve())})
-            own = endless(opened(root, name, augment=PAPER if augment else None), augment)
-            rates: dict[str, list[float]] = {who: [] for who in [*other, "ours"]}
+            served = other | {"ours": Served(command, {"PYTHONPATH": str(here.parents[1])})}
+            rates: dict[str, list[float]] = {who: [] for who in served}
             for window in range(arguments.rounds + 1):
-                for who in rates:
-                    rate = other[who].window(1.0) if who in other else per_core_second(own, 1.0)
+                for who, process in served.items():
+                    rate = process.window(1.0)
                     if window:  # the first warms up
                         rates[who].append(rate)
-            for process in other.values():
+            for process in served.values():
                 process.close()
             cells = [f"{statistics.median(found):,.0f}" for found in rates.values()]
             for who in other:

@@ -213,7 +213,7 @@ def timed(
         compile_blocks(model)
     recompute_activations(model, recompute)
     kind = "adamw_bf16" if learn == "full" else "adamw"
-    optimizer = AdamW(lr=1e-5, kind=kind).build(model.parameters(), rounds)[0][0]
+    optimizer = AdamW(lr=1e-5, kind=kind).build(model.parameters(), rounds, fused=gpu)[0][0]
     given = batch(size, device)
     for _ in range(3 if gpu else 1):
         value = take_step(loss, model, optimizer, given)

@@ -49,6 +49,8 @@ class VLAModule(L.LightningModule):
     """
 
     vla: VLA
+    gradient_norm: Tensor | None = None
+    """Norm of all gradients of the next optimiser step, once somebody worked it out."""
 
     def __init__(
         self,
@@ -184,12 +186,18 @@ class VLAModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the norm of all gradients; Lightning's own refuses fused optimisers under mixed precision."""
-        if gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.vla.parameters(), gradient_clip_val)
+        norm, self.gradient_norm = self.gradient_norm, None
+        if not gradient_clip_val:
+            return
+        if norm is None:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.vla.parameters() if p.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(self.vla.parameters(), gradient_clip_val, norm)
 
     def configure_optimizers(self) -> Any:
         """AdamW over what the strategy left learning."""
-        return self.optim.build(self.vla.parameters(), self.trainer.estimated_stepping_batches)
+        mixed = str(self.trainer.precision).endswith("-mixed")
+        steps = self.trainer.estimated_stepping_batches
+        return self.optim.build(self.vla.parameters(), steps, fused=mixed or self.device.type == "cuda")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put in everything that rebuilding the policy needs, as plain types: no class is ever unpickled."""

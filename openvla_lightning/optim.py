@@ -69,9 +69,14 @@ class AdamW:
         return self.final_ratio + (1 - self.final_ratio) * falling
 
     def build(
-        self, parameters: Iterable[torch.nn.Parameter], total_steps: float
+        self, parameters: Iterable[torch.nn.Parameter], total_steps: float, fused: bool = False
     ) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
         """What `LightningModule.configure_optimizers` returns.
+
+        Args:
+            parameters: of the model, those that do not learn among them.
+            total_steps: optimiser steps.
+            fused: one kernel instead of many passes over memory, which differs in the last bits. For `kind="adamw"`.
 
         Raises:
             ValueError: when no parameter learns, or a decaying schedule has no last step.
@@ -86,20 +91,19 @@ class AdamW:
             {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        optimizer = _optimizer(self.kind, on_gpu=learning[0].is_cuda)(groups, lr=self.lr, betas=self.betas)
+        optimizer = _optimizer(self.kind, fused)(groups, lr=self.lr, betas=self.betas)
         scheduler = LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
-def _optimizer(kind: str, on_gpu: bool) -> Callable[..., torch.optim.Optimizer]:
+def _optimizer(kind: str, fused: bool) -> Callable[..., torch.optim.Optimizer]:
     if kind == "adamw_8bit":
         import bitsandbytes as bnb
 
         return bnb.optim.AdamW8bit
     if kind == "adamw_bf16":
         return BFloat16AdamW
-    # Fused: one kernel instead of many passes over memory. On a CPU the plain one is as it always was.
-    return lambda groups, **options: torch.optim.AdamW(groups, fused=on_gpu, **options)
+    return lambda groups, **options: torch.optim.AdamW(groups, fused=fused, **options)
 
 
 class BFloat16AdamW(torch.optim.Optimizer):

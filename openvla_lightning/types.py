@@ -124,6 +124,14 @@ class Inputs:
                 values[name] = value.to(device, non_blocking=non_blocking)
         return replace(self, **values)
 
+    def pin_memory(self) -> Self:
+        """Return the same with its tensors in memory that a GPU reads from by itself; what a DataLoader asks for."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor | Inputs):
+                values[name] = value.pin_memory()
+        return replace(self, **values)
+
     def rows(self, start: int, stop: int) -> Self:
         """The samples `start` to `stop` by themselves, padded as these."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}

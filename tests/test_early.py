@@ -9,14 +9,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from openvla_lightning.config import CONF
-from openvla_lightning.run.early import _misfit, wrong_types
+from openvla_lightning.run.early import _misfit, plain_values, wrong_types
+from openvla_lightning.run.nowhere import not_there
 
 ROOT = Path(__file__).parents[1]
 
 
 def problems(script: str, *overrides: str) -> list[str]:
     with initialize_config_dir(CONF, version_base="1.3"):
-        return wrong_types(compose(script, [*overrides]))
+        return wrong_types(plain_values(compose(script, [*overrides])))
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,37 @@ def problems(script: str, *overrides: str) -> list[str]:
 )
 def test_a_value_of_the_wrong_type_is_named_with_what_was_expected(script: str, override: str, said: str) -> None:
     assert said in problems(script, override)
+
+
+@pytest.mark.parametrize(
+    ("script", "overrides", "said"),
+    [
+        ("train", ["model.init_from=/nope/vla"], "model.init_from=/nope/vla: there is no file or folder"),
+        ("train", ["ckpt_path=./nope.ckpt"], "ckpt_path=./nope.ckpt: there is no file or folder"),
+        ("train", ["data/source=rlds", "data/mix=bridge", "paths.data_dir=/nope"], "no /nope/bridge"),
+        ("evaluate", ["ckpt_path=/nope.ckpt"], "ckpt_path=/nope.ckpt: there is no file or folder"),
+    ],
+)
+def test_what_is_not_there_is_named(script: str, overrides: list[str], said: str) -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        found = not_there(plain_values(compose(script, overrides)))
+    assert any(said in line for line in found), found
+
+
+def test_what_may_be_elsewhere_is_not_missed(tmp_path: Path) -> None:
+    rlds = ["data/source=rlds", "data/mix=bridge"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        for name in compose("train", rlds).data.mix:
+            (tmp_path / str(name)).mkdir()
+    hub = ["model.init_from=openvla/openvla-7b"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        for overrides in (
+            [*rlds, f"paths.data_dir={tmp_path}"],
+            [*rlds, "paths.data_dir=gs://gresearch/robotics"],
+            hub,
+            ["ckpt_path=last"],
+        ):
+            assert not_there(plain_values(compose("train", overrides))) == []
 
 
 RECIPES = [path.stem for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]

@@ -163,6 +163,8 @@ def test_nothing_imports_tensorflow() -> None:
         ("openvla_lightning.client", {"torch", "transformers", "hydra", "fastapi"}),
         ("openvla_lightning.model", {"tensorflow_datasets", "hydra", "lightning", "tensorflow"}),
         ("openvla_lightning.policy", {"tensorflow_datasets", "hydra", "lightning", "tensorflow"}),
+        ("openvla_lightning.policy", {"peft", "bitsandbytes", "wandb", "torchmetrics", "matplotlib"}),
+        ("openvla_lightning.run.nowhere", {"torch", "lightning", "numpy"}),
         ("openvla_lightning.data", {"transformers", "hydra", "tensorflow", "openvla_lightning.model"}),
     ],
 )

@@ -1,18 +1,22 @@
-"""Every action head trains, resumes after SIGKILL, adapts, is shared over processes, acts and comes back."""
+"""Every action head trains, resumes after SIGKILL, adapts, is shared over processes, acts, serves and comes back."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
+import json_numpy
 import numpy as np
 import pytest
 import torch
 from heads_world import HEADS
+from serving_world import start
 from test_parallel import curve, weights
 
 from openvla_lightning.checkpoint.export import export
 from openvla_lightning.checkpoint.newest import newest_checkpoint
+from openvla_lightning.client import Client
 from openvla_lightning.policy import Policy
 from openvla_lightning.types import Observation
 
@@ -117,3 +121,27 @@ def test_exported_it_comes_back_and_acts_the_same(world: Path, name: str, tmp_pa
     before, after = (Policy.from_pretrained(p, device="cpu", dtype="float32") for p in (path, tmp_path / "folder"))
     assert after.processor.action_head.config == before.processor.action_head.config
     np.testing.assert_array_equal(after.act(pictures, words), before.act(pictures, words))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_server_answers_with_its_actions(world: Path, name: str, tmp_path: Path) -> None:
+    path = newest_checkpoint(world / name / "run")
+    assert path is not None
+    server = start(path, tmp_path / "log", "server.deadline_ms=60000", "policy.seed=5", "policy.dtype=float32")
+    try:
+        (picture,), (words,) = scene(1)
+        policy = Policy.from_pretrained(path, device="cpu", dtype="float32", seed=5)
+        expected = policy.act_chunk([Observation({"primary": picture}, words)])[0]
+        assert expected.shape == (4, 7)
+        body = json_numpy.dumps({"image": picture, "instruction": words})
+        with Client(server.url, timeout=60) as client:
+            answers = [httpx.post(f"{server.url}/act", content=body, timeout=60).json(), client.act(picture, words)]
+            chunk = client.act_chunk(picture, words)
+            assert chunk.shape == (4, 7)
+    finally:
+        server.end()
+    sampled = name in ("diffusion", "flow", "insulated", "cogact")
+    for answer in (*answers, chunk[0]):
+        assert np.isfinite(answer).all()
+        if not sampled:
+            np.testing.assert_allclose(answer, expected[0], atol=1e-5)

@@ -7,7 +7,6 @@ import re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -151,18 +150,6 @@ def test_sentences_among_the_instructions_are_remarked() -> None:
     (remark,) = [text for text in _about_words(SimpleNamespace(words=words)) if "end in" in text]  # type: ignore[arg-type]
     assert "2 of 3 instructions" in remark
     assert "write commands" in remark
-
-
-def test_training_from_python_is_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
-    (script,) = re.findall(r"## From Python.*?```python\n(.*?)```", page, re.S)
-    demonstrations.make(tmp_path / "data", ["tabletop_pretrain"], workers=0, episodes=6)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(script, names)
-    action = names["policy"].act(np.zeros((96, 96, 3), np.uint8), "lift the red cube")
-    assert action.shape == (7,)
-    assert np.isfinite(action).all()
 
 
 def test_the_reference_can_be_read_where_it_lies() -> None:

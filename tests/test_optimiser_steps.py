@@ -22,7 +22,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     for owner, name in (
         (torch.optim.AdamW, "step"),
         (torch.optim.lr_scheduler.LambdaLR, "step"),
-        (torch.nn.utils, "clip_grad_norm_"),
+        (torch.nn.utils, "clip_grads_with_norm_"),
+        (torch.nn.utils, "get_total_norm"),
         (torch.Tensor, "backward"),
     ):
         label = f"{owner.__name__.rpartition('.')[2]}.{name}"
@@ -60,9 +61,15 @@ def test_clipping_and_schedule_step_once_per_optimiser_step(
     trainer = train(tmp_path, "trainer.max_steps=3", f"batch_size_per_device={device_batch}")
     assert trainer.accumulate_grad_batches == parts
     assert trainer.global_step == 3
-    assert calls["AdamW.step"] == calls["utils.clip_grad_norm_"] == 3
+    assert calls["AdamW.step"] == calls["utils.clip_grads_with_norm_"] == calls["utils.get_total_norm"] == 3
     assert calls["LambdaLR.step"] == 3 + 1  # one when it is made
     assert calls["Tensor.backward"] == 3 * parts
+
+
+def test_the_norm_that_is_looked_at_is_the_one_that_clips(calls: Counter[str], tmp_path: Path) -> None:
+    few = ["callbacks=none", "+callbacks.finite._target_=openvla_lightning.callbacks.StopOnNonFinite"]
+    train(tmp_path, "trainer.max_steps=3", *few)
+    assert calls["utils.clip_grads_with_norm_"] == calls["utils.get_total_norm"] == 3
 
 
 def test_steps_end_a_training(tmp_path: Path) -> None:

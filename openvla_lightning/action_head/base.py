@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from openvla_lightning.types import Batch, Inputs, Prediction
 
 if TYPE_CHECKING:
+    from torchmetrics import Metric
+
     from openvla_lightning.model.vla import VLA
 
 Decoder = Callable[[Inputs, int, torch.Generator | None], Tensor]
@@ -75,7 +76,7 @@ class ActionHead(Protocol):
     def loss(self, vla: "VLA", batch: Batch) -> tuple[Tensor, Prediction]:
         """Scalar to minimise, of a batch with normalised pixels, and what was predicted on the way."""
 
-    def metrics(self, datasets: Sequence[str]) -> Metric:
+    def metrics(self, datasets: Sequence[str]) -> "Metric":
         """Collects predictions: `update(prediction, batch)`, of samples from these datasets."""
 
     def decoder(self, vla: "VLA", acting: Acting) -> Decoder:

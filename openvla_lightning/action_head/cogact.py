@@ -2,20 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from openvla_lightning.action_head.base import Acting, Decoder, check_chunk, on_device, options_of
 from openvla_lightning.action_head.cogact_network import CogACTNetwork
-from openvla_lightning.action_head.metrics import ActionMetrics
 from openvla_lightning.action_head.noise_schedule import NoiseSchedule, sources
 from openvla_lightning.action_head.regression import mean_where
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.types import Batch, Inputs, Prediction
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class CogACTHead:
@@ -177,8 +178,10 @@ class CogACTHead:
             actions[..., self.gripper] = (actions[..., self.gripper] >= 0.5).to(actions.dtype)
         return actions
 
-    def metrics(self, datasets: Sequence[str]) -> Metric:
+    def metrics(self, datasets: Sequence[str]) -> "Metric":
         """L1, overall and for each of `datasets`."""
+        from openvla_lightning.action_head.metrics import ActionMetrics  # torchmetrics takes a second
+
         return ActionMetrics(datasets)
 
     def decoder(self, vla: VLA, acting: Acting) -> Decoder:

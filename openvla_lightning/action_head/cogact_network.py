@@ -3,8 +3,9 @@
 import math
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+
+from openvla_lightning.model.timm_models import Block
 
 FREQUENCIES = 256
 """Width of the sines and cosines that a timestep becomes."""

@@ -3,23 +3,24 @@
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from openvla_lightning.action_head.base import Acting, Decoder, on_device, options_of
 from openvla_lightning.action_head.fast_decoding import ArrivalCounter, FastGrammar, write_fast_tokens
 from openvla_lightning.action_head.fast_static import StaticFastDecoder
 from openvla_lightning.action_head.fast_tokenizer import FastTokenizer
-from openvla_lightning.action_head.metrics import ActionMetrics
 from openvla_lightning.action_head.tokens import next_token_logits
 from openvla_lightning.model.llm import FAMILIES
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.types import IGNORE_INDEX, Batch, Inputs, Prediction
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class FastHead:
@@ -129,8 +130,10 @@ class FastHead:
             actions=actions, targets=told, correct=predicted == targets, logits=logits.detach(), counted=counted
         )
 
-    def metrics(self, datasets: Sequence[str]) -> Metric:
+    def metrics(self, datasets: Sequence[str]) -> "Metric":
         """Accuracy over ids and L1 of the chunks, overall and for each of `datasets`."""
+        from openvla_lightning.action_head.metrics import ActionMetrics  # torchmetrics takes a second
+
         return ActionMetrics(datasets)
 
     def decoder(self, vla: VLA, acting: Acting) -> Decoder:

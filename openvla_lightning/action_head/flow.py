@@ -2,23 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from openvla_lightning.action_head.base import Acting, Decoder, check_chunk, on_device, options_of
 from openvla_lightning.action_head.fast import FastHead
 from openvla_lightning.action_head.flow_matching import FlowMatching
 from openvla_lightning.action_head.flow_network import FlowNetwork
-from openvla_lightning.action_head.metrics import ActionMetrics
 from openvla_lightning.action_head.noise_schedule import sources
 from openvla_lightning.action_head.regression import mean_where
 from openvla_lightning.model.sequence import Read
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.types import Batch, Inputs, Prediction
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class FlowHead:
@@ -156,8 +157,10 @@ class FlowHead:
         )
         return actions
 
-    def metrics(self, datasets: Sequence[str]) -> Metric:
+    def metrics(self, datasets: Sequence[str]) -> "Metric":
         """L1, overall and for each of `datasets`."""
+        from openvla_lightning.action_head.metrics import ActionMetrics  # torchmetrics takes a second
+
         return ActionMetrics(datasets)
 
     def decoder(self, vla: VLA, acting: Acting) -> Decoder:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from openvla_lightning.action_head.base import Acting, Decoder, Given, check_chunk, on_device, options_of
-from openvla_lightning.action_head.metrics import ActionMetrics
 from openvla_lightning.model.parallel_decoding import BLANK, ParallelReader, parallel_states
 from openvla_lightning.types import Batch, Inputs, Prediction
 
 if TYPE_CHECKING:
+    from torchmetrics import Metric
+
     from openvla_lightning.model.vla import VLA
 
 
@@ -62,8 +62,10 @@ class L1Head:
         error = (actions - batch.actions).abs()
         return mean_where(error, batch.padded), Prediction(actions=actions.detach(), targets=batch.actions)
 
-    def metrics(self, datasets: Sequence[str]) -> Metric:
+    def metrics(self, datasets: Sequence[str]) -> "Metric":
         """L1, overall and for each of `datasets`."""
+        from openvla_lightning.action_head.metrics import ActionMetrics  # torchmetrics takes a second
+
         return ActionMetrics(datasets)
 
     def predict(self, vla: "VLA", inputs: Inputs, reader: ParallelReader | None = None) -> Tensor:

@@ -1,13 +1,15 @@
 """Words instead of actions: the head of the VLM stage."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torchmetrics import Metric
 
-from openvla_lightning.action_head.metrics import TokenMetrics
 from openvla_lightning.action_head.tokens import TokenHead
 from openvla_lightning.types import IGNORE_INDEX, Batch, Prediction
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class TextHead(TokenHead):
@@ -24,6 +26,8 @@ class TextHead(TokenHead):
             counted=targets != IGNORE_INDEX,
         )
 
-    def metrics(self, datasets: Sequence[str]) -> Metric:
+    def metrics(self, datasets: Sequence[str]) -> "Metric":
         """Accuracy over tokens."""
+        from openvla_lightning.action_head.metrics import TokenMetrics  # torchmetrics takes a second
+
         return TokenMetrics()

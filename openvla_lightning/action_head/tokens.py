@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from openvla_lightning.action_head.base import Acting, Decoder, on_device, options_of
-from openvla_lightning.action_head.metrics import ActionMetrics
 from openvla_lightning.actions import ActionTokenizer
 from openvla_lightning.model.decoding import Sampling
 from openvla_lightning.model.jacobi_decoding import JacobiDecoder
@@ -18,6 +16,9 @@ from openvla_lightning.model.parallel_decoding import BLANK, ParallelReader, par
 from openvla_lightning.model.static_decoding import StaticDecoder
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.types import IGNORE_INDEX, Batch, Inputs, Prediction
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class TokenHead:
@@ -104,8 +105,10 @@ class TokenHead:
             counted=None if batch.padded is None else ~batch.padded.repeat_interleave(shape[2], dim=1),
         )
 
-    def metrics(self, datasets: Sequence[str]) -> Metric:
+    def metrics(self, datasets: Sequence[str]) -> "Metric":
         """Accuracy and L1, overall and for each of `datasets`."""
+        from openvla_lightning.action_head.metrics import ActionMetrics  # torchmetrics takes a second
+
         return ActionMetrics(datasets)
 
     def decoder(self, vla: VLA, acting: Acting) -> Decoder:

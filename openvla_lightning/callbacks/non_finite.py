@@ -21,6 +21,8 @@ class NonFiniteError(RuntimeError):
 class StopOnNonFinite(Callback):
     """Raises NonFiniteError instead of taking an optimiser step with gradients that are not finite.
 
+    The norm that tells is left in the module's `gradient_norm`, for the gradients to be clipped by.
+
     The weights and every checkpoint stay as they were after the last good step. A fused optimiser leaves
     such a step out by itself, so that nobody waits for the device; the error then comes one step later.
     """
@@ -37,8 +39,8 @@ class StopOnNonFinite(Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Look at the norm of all gradients, of all ranks."""
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm: Any = torch.nn.utils.get_total_norm(gradients)
+        norm: Any = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
+        pl_module.gradient_norm = norm
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of shards
         batches, self.batches = self.batches, []
         if getattr(optimizer, "_step_supports_amp_scaling", False):

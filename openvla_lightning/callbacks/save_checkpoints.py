@@ -1,6 +1,10 @@
 """Checkpoints every N optimiser steps, under names that can be typed on a command line."""
 
+import logging
+import signal
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning as L
@@ -11,6 +15,15 @@ from openvla_lightning.checkpoint.disk import Queue, clear_unfinished, on_host, 
 from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.checkpoint.sharded import is_sharded
 from openvla_lightning.parallel import FSDP
+
+log = logging.getLogger(__name__)
+
+
+class Terminated(SystemExit):
+    """The system asked the run to end (SIGTERM): what it had learnt is on the disk."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -67,6 +80,9 @@ class CheckpointFiles(TorchCheckpointIO):
 class Checkpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint as `step_000250.ckpt`, the last step included: whole, or not there.
 
+    After SIGTERM (Slurm sends it some time before it kills, as do other schedulers) the step that is being made is
+    finished and written, on all processes the same one, and the run ends with status 143.
+
     Args:
         dirpath: folder.
         every_n_train_steps: optimiser steps between checkpoints.
@@ -94,6 +110,8 @@ class Checkpoint(ModelCheckpoint):
         )
         self.save_initial = save_initial
         self.files = CheckpointFiles(asynchronous)
+        self.terminating = False
+        self._steps = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Say how checkpoints are written; remove what a killed process has left."""
@@ -108,14 +126,69 @@ class Checkpoint(ModelCheckpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the untrained model, if asked."""
         super().on_train_start(trainer, pl_module)
+        self._steps = trainer.global_step
+        if threading.current_thread() is threading.main_thread():  # Lightning's would end the run without writing
+            self.terminating = trainer.received_sigterm
+            signal.signal(signal.SIGTERM, self._note)
         if self.save_initial and trainer.global_step == 0:
             trainer.save_checkpoint(f"{self.dirpath}/step_000000.ckpt", weights_only=False)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        log.info("SIGTERM: this step is finished and written, then the run ends")
+        self.terminating = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save every so many steps, and when the run is to end."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step != self._steps:  # not in the middle of what accumulates
+            self._steps = trainer.global_step
+            self._end_if_asked(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Validation may take longer than the system waits."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._end_if_asked(trainer)
+
+    def _end_if_asked(self, trainer: L.Trainer) -> None:
+        """Save and end, if any process was told to.
+
+        Raises:
+            Terminated: on all processes.
+        """
+        asked = self.terminating
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if not asked:
+            return
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._finish(trainer)
+        if trainer.is_global_zero:
+            log.warning(
+                f"Ended by SIGTERM after step {trainer.global_step:,}, which is written to {self.dirpath}. The same "
+                "command with ckpt_path=last goes on"
+            )
+        raise Terminated
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, unless it just was, and wait until it is on the disk."""
         super().on_train_end(trainer, pl_module)
         if self._last_global_step_saved != trainer.global_step:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._finish(trainer)
+
+    def _finish(self, trainer: L.Trainer) -> None:
+        """Return when everything is on the disk."""
         if isinstance(trainer.strategy, FSDP):
             trainer.strategy.finish_checkpoints()
         else:

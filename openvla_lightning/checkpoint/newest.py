@@ -1,17 +1,29 @@
 """Which checkpoint below a folder is the newest: one rule, for every command. It needs no torch."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+STEP = re.compile(r"step_(\d+)\.ckpt")
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
     """The checkpoint of ours below `folder`, at any depth, that was written last; None when there is none.
 
-    Folders may be links. A checkpoint that is a link does not count, for it leads to another one: Lightning's
-    `last.ckpt` is such a link, or a copy.
+    Of one run that is the one of the highest step, whatever the clock said when it was written; of several runs, the
+    one of the run that was written to last. Folders may be links. A checkpoint that is a link does not count, for it
+    leads to another one: Lightning's `last.ckpt` is such a link, or a copy.
     """
-    return max(_checkpoints(Path(folder)), key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
+    runs: dict[Path, list[tuple[int, int, str]]] = {}
+    for path in _checkpoints(Path(folder)):
+        step = STEP.fullmatch(path.name)
+        runs.setdefault(path.parent, []).append((path.stat().st_mtime_ns, int(step[1]) if step else -1, path.name))
+    if not runs:
+        return None
+    place = max(runs, key=lambda run: max((written, name) for written, _, name in runs[run]))
+    numbered = all(step >= 0 for _, step, _ in runs[place])
+    return place / max(runs[place], key=lambda one: (one[1] if numbered else one[0], one[0], one[2]))[2]
 
 
 def _checkpoints(folder: Path) -> Iterator[Path]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from openvla_lightning.checkpoint.architecture import OURS
@@ -15,7 +14,7 @@ from openvla_lightning.checkpoint.format import CheckpointError, read_json
 from openvla_lightning.checkpoint.tensors import read_pickle
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.runtime.files import written_whole
-from openvla_lightning.strategy.lora import RELEASED_TARGETS, merged_state, merged_weight
+from openvla_lightning.strategy.lora import RELEASED_TARGETS, adapted_layers, merged_state, merged_weight
 
 PARTS = ("action_head", "proprio_projector", "noisy_action_projector", "vision_backbone")
 """Files of a folder, `PART--STEP_checkpoint.pt`, with STEP a number or `latest`."""
@@ -229,7 +228,7 @@ def keeps_apart(vla: VLA) -> bool:
         for name, module in vla.vision_backbone.named_modules()
         if name.rpartition(".")[2] in RELEASED_TARGETS and not isinstance(module, nn.Identity | nn.Dropout)
     }
-    adapted: list[Any] = [module for module in layers.values() if isinstance(module, BaseTunerLayer)]
+    adapted: list[Any] = [layer for name, layer in adapted_layers(vla.vision_backbone).items() if name in layers]
     if not adapted or len(adapted) < len(layers):
         return False
     ranks = {module.r[ADAPTER_NAME] for module in adapted}

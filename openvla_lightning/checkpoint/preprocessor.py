@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 
 from openvla_lightning.checkpoint.architecture import OURS, VISION_IDS
 from openvla_lightning.model.hub import TOKENIZER_FILES
+from openvla_lightning.model.timm_models import timm
 from openvla_lightning.model.vision_backbone import tower_spec
 from openvla_lightning.processor.prompt import prompt_of
 

@@ -66,8 +66,8 @@ def wrong(path: Path, option: Path) -> str | None:
         mark = error.problem_mark or error.context_mark
         said = " ".join(str(part) for part in (error.context, error.problem) if part)
         hint = next((hint for pattern, hint in HINTS.items() if re.search(pattern, said)), said)
-        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        return f"{path}{line}: {hint} ({_line(text, mark.line if mark else 0)})"
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        return f"{path}{place}: {hint} ({_line(text, mark.line if mark else 0)})"
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a character, or a date, that there is not
         return f"{path}: {' '.join(str(error).split())[:200]}"
     if content is None:

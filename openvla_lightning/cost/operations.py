@@ -96,7 +96,7 @@ def _fake_values(vla: nn.Module, asleep: Collection[nn.Module]) -> Iterator[None
     """Parameters and buffers on a CPU that has no memory for them, but for modules that are not run; tied ones stay
     tied. Afterwards they are what they were."""
     made: dict[Tensor, Tensor] = {}
-    before: list[tuple[dict[str, Any], str, Tensor | None]] = []
+    before: list[tuple[Any, str, Tensor | None]] = []
     for module in vla.modules():
         if module in asleep:
             continue
@@ -175,7 +175,7 @@ class _Ledger(TorchDispatchMode):
         """All of it, each block as often as `weights` says, once where it does not."""
 
         def total(counted: Mapping[int | None, float]) -> float:
-            return sum(value * weights.get(block, 1) for block, value in counted.items())  # type: ignore[call-overload]
+            return sum(value * (1 if block is None else weights.get(block, 1)) for block, value in counted.items())
 
         activations: Counter[int | None] = Counter()
         casts: Counter[int | None] = Counter()

@@ -8,10 +8,11 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import time
 import traceback
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
 from types import TracebackType
@@ -51,12 +52,11 @@ class Outcome:
     """What a slot answers to a command.
 
     Attributes:
-        seen: what the policy is shown next: `image`, `<view>_image` uint8 [H, W, 3] and `proprio` [P]; None after an
-            error.
+        seen: what the policy sees next, `image`, `<view>_image` uint8 [H, W, 3], `proprio` [P]; None after an error.
         done: the episode is over; the next command must be a `Start`.
         success: as judged so far.
         progress: share of the task that is done, 0 to 1.
-        steps: control steps that passed, waits included.
+        steps, seconds: control steps that passed, waits included, and what the simulator took for them.
         instruction: the episode's own words, in the answer to a `Start`.
         error: traceback of the environment, or how its process died; the episode is lost.
     """
@@ -68,6 +68,7 @@ class Outcome:
     steps: int = 0
     instruction: str = ""
     error: str | None = None
+    seconds: float = 0.0
 
 
 Command = Start | Move
@@ -79,9 +80,8 @@ PATIENCE = 600.0
 class EnvWorkers:
     """`num_slots` environments over `num_workers` processes; a context manager.
 
-    Slot i lives in process i mod `num_workers`, whatever is asked of it, so results cannot depend on the number of
-    processes. Commands to one process are answered in order. A process that dies is started again; the episodes it held
-    are answered with an error.
+    Slot i lives in process i mod `num_workers`, so results cannot depend on the number of processes. Commands to one
+    process are answered in order. One that dies is started again; the episodes it held are answered with an error.
 
     Args:
         make_env: picklable; called once per slot, in the worker.
@@ -103,6 +103,7 @@ class EnvWorkers:
         except BaseException:
             self.close()
             raise
+        self.processes = len(self._workers)
         self.tasks: Mapping[str, Task] = self._workers[0].tasks
         self.max_episode_steps = self._workers[0].max_episode_steps
         self.control_hz = self._workers[0].control_hz
@@ -132,8 +133,8 @@ class EnvWorkers:
         return dict(sorted(outcomes.items()))
 
     def _split(self, commands: Mapping[int, Command]) -> list[tuple["_Worker", list[int]]]:
-        count = len(self._workers)
-        parts = [(self._workers[i], [slot for slot in commands if slot % count == i]) for i in range(count)]
+        lots = enumerate(self._workers)
+        parts = [(worker, [slot for slot in commands if slot % self.processes == i]) for i, worker in lots]
         return [(worker, slots) for worker, slots in parts if slots]
 
     def close(self) -> None:
@@ -231,15 +232,15 @@ def _serve(connection: Connection, make_env: EnvFactory) -> None:
         while True:
             message = connection.recv()
             if message == _SELF_TEST:
-                test = getattr(spare[0], "self_test", list)
-                connection.send((test(), _renderer()))
+                connection.send((getattr(spare[0], "self_test", list)(), _renderer()))
                 continue
             answers = {}
             for slot, command in message.items():
                 try:
                     if slot not in envs:
                         envs[slot] = spare.pop() if spare else make_env()
-                    answers[slot] = _obey(envs[slot], command)
+                    began = time.perf_counter()
+                    answers[slot] = replace(_obey(envs[slot], command), seconds=time.perf_counter() - began)
                 except Exception:
                     answers[slot] = Outcome(None, error=traceback.format_exc())
                     _discard(envs.pop(slot, None))

@@ -4,6 +4,7 @@ The same arguments give the same episodes bit for bit, whatever the number of wo
 with them the rounding of the policy's arithmetic, depend on `num_envs` and the plan alone.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from openvla_lightning.env.workers import Command, EnvWorkers, Move, Outcome, St
 from openvla_lightning.evaluation.control import Actor, Control, ask, observed
 from openvla_lightning.evaluation.ensemble import Memory
 from openvla_lightning.evaluation.plan import Plan
+from openvla_lightning.evaluation.spent import Spent
 from openvla_lightning.report.results import Episode
 from openvla_lightning.types import Observation
 
@@ -70,6 +72,7 @@ def rollout(
     control: Control | None = None,
     on_ready: Callable[[Control], None] = lambda control: None,
     on_self_test: Callable[[list[Check], str | None], None] | None = None,
+    spent: Spent | None = None,
 ) -> list[Episode]:
     """Roll out every planned episode; return them in the order of the plan.
 
@@ -90,6 +93,7 @@ def rollout(
         on_ready: told of `control` when what it left open is known, before the first episode.
         on_self_test: told what the environment's self-test found and what drew its pictures, before the policy is
             loaded; None: there is no test.
+        spent: what the seconds are added to.
 
     Raises:
         WorkerError: when an environment cannot be built, or no episode runs without an error.
@@ -104,7 +108,8 @@ def rollout(
         actor = loaded(policy)
         control = (control or Control()).settle(actor, workers.control_hz)
         on_ready(control)
-        return Rollout(actor, workers, waiting, control, wanted, keep_frames, on_episode).play(num_envs)
+        played = Rollout(actor, workers, waiting, control, wanted, keep_frames, on_episode, spent or Spent())
+        return played.play(num_envs)
 
 
 class Rollout:
@@ -119,7 +124,9 @@ class Rollout:
         wanted: Callable[[Plan], bool],
         keep_frames: Callable[[Plan], bool],
         on_episode: OnEpisode | None,
+        spent: Spent,
     ) -> None:
+        self.spent = spent
         self.actor, self.workers, self.control = actor, workers, control
         self.smoother = control.smoother
         self.wanted, self.keep_frames, self.on_episode = wanted, keep_frames, on_episode
@@ -131,6 +138,8 @@ class Rollout:
 
     def play(self, num_slots: int) -> list[Episode]:
         """Play everything; one group of slots is simulated while the policy looks at the other."""
+        began = time.perf_counter()
+        self.spent.processes = self.workers.processes
         groups: deque[dict[int, Command]] = deque()
         for group in range(NUM_GROUPS):
             # Slot numbers alternate between workers within each group.
@@ -140,9 +149,14 @@ class Rollout:
             groups.append(commands)
         while groups:
             if commands := groups.popleft():
-                commands = self.settle(self.workers.receive(commands))
+                asked = time.perf_counter()
+                outcomes = self.workers.receive(commands)
+                self.spent.waiting += time.perf_counter() - asked
+                self.spent.simulator += sum(outcome.seconds for outcome in outcomes.values())
+                commands = self.settle(outcomes)
                 self.workers.send(commands)
                 groups.append(commands)
+        self.spent.playing += time.perf_counter() - began
         return [self.episodes[number] for number in sorted(self.episodes)]
 
     def start(self, slot: int) -> Start | None:
@@ -174,7 +188,9 @@ class Rollout:
             else:
                 ready.append(slot)
         if ready:
+            began = time.perf_counter()
             chunks = ask(self.actor, [self.observation(self.running[slot]) for slot in ready])
+            self.spent.policy += time.perf_counter() - began
             for slot, chunk in zip(ready, chunks, strict=True):
                 episode = self.running[slot]
                 actions = self.control.chosen(chunk)

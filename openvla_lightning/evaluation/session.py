@@ -16,6 +16,7 @@ from openvla_lightning.evaluation.control import Actor, Control, ask
 from openvla_lightning.evaluation.journal import Journal
 from openvla_lightning.evaluation.plan import Plan
 from openvla_lightning.evaluation.rollout import rollout
+from openvla_lightning.evaluation.spent import Spent
 from openvla_lightning.evaluation.stopping import Decided
 from openvla_lightning.evaluation.video import write_video
 from openvla_lightning.report.results import Episode, Results, success_rate
@@ -76,7 +77,7 @@ class Session:
         self._kept: Counter[tuple[str, bool]] = Counter()
         self._console = console
         self._plans: list[Plan] = []
-        self._seconds: list[float] = []
+        self._calls: list[tuple[float, int]] = []  # seconds, and how many actions that gave
 
     def run(
         self,
@@ -99,10 +100,11 @@ class Session:
             return self._plans
 
         def ready() -> Actor:
-            policy = _Timed(load(), self._seconds)
+            policy = _Timed(load(), control, self._calls)
             self._bar.restart(self._bar.label, self._bar.total)  # loading a model is no part of episodes' speed
             return policy
 
+        spent = Spent()
         starting = f"starting {num_envs} environments"
         self._bar = Bar(starting, None, "episodes", console=self._console)
         with self._bar, _torch_threads(max(1, available_cores() // 2)):
@@ -120,15 +122,19 @@ class Session:
                 control=control,
                 on_ready=self._begin,
                 on_self_test=self._check if self_test else None,
+                spent=spent,
             )
+        self._results.timing |= spent.shares()
         if self._decided is not None:
             verdict = self._decided.verdict(self._plans, self._finished)
             against = self._decided.other.label
             self._results.verdict = {"against": against, "planned": len(self._plans), **asdict(verdict)}
             self._results.verdict["interval"] = list(verdict.interval)
             self._console.print(f"{against} and {self._results.label}: {verdict}")
-        if self._seconds:
-            self._results.timing["seconds_per_call"] = round(sum(self._seconds) / len(self._seconds), 4)
+        if self._calls:
+            means = [sum(values) / len(self._calls) for values in zip(*self._calls, strict=True)]
+            timing = {"seconds_per_call": round(means[0], 4), "actions_per_call": round(means[1], 2)}
+            self._results.timing |= timing
 
     def _check(self, checks: list[Check], renderer: str | None) -> None:
         self._results.self_test = [asdict(check) for check in checks]
@@ -183,10 +189,10 @@ class Session:
 
 
 class _Timed:
-    """A policy whose calls are timed."""
+    """A policy whose calls are timed, and the actions that are executed of their answers counted."""
 
-    def __init__(self, policy: Actor, seconds: list[float]) -> None:
-        self._policy, self._seconds = policy, seconds
+    def __init__(self, policy: Actor, control: Control, calls: list[tuple[float, int]]) -> None:
+        self._policy, self._control, self._calls = policy, control, calls
         self.history: int = getattr(policy, "history", 1)
 
     def act(self, image: Sequence[np.ndarray], instruction: Sequence[str]) -> np.ndarray:
@@ -196,7 +202,10 @@ class _Timed:
     def act_chunk(self, observations: Sequence[Observation]) -> np.ndarray:
         started = time.perf_counter()
         actions = ask(self._policy, observations)
-        self._seconds.append(time.perf_counter() - started)
+        seconds, each = time.perf_counter() - started, 1
+        if self._control.smoother is None:
+            each = len(self._control.chosen(actions[0]))
+        self._calls.append((seconds, each * len(actions)))
         return actions
 
     def standing(self, image: np.ndarray, instruction: str) -> Observation:

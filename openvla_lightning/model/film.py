@@ -2,8 +2,9 @@
 
 from typing import Any, Literal, get_args
 
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+
+from openvla_lightning.model.timm_models import Block
 
 FilmPadding = Literal["released", "masked"]
 

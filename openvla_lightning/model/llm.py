@@ -23,7 +23,21 @@ _CAUSAL = "sdpa_without_mask"
 FAMILIES = ("llama", "mistral", "qwen2", "phi")
 """`model_type`s whose decoder is nothing but embedding, layers and norm."""
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
-AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
+
+
+def sdpa_without_mask(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
+    """`sdpa`; on a CPU under autocast in float32, whose gradients take an eighth of the time that those of bfloat16 do.
+
+    Arguments and results as transformers has them: queries, keys and values [B, heads, S, width].
+    """
+    if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return sdpa_attention_forward(module, query, key, value, *rest, **options)
+    with torch.autocast("cpu", enabled=False):
+        out, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), *rest, **options)
+    return out.to(value.dtype), weights
+
+
+AttentionInterface.register(_CAUSAL, sdpa_without_mask)
 
 
 class CausalLM(nn.Module):

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import timm
 import torch
 from accelerate import init_empty_weights
-from timm.layers import LayerScale as TimmLayerScale
 from torch import Tensor, nn
 
 from openvla_lightning.model.hub import check_source
+from openvla_lightning.model.timm_models import LayerScale as TimmLayerScale
+from openvla_lightning.model.timm_models import timm
 
 OURS = ("id", "mean", "std", "pos_embed_std")
 """Keys of a tower that are not arguments of its timm model."""

@@ -116,7 +116,8 @@ class Results:
         control: how time passed while the policy thought, see `openvla_lightning.evaluation.control.Control`.
         self_test: what was found about the world before: name, ok, seen.
         notes: what a reader of the numbers should know, such as versions other than the reference's.
-        timing: seconds in all and per call of the policy, which differ between two runs of the same evaluation.
+        timing: seconds in all and per call of the policy, and the shares of `evaluation.spent.Spent`, which differ
+            between two runs of the same evaluation.
         complete: False when the evaluation was interrupted; only finished episodes are listed then.
         offline: token accuracy and L1 on held-out steps, see `openvla_lightning.env.recorded`.
         checkpoint: path, sha256, unnorm_key, normalisation.

@@ -80,8 +80,8 @@ def write_sweep(folder: str | Path, console: Console | None = None) -> Path | No
         "Success with its Wilson 95 % interval; its difference from the first run paired by initial state, * when more "
         "than chance (McNemar, Holm, 5 %). Accuracy of action tokens and L1 (normalised units) at the last validation. "
         "Peak memory of the " + " or the ".join(sorted(memory)) + "; the median optimiser step; steps of an episode; "
-        "jerk as the mean second difference of actions in the world's units; decisions a second, and the time of one "
-        "for a batch, in the evaluation.",
+        "jerk as the mean second difference of actions in the world's units; actions a second, and the time of a "
+        "decision, of the batches of the evaluation.",
         "",
         *(f"- {row[0]}: `{run}`" for row, run in zip(rows[1:], runs, strict=True)),
     ]
@@ -133,8 +133,9 @@ def _differences(results: Mapping[Path, Sequence[Results]]) -> dict[Path, str]:
 
 
 def _rate(results: Sequence[Results]) -> str:
-    seconds = [result.timing["seconds_per_call"] for result in results if "seconds_per_call" in result.timing]
-    return f"{len(seconds) / sum(seconds):,.0f} Hz" if seconds and sum(seconds) else "-"
+    timed = [result.timing for result in results if "actions_per_call" in result.timing]
+    seconds = sum(timing["seconds_per_call"] for timing in timed)
+    return f"{sum(timing['actions_per_call'] for timing in timed) / seconds:,.0f} / s" if seconds else "-"
 
 
 def _latency(results: Sequence[Results]) -> str:

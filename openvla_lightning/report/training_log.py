@@ -45,7 +45,11 @@ def draw_curves(
     logged = {title: curves for title, curves in panels.items() if any(curves.values())}
     if not logged:
         return False
-    figure = Figure(figsize=(4.25 * len(logged), 3.5 + 0.7 * legend), layout="constrained")
+    labels = dict.fromkeys(label for curves in logged.values() for label in curves)
+    width = 4.25 * len(logged)
+    columns = max(1, min(4, len(labels), int(width / (0.5 + 0.07 * max(map(len, labels))))))  # inches, of 8 pt letters
+    below = 0.5 + 0.17 * -(-len(labels) // columns) if legend else 0.0
+    figure = Figure(figsize=(width, 3.5 + below), layout="constrained")
     for axes, (title, curves) in zip(figure.subplots(1, len(logged), squeeze=False)[0], logged.items(), strict=True):
         for number, (label, found) in enumerate(curves.items()):
             if found:
@@ -57,8 +61,7 @@ def draw_curves(
         if not legend:
             axes.legend()
     if legend:
-        labels = dict.fromkeys(label for curves in logged.values() for label in curves)
         lines = [figure.axes[0].plot([], [], color=f"C{i}", label=label)[0] for i, label in enumerate(labels)]
-        figure.legend(handles=lines, loc="outside lower center", ncols=min(4, len(lines)), fontsize=8)
+        figure.legend(handles=lines, loc="outside lower center", ncols=columns, fontsize=8)
     figure.savefig(picture, dpi=110)
     return True

@@ -11,6 +11,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from openvla_lightning.run.nowhere import not_there
+
 UNKNOWN = object()
 
 NUMBER = (int, float)
@@ -28,7 +30,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 class EarlyChecks(Callback):
-    """Ends a run whose config holds values of the wrong type, before its folder is made."""
+    """Ends a run whose config holds values of the wrong type, or names what is not there, before its folder is made."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before a single run."""
@@ -40,13 +42,20 @@ class EarlyChecks(Callback):
 
 
 def _check(config: DictConfig) -> None:
-    if problems := wrong_types(config):
+    plain = plain_values(config)
+    if problems := wrong_types(plain):
         raise SystemExit("\n  ".join(["error: these values do not fit:", *problems]))
+    if absent := not_there(plain):
+        raise SystemExit("\n  ".join(["error: these are not there:", *absent]))
 
 
-def wrong_types(config: DictConfig) -> list[str]:
+def plain_values(config: DictConfig) -> dict[str, Any]:
+    """The config as plain data, without Hydra's own; UNKNOWN where a value cannot be resolved yet."""
+    return {str(key): _plain(config, str(key)) for key in config if key != "hydra"}
+
+
+def wrong_types(plain: Mapping[str, Any]) -> list[str]:
     """One line for each argument of a `_target_` whose value is of another type than its annotation says."""
-    plain = {str(key): _plain(config, str(key)) for key in config if key != "hydra"}
     return [problem for path, node in _targets(plain) for problem in _misfits(path, node)]
 
 

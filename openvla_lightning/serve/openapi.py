@@ -88,15 +88,18 @@ def description(reader: Reader, max_bytes: int, guarded: bool) -> dict[str, Any]
             "503": {"description": "it stops", "content": _json(anything)},
         },
     }
-    info = {"operationId": "info", "responses": {"200": {"description": "what acts", "content": _json(anything)}}}
-    metrics = {
+    info: dict[str, Any] = {
+        "operationId": "info",
+        "responses": {"200": {"description": "what acts", "content": _json(anything)}},
+    }
+    metrics: dict[str, Any] = {
         "operationId": "metrics",
         "responses": {
             "200": {"description": "for Prometheus", "content": {"text/plain": {"schema": {"type": "string"}}}}
         },
     }
     for operation in (info, metrics):
-        operation["responses"] = {**operation["responses"], **_errors(401)}  # type: ignore[dict-item]
+        operation["responses"] = {**operation["responses"], **_errors(401)}
     page: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "openvla_lightning", "version": openvla_lightning.__version__},

@@ -1,15 +1,17 @@
 """Low-rank adapters, injected by peft."""
 
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from openvla_lightning.model.vla import VLA
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 RELEASED_TARGETS = frozenset(
     [
@@ -118,6 +120,8 @@ class LoRA:
         self._inject(vla, init=True)
 
     def _inject(self, vla: VLA, init: str | bool) -> None:
+        from peft import LoraConfig, inject_adapter_in_model  # brings bitsandbytes: two seconds
+
         names = sorted(self._matches(vla))
         if not names:
             where = ", ".join(self.within or ["this model"])
@@ -178,18 +182,26 @@ def merge(vla: VLA) -> None:
     Raises:
         ValueError: when that layer is quantised: load the base without quantisation and merge there.
     """
-    for name, module in list(vla.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            parent, _, child = name.rpartition(".")
-            setattr(vla.get_submodule(parent), child, _merged(module))
+    for name, module in adapted_layers(vla).items():
+        parent, _, child = name.rpartition(".")
+        setattr(vla.get_submodule(parent), child, _merged(module))
 
 
-def merged_state(vla: VLA) -> dict[str, tuple[Tensor, BaseTunerLayer | None]]:
+def adapted_layers(model: nn.Module) -> "dict[str, BaseTunerLayer]":
+    """Name -> layer, of those with adapters. There are none where nobody imported peft, which nobody does for this."""
+    if "peft.tuners.tuners_utils" not in sys.modules:
+        return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def merged_state(vla: VLA) -> "dict[str, tuple[Tensor, BaseTunerLayer | None]]":
     """The model's `state_dict` under the base's names: each tensor, and the adapter that is to be merged into it.
 
     Nothing is computed yet: `merged_weight` does so for one layer at a time.
     """
-    layers = {name: module for name, module in vla.named_modules() if isinstance(module, BaseTunerLayer)}
+    layers = adapted_layers(vla)
     state: dict[str, tuple[Tensor, BaseTunerLayer | None]] = {}
     for key, tensor in vla.state_dict().items():
         name, is_base, parameter = key.partition(".base_layer.")
@@ -200,7 +212,7 @@ def merged_state(vla: VLA) -> dict[str, tuple[Tensor, BaseTunerLayer | None]]:
     return state
 
 
-def merged_weight(layer: BaseTunerLayer) -> Tensor:
+def merged_weight(layer: "BaseTunerLayer") -> Tensor:
     """The weight of an adapted layer with the adapter folded in, float32; the layer itself stays as it is."""
     return _merged(copy.deepcopy(layer), keep_dtype=False).weight.detach()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from toy_world import CORNERS, SIZE, ToyWorld, Walker
 from openvla_lightning.evaluation.control import Control, ask, observed
 from openvla_lightning.evaluation.plan import plan_episodes
 from openvla_lightning.evaluation.rollout import rollout
+from openvla_lightning.evaluation.scoring import evaluate
 from openvla_lightning.types import Observation
 
 
@@ -61,6 +63,14 @@ def test_as_many_actions_of_a_chunk_are_executed_as_asked(execute: int | None, e
     steps = [int(seen.proprio[2]) for seen in walker.asked if seen.proprio is not None]
     assert {step % executed for step in steps} == {0}, "between two questions so many actions pass"
     assert len(steps) == sum(-(-episode.length // executed) for episode in episodes)
+
+
+def test_results_say_how_many_actions_a_call_gave(tmp_path: Path) -> None:
+    slots = {"num_envs": 2, "num_workers": 1, "episodes_per_task": 1}  # in two groups: one robot a call
+    for execute, executed in ((None, 4), (3, 3)):
+        results = evaluate(ChunkWalker(), Seeing, tmp_path / str(executed), execute=execute, **slots)  # type: ignore[arg-type]
+        assert results.timing["actions_per_call"] == executed
+        assert results.timing["seconds_per_call"] > 0
 
 
 def test_chunks_play_the_same_whatever_the_number_of_workers() -> None:

@@ -17,6 +17,7 @@ from openvla_lightning.env.base import EVALUATION_SEEDS
 from openvla_lightning.env.workers import WorkerError
 from openvla_lightning.evaluation.plan import plan_episodes, shuffle_instructions
 from openvla_lightning.evaluation.rollout import rollout
+from openvla_lightning.evaluation.spent import Spent
 
 TASKS = list(ToyWorld().tasks.values())
 
@@ -30,6 +31,16 @@ def test_a_policy_that_knows_the_way_arrives():
     assert [e.task for e in episodes] == [task.name for task in TASKS] * 3
     assert all(e.success and 1 <= e.length < ToyWorld.max_episode_steps for e in episodes)
     assert {e.instruction for e in episodes if e.task == "go_red"} == {"go to the red corner"}
+
+
+def test_where_the_seconds_went_is_told():
+    spent = Spent()
+    rollout(Walker(), ToyWorld, planned(3), num_envs=4, num_workers=2, spent=spent)
+    assert spent.processes == 2
+    assert 0 < spent.policy + spent.waiting <= spent.playing
+    assert 0 < spent.simulator <= spent.playing * spent.processes
+    assert set(spent.shares()) == {"share_policy", "share_waiting", "share_simulator"}
+    assert Spent().shares() == {}
 
 
 def test_shuffled_instructions_lead_to_the_wrong_corner():

@@ -1,5 +1,7 @@
 """Paired comparisons: exact values, no false alarms, and the power they are said to have."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -25,6 +27,12 @@ def test_mcnemar_against_exact_values():
     assert mcnemar(1, 7) == pytest.approx(18 / 256)
     assert mcnemar(6, 0) == pytest.approx(2 / 64)
     assert mcnemar(0, 0) == mcnemar(4, 4) == 1.0
+
+
+def test_mcnemar_of_thousands_of_pairs_is_exact_and_soon_there():
+    some = 2 * sum(math.comb(1500, k) for k in range(701)) / 2**1500
+    assert mcnemar(700, 800) == some
+    assert mcnemar(9_900, 10_100) == pytest.approx(math.erfc(199 / math.sqrt(2 * 20_000)), rel=1e-2)
 
 
 @given(st.integers(0, 60), st.integers(0, 60))

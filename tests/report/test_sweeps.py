@@ -62,6 +62,17 @@ def test_differences_from_the_first_run_are_paired_and_marked(tmp_path: Path) ->
     assert [row[place] for row in rows] == ["-", "-10", "-100 *"]
 
 
+def test_actions_a_second_count_those_of_a_chunk(tmp_path: Path) -> None:
+    for chunk, seconds in ((1, 0.05), (8, 0.1)):
+        folder, timing = tmp_path / str(chunk), {"seconds_per_call": seconds, "actions_per_call": 8.0 * chunk}
+        write_run(folder, [f"data.action_chunk={chunk}"], COSTS)
+        episodes = [Episode("lift", "lift", 1, "lift it", True, 9)]
+        Results(label="mine", env="toy", episodes=episodes, timing=timing).save(folder / "evaluation")
+    header, *rows = sweep_rows(find_runs(tmp_path))
+    told = [[row[header.index(name)] for name in ("actions", "decision")] for row in rows]
+    assert told == [["160 / s", "50 ms"], ["640 / s", "100 ms"]]
+
+
 def test_learning_curves_lie_over_each_other(tmp_path: Path) -> None:
     for number in range(2):
         write_run(tmp_path / str(number), [f"seed={number}"], COSTS, successes=5)

@@ -1,0 +1,69 @@
+"""Episodes an hour in the tabletop world: many simulators that share the policy's calls, against one after the other.
+
+    python benchmarks/rollout.py
+    python benchmarks/rollout.py --envs 16 --workers 2 --episodes 24 --rounds 3
+
+The same policy of random weights plays the same scenes both ways, in turn; episodes an hour by the clock and by the CPU
+time of this process and its simulators. Every episode runs to its end, as nothing succeeds.
+"""
+
+import argparse
+import os
+import statistics
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from openvla_lightning.bench_latency import MODELS, random_policy
+from openvla_lightning.env.tabletop import Tabletop
+from openvla_lightning.evaluation.plan import plan_episodes
+from openvla_lightning.evaluation.rollout import rollout
+from openvla_lightning.evaluation.spent import Spent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--envs", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--episodes", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    policy = random_policy(MODELS["tiny"], torch.device("cpu"), torch.float32, None)
+    ways = {"one at a time": (1, 1), f"{arguments.envs} simulators": (arguments.envs, arguments.workers)}
+    found: dict[str, list[tuple[float, float, dict[str, float]]]] = {name: [] for name in ways}
+    for _ in range(arguments.rounds):
+        for name, (envs, workers) in ways.items():
+            found[name].append(play(policy, envs, workers, arguments.episodes))
+    table = Table("way", title=f"{arguments.episodes} episodes, medians of {arguments.rounds}")
+    for column in ("episodes an hour", "episodes a CPU hour", "policy", "waiting", "simulator"):
+        table.add_column(column, justify="right")
+    for name, rounds in found.items():
+        rates = [f"{statistics.median(taken[i] for taken in rounds):,.0f}" for i in (0, 1)]
+        keys = ("share_policy", "share_waiting", "share_simulator")
+        table.add_row(name, *rates, *(f"{statistics.median(taken[2][key] for taken in rounds):.0%}" for key in keys))
+    Console().print(table)
+
+
+def play(policy: Any, envs: int, workers: int, episodes: int) -> tuple[float, float, dict[str, float]]:
+    """Episodes an hour of playing, the same per hour of CPU time, and the shares of time."""
+    spent = Spent()
+    before = os.times()
+    rollout(
+        policy,
+        partial(Tabletop, tasks=["push_*_left"]),
+        lambda tasks: plan_episodes(tasks.values(), -(-episodes // len(tasks)))[:episodes],
+        num_envs=envs,
+        num_workers=workers,
+        spent=spent,
+    )
+    after = os.times()  # of simulators that have ended, too: their start is in it
+    cpu = sum(after[:4]) - sum(before[:4])
+    return 3600 * episodes / spent.playing, 3600 * episodes / cpu, spent.shares()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What a config names that is not on this machine, told before torch is imported."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+STORED = "openvla_lightning.data.source.formats.stored"
+
+
+def not_there(config: Mapping[str, Any]) -> list[str]:
+    """One line for each path to weights, and for each dataset of the mixture, that is not there.
+
+    Only what is certain: a hub id or a URL is looked for later, and so is what cannot be resolved yet.
+    """
+    return [*_weights(config), *_datasets(config)]
+
+
+def _weights(config: Mapping[str, Any]) -> Iterator[str]:
+    model, paths = (config.get(part) for part in ("model", "paths"))
+    named = {"ckpt_path": config.get("ckpt_path")}
+    if isinstance(model, dict):
+        named["model.init_from"] = model.get("init_from")
+    logs = Path(str(paths.get("log_dir", "runs"))) if isinstance(paths, dict) else Path("runs")
+    for key, value in named.items():
+        if not isinstance(value, str) or not (value.startswith((".", "/", "~")) or value.endswith((".ckpt", ".pt"))):
+            continue
+        path = Path(value).expanduser()
+        if not path.exists() and not path.is_relative_to(logs):  # of runs, what to do first is said later
+            yield f"{key}={value}: there is no file or folder of this name"
+
+
+def _datasets(config: Mapping[str, Any]) -> Iterator[str]:
+    data = config.get("data")
+    if not isinstance(data, dict):
+        return
+    source, mix = data.get("source"), data.get("mix")
+    if not isinstance(source, dict) or source.get("_target_") != STORED or not isinstance(mix, dict):
+        return
+    root, described = source.get("root"), data.get("datasets")
+    if not isinstance(root, str) or "://" in root:
+        return
+    own = described if isinstance(described, dict) else {}
+    absent = [name for name in mix if name not in own and not Path(root).expanduser().joinpath(str(name)).exists()]
+    problems = [problem for name in absent if (problem := _absent(str(name), root))]
+    if problems:
+        yield from [*problems, "Point paths.data_dir=... or OPENVLA_LIGHTNING_DATA to where the datasets are"]
+
+
+def _absent(name: str, root: str) -> str | None:
+    """Where a dataset was looked for and is to be had; None for what the embedded world makes by itself."""
+    from openvla_lightning.data.oxe.catalogue import dataset_spec
+    from openvla_lightning.data.oxe.datasets import TABLETOP
+
+    try:
+        where = dataset_spec(name).where
+    except ValueError as error:
+        return str(error)
+    hint = where.format(name=name, root=root) or "put its RLDS folder there"
+    return None if where == TABLETOP else f"{name}: no {Path(root, name)}. Get it: {hint}"
