@@ -29,6 +29,9 @@ SMALL = 1 << 16
 ATEN = torch.ops.aten
 GPU, UNNUMBERED = torch.device("cuda", 0), torch.device("cuda")
 PRODUCTS = {ATEN.mm, ATEN.addmm, ATEN.bmm, ATEN.baddbmm, ATEN.convolution}
+SEEN = {"__get__", "linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "conv2d"}
+SEEN |= {"scaled_dot_product_attention"}
+"""Functions that are told where a tensor is: `tensor.is_cuda` is one, and autocast asks before it multiplies."""
 INDEXING = {ATEN.index, ATEN.index_put, ATEN.index_put_}
 
 
@@ -200,7 +203,7 @@ class _Devices(TorchFunctionMode):
         given = {name: _numbered(value) for name, value in (kwargs or {}).items()}
         if function in (torch.tensor, torch.as_tensor) and given.get("device") == GPU:
             return function(*args, **{**given, "device": "cpu"}).to(GPU)
-        self.gpu.disguised = getattr(function, "__name__", "") != "__get__"  # `tensor.is_cuda` is such a function
+        self.gpu.disguised = getattr(function, "__name__", "") not in SEEN
         try:
             return function(*map(_numbered, args), **given)
         finally:
