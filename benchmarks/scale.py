@@ -1,4 +1,4 @@
-"""What training openvla-7b in full needs on 1, 8, 64 and 512 GPUs, by arithmetic: the table of docs/scaling.md.
+"""What training openvla-7b in full needs on 1, 8, 64 and 512 GPUs, by arithmetic.
 
     python benchmarks/scale.py
     python benchmarks/scale.py --ranks   # 512 processes' shares of the order of training, at its full size
