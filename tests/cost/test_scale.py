@@ -20,6 +20,11 @@ def scale() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
+def test_the_table_of_the_docs_is_what_the_code_gives(scale: ModuleType) -> None:
+    assert scale.table() in (ROOT / "docs" / "scaling.md").read_text(), "run: python benchmarks/scale.py"
+
+
 def test_what_a_step_moves(scale: ModuleType) -> None:
     one, node = scale.traffic(10**9, 1, 1, 1), scale.traffic(10**9, 8, 1, 1)
     assert (one.inside, one.between) == (0, 0)
