@@ -21,7 +21,7 @@ from openvla_lightning.bench_latency import MODELS, random_policy
 from openvla_lightning.env.tabletop import Tabletop
 from openvla_lightning.evaluation.plan import plan_episodes
 from openvla_lightning.evaluation.rollout import rollout
-from openvla_lightning.evaluation.spent import Spent
+from openvla_lightning.evaluation.timing import Stopwatch
 
 
 def main() -> None:
@@ -43,14 +43,14 @@ def main() -> None:
         table.add_column(column, justify="right")
     for name, rounds in found.items():
         rates = [f"{statistics.median(taken[i] for taken in rounds):,.0f}" for i in (0, 1)]
-        keys = ("share_policy", "share_waiting", "share_simulator")
+        keys = ("policy_share", "waiting_share", "simulator_share")
         table.add_row(name, *rates, *(f"{statistics.median(taken[2][key] for taken in rounds):.0%}" for key in keys))
     Console().print(table)
 
 
 def play(policy: Any, envs: int, workers: int, episodes: int) -> tuple[float, float, dict[str, float]]:
     """Episodes an hour of playing, the same per hour of CPU time, and the shares of time."""
-    spent = Spent()
+    stopwatch = Stopwatch()
     before = os.times()
     rollout(
         policy,
@@ -58,11 +58,12 @@ def play(policy: Any, envs: int, workers: int, episodes: int) -> tuple[float, fl
         lambda tasks: plan_episodes(tasks.values(), -(-episodes // len(tasks)))[:episodes],
         num_envs=envs,
         num_workers=workers,
-        spent=spent,
+        stopwatch=stopwatch,
     )
     after = os.times()  # of simulators that have ended, too: their start is in it
     cpu = sum(after[:4]) - sum(before[:4])
-    return 3600 * episodes / spent.playing, 3600 * episodes / cpu, spent.shares()
+    told = stopwatch.summary(episodes)
+    return told["episodes_per_hour"], 3600 * episodes / cpu, told
 
 
 if __name__ == "__main__":

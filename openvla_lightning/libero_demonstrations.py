@@ -15,7 +15,7 @@ import argparse
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from functools import cache
@@ -124,11 +124,11 @@ def _play_once(
 
 
 def play_all(
-    folder: Path, suite: str, tasks: Sequence[int], states: int, pushes: float, workers: int
+    folder: Path, suite: str, tasks: Sequence[int], states: Mapping[str, int], pushes: float, workers: int
 ) -> dict[str, list[Path]]:
     """Play what `folder` lacks in parallel; the files of the episodes that succeeded, by split."""
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = {split: list(STATES[split])[: states if split == "train" else None] for split in STATES}
+    chosen = {split: list(STATES[split])[: states[split]] for split in STATES}
     wanted = [(split, task, state) for task in tasks for split in STATES for state in chosen[split]]
     files = {(split, task, state): folder / f"task_{task}_state_{state:02d}.npz" for split, task, state in wanted}
     missing = {key: path for key, path in files.items() if not path.exists()}
@@ -169,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="<root>/<suite>_scripted/<version>")
     parser.add_argument("--tasks", type=int, nargs="*", default=list(range(10)), help="their numbers in the suite")
     parser.add_argument("--states", type=int, default=36, help="initial states of each task to train on, at most 36")
+    parser.add_argument("--validate", type=int, default=4, help="and to validate on, at most 4")
     parser.add_argument("--pushes", type=float, default=0.5, help="how hard, 1 being the fastest move")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; one per core")
     given = parser.parse_args(arguments)
@@ -176,7 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if suite not in SUITES:
         names = ", ".join(f"{name}_scripted" for name in SUITES)
         parser.error(f"{given.folder}: the folder above the version is called after the suite, one of {names}")
-    played = play_all(given.folder / "played", suite, given.tasks, given.states, given.pushes, max(1, given.workers))
+    states = {"val": given.validate, "train": given.states}
+    played = play_all(given.folder / "played", suite, given.tasks, states, given.pushes, max(1, given.workers))
     if empty := [split for split, files in played.items() if not files]:
         parser.error(f"the expert solved no initial state for the split {empty[0]}; nothing is written")
     features = tfds.features
@@ -194,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         LiberoDemonstrations(suite, played),
         episodes_per_shard=4,
         workers=given.workers,
-        recipe={"suite": suite, "tasks": given.tasks, "states": given.states, "pushes": given.pushes},
+        recipe={"suite": suite, "tasks": given.tasks, "states": states, "pushes": given.pushes},
         description="Demonstrations of a scripted expert in LIBERO",
     )
 

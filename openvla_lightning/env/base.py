@@ -61,7 +61,8 @@ class RolloutEnv(Protocol):
     """A world in which episodes are rolled out.
 
     An episode depends on its task and its seed alone, never on the episodes before it: the same pair gives the same
-    scene, whichever process renders it.
+    scene, whichever process renders it. A world may have an attribute `looking`, True after a reset: while it is False,
+    nobody sees what the world shows, and pictures need not be drawn.
 
     A class may have a static `tasks_of(**arguments)`, which says the same as `tasks` of a world that these arguments
     would build: what is asked of an evaluation is then checked before any world is.

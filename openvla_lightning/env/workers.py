@@ -12,15 +12,14 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
 from openvla_lightning.env.base import Check, EnvFactory, RequestError, RolloutEnv, Task
+from openvla_lightning.env.commands import Command, Outcome, obey
 
 
 class WorkerError(RuntimeError):
@@ -31,47 +30,6 @@ class BuildError(WorkerError):
     """An environment could not be built."""
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Begin an episode."""
-
-    task: str
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Execute an action [D], or none, and then let the world go on for `waits` more actions' time."""
-
-    action: np.ndarray | None
-    waits: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a slot answers to a command.
-
-    Attributes:
-        seen: what the policy sees next, `image`, `<view>_image` uint8 [H, W, 3], `proprio` [P]; None after an error.
-        done: the episode is over; the next command must be a `Start`.
-        success: as judged so far.
-        progress: share of the task that is done, 0 to 1.
-        steps, seconds: control steps that passed, waits included, and what the simulator took for them.
-        instruction: the episode's own words, in the answer to a `Start`.
-        error: traceback of the environment, or how its process died; the episode is lost.
-    """
-
-    seen: Mapping[str, np.ndarray] | None
-    done: bool = False
-    success: bool = False
-    progress: float = 0.0
-    steps: int = 0
-    instruction: str = ""
-    error: str | None = None
-    seconds: float = 0.0
-
-
-Command = Start | Move
 _SELF_TEST = "self-test"
 PATIENCE = 600.0
 """Seconds in which a process must answer; one that hangs for longer is ended as if it had died."""
@@ -80,8 +38,9 @@ PATIENCE = 600.0
 class EnvWorkers:
     """`num_slots` environments over `num_workers` processes; a context manager.
 
-    Slot i lives in process i mod `num_workers`, so results cannot depend on the number of processes. Commands to one
-    process are answered in order. One that dies is started again; the episodes it held are answered with an error.
+    Slot i lives in process i mod `num_workers`, whatever is asked of it, so results cannot depend on the number of
+    processes. Commands to one process are answered in order. A process that dies is started again; the episodes it held
+    are answered with an error.
 
     Args:
         make_env: picklable; called once per slot, in the worker.
@@ -103,7 +62,6 @@ class EnvWorkers:
         except BaseException:
             self.close()
             raise
-        self.processes = len(self._workers)
         self.tasks: Mapping[str, Task] = self._workers[0].tasks
         self.max_episode_steps = self._workers[0].max_episode_steps
         self.control_hz = self._workers[0].control_hz
@@ -133,8 +91,8 @@ class EnvWorkers:
         return dict(sorted(outcomes.items()))
 
     def _split(self, commands: Mapping[int, Command]) -> list[tuple["_Worker", list[int]]]:
-        lots = enumerate(self._workers)
-        parts = [(worker, [slot for slot in commands if slot % self.processes == i]) for i, worker in lots]
+        count = len(self._workers)
+        parts = [(self._workers[i], [slot for slot in commands if slot % count == i]) for i in range(count)]
         return [(worker, slots) for worker, slots in parts if slots]
 
     def close(self) -> None:
@@ -232,15 +190,17 @@ def _serve(connection: Connection, make_env: EnvFactory) -> None:
         while True:
             message = connection.recv()
             if message == _SELF_TEST:
-                connection.send((getattr(spare[0], "self_test", list)(), _renderer()))
+                test = getattr(spare[0], "self_test", list)
+                connection.send((test(), _renderer()))
                 continue
             answers = {}
             for slot, command in message.items():
+                started = time.perf_counter()
                 try:
                     if slot not in envs:
                         envs[slot] = spare.pop() if spare else make_env()
-                    began = time.perf_counter()
-                    answers[slot] = replace(_obey(envs[slot], command), seconds=time.perf_counter() - began)
+                    outcome = obey(envs[slot], command)
+                    answers[slot] = replace(outcome, seconds=time.perf_counter() - started)
                 except Exception:
                     answers[slot] = Outcome(None, error=traceback.format_exc())
                     _discard(envs.pop(slot, None))
@@ -276,25 +236,3 @@ def _discard(env: RolloutEnv | None) -> None:
             env.close()
     except Exception:  # it is broken already; the first error is the one to report
         traceback.print_exc()
-
-
-def _obey(env: RolloutEnv, command: Command) -> Outcome:
-    if isinstance(command, Start):
-        try:
-            observation, info = env.reset(seed=command.seed, options={"task": command.task})
-        except Exception as error:
-            error.add_note(f"while starting task {command.task!r} with seed {command.seed}")
-            raise
-        return Outcome(_shown(observation), instruction=info["instruction"])
-    for steps in range(1, command.waits + 2):
-        first = steps == 1 and command.action is not None
-        observation, _, terminated, truncated, info = env.step(command.action) if first else env.wait()  # type: ignore[arg-type]
-        if terminated or truncated:
-            break
-    success, progress = bool(info["success"]), float(info.get("progress", info["success"]))
-    return Outcome(_shown(observation), bool(terminated or truncated), success, progress, steps)
-
-
-def _shown(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of an observation, what a policy may look at."""
-    return {name: value for name, value in observation.items() if name.endswith("image") or name == "proprio"}

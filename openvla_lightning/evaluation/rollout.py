@@ -4,19 +4,20 @@ The same arguments give the same episodes bit for bit, whatever the number of wo
 with them the rounding of the policy's arithmetic, depend on `num_envs` and the plan alone.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from openvla_lightning.env.base import Check, EnvFactory, RequestError, Task, refusing
-from openvla_lightning.env.workers import Command, EnvWorkers, Move, Outcome, Start, WorkerError
+from openvla_lightning.env.commands import Command, Move, Outcome, Start
+from openvla_lightning.env.workers import EnvWorkers, WorkerError
 from openvla_lightning.evaluation.control import Actor, Control, ask, observed
 from openvla_lightning.evaluation.ensemble import Memory
 from openvla_lightning.evaluation.plan import Plan
-from openvla_lightning.evaluation.spent import Spent
+from openvla_lightning.evaluation.played import Played
+from openvla_lightning.evaluation.timing import Stopwatch
 from openvla_lightning.report.results import Episode
 from openvla_lightning.types import Observation
 
@@ -39,6 +40,7 @@ class _Running:
         moves: what it is to do before the policy is asked again.
         memory: what an ensemble remembers of it.
         executed: its actions [D] so far.
+        shown: what it was shown at each step, where that is kept.
         pending: in real time, the actions [T, D] that the policy is still thinking about.
     """
 
@@ -53,11 +55,11 @@ class _Running:
     executed: list[np.ndarray] = field(default_factory=list)
     pending: np.ndarray | None = None
     length: int = 0
-    frames: list[np.ndarray] | None = None
+    shown: list[Mapping[str, np.ndarray]] | None = None
 
 
-OnEpisode = Callable[[int, Episode, list[np.ndarray] | None], None]
-"""Called as each episode ends with its number in the plan, the episode, and its images if they were kept."""
+OnEpisode = Callable[[int, Episode, Played | None], None]
+"""Called as each episode ends with its number in the plan, the episode, and what it was shown if that was kept."""
 
 
 def rollout(
@@ -67,12 +69,12 @@ def rollout(
     num_envs: int = 16,
     num_workers: int = 2,
     on_episode: OnEpisode | None = None,
-    keep_frames: Callable[[Plan], bool] = lambda plan: False,
+    keep: Callable[[Plan], bool] = lambda plan: False,
     wanted: Callable[[Plan], bool] = lambda plan: True,
     control: Control | None = None,
     on_ready: Callable[[Control], None] = lambda control: None,
     on_self_test: Callable[[list[Check], str | None], None] | None = None,
-    spent: Spent | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> list[Episode]:
     """Roll out every planned episode; return them in the order of the plan.
 
@@ -87,13 +89,13 @@ def rollout(
         num_envs: environments in all; half of them share a batch.
         num_workers: processes that simulate.
         on_episode: told of each episode as it ends (then not in the order of the plan).
-        keep_frames: asked when an episode starts whether its images are to be kept for `on_episode`.
+        keep: asked when an episode starts whether what it is shown is to be kept for `on_episode`.
         wanted: asked before an episode starts whether it is still needed.
         control: whether the world waits for the policy, and how much of a chunk is executed; default: it does, all.
         on_ready: told of `control` when what it left open is known, before the first episode.
         on_self_test: told what the environment's self-test found and what drew its pictures, before the policy is
             loaded; None: there is no test.
-        spent: what the seconds are added to.
+        stopwatch: measures where the time goes.
 
     Raises:
         WorkerError: when an environment cannot be built, or no episode runs without an error.
@@ -108,8 +110,9 @@ def rollout(
         actor = loaded(policy)
         control = (control or Control()).settle(actor, workers.control_hz)
         on_ready(control)
-        played = Rollout(actor, workers, waiting, control, wanted, keep_frames, on_episode, spent or Spent())
-        return played.play(num_envs)
+        stopwatch = stopwatch or Stopwatch()
+        with stopwatch.running(min(num_workers, num_envs)):
+            return Rollout(actor, workers, waiting, control, wanted, keep, on_episode, stopwatch).play(num_envs)
 
 
 class Rollout:
@@ -122,14 +125,13 @@ class Rollout:
         plans: Sequence[Plan],
         control: Control,
         wanted: Callable[[Plan], bool],
-        keep_frames: Callable[[Plan], bool],
+        keep: Callable[[Plan], bool],
         on_episode: OnEpisode | None,
-        spent: Spent,
+        stopwatch: Stopwatch,
     ) -> None:
-        self.spent = spent
         self.actor, self.workers, self.control = actor, workers, control
-        self.smoother = control.smoother
-        self.wanted, self.keep_frames, self.on_episode = wanted, keep_frames, on_episode
+        self.smoother, self.stopwatch = control.smoother, stopwatch
+        self.wanted, self.keep, self.on_episode = wanted, keep, on_episode
         self.earlier: int = getattr(actor, "history", 1) - 1
         self.waiting = deque(enumerate(plans))
         self.retries: deque[_Running] = deque()
@@ -138,8 +140,6 @@ class Rollout:
 
     def play(self, num_slots: int) -> list[Episode]:
         """Play everything; one group of slots is simulated while the policy looks at the other."""
-        began = time.perf_counter()
-        self.spent.processes = self.workers.processes
         groups: deque[dict[int, Command]] = deque()
         for group in range(NUM_GROUPS):
             # Slot numbers alternate between workers within each group.
@@ -149,14 +149,12 @@ class Rollout:
             groups.append(commands)
         while groups:
             if commands := groups.popleft():
-                asked = time.perf_counter()
-                outcomes = self.workers.receive(commands)
-                self.spent.waiting += time.perf_counter() - asked
-                self.spent.simulator += sum(outcome.seconds for outcome in outcomes.values())
+                with self.stopwatch.idling():
+                    outcomes = self.workers.receive(commands)
+                self.stopwatch.simulator += sum(outcome.seconds for outcome in outcomes.values())
                 commands = self.settle(outcomes)
                 self.workers.send(commands)
                 groups.append(commands)
-        self.spent.playing += time.perf_counter() - began
         return [self.episodes[number] for number in sorted(self.episodes)]
 
     def start(self, slot: int) -> Start | None:
@@ -170,7 +168,7 @@ class Rollout:
                 self.running.pop(slot, None)
                 return None
             episode = _Running(*self.waiting.popleft())
-        episode.frames = [] if self.keep_frames(episode.plan) else None
+        episode.shown = [] if self.keep(episode.plan) else None
         self.running[slot] = episode
         return Start(episode.plan.task.name, episode.plan.seed)
 
@@ -188,25 +186,26 @@ class Rollout:
             else:
                 ready.append(slot)
         if ready:
-            began = time.perf_counter()
-            chunks = ask(self.actor, [self.observation(self.running[slot]) for slot in ready])
-            self.spent.policy += time.perf_counter() - began
+            with self.stopwatch.acting():
+                chunks = ask(self.actor, [self.observation(self.running[slot]) for slot in ready])
             for slot, chunk in zip(ready, chunks, strict=True):
                 episode = self.running[slot]
                 actions = self.control.chosen(chunk)
                 if self.smoother is not None:
                     episode.memory, action = self.smoother.step(episode.memory, chunk)
                     actions = action[None]
+                self.stopwatch.actions += len(actions)
                 episode.moves = self.moves(episode, actions)
                 commands[slot] = self.next_move(episode)
         return commands
 
     def next_move(self, episode: _Running) -> Move:
-        """What an episode does now."""
+        """What an episode does now; nobody looks within a chunk, unless pictures are kept or remembered."""
         move = episode.moves.popleft()
         if move.action is not None:
             episode.executed.append(move.action)
-        return move
+        unseen = episode.moves and episode.shown is None and not self.earlier
+        return replace(move, look=False) if unseen else move
 
     def goes_on(self, episode: _Running, outcome: Outcome) -> bool:
         """Take in one answer; whether its episode is not over."""
@@ -222,8 +221,8 @@ class Rollout:
                 episode.past.appendleft(episode.seen)
             episode.length += outcome.steps
             episode.seen = outcome.seen
-            if episode.frames is not None:
-                episode.frames.append(outcome.seen["image"])
+            if episode.shown is not None:
+                episode.shown.append(outcome.seen)
             if not outcome.done and episode.length < self.workers.max_episode_steps:
                 return True
         self.end(episode, outcome)
@@ -268,7 +267,9 @@ class Rollout:
             jerk=None if outcome.error else jerk(episode.executed),
         )
         if self.on_episode:
-            self.on_episode(episode.number, finished, None if outcome.error else episode.frames)
+            kept = None if outcome.error or episode.shown is None else episode.shown
+            rate = self.workers.control_hz
+            self.on_episode(episode.number, finished, None if kept is None else Played(kept, episode.executed, rate))
         if len(self.episodes) >= HOPELESS and all(played.error for played in self.episodes.values()):
             raise WorkerError(f"no episode ran without an error; the last one:\n{outcome.error}")
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from openvla_lightning.env.base import EnvFactory, RequestError, Task, kind_of, world_of
+from openvla_lightning.data.source.lerobot.recorder import Recorder
+from openvla_lightning.env.base import EnvFactory, RequestError, Task, kind_of, refusing, world_of
 from openvla_lightning.env.recorded import Offline
 from openvla_lightning.env.workers import BuildError
 from openvla_lightning.evaluation.control import Actor, Control
@@ -19,6 +20,7 @@ from openvla_lightning.evaluation.rollout import loaded
 from openvla_lightning.evaluation.session import Enough, SelfTestError, Session
 from openvla_lightning.evaluation.stopping import Decided, shuffled
 from openvla_lightning.report.results import Results
+from openvla_lightning.report.shards import EvaluationShard, ShardError, merge
 from openvla_lightning.report.versions import mismatches, versions
 from openvla_lightning.report.writing import write_report
 from openvla_lightning.statistics import UnknownDatasetError
@@ -48,6 +50,9 @@ def evaluate(
     stop: str = "never",
     against: str | Path | None = None,
     margin: float | None = None,
+    shard: str | None = None,
+    record: str | Path | None = None,
+    record_failures: bool = True,
     num_envs: int = 16,
     num_workers: int | None = None,
     save_videos: int = 1,
@@ -80,6 +85,10 @@ def evaluate(
             (see `stopping.Decided`); episodes are then played in a random order. `never`: all are played.
         against: results of another policy on the same scenes, for `stop=decided`.
         margin: a difference of success rates that does not matter, for `stop=decided`; None: every one does.
+        shard: `k/n`: play every n-th episode alone, beginning with the k-th, into `output_dir/shard_k_of_n`. The shard
+            that finds the others finished writes the results of the whole into `output_dir`; see `report.shards`.
+        record: folder of a LeRobot dataset that the episodes become, see `Recorder`; None: they are not kept.
+        record_failures: keep those that fail, too, marked as such.
         num_envs: environments at a time. Half of them make one batch for the policy.
         num_workers: processes that simulate; as many as CPU cores by default. Does not change results.
         save_videos: how many successes, and how many failures, of each task family are kept as MP4 at most.
@@ -95,6 +104,10 @@ def evaluate(
         WorkerError: when no episode runs without an error.
     """
     console = console or Console()
+    fixed = kind_of(env) == "rollouts" and episodes_per_task != "auto" and stop == "never"
+    part = _part(shard, fixed, control, latency)
+    recorder = None if record is None else _recorder(record, record_failures, kind_of(env) != "rollouts", control)
+    folder = Path(output_dir) if part is None else part.folder(output_dir)
     world = world_of(env)
     results = Results(
         label=label,
@@ -105,6 +118,7 @@ def evaluate(
         complete=False,
         versions=versions(),
         config=dict(config or {}),
+        shard=None if part is None else str(part),
     )
     results.notes = mismatches(getattr(world, "reference_versions", {}), results.versions)
     results.notes += getattr(world, "version_notes", lambda found: [])(results.versions)
@@ -123,7 +137,7 @@ def evaluate(
         else:
             enough = Enough(episodes_per_task, interval_width)
             decided = _stopping(stop, against, margin)
-            session = Session(results, Path(output_dir), enough, save_videos, console, decided)
+            session = Session(results, folder, enough, save_videos, console, decided, part, recorder)
             plans = functools.partial(_plan, tasks, enough, seed, instructions, decided is not None)
             if (known := _announced(world, env)) is not None:
                 plans(known)
@@ -134,9 +148,45 @@ def evaluate(
     finally:
         results.timing["seconds"] = round(time.monotonic() - started, 1)
         if results.episodes or results.offline:
-            report = write_report(results, output_dir, console)
+            report = write_report(results, folder, console)
             console.print(f"written to {report.parent}")
+    whole = part is None or _merge(Path(output_dir), console)
+    if recorder is not None and whole and (dataset := recorder.write()) is not None:
+        console.print(f"recorded into {dataset}")
     return results
+
+
+def _part(shard: str | None, fixed: bool, control: str, latency: float | None) -> EvaluationShard | None:
+    if shard is None:
+        return None
+    with refusing():
+        part = EvaluationShard.parse(shard)
+    if not fixed:
+        raise RequestError(
+            "eval.shard splits rollouts whose number is fixed: give episodes_per_task=NUMBER and eval.stop=never"
+        )
+    if control == "realtime" and latency is None:
+        raise RequestError("eval.shard: every part would measure a latency of its own; give eval.latency=SECONDS")
+    return part
+
+
+def _recorder(folder: str | Path, failures: bool, offline: bool, control: str) -> Recorder:
+    if offline or control != "blocking":
+        raise RequestError("eval.record keeps a picture with each action: it needs rollouts, and eval.control=blocking")
+    with refusing():
+        return Recorder(folder, failures)
+
+
+def _merge(folder: Path, console: Console) -> bool:
+    """Write the results of the whole, if every shard has finished; whether it has."""
+    try:
+        whole = merge(folder)
+    except ShardError as error:
+        console.print(f"not merged yet: {error}")
+        return False
+    write_report(whole, folder, console)
+    console.print(f"all shards merged into {folder}")
+    return True
 
 
 def _name_tasks(tasks: str | Sequence[str], task_set: str | None) -> str:

@@ -1,28 +1,28 @@
 """Rollouts with everything about them on disk as they end: episodes, videos, what the world was like."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 
+from openvla_lightning.data.source.lerobot.recorder import Recorder
 from openvla_lightning.env.base import Check, EnvFactory, RequestError, Task
-from openvla_lightning.evaluation.control import Actor, Control, ask
+from openvla_lightning.evaluation.control import Actor, Control
 from openvla_lightning.evaluation.journal import Journal
 from openvla_lightning.evaluation.plan import Plan
+from openvla_lightning.evaluation.played import Played, taken
 from openvla_lightning.evaluation.rollout import rollout
-from openvla_lightning.evaluation.spent import Spent
 from openvla_lightning.evaluation.stopping import Decided
+from openvla_lightning.evaluation.timing import Stopwatch
 from openvla_lightning.evaluation.video import write_video
 from openvla_lightning.report.results import Episode, Results, success_rate
+from openvla_lightning.report.shards import EvaluationShard
 from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.runtime.progress import Bar
-from openvla_lightning.types import Observation
 
 AUTO_FEWEST, AUTO_MOST = 10, 200
 """Episodes of each task with `episodes_per_task=auto`."""
@@ -70,6 +70,8 @@ class Session:
         save_videos: int,
         console: Console,
         decided: Decided | None = None,
+        shard: EvaluationShard | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._results, self._folder, self._enough, self._save_videos = results, folder, enough, save_videos
         self._decided = decided
@@ -77,7 +79,7 @@ class Session:
         self._kept: Counter[tuple[str, bool]] = Counter()
         self._console = console
         self._plans: list[Plan] = []
-        self._calls: list[tuple[float, int]] = []  # seconds, and how many actions that gave
+        self._shard, self._recorder, self._played = shard, recorder, 0
 
     def run(
         self,
@@ -95,19 +97,19 @@ class Session:
             self._plans = plans(known)
             if self._decided is not None:
                 self._decided.check(self._plans)
-            total = None if self._enough.auto else len(self._plans)
+            total = None if self._enough.auto else sum(map(self._own, range(len(self._plans))))
             self._bar.restart(self._results.row, total)
+            self._others = {(p.task.name, p.seed) for n, p in enumerate(self._plans) if not self._own(n)}
             return self._plans
 
         def ready() -> Actor:
-            policy = _Timed(load(), control, self._calls)
+            policy = load()
             self._bar.restart(self._bar.label, self._bar.total)  # loading a model is no part of episodes' speed
             return policy
 
-        spent = Spent()
         starting = f"starting {num_envs} environments"
         self._bar = Bar(starting, None, "episodes", console=self._console)
-        with self._bar, _torch_threads(max(1, available_cores() // 2)):
+        with self._bar, _torch_threads(max(1, available_cores() // 2)), self._timed() as stopwatch:
             rollout(
                 ready,
                 make_env,
@@ -115,26 +117,31 @@ class Session:
                 num_envs,
                 num_workers or available_cores(),
                 on_episode=self._take,
-                keep_frames=lambda plan: any(
-                    self._kept[plan.task.family, s] < self._save_videos for s in (True, False)
-                ),
+                keep=self._keep,
                 wanted=self._wanted,
                 control=control,
                 on_ready=self._begin,
                 on_self_test=self._check if self_test else None,
-                spent=spent,
+                stopwatch=stopwatch,
             )
-        self._results.timing |= spent.shares()
         if self._decided is not None:
             verdict = self._decided.verdict(self._plans, self._finished)
             against = self._decided.other.label
             self._results.verdict = {"against": against, "planned": len(self._plans), **asdict(verdict)}
             self._results.verdict["interval"] = list(verdict.interval)
             self._console.print(f"{against} and {self._results.label}: {verdict}")
-        if self._calls:
-            means = [sum(values) / len(self._calls) for values in zip(*self._calls, strict=True)]
-            timing = {"seconds_per_call": round(means[0], 4), "actions_per_call": round(means[1], 2)}
-            self._results.timing |= timing
+
+    def _own(self, number: int) -> bool:
+        return self._shard is None or self._shard.takes(number)
+
+    @contextmanager
+    def _timed(self) -> Iterator[Stopwatch]:
+        """A stopwatch whose times are in the results, whatever happens."""
+        stopwatch = Stopwatch()
+        try:
+            yield stopwatch
+        finally:
+            self._results.timing |= stopwatch.summary(self._played)
 
     def _check(self, checks: list[Check], renderer: str | None) -> None:
         self._results.self_test = [asdict(check) for check in checks]
@@ -159,24 +166,34 @@ class Session:
         key = results.checkpoint.get("unnorm_key")
         self._journal = Journal(self._folder, {**identity, "unnorm_key": key, "control": results.control | measured})
         for number, plan in enumerate(self._plans):
-            if episode := self._journal.find(plan.task.name, plan.seed, plan.instruction):
+            if self._own(number) and (episode := self._journal.find(plan.task.name, plan.seed, plan.instruction)):
                 self._count(number, episode)
 
     def _wanted(self, plan: Plan) -> bool:
         if self._decided is not None and self._decided.reached(self._plans, self._finished):
+            return False
+        if (plan.task.name, plan.seed) in self._others:
             return False
         played = [e for e in self._finished.values() if e.task == plan.task.name]
         if any((e.seed, plan.instruction or e.instruction) == (plan.seed, e.instruction) for e in played):
             return False
         return not self._enough.reached(played)
 
-    def _take(self, number: int, episode: Episode, frames: list[np.ndarray] | None) -> None:
+    def _keep(self, plan: Plan) -> bool:
+        films = any(self._kept[plan.task.family, success] < self._save_videos for success in (True, False))
+        return films or self._recorder is not None
+
+    def _take(self, number: int, episode: Episode, played: Played | None) -> None:
         kind = episode.family, episode.success
-        if frames and self._kept[kind] < self._save_videos:
+        if played and self._kept[kind] < self._save_videos:
             name = f"videos/{episode.task}_{'success' if episode.success else 'failure'}_{number:04d}.mp4"
+            frames = [shown["image"] for shown in played.shown]
             write_video(self._folder / name, frames, episode.instruction, episode.success)
             episode = replace(episode, video=name)
+        if played and self._recorder is not None:
+            self._recorder.add(f"{episode.task}_{episode.seed}", taken(episode, played))
         self._journal.add(episode)
+        self._played += 1
         self._count(number, episode)
 
     def _count(self, number: int, episode: Episode) -> None:
@@ -186,32 +203,6 @@ class Session:
         rate = success_rate(self._finished.values())
         news = f"{100 * rate.rate:.0f} % success" + f"  {rate.errors} errors" * bool(rate.errors)
         self._bar.advance(news=news)
-
-
-class _Timed:
-    """A policy whose calls are timed, and the actions that are executed of their answers counted."""
-
-    def __init__(self, policy: Actor, control: Control, calls: list[tuple[float, int]]) -> None:
-        self._policy, self._control, self._calls = policy, control, calls
-        self.history: int = getattr(policy, "history", 1)
-
-    def act(self, image: Sequence[np.ndarray], instruction: Sequence[str]) -> np.ndarray:
-        seen = [Observation({"primary": picture}, words) for picture, words in zip(image, instruction, strict=True)]
-        return self.act_chunk(seen)[:, 0]
-
-    def act_chunk(self, observations: Sequence[Observation]) -> np.ndarray:
-        started = time.perf_counter()
-        actions = ask(self._policy, observations)
-        seconds, each = time.perf_counter() - started, 1
-        if self._control.smoother is None:
-            each = len(self._control.chosen(actions[0]))
-        self._calls.append((seconds, each * len(actions)))
-        return actions
-
-    def standing(self, image: np.ndarray, instruction: str) -> Observation:
-        if hasattr(self._policy, "standing"):
-            return self._policy.standing(image, instruction)
-        return Observation({"primary": image}, instruction)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from openvla_lightning.report.results import FILE_NAME
 from openvla_lightning.report.run_page import is_run, write_run_page
+from openvla_lightning.report.shards import ShardError, merge
 from openvla_lightning.report.sweeps import write_sweep
-from openvla_lightning.report.writing import compare
+from openvla_lightning.report.writing import compare, write_report
 from openvla_lightning.runtime.files import below
 
 
@@ -20,7 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     what = "results.json files, folders searched for them, or the folder of a training run"
     parser.add_argument("paths", nargs="+", type=Path, help=what)
     parser.add_argument("--out", type=Path, help="folder for report.md and the chart (default: the first folder named)")
+    parser.add_argument("--merge", action="store_true", help="first make one evaluation of the shards in each folder")
     options = parser.parse_args(arguments)
+    if options.merge:
+        try:
+            for path in options.paths:
+                write_report(merge(path), path)
+        except ShardError as error:
+            parser.error(str(error))
     for path in filter(is_run, options.paths):
         print(f"written to {write_run_page(path)}")
     if all(map(is_run, options.paths)):

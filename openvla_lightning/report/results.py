@@ -116,12 +116,13 @@ class Results:
         control: how time passed while the policy thought, see `openvla_lightning.evaluation.control.Control`.
         self_test: what was found about the world before: name, ok, seen.
         notes: what a reader of the numbers should know, such as versions other than the reference's.
-        timing: seconds in all and per call of the policy, and the shares of `evaluation.spent.Spent`, which differ
-            between two runs of the same evaluation.
+        timing: seconds in all and per call of the policy, episodes per hour, and where the time went (see
+            `evaluation.timing.Stopwatch`), of the last call; they differ between two runs of the same evaluation.
         complete: False when the evaluation was interrupted; only finished episodes are listed then.
         offline: token accuracy and L1 on held-out steps, see `openvla_lightning.env.recorded`.
         checkpoint: path, sha256, unnorm_key, normalisation.
         config: the whole resolved config of the run.
+        shard: `k/n` of one part of an evaluation, see `report.shards`; None of a whole one.
         verdict: of an evaluation that stops when it is decided: against whom, and `report.sequential.Verdict`.
     """
 
@@ -141,6 +142,7 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     verdict: dict[str, Any] | None = None
+    shard: str | None = None
 
     @property
     def overall(self) -> SuccessRate:

@@ -178,10 +178,21 @@ def compare(paths: Sequence[str | Path], folder: str | Path | None = None, conso
 
     Raises:
         FileNotFoundError: when there are no results.
-        ValueError: when two results are for the same policy, instructions, tasks and seed, or none is of rollouts.
+        ValueError: when two results are for the same policy, instructions, tasks and seed, none is of rollouts, or
+            one is a shard that was not merged.
     """
     sources = {path: Results.load(path) for path in find_results(paths)}
-    results = {path: result for path, result in sources.items() if result.episodes}
+    merged = {path.parent for path, result in sources.items() if result.shard is None}
+    results = {
+        path: result
+        for path, result in sources.items()
+        if result.episodes and not (result.shard and path.parent.parent in merged)
+    }
+    if parts := [path for path, result in results.items() if result.shard]:
+        whole = parts[0].parent.parent
+        raise ValueError(
+            f"{parts[0]} is one shard of an evaluation: python -m openvla_lightning.report {whole} --merge"
+        )
     if not results:
         raise ValueError(f"none of {', '.join(map(str, sources))} holds rollouts; only success rates are compared")
     folder = Path(folder) if folder else next((Path(p) for p in paths if Path(p).is_dir()), Path())

@@ -14,6 +14,7 @@ from openvla_lightning.checkpoint.load import describe
 from openvla_lightning.cli.help import groups
 from openvla_lightning.config import CONF, ConfigError, expand_home, find_checkpoint, for_people, validate
 from openvla_lightning.logger import log_results
+from openvla_lightning.report.shards import EvaluationShard
 from openvla_lightning.report.sweeps import RUNS_OWN
 from openvla_lightning.run import job
 from openvla_lightning.run.start import make_embedded
@@ -58,8 +59,13 @@ def score(cfg: DictConfig, env: Any, recipe: dict[str, Any]) -> float | None:
     arguments = {name: value for name, value in recipe.items() if name in asked and name not in ("policy", "env")}
     loggers = list(instantiate(cfg.logger).values())
     results = scoring.evaluate(_policy(cfg), env, cfg.paths.output_dir, config=recipe, **arguments, **recipe["eval"])
+    folder = (
+        cfg.paths.output_dir
+        if results.shard is None
+        else EvaluationShard.parse(results.shard).folder(cfg.paths.output_dir)
+    )
     for logger in loggers:
-        log_results(logger, results, cfg.paths.output_dir)
+        log_results(logger, results, folder)
     return results.score
 
 

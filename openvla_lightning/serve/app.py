@@ -1,8 +1,6 @@
 """The web application: /act, /health, /info, /metrics, /openapi.json, and the WebSockets of `protocols`."""
 
 import asyncio
-import base64
-import hmac
 import platform
 import time
 from collections.abc import Callable
@@ -19,18 +17,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.process_collector import ProcessCollector
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 import openvla_lightning
 from openvla_lightning.policy import Policy
 from openvla_lightning.serve.batching import Batcher, stale
 from openvla_lightning.serve.errors import Refused
+from openvla_lightning.serve.guard import Guard, refused
 from openvla_lightning.serve.openapi import description
 from openvla_lightning.serve.protocols import PROTOCOLS, OwnProtocol
 from openvla_lightning.serve.reading import Question, Reader
+from openvla_lightning.serve.recording import Logbook
 
-UNGUARDED = ("/health",)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -44,6 +42,7 @@ class Service:
         max_bytes: largest request.
         max_pixels: largest image.
         rate_hz: actions a second for one robot, as measured; for /info.
+        logbook: keeps what is asked and answered; None: nobody does.
     """
 
     def __init__(
@@ -56,7 +55,9 @@ class Service:
         max_bytes: int = 2**23,
         max_pixels: int = 2**22,
         rate_hz: float | None = None,
+        logbook: Logbook | None = None,
     ) -> None:
+        self.logbook = logbook
         self.policy, self.deadline, self.max_bytes, self.rate_hz = policy, deadline, max_bytes, rate_hz
         processor = policy.processor
         views, told = processor.views, processor.proprio
@@ -83,8 +84,10 @@ class Service:
         self.warnings: list[str] = []
         """Limits that cannot be kept at the measured speed; for /health."""
 
-    async def act(self, transport: str, began: float, read: Callable[[], Question]) -> tuple[Question, np.ndarray]:
-        """Read and answer a question: with an action [D], or where a chunk is asked for with [T, D].
+    async def act(
+        self, transport: str, began: float, read: Callable[[], Question], robot: str = ""
+    ) -> tuple[Question, np.ndarray]:
+        """Read and answer a question of `robot`: with an action [D], or where a chunk is asked for with [T, D].
 
         Raises:
             Refused: when there is no action.
@@ -99,6 +102,8 @@ class Service:
         except TimeoutError:
             raise stale() from None
         self.latency.labels(transport).observe(time.monotonic() - began)
+        if self.logbook is not None:
+            self.logbook.note(robot, question.observation, chunk, question.chunk)
         return question, chunk if question.chunk else chunk[0]
 
     def counted(self, transport: str, refusal: Refused | None) -> None:
@@ -155,11 +160,12 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
         service.open += 1
         try:
             body = await _body(request, service.max_bytes)
-            question, action = await service.act("http", began, partial(service.reader.from_json, body))
+            robot = request.client.host if request.client else "http"
+            question, action = await service.act("http", began, partial(service.reader.from_json, body), robot)
             return JSONResponse(json_numpy.dumps(action) if question.encoded else action.tolist())
         except Refused as error:
             refusal = error
-            return _answer(error)
+            return refused(error)
         finally:
             service.open -= 1
             service.counted("http", refusal)
@@ -192,6 +198,7 @@ async def _converse(service: Service, spoken: type[OwnProtocol], socket: WebSock
     """Answer the messages of one client, in order, until it hangs up."""
     protocol = spoken(service.reader, service.info)
     await socket.accept()
+    robot = f"{protocol.name} {id(socket)}"
     try:
         if (greeting := protocol.greeting()) is not None:
             await socket.send_bytes(greeting)
@@ -205,7 +212,7 @@ async def _converse(service: Service, spoken: type[OwnProtocol], socket: WebSock
             service.open += 1
             try:
                 if await asyncio.to_thread(protocol.asks, content):
-                    answer = await _acted(service, protocol, content, began)
+                    answer = await _acted(service, protocol, content, began, robot)
                 else:
                     answer, counted = protocol.reply(content), False
             except Refused as error:
@@ -219,48 +226,19 @@ async def _converse(service: Service, spoken: type[OwnProtocol], socket: WebSock
                     service.counted(protocol.name, refusal)
     except WebSocketDisconnect:
         return
+    finally:
+        if service.logbook is not None:
+            service.logbook.end(robot)
 
 
-async def _acted(service: Service, protocol: OwnProtocol, content: bytes | str, began: float) -> bytes | str:
+async def _acted(
+    service: Service, protocol: OwnProtocol, content: bytes | str, began: float, robot: str
+) -> bytes | str:
     if (held := protocol.held()) is not None:
         question = await asyncio.to_thread(protocol.read, content)  # what is asked is looked at all the same
         return protocol.answer(question, held, time.monotonic() - began)
-    question, action = await service.act(protocol.name, began, partial(protocol.read, content))
+    question, action = await service.act(protocol.name, began, partial(protocol.read, content), robot)
     return protocol.answer(question, action, time.monotonic() - began)
-
-
-class Guard:
-    """Answers 401 to who does not know the token, before a byte of the body is read.
-
-    It comes as `Bearer`, as openpi's client sends it (`Api-Key`), or as a password with any name (`Basic`), which
-    clients send that know an address alone: ws://robot:token@gpu-machine:8000/vla_eval.
-    """
-
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self.app, self._token = app, token.encode()
-
-    def _knows(self, said: bytes) -> bool:
-        kind, _, secret = said.partition(b" ")
-        if kind == b"Basic":
-            try:
-                secret = base64.b64decode(secret, validate=True).partition(b":")[2]
-            except ValueError:
-                return False
-        return hmac.compare_digest(secret, self._token) and kind in (b"Bearer", b"Api-Key", b"Basic")
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what may pass."""
-        if scope["type"] in ("http", "websocket") and scope["path"] not in UNGUARDED:
-            said = dict(scope["headers"]).get(b"authorization", b"")
-            if not self._knows(said):
-                refusal = Refused(401, "unauthorised", "send the server's token: Authorization: Bearer <token>")
-                response = _answer(refusal, {"WWW-Authenticate": "Bearer"})
-                if scope["type"] == "websocket":
-                    await WebSocket(scope, receive, send).send_denial_response(response)
-                else:
-                    await response(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
 
 
 async def _body(request: Request, limit: int) -> bytes:
@@ -279,17 +257,12 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def _answer(refusal: Refused, headers: dict[str, str] | None = None) -> JSONResponse:
-    retry = {"Retry-After": "1"} if refusal.status == 503 else {}
-    return JSONResponse(refusal.body, refusal.status, headers={**retry, **(headers or {})})
-
-
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     known = f"POST /act; GET /health, /info, /metrics, /openapi.json; WebSocket {', '.join(PROTOCOLS)}"
     refusal = Refused(error.status_code, "no_such_thing", f"{error.detail}; there are {known}")
-    return _answer(refusal, dict(error.headers or {}))
+    return refused(refusal, dict(error.headers or {}))
 
 
 async def _failure(request: Request, error: Exception) -> Response:
-    return _answer(Refused(500, "internal", "the server failed; its log says why"))
+    return refused(Refused(500, "internal", "the server failed; its log says why"))

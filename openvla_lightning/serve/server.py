@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from openvla_lightning.policy import Policy
 from openvla_lightning.serve.app import BATCH_SIZES, Service, build_app
 from openvla_lightning.serve.errors import Refused
+from openvla_lightning.serve.recording import Logbook
 
 log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -38,6 +40,8 @@ def serve(
     stop_seconds: float = 10.0,
     max_bytes: int = 2**23,
     max_pixels: int = 2**22,
+    record: str | Path | None = None,
+    record_fps: float = 5.0,
 ) -> None:
     """Serve a policy until SIGTERM or Ctrl-C; then answer what is queued, refuse what is new, and return.
 
@@ -53,6 +57,7 @@ def serve(
         receive_seconds: for a whole request to arrive; who takes longer gets 408.
         stop_seconds: for what is queued, when stopping.
         max_bytes, max_pixels: see `Service`.
+        record, record_fps: folder of a LeRobot dataset that questions and answers become, see `Logbook`; None: none.
 
     Raises:
         ValueError: for a limit that is not positive, or a port that is taken; before the policy is loaded.
@@ -64,6 +69,7 @@ def serve(
     if host not in LOOPBACK and not token:
         log.warning(f"Anyone who reaches {host}:{port} can use this policy: set OPENVLA_LIGHTNING_TOKEN to ask for one")
     check_port(host, port)
+    logbook = None if record is None else Logbook(record, record_fps)
     policy = load()
     sizes = [size for size in BATCH_SIZES if size < max_batch]
     log.info(f"Warmed up in {policy.warm_up([*sizes, max_batch]):.1f} s")
@@ -73,9 +79,8 @@ def serve(
     too_tight = beyond(latency, policy.warm_up([max_batch]), deadline_ms, max_wait_ms, max_batch, max_queue)
     for problem in too_tight:
         log.warning(problem)
-    service = Service(
-        policy, max_batch, max_wait_ms / 1000, max_queue, deadline_ms / 1000, max_bytes, max_pixels, round(rate, 2)
-    )
+    seconds = max_wait_ms / 1000, max_queue, deadline_ms / 1000
+    service = Service(policy, max_batch, *seconds, max_bytes, max_pixels, round(rate, 2), logbook)
     service.warnings = too_tight
     config = uvicorn.Config(
         build_app(service, token or None),
@@ -94,6 +99,8 @@ def serve(
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     Server(config, service, stop_seconds).run()
     service.batcher.join()
+    if logbook is not None:
+        logbook.close()
     log.info("Stopped")
 
 

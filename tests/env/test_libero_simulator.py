@@ -106,6 +106,19 @@ def test_cameras_change_pictures_and_nothing_else(spatial, blind):
     np.testing.assert_array_equal(*places)
 
 
+def test_steps_that_nobody_sees_change_nothing_that_is_seen_later(spatial):
+    seen = []
+    for looking in (True, False):
+        spatial.reset(seed=2, options={"task": RAMEKIN_TASK})
+        for step in range(4):
+            spatial.looking = looking or step == 3
+            observation, *_ = spatial.step(np.array([0.5, 0, -0.5, 0, 0, 0, 1.0]))
+            assert observation["image"].any() == spatial.looking
+        seen.append(observation)
+    for name in ("image", "wrist_image", "proprio"):
+        np.testing.assert_array_equal(seen[0][name], seen[1][name])
+
+
 def test_an_episode_depends_on_its_initial_state_alone(blind):
     places = []
     first = next(iter(blind.tasks))

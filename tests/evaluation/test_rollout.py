@@ -17,7 +17,7 @@ from openvla_lightning.env.base import EVALUATION_SEEDS
 from openvla_lightning.env.workers import WorkerError
 from openvla_lightning.evaluation.plan import plan_episodes, shuffle_instructions
 from openvla_lightning.evaluation.rollout import rollout
-from openvla_lightning.evaluation.spent import Spent
+from openvla_lightning.evaluation.timing import Stopwatch
 
 TASKS = list(ToyWorld().tasks.values())
 
@@ -34,13 +34,15 @@ def test_a_policy_that_knows_the_way_arrives():
 
 
 def test_where_the_seconds_went_is_told():
-    spent = Spent()
-    rollout(Walker(), ToyWorld, planned(3), num_envs=4, num_workers=2, spent=spent)
-    assert spent.processes == 2
-    assert 0 < spent.policy + spent.waiting <= spent.playing
-    assert 0 < spent.simulator <= spent.playing * spent.processes
-    assert set(spent.shares()) == {"share_policy", "share_waiting", "share_simulator"}
-    assert Spent().shares() == {}
+    stopwatch = Stopwatch()
+    assert stopwatch.summary(0) == {}
+    episodes = rollout(Walker(), ToyWorld, planned(3), num_envs=4, num_workers=2, stopwatch=stopwatch)
+    assert stopwatch.processes == 2
+    assert stopwatch.actions == sum(episode.length for episode in episodes)
+    told = stopwatch.summary(len(episodes))
+    assert 0 < told["policy_share"] + told["waiting_share"] <= 1
+    assert 0 < told["simulator_share"] <= 1
+    assert told["actions_per_call"] >= 1
 
 
 def test_shuffled_instructions_lead_to_the_wrong_corner():
@@ -88,13 +90,13 @@ def test_images_are_kept_where_asked():
         planned(1),
         num_envs=2,
         num_workers=1,
-        on_episode=lambda number, episode, frames: seen.update({episode.task: (episode, frames)}),
-        keep_frames=lambda plan: plan.task.family == "top",
+        on_episode=lambda number, episode, kept: seen.update({episode.task: (episode, kept)}),
+        keep=lambda plan: plan.task.family == "top",
     )
     assert len(seen) == 4
-    for episode, frames in seen.values():
-        assert (frames is not None) == (episode.family == "top")
-        assert frames is None or len(frames) == episode.length + 1
+    for episode, kept in seen.values():
+        assert (kept is not None) == (episode.family == "top")
+        assert kept is None or len(kept.shown) == len(kept.actions) + 1 == episode.length + 1
 
 
 def test_a_failing_environment_stops_with_its_traceback():

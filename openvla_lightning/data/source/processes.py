@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 CONTEXT = multiprocessing.get_context("spawn")
 PARALLEL_FROM = 256 * 2**20
 """Bytes of a dataset from which it is worth starting processes to index it."""
+KEPT_FROM = 2.0
+"""Seconds after which what a pass has read is kept, file by file, in case it does not come to its end."""
 
 _counter: Any = None
 

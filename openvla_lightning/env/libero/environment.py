@@ -94,7 +94,7 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.task: Task | None = None
         self._closed = False
         self._steps = 0
-        self._looking = False
+        self.looking = True
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float64)
         image = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         spaces: dict[str, gymnasium.Space[Any]] = {_key(view): image for view in views}
@@ -148,7 +148,7 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if not 0 <= number < (task.initial_states or 0):
             raise ValueError(f"{name} has initial states 0 to {(task.initial_states or 0) - 1}, not {number}")
         self._build(task)
-        self._looking = False
+        self.looking = False
         self._simulator.seed(number)
         self._simulator.reset()
         with engine.quietly():
@@ -156,7 +156,7 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._simulator.set_init_state(states[number])
         self._closed, self._steps = False, 0
         for step in range(SETTLING_STEPS):
-            self._looking = step == SETTLING_STEPS - 1  # nobody sees the others
+            self.looking = step == SETTLING_STEPS - 1  # nobody sees the others
             seen, *_ = self._simulator.step(list(NO_OP))
         return self._observe(seen), self._info(success=False)
 
@@ -240,14 +240,17 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
         def set_up_gated() -> Any:
             draw = domain.sim.render
-            domain.sim.render = lambda **view: draw(**view) if self._looking else black
+            domain.sim.render = lambda **view: draw(**view) if self.looking else black
             return set_up()
 
         domain._setup_observables = set_up_gated  # every reset makes a new `sim` and sets its cameras up
 
     def _observe(self, seen: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         observation: dict[str, np.ndarray] = {
-            _key(view): picture(seen[f"{VIEWS[view]}_image"], self._size) for view in self._views
+            _key(view): picture(seen[f"{VIEWS[view]}_image"], self._size)
+            if self.looking
+            else np.zeros((self._size, self._size, 3), np.uint8)
+            for view in self._views
         }
         if self._proprio:
             hand = seen["robot0_eef_pos"], _axis_angle(seen["robot0_eef_quat"])

@@ -2,9 +2,12 @@
 
 import base64
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +24,19 @@ from openvla_lightning.data.source.lerobot.indexing import (
     picture_files,
     records_of,
 )
+from openvla_lightning.data.source.lerobot.kept import PACKETS, ROWS, Form, name_of, together
 from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, Metadata, read_metadata
 from openvla_lightning.data.source.lerobot.packets import Video, read_packets
 from openvla_lightning.data.source.lerobot.remote import RemoteFiles, local
 from openvla_lightning.data.source.lerobot.rows import DataJob, Rows, check_space, read_rows
 from openvla_lightning.data.source.lerobot.stored import compare
-from openvla_lightning.data.source.processes import PARALLEL_FROM, worker_pool
+from openvla_lightning.data.source.processes import KEPT_FROM, PARALLEL_FROM, worker_pool
 from openvla_lightning.runtime.progress import track
 
 WIDEST = 4096
 """Columns with more numbers a step than this (point clouds, depth) are not read."""
 
-Each = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterable[Any]]
+Each = Callable[[Callable[[Any], Any], Sequence[Any], str, Form[Any], Any], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Files:
         folder: where they are, or at least `meta/`.
         sizes: name of each file below the dataset -> its bytes.
         pictures: where pictures that lie in parquet files are copied to.
+        stamps: name of each file -> bytes and time of the last write.
+        kept: folder for what was read of each file until the index is whole; None: nothing is kept.
         remote: where the other files are fetched from; None: they are in `folder`.
     """
 
@@ -51,6 +57,8 @@ class Files:
     folder: Path
     sizes: Mapping[str, int]
     pictures: Path
+    stamps: Mapping[str, Any] = field(default_factory=dict)
+    kept: Path | None = None
     remote: RemoteFiles | None = None
 
 
@@ -70,7 +78,7 @@ def build(
         metadata = read_metadata(files.folder)
     except BadShardError as error:
         raise BadShardError(f"{files.name}: {error}") from None
-    each = partial(_each, workers, sum(files.sizes.values()) > PARALLEL_FROM)
+    each = partial(_each, files, workers, sum(files.sizes.values()) > PARALLEL_FROM)
     cameras = camera_features(metadata, spec)
     data_files = metadata.data_files(files.sizes)
     numbers = picture_files(metadata, cameras, data_files)
@@ -79,7 +87,8 @@ def build(
     assembly = Assembly(metadata, spec, numbers, videos, bad_trajectories)
     jobs = _jobs(files, metadata, cameras, data_files)
     read = partial(_read_rows, files)
-    for job, (rows, problem) in zip(jobs, each(read, jobs, f"reading {files.name}"), strict=True):
+    found = each(read, jobs, f"reading {files.name}", ROWS, attrgetter("path"))
+    for job, (rows, problem) in zip(jobs, found, strict=True):
         assembly.add(job.path, rows, problem)
     index = assembly.finish()
     described = [asdict(one) | {"extradata": base64.b64encode(one.extradata).decode()} for one, _ in videos.values()]
@@ -88,15 +97,30 @@ def build(
 
 
 def _each(
-    workers: int | None, large: bool, read: Callable[[Any], Any], jobs: Sequence[Any], label: str
+    files: Files,
+    workers: int | None,
+    large: bool,
+    read: Callable[[Any], Any],
+    jobs: Sequence[Any],
+    label: str,
+    form: Form[Any],
+    name: Callable[[Any], str],
 ) -> Iterator[Any]:
-    """What `read` makes of every job, in order: by several processes, and with a bar, where it takes long."""
-    workers = min(workers if workers is not None else (os.cpu_count() or 1) * large, len(jobs))
-    if workers < 2:
-        yield from track(map(read, jobs), label, len(jobs), "files", visible=large)
-        return
-    with worker_pool(workers) as pool:
-        yield from track(pool.map(read, jobs), label, len(jobs), "files", visible=large)
+    """What `read` makes of every job, in order: by several processes, and with a bar, where it takes long.
+
+    From then on it is also kept, and what an earlier pass kept is not read again.
+    """
+    home, began = files.kept, time.monotonic()
+    paths = [home / name_of(job, files.stamps.get(name(job))) for job in jobs] if home else []
+    known = {place: one for place, path in enumerate(paths) if (one := form.load(path)) is not None}
+    missing = [job for place, job in enumerate(jobs) if place not in known]
+    workers = min(workers if workers is not None else (os.cpu_count() or 1) * large, len(missing))
+    with worker_pool(workers) if workers > 1 else nullcontext() as pool:
+        found = together(known, pool.map(read, missing) if pool is not None else map(read, missing), len(jobs))
+        for place, (new, one) in enumerate(track(found, label, len(jobs), "files", visible=large)):
+            if new and paths and time.monotonic() - began > KEPT_FROM:
+                form.save(paths[place], one)
+            yield one
 
 
 def _jobs(files: Files, metadata: Metadata, cameras: Mapping[str, str], data_files: list[str]) -> list[DataJob]:
@@ -119,7 +143,7 @@ def _read_videos(
     found: dict[str, tuple[Video, NDArray[np.int64]]] = {}
     first = 0
     read = partial(_read_packets, files, check_images)
-    for video, packets in each(read, names, f"looking through the videos of {files.name}"):
+    for video, packets in each(read, names, f"looking through the videos of {files.name}", PACKETS, str):
         found[video.path] = replace(video, first=first, last=first + len(packets)), packets
         first += len(packets)
     tables = [packets for _, packets in found.values()]

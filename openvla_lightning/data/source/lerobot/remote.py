@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote
 from openvla_lightning.data.source.lerobot.metadata import INFO, read_metadata
 from openvla_lightning.data.source.store import WEB, StoreFiles
 
+META_FILES = "meta/*"
 FIRST_EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 META = (
     INFO,
@@ -114,8 +115,9 @@ def downloaded(hub: str) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     name, _, revision = hub.partition("@")
-    try:
-        return Path(snapshot_download(name, repo_type="dataset", revision=revision or None, local_files_only=True))
+    options: dict[str, Any] = {"repo_type": "dataset", "revision": revision or None, "allow_patterns": [META_FILES]}
+    try:  # of `meta/` alone: cameras that nobody described were never downloaded
+        return Path(snapshot_download(name, local_files_only=True, **options))
     except LocalEntryNotFoundError:
         return None
 
@@ -136,7 +138,7 @@ def download(hub: str, videos: Sequence[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     name, _, revision = hub.partition("@")
-    patterns = ["meta/*"]
+    patterns = [META_FILES]
     if videos is not None:
         patterns += ["data/*", *(f"videos/{key}/*" for key in videos), *(f"videos/*/{key}/*" for key in videos)]
     options: dict[str, Any] = {"repo_type": "dataset", "revision": revision or None, "allow_patterns": patterns}

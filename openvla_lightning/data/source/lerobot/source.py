@@ -241,7 +241,7 @@ class LeRobot(IndexedSource):
 
     def _build(self) -> tuple[Index, Mapping[str, NDArray[Any]], Mapping[str, Any]]:
         sizes = {name: size for name, (size, _) in self._stamps.items()}
-        files = Files(self.name, self._folder, sizes, self._pictures, self.remote)
+        files = Files(self.name, self._folder, sizes, self._pictures, self._stamps, self._kept, self.remote)
         return build(
             files, self.spec, self.workers, bad_trajectories=self.bad_trajectories, check_images=self.check_images
         )

@@ -199,7 +199,7 @@ def _episode(
                     f"videos/{name}/to_timestamp": film.frames / float(film.rate),
                 }
             else:
-                values[name] = [one if isinstance(one, bytes) else _png(one) for one in given]
+                values[name] = [one if isinstance(one, bytes) else png(one) for one in given]
         else:
             column = np.asarray(given)
             values[name] = column if feature.dtype == "string" else column.astype(feature.dtype).reshape(length, -1)
@@ -214,7 +214,8 @@ def _episode(
     return row | {"meta/episodes/chunk_index": chunk, "meta/episodes/file_index": index}, values
 
 
-def _png(pixels: Pixels) -> bytes:
+def png(pixels: Pixels) -> bytes:
+    """A picture without loss."""
     Image.fromarray(pixels).save(file := io.BytesIO(), "PNG", compress_level=1)
     return file.getvalue()
 

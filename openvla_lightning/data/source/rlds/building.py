@@ -18,7 +18,7 @@ import numpy as np
 from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source.faults import BadShardError, BadTrajectories, first_of
 from openvla_lightning.data.source.index import Index
-from openvla_lightning.data.source.processes import PARALLEL_FROM, worker_pool
+from openvla_lightning.data.source.processes import KEPT_FROM, PARALLEL_FROM, worker_pool
 from openvla_lightning.data.source.rlds.arrays import Layout
 from openvla_lightning.data.source.rlds.description import AGAIN, METADATA, read_features, read_splits
 from openvla_lightning.data.source.rlds.indexing import Job, Shard, image_layouts, join, read_shard
@@ -29,8 +29,6 @@ from openvla_lightning.runtime.progress import Bar
 
 log = logging.getLogger(__name__)
 
-KEPT_FROM = 2.0
-"""Seconds after which what a pass has read is kept, file by file, in case it does not come to its end."""
 
 READABLE = ("tfrecord", "array_record")
 

@@ -1,0 +1,103 @@
+"""What a pass has read of each file, kept until the index is whole: a killed pass goes on where it was."""
+
+import base64
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvla_lightning.data.source.lerobot.packets import Video
+from openvla_lightning.data.source.lerobot.rows import Rows
+from openvla_lightning.runtime.files import written_whole
+
+T = TypeVar("T")
+Arrays = dict[str, NDArray[Any]]
+Packets = tuple[Video, NDArray[np.int64]]
+Read = tuple[list[Rows], str | None]
+
+
+@dataclass(frozen=True)
+class Form(Generic[T]):
+    """How one kind of result becomes arrays without Python objects, and comes back."""
+
+    pack: Callable[[T], Arrays]
+    unpack: Callable[[Arrays], T]
+
+    def save(self, path: Path, found: T) -> None:
+        """Write it, whole or not at all."""
+        with written_whole(path) as beside, beside.open("wb") as file:
+            np.savez(file, **self.pack(found))  # type: ignore[arg-type]
+
+    def load(self, path: Path) -> T | None:
+        """Read it; None where it is not there, or not whole."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return self.unpack(dict(arrays))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return None
+
+
+def name_of(*told: Any) -> str:
+    """Name of the file for what was read under these circumstances."""
+    return f"{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.npz"
+
+
+def _pack_packets(found: Packets) -> Arrays:
+    video, packets = found
+    told = asdict(video) | {"extradata": base64.b64encode(video.extradata).decode()}
+    return {"video": _text(told), "packets": packets}
+
+
+def _unpack_packets(arrays: Arrays) -> Packets:
+    told = _told(arrays["video"])
+    told["time_base"] = tuple(told["time_base"])
+    return Video(**told | {"extradata": base64.b64decode(told["extradata"])}), arrays["packets"]
+
+
+def _pack_rows(found: Read) -> Arrays:
+    rows, problem = found
+    arrays: Arrays = {}
+    for place, one in enumerate(rows):
+        arrays |= {f"{place} {name}": _plain(column) for name, column in one.columns.items()}
+    texts = [[name for name, column in one.columns.items() if column.dtype == object] for one in rows]
+    told = [[one.number, one.file, list(one.columns), words] for one, words in zip(rows, texts, strict=True)]
+    return arrays | {"told": _text({"rows": told, "problem": problem})}
+
+
+def _unpack_rows(arrays: Arrays) -> Read:
+    told = _told(arrays["told"])
+    rows = []
+    for place, (number, file, names, words) in enumerate(told["rows"]):
+        columns = {name: arrays[f"{place} {name}"] for name in names}
+        columns |= {name: np.array(_told(columns[name]), object) for name in words}
+        rows.append(Rows(number, file, columns))
+    return rows, told["problem"]
+
+
+def _plain(column: NDArray[Any]) -> NDArray[Any]:
+    return _text(column.tolist()) if column.dtype == object else column
+
+
+def _text(told: Any) -> NDArray[Any]:
+    return np.frombuffer(json.dumps(told).encode(), np.uint8)
+
+
+def _told(array: NDArray[Any]) -> Any:
+    return json.loads(array.tobytes())
+
+
+PACKETS: Form[Packets] = Form(_pack_packets, _unpack_packets)
+ROWS: Form[Read] = Form(_pack_rows, _unpack_rows)
+
+
+def together(known: dict[int, T], read: Iterable[T], count: int) -> Iterator[tuple[bool, T]]:
+    """All `count` results in order, those of `read` in the places that are not `known`; and whether they are new."""
+    rest = iter(read)
+    for place in range(count):
+        yield (False, known[place]) if place in known else (True, next(rest))

@@ -1,0 +1,28 @@
+"""What is kept of an episode: what was shown and done, for a video or a dataset."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from openvla_lightning.data.source.lerobot.recorder import Taken
+from openvla_lightning.evaluation.control import observed
+from openvla_lightning.report.results import Episode
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What was kept of an episode of T actions: what was shown [T + 1], the actions, and how many a second."""
+
+    shown: Sequence[Mapping[str, np.ndarray]]
+    actions: Sequence[np.ndarray]
+    rate_hz: float
+
+
+def taken(episode: Episode, played: Played) -> Taken:
+    """An episode as it is recorded: what was shown before each action, under the names that a policy knows."""
+    before = [observed(shown, episode.instruction, ()) for shown in played.shown[:-1]]
+    pictures = {view: [seen.images[view] for seen in before] for view in before[0].images} if before else {}
+    felt = [seen.proprio for seen in before if seen.proprio is not None]
+    state = np.stack(felt) if felt else None
+    return Taken(pictures, np.array(played.actions), episode.instruction, played.rate_hz, state, episode.success)
