@@ -1,4 +1,4 @@
-"""What training openvla-7b in full needs on 1, 8, 64 and 512 GPUs, by arithmetic: the table of docs/scaling.md.
+"""What training openvla-7b in full needs on 1, 8, 64 and 512 GPUs, by arithmetic.
 
     python benchmarks/scale.py
     python benchmarks/scale.py --ranks   # 512 processes' shares of the order of training, at its full size
@@ -12,6 +12,7 @@ each GPU sums its shard of the gradients alone, there and back, once a step.
 import argparse
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -76,9 +77,10 @@ def traffic(parameters: int, devices: int, replicas: int, batches: int) -> Traff
     return Traffic(gathered * share, gathered * (1 - share))
 
 
-def found(devices: int, replicas: int) -> Estimate:
-    """Memory and operations of one device."""
-    plan = Spread(devices, devices // replicas, PER_DEVICE, GLOBAL_BATCH, SAMPLES // GLOBAL_BATCH, mixed=True)
+@cache
+def found(shards: int) -> Estimate:
+    """Memory and operations of one device, where so many hold one model."""
+    plan = Spread(shards, shards, PER_DEVICE, GLOBAL_BATCH, SAMPLES // GLOBAL_BATCH, mixed=True)
     parts = TrainOnly(["vision_backbone", "projector", "llm"])
     return estimate(
         lambda **_: VLA.from_config(MODELS["openvla_7b"]), parts, TokenHead(), plan, kind="adamw_bf16", recompute="full"
@@ -91,7 +93,7 @@ def row(devices: int, kind: str) -> list[str]:
     replicas = nodes if kind == "HSDP" else 1
     known = card(CARD)
     assert known is not None
-    needed = found(devices, replicas)
+    needed = found(devices // replicas)
     batches = max(1, GLOBAL_BATCH // devices // PER_DEVICE)
     sent = traffic(needed.parameters, devices, replicas, batches)
     computing = GLOBAL_BATCH / devices * needed.flops / (UTILISATION * known.tflops * 1e12)

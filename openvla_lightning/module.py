@@ -126,7 +126,7 @@ class VLAModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Create the metrics, one row per dataset of the mixture."""
-        self.train_loss = MeanMetric()
+        self.train_loss = MeanMetric(nan_strategy="disable")  # to look for one would be to wait for the device
         self.train_metrics = self.action_head.metrics(list(self._statistics()))
         self.val_metrics = self.action_head.metrics(list(self._statistics()))
 
