@@ -111,8 +111,8 @@ class FastHead:
         """
         targets = batch.labels[:, 1:].gather(1, batch.places)
         losses = nn.functional.cross_entropy(
-            logits.transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none"
-        )
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+        ).view(targets.shape)
         return (losses.sum(1) / (targets != IGNORE_INDEX).sum(1).clamp(min=1)).mean()
 
     def prediction(self, logits: Tensor, batch: Batch) -> Prediction:
@@ -121,14 +121,16 @@ class FastHead:
         A wrong id may spell more or fewer coefficients than the true one: then the frequencies that arrived count.
         """
         targets = batch.labels[:, 1:].gather(1, batch.places)
-        counted = (targets >= self.first_id) & (targets < self.vocab_size)
         predicted = logits.argmax(-1)
-        rows, columns = counted.cpu(), torch.stack([predicted, targets]).cpu()
+        columns = torch.stack([predicted, targets]).cpu()  # a chunk is spelt on the host: what a step waits for
+        rows = self._counted(columns[1])
         spelt = [self._decoded(ids, rows, batch.actions.shape[2]) for ids in columns]
-        actions, told = (torch.from_numpy(chunk).float().to(logits.device) for chunk in spelt)
-        return Prediction(
-            actions=actions, targets=told, correct=predicted == targets, logits=logits.detach(), counted=counted
-        )
+        actions, told = (torch.from_numpy(chunk).float().to(logits.device, non_blocking=True) for chunk in spelt)
+        correct, counted = predicted == targets, self._counted(targets)
+        return Prediction(actions=actions, targets=told, correct=correct, logits=logits.detach(), counted=counted)
+
+    def _counted(self, targets: Tensor) -> Tensor:
+        return (targets >= self.first_id) & (targets < self.vocab_size)
 
     def metrics(self, datasets: Sequence[str]) -> "Metric":
         """Accuracy over ids and L1 of the chunks, overall and for each of `datasets`."""

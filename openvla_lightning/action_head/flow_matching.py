@@ -98,9 +98,9 @@ def time_embedding(time: Tensor, width: int, shortest: float = 4e-3, longest: fl
 
     As released in openpi, whose angles are float64.
     """
-    places = torch.linspace(0, 1, width // 2, dtype=torch.float64, device="cpu")
+    apple = time.device.type == "mps"  # its GPUs know no float64
+    places = torch.linspace(0, 1, width // 2, dtype=torch.float64, device="cpu" if apple else time.device)
     frequencies = 2 * math.pi / (shortest * (longest / shortest) ** places)
-    kind = torch.float32 if time.device.type == "mps" else torch.float64  # which Apple's GPUs lack
-    frequencies = frequencies.to(kind).to(time.device)
+    frequencies = frequencies.float().to(time.device) if apple else frequencies
     angles = time[:, None].to(frequencies.dtype) * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
