@@ -130,6 +130,10 @@ class VLAModule(L.LightningModule):
         self.train_metrics = self.action_head.metrics(list(self._statistics()))
         self.val_metrics = self.action_head.metrics(list(self._statistics()))
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Copy without waiting for the device; Lightning itself does so with nothing but tensors."""
+        return batch.to(device, non_blocking=True)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of `batch`."""
         loss, _ = self._step(batch, self.train_metrics)

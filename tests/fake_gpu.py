@@ -31,7 +31,8 @@ GPU, UNNUMBERED = torch.device("cuda", 0), torch.device("cuda")
 PRODUCTS = {ATEN.mm, ATEN.addmm, ATEN.convolution}
 """Of layers; what torch does for attention where it has no kernel is no sign of what a GPU does."""
 SEEN = {"__get__", "linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "conv2d"}
-SEEN |= {"scaled_dot_product_attention", "layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy", "nll_loss"}
+SEEN |= {"scaled_dot_product_attention", "layer_norm", "group_norm", "softmax", "log_softmax"}
+SEEN |= {"cross_entropy", "nll_loss"}
 """Functions that are told where a tensor is: `tensor.is_cuda` is one, and autocast asks before it multiplies."""
 INDEXING = {ATEN.index, ATEN.index_put, ATEN.index_put_}
 

@@ -62,7 +62,7 @@ def composed(config: str, arguments: str, own: Path) -> Any:
     """The config of a command line, of several runs the first one's."""
     words = shlex.split(arguments, comments=True)
     words = [w for w in words if w not in ("-m", "--resolve", "--cfg", "job", "--help") and "..." not in w]
-    overrides = [re.sub(r"=([^\[{(]*?),.*", r"=\1", word) for word in words]
+    overrides = [re.sub(r"=([^\[{(\"]*?),.*", r"=\1", word) for word in words]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose(config, [f"hydra.searchpath=[file://{own}]", "paths.output_dir=/tmp/out", *overrides])
 

@@ -1,4 +1,4 @@
-"""A dress rehearsal of the training step on a GPU, at the widths of a 7B model, on a machine without one.
+"""A dress rehearsal of training and acting on a GPU, at the widths of a 7B model, on a machine without one.
 
 Which copies, reads and dtypes are meant is said here; any other one fails. Blocks that are like their neighbours are
 few, for what one does each of them does.
@@ -21,7 +21,7 @@ from openvla_lightning.action_head import ActionHead, DiffusionHead, L1Head, Tok
 from openvla_lightning.action_head.cogact import CogACTHead
 from openvla_lightning.action_head.fast import FastHead
 from openvla_lightning.action_head.flow import FlowHead
-from openvla_lightning.bench_latency import MODELS
+from openvla_lightning.bench_latency import MODELS, random_policy
 from openvla_lightning.data.augment import Augmentation
 from openvla_lightning.model import VLA
 from openvla_lightning.module import VLAModule
@@ -126,6 +126,22 @@ def test_a_training_step_waits_for_nothing(head: str, strategy: str) -> None:
     assert not_meant(gpu) == []
     wide = {event.where for event in gpu.events if event.kind == "float32 product"}
     assert not wide, "autocast multiplies in bfloat16"
+
+
+@pytest.mark.parametrize("head", ["l1", "tokens_parallel"])
+def test_a_chunk_is_made_by_graphs_and_read_once(head: str) -> None:
+    seen = Observation({"primary": np.zeros((224, 224, 3), np.uint8)}, "pick up the cup")
+    with fake_gpu() as gpu:
+        policy = random_policy(copy.deepcopy(WIDE), torch.device("cuda"), torch.bfloat16, None, HEADS[head]())
+        policy.act_chunk([seen])
+        captured, replayed = len(gpu.captures), gpu.replays
+        gpu.events.clear()
+        policy.act_chunk([seen])
+    assert captured
+    assert len(gpu.captures) == captured, "what was captured once is replayed"
+    assert gpu.replays > replayed
+    assert len(gpu.where("read")) == 1, "the actions"
+    assert gpu.where("copy", "float64", "float32 product") == []
 
 
 def test_a_copy_to_the_host_in_the_step_is_noticed() -> None:

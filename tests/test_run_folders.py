@@ -69,7 +69,7 @@ def test_no_command_starts_with_a_warning(tmp_path: Path) -> None:
     own = {"OPENVLA_LIGHTNING_ROOT": str(tmp_path), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     names = []
     for _ in range(2):
-        command = [sys.executable, str(script), "data=finetune", "data/mix=bridge", "hydra.job.chdir=false"]
+        command = [sys.executable, str(script), "data=finetune", "data/source=synthetic", "hydra.job.chdir=false"]
         command += ["hydra.output_subdir=.hydra"]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | own | {"RUN_ID": "one"})
         assert "Warning" not in done.stderr

@@ -7,14 +7,12 @@ from types import MappingProxyType
 from typing import Any
 
 import lightning as L
-import torch
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from openvla_lightning.data.source.processes import end_with_parent
 from openvla_lightning.data.source.rlds.array_records import start_method
 from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.statistics import Normalisation
-from openvla_lightning.types import Inputs
 
 
 class SampleError(ValueError):
@@ -182,12 +180,6 @@ class ResumableDataModule(L.LightningDataModule):
         if self.trainer is not None and self.trainer.training and not overfit:
             self.samples_served += self.global_batch_size // self._accumulated()
         return batch
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Copy without waiting for the device; Lightning itself does so with nothing but tensors."""
-        if isinstance(batch, Inputs):
-            return batch.to(device, non_blocking=True)
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _loader(self, batches: Any, numbers: BatchNumbers, collate: Callable[[list[Any]], Any]) -> DataLoader[Any]:
         parallel: dict[str, Any] = {}

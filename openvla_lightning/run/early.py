@@ -46,7 +46,7 @@ def _check(config: DictConfig) -> None:
     if problems := wrong_types(plain):
         raise SystemExit("\n  ".join(["error: these values do not fit:", *problems]))
     if absent := not_there(plain):
-        raise SystemExit("\n  ".join(["error: these are not there:", *absent]))
+        raise SystemExit("\n  ".join(["error: this run cannot start, as these are not there:", *absent]))
 
 
 def plain_values(config: DictConfig) -> dict[str, Any]:

@@ -12,7 +12,12 @@ def not_there(config: Mapping[str, Any]) -> list[str]:
 
     Only what is certain: a hub id or a URL is looked for later, and so is what cannot be resolved yet.
     """
-    return [*_weights(config), *_datasets(config)]
+    weights, datasets = [*_weights(config)], [*_datasets(config)]
+    model = config.get("model")
+    start = model.get("init_from") if isinstance(model, dict) else None
+    if datasets and not weights and isinstance(start, str) and not Path(start).expanduser().exists():
+        datasets.append(f"model.init_from={start} is looked for when they are there")
+    return [*weights, *datasets]
 
 
 def _weights(config: Mapping[str, Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from openvla_lightning.data.loader import ResumableDataModule
+from openvla_lightning.module import VLAModule
 from openvla_lightning.types import Batch
 
 
@@ -35,6 +35,5 @@ def test_a_batch_is_copied_without_waiting(monkeypatch: pytest.MonkeyPatch) -> N
         return original(tensor, *args, **kwargs)
 
     monkeypatch.setattr(torch.Tensor, "to", to)
-    data = ResumableDataModule(list, 2, 0)
-    data.transfer_batch_to_device(batch(words=batch()), torch.device("meta"), 0)
+    VLAModule.transfer_batch_to_device(None, batch(words=batch()), torch.device("meta"), 0)  # type: ignore[arg-type]
     assert asked == [True] * 12
