@@ -220,6 +220,10 @@ class Policy:
         actions = self.act_chunk(observations, keys)[:, 0]
         return actions[0] if single else actions
 
+    def check(self, observation: Observation) -> None:
+        """Raise ValueError when an observation lacks a view or the proprioception that the policy needs, naming it."""
+        self.processor.check(observation)
+
     def act_chunk(
         self, observations: Sequence[Observation], unnorm_key: str | Sequence[str | None] | None = None
     ) -> NDArray[np.float64]:
@@ -289,11 +293,7 @@ class Policy:
 
     @torch.inference_mode()
     def predict(self, steps: Sequence[Step]) -> Prediction:
-        """What is predicted on recorded steps, under their true past: one forward pass, as in training.
-
-        Args:
-            steps: normalised, of datasets that the policy knows.
-        """
+        """What is predicted on normalised steps of datasets that it knows, under their true past, as in training."""
         batch = self.processor.collate(list(steps)).to(self.device)
         with self._lock:
             return self.processor.action_head.loss(self.vla, self.processor.normalise(batch, self.dtype))[1]

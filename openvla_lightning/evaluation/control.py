@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.env.base import RequestError
+from openvla_lightning.env.base import RequestError, refusing
 from openvla_lightning.evaluation.ensemble import AdaptiveEnsemble, Ensemble, TemporalEnsemble
 from openvla_lightning.types import Observation
 
@@ -21,7 +21,7 @@ class Actor(Protocol):
     """Whatever chooses actions; `openvla_lightning.Policy` does.
 
     One that is told more than an image, or gives more than an action, has `act_chunk` as `Policy` does, and `history`
-    where it looks at earlier pictures, too.
+    where it looks at earlier pictures, too. One that needs more than an image says in `check` what is missing.
     """
 
     def act(self, image: Sequence[np.ndarray], instruction: Sequence[str]) -> np.ndarray:
@@ -142,8 +142,12 @@ def ask(policy: Actor, observations: Sequence[Observation]) -> NDArray[np.float6
     """Chunks of actions float64 [B, T, D] for these observations.
 
     Raises:
+        RequestError: when the policy needs what the world does not show.
         ValueError: when the policy's answer has another shape.
     """
+    if hasattr(policy, "check"):
+        with refusing():
+            policy.check(observations[0])  # one world shows all robots the same
     if hasattr(policy, "act_chunk"):
         actions, shape = np.asarray(policy.act_chunk(observations), np.float64), "[B, T, D]"
     else:

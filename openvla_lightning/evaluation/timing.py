@@ -71,6 +71,6 @@ class Stopwatch:
             "simulator_share": round(self.simulator / (seconds * self.processes), 3),
         }
         if self.calls:
-            found["seconds_per_call"] = round(self.policy / self.calls, 4)
+            found["seconds_per_call"] = round(self.policy / self.calls, 6)
             found["actions_per_call"] = round(self.actions / self.calls, 2)
         return found

@@ -7,6 +7,7 @@ import pytest
 from toy_world import ToyWorld, Walker
 
 from openvla_lightning.evaluation.scoring import UNUSABLE, evaluate
+from openvla_lightning.types import Observation
 
 
 class Faulty(Walker):
@@ -26,6 +27,19 @@ def test_a_fault_of_the_code_does_not_read_like_a_user_s_mistake(kind: str, tmp_
     with pytest.raises((KeyError, ValueError)) as error:
         evaluate(policy, ToyWorld, tmp_path / kind, episodes_per_task=1, num_envs=2, num_workers=1)
     assert not isinstance(error.value, UNUSABLE)
+
+
+class Needy(Walker):
+    """A policy that looks through a camera which the world has not."""
+
+    def check(self, observation: Observation) -> None:
+        """Say what is missing."""
+        raise ValueError(f"there is no image wrist, but {', '.join(observation.images)}")
+
+
+def test_a_world_that_does_not_show_what_the_policy_needs_is_a_message(tmp_path: Path) -> None:
+    with pytest.raises(UNUSABLE, match="there is no image wrist, but primary"):
+        evaluate(Needy(), ToyWorld, tmp_path, episodes_per_task=1, num_envs=2, num_workers=1)
 
 
 def test_what_cannot_be_asked_for_is_a_message(tmp_path: Path) -> None:
