@@ -107,6 +107,16 @@ def _instruction(prompt: str) -> str:
     return found[1] if found else prompt
 
 
+def _range(samples: Sequence[Sample], dimension: int) -> tuple[float, float]:
+    """What the actions of all samples reach in a dimension, and a little more."""
+    pairs = [(s.demonstrated, s.predicted) for s in samples if s.demonstrated.shape[1] > dimension]
+    values = np.concatenate([actions[:, dimension] for pair in pairs for actions in pair])
+    values = values[np.isfinite(values)]
+    low, high = (float(values.min()), float(values.max())) if len(values) else (-1.0, 1.0)
+    margin = 0.05 * (high - low) or 0.05
+    return low - margin, high + margin
+
+
 def draw(samples: Sequence[Sample], picture: Path) -> None:
     """Draw a row per sample: image, prompt, and what was demonstrated and predicted in each dimension over time."""
     from matplotlib.figure import Figure
@@ -126,6 +136,7 @@ def draw(samples: Sequence[Sample], picture: Path) -> None:
             axes.plot(chunk, sample.demonstrated[:, dimension], "o-", color="0.6", markersize=4)
             axes.plot(chunk, sample.predicted[:, dimension], "x-", color="C0", markersize=4)
             axes.tick_params(labelsize=5)
+            axes.set_ylim(*_range(samples, dimension))  # one scale for a dimension: small errors look small
             axes.set_xticks([])
             axes.set_title(f"{dimension}", fontsize=6)
     legend = [

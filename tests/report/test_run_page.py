@@ -53,3 +53,10 @@ def test_the_report_command_writes_the_page_of_a_run(run: Path, capsys: pytest.C
     main([str(run)])
     assert f"written to {run / 'report.md'}" in capsys.readouterr().out
     assert (run / "report.html").exists()
+
+
+def test_predictions_that_are_no_numbers_are_drawn_all_the_same(tmp_path: Path) -> None:
+    image, nothing = np.zeros((8, 8, 3), np.uint8), np.full((1, 7), np.nan)
+    for predicted in (nothing, nothing + np.inf):
+        draw([Sample(image, "push", "mine", nothing, predicted, float("nan"))], tmp_path / "samples.png")
+        assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
