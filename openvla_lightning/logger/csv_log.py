@@ -33,7 +33,6 @@ class _Writer(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         self.path = Path(self.metrics_file_path)
-        self.earlier: list[dict[str, Any]] = [*read_log(self.path)]
 
     def _check_log_dir_exists(self) -> None:
         """Lightning deletes the log of an earlier attempt here."""
@@ -52,10 +51,9 @@ class _Writer(ExperimentWriter):
 
     def _rewrite(self, columns: list[str]) -> None:
         """Put rows that are there, up to the first new step after a resume, before the new ones."""
-        if self.metrics_keys:
-            rows: list[dict[str, Any]] = [*read_log(self.path)]
-        else:
-            rows = [row for row in self.earlier if int(row["step"]) < self.metrics[0]["step"]]
+        rows: list[dict[str, Any]] = [*read_log(self.path)]
+        if not self.metrics_keys:  # the first rows of this attempt
+            rows = [row for row in rows if int(row["step"]) < self.metrics[0]["step"]]
             columns = sorted({*columns, *(key for row in rows for key in row)})
         with written_whole(self.path) as beside, beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)

@@ -57,8 +57,7 @@ def _absent(name: str, root: str) -> str | None:
     from openvla_lightning.data.oxe.datasets import TABLETOP
 
     try:
-        where = dataset_spec(name).where
+        spec = dataset_spec(name)
     except ValueError as error:
         return str(error)
-    hint = where.format(name=name, root=root) or "put its RLDS folder there"
-    return None if where == TABLETOP else f"{name}: no {Path(root, name)}. Get it: {hint}"
+    return None if spec.where == TABLETOP else f"{name}: no {Path(root, name)}. Get it: {spec.to_be_had(name, root)}"

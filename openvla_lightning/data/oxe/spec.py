@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 Trajectory = dict[str, Any]
@@ -102,6 +103,10 @@ class DatasetSpec:
             raise DescriptionError(
                 f"{self.name}: encoding {self.encoding} means {expected} action dimensions, got {dim}"
             )
+
+    def to_be_had(self, name: str, root: str | Path) -> str:
+        """How to get the data of the dataset `name` below the folder `root`."""
+        return self.where.format(name=name, root=root) or "put its RLDS folder there"
 
     def grippers(self, dim: int) -> tuple[int, ...]:
         """Which of `dim` action dimensions are grippers."""

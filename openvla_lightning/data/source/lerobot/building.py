@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source.faults import BadShardError, BadTrajectories
 from openvla_lightning.data.source.index import Index
+from openvla_lightning.data.source.kept import Form, name_of
 from openvla_lightning.data.source.lerobot.description import camera_features
 from openvla_lightning.data.source.lerobot.indexing import (
     PACKED,
@@ -24,7 +25,7 @@ from openvla_lightning.data.source.lerobot.indexing import (
     picture_files,
     records_of,
 )
-from openvla_lightning.data.source.lerobot.kept import PACKETS, ROWS, Form, name_of, together
+from openvla_lightning.data.source.lerobot.kept import PACKETS, ROWS, together
 from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, Metadata, read_metadata
 from openvla_lightning.data.source.lerobot.packets import Video, read_packets
 from openvla_lightning.data.source.lerobot.remote import RemoteFiles, local

@@ -1,51 +1,20 @@
-"""What a pass has read of each file, kept until the index is whole: a killed pass goes on where it was."""
+"""The forms in which packets and rows are kept until the index is whole."""
 
 import base64
-import hashlib
 import json
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openvla_lightning.data.source.kept import Arrays, Form, T
 from openvla_lightning.data.source.lerobot.packets import Video
 from openvla_lightning.data.source.lerobot.rows import Rows
-from openvla_lightning.runtime.files import written_whole
 
-T = TypeVar("T")
-Arrays = dict[str, NDArray[Any]]
 Packets = tuple[Video, NDArray[np.int64]]
 Read = tuple[list[Rows], str | None]
-
-
-@dataclass(frozen=True)
-class Form(Generic[T]):
-    """How one kind of result becomes arrays without Python objects, and comes back."""
-
-    pack: Callable[[T], Arrays]
-    unpack: Callable[[Arrays], T]
-
-    def save(self, path: Path, found: T) -> None:
-        """Write it, whole or not at all."""
-        with written_whole(path) as beside, beside.open("wb") as file:
-            np.savez(file, **self.pack(found))  # type: ignore[arg-type]
-
-    def load(self, path: Path) -> T | None:
-        """Read it; None where it is not there, or not whole."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return self.unpack(dict(arrays))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return None
-
-
-def name_of(*told: Any) -> str:
-    """Name of the file for what was read under these circumstances."""
-    return f"{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.npz"
 
 
 def _pack_packets(found: Packets) -> Arrays:

@@ -1,11 +1,9 @@
 """The pass over all files of a dataset: in several processes, one pass at a time, going on where one was cut off."""
 
-import hashlib
 import json
 import logging
 import os
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
@@ -18,13 +16,13 @@ import numpy as np
 from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source.faults import BadShardError, BadTrajectories, first_of
 from openvla_lightning.data.source.index import Index
+from openvla_lightning.data.source.kept import Form, name_of
 from openvla_lightning.data.source.processes import KEPT_FROM, PARALLEL_FROM, worker_pool
 from openvla_lightning.data.source.rlds.arrays import Layout
 from openvla_lightning.data.source.rlds.description import AGAIN, METADATA, read_features, read_splits
 from openvla_lightning.data.source.rlds.indexing import Job, Shard, image_layouts, join, read_shard
 from openvla_lightning.data.source.rlds.shards import Shards
 from openvla_lightning.data.source.rlds.words import numbered
-from openvla_lightning.runtime.files import written_whole
 from openvla_lightning.runtime.progress import Bar
 
 log = logging.getLogger(__name__)
@@ -117,7 +115,7 @@ class Pass:
         """
         found: dict[int, Shard] = {}
         for place, job in enumerate(self.jobs):
-            if (shard := self._known(job)) is not None:
+            if (shard := SHARDS.load(self._file(job))) is not None:
                 found[place] = shard
         if found:
             log.info(
@@ -132,7 +130,7 @@ class Pass:
                 unkept.append(place)
                 if time.monotonic() - began > KEPT_FROM:
                     for one in unkept:
-                        self._keep(self.jobs[one], found[one])
+                        SHARDS.save(self._file(self.jobs[one]), found[one])
                     unkept.clear()
         return [found[place] for place in range(len(self.jobs))]
 
@@ -162,20 +160,7 @@ class Pass:
 
     def _file(self, job: Job) -> Path:
         told = (job.path.name, self.stamps[job.path.name], job.split, job.expected, job.features)
-        return self.kept / f"{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.npz"
-
-    def _keep(self, job: Job, shard: Shard) -> None:
-        with written_whole(self._file(job)) as beside, beside.open("wb") as file:
-            np.savez(file, **packed(shard))
-
-    def _known(self, job: Job) -> Shard | None:
-        try:
-            with np.load(self._file(job), allow_pickle=False) as arrays:
-                return unpacked(dict(arrays))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not whole after all: read again
-            return None
+        return self.kept / name_of(*told)
 
 
 def read_job(remote: Shards | None, job: Job) -> Shard:
@@ -217,3 +202,6 @@ def unpacked(arrays: dict[str, Any]) -> Shard:
         {name.removeprefix("image_"): parts(part) for name, part in arrays.items() if name.startswith("image_")},
         text["skipped"],
     )
+
+
+SHARDS: Form[Shard] = Form(packed, unpacked)

@@ -65,7 +65,7 @@ class RLDS(IndexedSource):
                 return None
         except PermissionError as error:
             return f"{self.name}: {error.filename} may not be read by this user: ask its owner for `chmod -R a+rX`"
-        hint = self.spec.where.format(name=self.name, root=self.root) or "put its RLDS folder there"
+        hint = self.spec.to_be_had(self.name, self.root)
         return f"{self.name}: no {Path(self.root) / self.name}/<version>/dataset_info.json. Get it: {hint}"
 
     @property
