@@ -10,13 +10,13 @@ class ActionTokenizer:
     """Maps each normalised action dimension to one of the last `bins` token ids, as released in openvla-7b.
 
     `bins` edges are spread evenly over [-1, 1], which makes `bins - 1` bins; an id is `vocab_size` minus the index
-    of the edge above the action. So ids fall as actions grow: with the released numbers 31999 is -1 (and all below)
-    and 31744 is +1 (and all above). Edges are float64, and float32 actions are compared after widening: float32
+    of the edge above the action. So ids fall as actions grow: with the released numbers, 31999 stands for -1 and below,
+    and 31744 for +1 and above. Edges are float64, and float32 actions are compared as float64: float32
     edges would give other ids.
 
     Args:
         vocab_size: ids in the tokenizer's own vocabulary, without padding; action ids end just below it.
-        bins: number of edges, which is also the number of ids set aside.
+        bins: number of edges, which is also the number of ids reserved for actions.
     """
 
     def __init__(self, vocab_size: int = 32000, bins: int = 256) -> None:
@@ -37,13 +37,13 @@ class ActionTokenizer:
         return self.vocab_size - np.digitize(clipped, self.bins).astype(np.int64)
 
     def decode(self, ids: ArrayLike) -> NDArray[np.float64]:
-        """Return the bin centres behind `ids`, in the same shape; ids outside the action range take the outermost."""
+        """Return the bin centres of `ids`, in the same shape; ids outside the action range give the outermost ones."""
         index = self.vocab_size - np.asarray(ids, dtype=np.int64) - 1
         return self.bin_centers[np.clip(index, 0, len(self.bin_centers) - 1)]
 
 
 def dimension_names(dim: int) -> tuple[str, ...]:
-    """What to call the dimensions of an action: an end effector's by name, any other's by number."""
+    """Names of an action's dimensions: words for an end effector, numbers for any other action."""
     return END_EFFECTOR if dim == len(END_EFFECTOR) else tuple(map(str, range(dim)))
 
 
@@ -54,11 +54,12 @@ def absolute(
 
     Args:
         actions: as predicted.
-        relative_to: `DatasetStatistics.relative_to`: the state that each dimension is a difference from; None: none is.
+        relative_to: `DatasetStatistics.relative_to`: index of the state that each dimension is a difference from; None:
+            all actions are absolute.
         proprio: the state.
 
     Raises:
-        ValueError: actions are relative to a state that is not given.
+        ValueError: actions are relative to the state, but `proprio` is None.
     """
     if relative_to is None:
         return actions

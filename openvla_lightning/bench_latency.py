@@ -1,4 +1,4 @@
-"""How long an action takes, stage by stage, beside what the hardware allows and what the released code's way takes.
+"""Latency of an action, stage by stage, compared with the hardware's limit and with the released code's method.
 
 python -m openvla_lightning.bench_latency                          # two models with random weights
 python -m openvla_lightning.bench_latency --model openvla_7b       # at full size, on a GPU
@@ -60,7 +60,7 @@ MODELS = {
     "mid": _described(_PAIR, 224, "fused_mlp", 32000, 768, 2048, 12, 12),
     "openvla_7b": _described({"dino": _DINO, "siglip": _SIGLIP}, 224, "fused_mlp", 32000, 4096, 11008, 32, 32),
 }
-"""What can be measured without a checkpoint: 2 million, 0.2 and 7.5 thousand million parameters."""
+"""Models that can be measured without a checkpoint: 2 million, 0.2 billion and 7.5 billion parameters."""
 
 
 @dataclass
@@ -68,12 +68,12 @@ class Row:
     """Measurements of one model, in seconds.
 
     Attributes:
-        name: the model, and how its weights are kept.
-        actions: each action as a whole.
-        stages: each stage, of other actions, which wait for the device after every stage.
-        memory: bytes: the GPU's peak, on a CPU the weights.
-        bound: what the hardware allows; None where it is not known.
-        baseline: each action of the released code's way, taking turns with ours; empty when not measured.
+        name: the model and the format of its weights.
+        actions: time of each whole action.
+        stages: times of each stage, from separate actions that wait for the device after every stage.
+        memory: bytes; the GPU's peak, or on a CPU the weights.
+        bound: lower limit of the hardware; None if it is not known.
+        baseline: time of each action with the released method, alternating with ours; empty when not measured.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Row:
     baseline: list[float] = field(default_factory=list)
 
     def cells(self) -> list[str]:
-        """As a line of the table, in milliseconds."""
+        """The cells of the table, in milliseconds."""
         low, high, worst = (1e3 * float(np.percentile(self.actions, share)) for share in (50, 95, 99))
         stages = [f"{1e3 * float(np.median(self.stages.get(stage) or [0.0])):.1f}" for stage in STAGES]
         bound = "" if self.bound is None else f"{1e3 * self.bound:.1f}"
@@ -105,14 +105,14 @@ def random_policy(
     head: ActionHead | None = None,
     cameras: Sequence[str] = ("primary",),
 ) -> Policy:
-    """A policy of random weights, made on the device; without torch's slow initialisation on the way.
+    """A policy with random weights, made on the device without torch's slow initialisation.
 
     Args:
-        config: of the VLA; with a `proprio_dim` P the policy is told P numbers.
+        config: of the VLA; with a `proprio_dim` P, the policy reads a state of P numbers.
         device, dtype: of the weights.
-        format_: how they are quantised; None: not at all.
-        head: what actions are; None: tokens, one action at a time.
-        cameras: what it looks at.
+        format_: quantiser of the weights; None: no quantisation.
+        head: the action head; None: tokens, one action at a time.
+        cameras: the policy's cameras.
     """
     head = head or TokenHead(vocab_size=config["llm"]["vocab_size"])
     with torch.device("meta"):
@@ -182,7 +182,7 @@ def measure(
     hardware: Card | None,
     now: Callable[[], float] = time.perf_counter,
 ) -> Row:
-    """Time `repeats` actions as a whole, as many stage by stage, and as many of the released way."""
+    """Time `repeats` whole actions, as many stage by stage, and as many with the released method."""
     generator = np.random.default_rng(0)
     pictures = list(generator.integers(0, 256, (repeats, 256, 256, 3), dtype=np.uint8))
     cuda = policy.device.type == "cuda"
@@ -225,12 +225,12 @@ def measure(
 
 def _seconds(act: Callable[[], np.ndarray], now: Callable[[], float]) -> float:
     started = now()
-    act()  # its result lies on the CPU: nothing is left to wait for
+    act()  # its result is on the CPU, so the device has finished
     return now() - started
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Each row as a bar of its stages' medians."""
+    """Plot each row as a bar of its stages' medians."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -250,7 +250,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
-    """Measure what the command line asks for; print the table, and write it where told."""
+    """Command line: measure, print the table, and write it to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["tiny", "mid"], help=f"{', '.join(MODELS)}, or a checkpoint")
     parser.add_argument("--quantisation", nargs="+", default=["none"], choices=["none", *FORMATS])

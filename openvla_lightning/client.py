@@ -30,7 +30,7 @@ class ServerError(RuntimeError):
 
     Attributes:
         status: HTTP status code; 504: too late, 503: too busy or stopping, 4xx: the request is wrong.
-        code: the same in a word.
+        code: the same as a word.
         facts: everything the server said.
     """
 
@@ -40,14 +40,14 @@ class ServerError(RuntimeError):
 
 
 class Client:
-    """Asks a server for actions over one WebSocket, which is opened when first needed and again when lost.
+    """Asks a server for actions over one WebSocket, which is opened on first use and opened again after a failure.
 
-    For one thread; further threads or cameras take further clients.
+    A client is for one thread; use one client per thread and robot.
 
     Args:
-        url: of the server.
-        token: the server's, if it asks for one.
-        timeout: seconds to wait for anything.
+        url: the server's URL.
+        token: the server's token, if it asks for one.
+        timeout: seconds to wait for a connection or an answer.
     """
 
     def __init__(self, url: str = "http://127.0.0.1:8000", token: str | None = None, timeout: float = 10.0) -> None:
@@ -66,12 +66,12 @@ class Client:
         """Ask for an action.
 
         Args:
-            image: uint8 [H, W, 3], RGB; or the bytes of a PNG or JPEG. For a policy with several views all of them, by
-                name: `image`, `wrist_image`, `image@-1` (one step earlier); `info` says which.
-            instruction: what to do.
-            unnorm_key: whose units; None: as the server was told.
-            deadline_ms: after how long the answer is of no use; None: as the server was told.
-            proprio: [P], what the robot feels of itself, in its own units, for a policy that is told it.
+            image: uint8 [H, W, 3], RGB; or the bytes of a PNG or JPEG. For a policy with several views, all of them by
+                name: `image`, `wrist_image`, `image@-1` (one step earlier); `info` lists them.
+            instruction: the task in words.
+            unnorm_key: dataset whose units to use; None: the server's default.
+            deadline_ms: time after which the answer is of no use; None: the server's default.
+            proprio: [P], the robot's state in its own units, for a policy that reads it.
 
         Returns:
             float64 [D], in the dataset's units, the gripper (1: open) last.
@@ -79,7 +79,7 @@ class Client:
         Raises:
             ServerError: when the server refuses.
             ConnectionError: when there is no server, or it went away.
-            TimeoutError: when nothing came in time.
+            TimeoutError: when no answer came in time.
         """
         return self._answer(_question(image, instruction, unnorm_key, deadline_ms, proprio))
 
@@ -91,16 +91,16 @@ class Client:
         deadline_ms: float | None = None,
         proprio: Sequence[float] | NDArray[np.floating] | None = None,
     ) -> NDArray[np.float64]:
-        """Ask for all actions that the policy gives at a time: float64 [T, D]; everything else as `act`."""
+        """Ask for a whole chunk of actions, float64 [T, D]; everything else is as in `act`."""
         return self._answer(_question(image, instruction, unnorm_key, deadline_ms, proprio, chunk=True))
 
     def info(self) -> dict[str, Any]:
-        """What acts there: statistics, cameras, limits, versions."""
+        """Facts about the server's policy: statistics, cameras, limits, versions."""
         with urlopen(Request(f"{self.url}/info", headers=self._headers), timeout=self.timeout) as response:
             return json.load(response)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         socket, self._socket = self._socket, None
         if socket is not None:
             socket.close()
@@ -133,7 +133,7 @@ class Client:
             self._socket.send(message)
             return msgpack.unpackb(self._socket.recv(timeout=self.timeout))
         except BaseException as error:
-            self.close()  # else a late answer would be taken for that to the next question
+            self.close()  # otherwise a late answer would be taken for the next one
             if isinstance(error, WebSocketException | ConnectionError):
                 raise ConnectionError(f"no answer from {self.url}: {error}") from error
             raise
@@ -145,23 +145,23 @@ NOTHING: tuple[NDArray[np.float64], int, int] = (np.empty((0, 0)), 0, 0)
 class ChunkPlayer:
     """Plays a server's chunks action by action, and asks for the next chunk while the robot still executes this one.
 
-    A chunk's first action belongs to the picture it was asked with. When the chunk arrives some steps have passed, in
-    which the robot executed the end of the chunk before; so it goes on with the action for now, and those before are
-    dropped. A robot that moves by changes of its pose would otherwise make them twice.
+    A chunk's first action belongs to the picture of its request. When the chunk arrives, the robot has executed some
+    more actions of the previous chunk. So the player drops as many actions of the new chunk and starts at the present
+    step. A robot that moves by changes of its pose would otherwise make these changes twice.
 
-    Where an answer is late, the rest of the chunk before is played, if it has one, and then `act` waits. Other words
-    than before drop everything and ask anew.
+    If an answer is late, the rest of the previous chunk is played, and then `act` waits. A new instruction drops all
+    planned actions and asks again.
 
     Args:
-        client: which nobody else uses meanwhile.
-        rate_hz: actions a second that the robot executes: the next chunk is asked for as many of them before this one
-            ends as the last answer took.
-        ahead: instead of `rate_hz`, how many actions before the end that is.
-        execute: how many actions of a chunk are executed at most; None: all that are left of it when it begins.
+        client: used by this player alone.
+        rate_hz: actions that the robot executes per second. The next chunk is requested as many actions before the end
+            of this one as the robot executed during the last request.
+        ahead: in place of `rate_hz`, a fixed number of actions before the end.
+        execute: how many actions of a chunk are executed at most; None: all that remain when it starts.
 
     Attributes:
         latency: seconds that the last answer took.
-        waited: seconds in which the robot had nothing to do, first chunks apart.
+        waited: seconds that the robot waited for actions, without the wait for the first chunk of an episode.
 
     Raises:
         ValueError: for neither or both of `rate_hz` and `ahead`, or a number that is not positive.
@@ -180,7 +180,7 @@ class ChunkPlayer:
         self._thread = ThreadPoolExecutor(1, "openvla-chunks")
         self._now = 0
         self._words: str | None = None
-        self._playing: tuple[NDArray[np.float64], int, int] = NOTHING  # when it was asked for, until when it is played
+        self._playing: tuple[NDArray[np.float64], int, int] = NOTHING  # the chunk, its step of request, its end
         self._coming: tuple[Future[NDArray[np.float64]], int] | None = None
 
     def act(
@@ -191,10 +191,10 @@ class ChunkPlayer:
         deadline_ms: float | None = None,
         proprio: Sequence[float] | NDArray[np.floating] | None = None,
     ) -> NDArray[np.float64]:
-        """The action [D] for now, to be called once for each action that the robot executes.
+        """The action [D] for the present step. Call this once for each action that the robot executes.
 
-        Arguments and errors are those of `Client.act`. An answer that fails while there are actions left to play is
-        asked for again, with what is seen then.
+        Arguments and errors are those of `Client.act`. If a request fails while there are actions left to play, it is
+        repeated with the newest picture.
         """
         if instruction != self._words:
             self.reset()
@@ -205,7 +205,7 @@ class ChunkPlayer:
             if self._coming and left > 0 and _failed(self._coming[0]):
                 self._coming = None
             if self._coming is None and self._now >= until - self._lead(len(chunk)):
-                # packed here: the caller may fill its picture anew while the answer is under way
+                # packed here, because the caller may overwrite its picture during the request
                 message = _question(image, instruction, unnorm_key, deadline_ms, proprio, chunk=True)
                 self._coming = self._thread.submit(self._answer, message, time.monotonic()), self._now
             if left <= 0 or (self._now >= until and self._coming and _arrived(self._coming[0])):
@@ -215,11 +215,11 @@ class ChunkPlayer:
                 return chunk[self._now - 1 - asked]
 
     def reset(self) -> None:
-        """Forget what was planned, for a new episode."""
+        """Drop all planned actions, for a new episode."""
         self._playing, self._coming, self._words = NOTHING, None, None
 
     def close(self) -> None:
-        """Wait for the answer that is under way; the client stays open."""
+        """Wait for a pending answer; the client stays open."""
         self._thread.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Self:
@@ -229,7 +229,7 @@ class ChunkPlayer:
         self.close()
 
     def _turn(self, first: bool) -> None:
-        """Wait for the chunk that is coming, and play it from now on."""
+        """Wait for the requested chunk, and start to play it."""
         assert self._coming is not None
         (answer, asked), self._coming = self._coming, None
         began = time.monotonic()
@@ -239,7 +239,7 @@ class ChunkPlayer:
         self._playing = chunk, asked, min(ends, self._now + (self.execute or len(chunk)))
 
     def _lead(self, length: int) -> int:
-        """How many actions before the end of a chunk the next one is asked for: fewer than it has."""
+        """How many actions before the end of a chunk the next one is requested; fewer than the chunk has."""
         wanted = self.ahead or math.ceil(self.latency * (self.rate_hz or 0))
         return max(0, min(wanted, length - 1))
 

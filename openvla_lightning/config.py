@@ -1,4 +1,4 @@
-"""Configuration: the resolvers that conf/ uses, and the check of a composed config before anything heavy is built."""
+"""Configuration: the resolvers of conf/, and the check of a composed config before anything heavy is built."""
 
 import inspect
 import logging
@@ -32,7 +32,7 @@ class PluginConfigs(SearchPathPlugin):
     """Makes Hydra search the `conf/` of plug-ins, after our own."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Add a place for each plug-in that brings configs."""
+        """Add the config folder of each plug-in."""
         for package, folder in plugins.config_folders():
             search_path.append(provider=package, path=f"file://{folder}")
 
@@ -46,10 +46,10 @@ class ConfigError(ValueError):
 
 @contextmanager
 def for_people(*kinds: type[Exception]) -> Iterator[None]:
-    """Decorates what a script calls: errors of these kinds end the process with their message, without a traceback.
+    """Decorator for scripts: errors of these kinds end the process with their message, without a traceback.
 
-    The same holds for a ValueError from a constructor named in the config, and for a missing package. With
-    HYDRA_FULL_ERROR=1 the traceback comes along, as it does for Hydra's own errors.
+    The same holds for a ValueError from a constructor named in the config, and for a missing package.
+    HYDRA_FULL_ERROR=1 adds the traceback, as for Hydra's own errors.
     """
     caught: tuple[type[Exception], ...] = (*kinds, InstantiationException)
     try:
@@ -65,7 +65,7 @@ def for_people(*kinds: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def blaming_config() -> Iterator[None]:
-    """Around what is built of a config or reads what it names: a ValueError there is a ConfigError."""
+    """For code that builds what a config names: a ValueError inside this context becomes a ConfigError."""
     try:
         yield
     except ConfigError:
@@ -75,12 +75,12 @@ def blaming_config() -> Iterator[None]:
 
 
 def expanded(path: str) -> str:
-    """A path in which `~` is the home folder, also where no shell has seen it: in YAML, in a container's settings."""
+    """A path with `~` replaced by the home folder, for paths that no shell expands, such as those in YAML."""
     return os.path.expanduser(path)
 
 
 def expand_home(node: DictConfig | ListConfig) -> None:
-    """Expand every value of a config that begins with `~`, in place; interpolations follow what they point to."""
+    """Expand every value of a config that begins with `~`, in place; interpolations are left as they are."""
     for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             continue
@@ -92,16 +92,16 @@ def expand_home(node: DictConfig | ListConfig) -> None:
 
 
 def find_checkpoint(cfg: DictConfig, otherwise: str) -> None:
-    """Put the file that `ckpt_path` means in its place: of `last`, and of a run or a folder of runs, the newest.
+    """Replace `ckpt_path` by a file: for `last`, a run or a folder of runs, this is the newest checkpoint.
 
-    The file, and not its folder, because results are kept by its hash and may be written into that folder.
+    It is the file and not its folder, because results are kept by its hash and may be written into that folder.
 
     Args:
-        cfg: of a command that acts.
-        otherwise: what to do where there is none yet.
+        cfg: config of a command that acts.
+        otherwise: advice for the error when there is no checkpoint yet.
 
     Raises:
-        ConfigError: `ckpt_path` is `last`, and there is none.
+        ConfigError: `ckpt_path` is `last`, and there is no checkpoint.
     """
     if cfg.ckpt_path == "last":
         newest = newest_checkpoint(cfg.paths.log_dir)
@@ -122,7 +122,7 @@ def run_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | No
 
 
 def sweep_dir(log_dir: str, run_name: str, ckpt_path: str | None, run_id: str | None) -> str:
-    """The folder of a sweep: as of a run, or with `ckpt_path=last` that of the newest sweep, which then goes on."""
+    """The folder of a sweep: as for a run, or with `ckpt_path=last` the newest sweep's, which is then resumed."""
     runs = Path(expanded(log_dir)) / run_name
     if ckpt_path == "last" and (sweeps := [path.parent for path in runs.glob("*/multirun.yaml")]):
         return str(max(sweeps, key=lambda folder: (folder / "multirun.yaml").stat().st_mtime_ns))
@@ -156,7 +156,7 @@ def validate(cfg: DictConfig) -> dict[str, Any]:
 
 
 def foreign_functions(tree: Any) -> Iterator[str]:
-    """Which datasets name a function that a config may not name; its package has to be known, as a `_target_`'s."""
+    """Problems of datasets whose function is in a package that a config may not name (the rule of `_target_`)."""
     for path, node in nodes(tree):
         datasets = node.get("datasets")
         for name, options in datasets.items() if isinstance(datasets, dict) else ():

@@ -22,7 +22,7 @@ INSTALL = "dashboards need a package: pip install 'openvla-lightning[dashboards]
 
 
 def lines(title: str, *metrics: str, regex: str | None = None, **options: Any) -> Any:
-    """A panel of curves over optimiser steps: of these metrics, or of all whose names match `regex`."""
+    """A panel of curves over optimiser steps: these metrics, or all whose names match `regex`."""
     from wandb_workspaces.reports.v2 import LinePlot
 
     return LinePlot(title=title, x=STEP, y=list(metrics), metric_regex=regex, **options)
@@ -43,21 +43,21 @@ def against(title: str, x: str, y: str) -> Any:
 
 
 def tables(*names: str) -> list[Any]:
-    """A panel for each table, of the newest value in each run."""
+    """A panel for each table, with the newest value of each run."""
     from wandb_workspaces.reports.v2 import WeavePanelSummaryTable
 
     return [WeavePanelSummaryTable(table_name=name) for name in names]
 
 
 def section(name: str, *panels: Any) -> "Section":
-    """An open section."""
+    """A section of panels, unfolded."""
     from wandb_workspaces.workspaces import Section
 
     return Section(name=name, panels=list(panels), is_open=True)
 
 
 def training(entity: str, project: str) -> "Workspace":
-    """One run, or a few: does it learn, does it generalise, what does it wait for?"""
+    """A view of one run or a few: whether it learns, whether it generalises, what it waits for."""
     from wandb_workspaces.workspaces import RunsetSettings, Workspace
 
     return Workspace(
@@ -96,7 +96,7 @@ def training(entity: str, project: str) -> "Workspace":
 
 
 def fine_tuning(entity: str, project: str) -> "Workspace":
-    """Strategies side by side: what each reaches, and what it costs."""
+    """A view of strategies side by side: the success and the costs of each."""
     from wandb_workspaces.expr import Config
     from wandb_workspaces.workspaces import RunsetSettings, Workspace
 
@@ -130,7 +130,7 @@ def fine_tuning(entity: str, project: str) -> "Workspace":
 
 
 def ablations(entity: str, project: str) -> "Workspace":
-    """One override a run: which of them matter?"""
+    """A view of runs with one override each: which overrides matter."""
     from wandb_workspaces.reports.v2 import (
         Config,
         ParallelCoordinatesPlot,
@@ -183,12 +183,12 @@ DASHBOARDS: dict[str, Callable[[str, str], "Workspace"]] = {
 
 
 def columns(*names: str) -> list[str]:
-    """Columns of the list of runs, its name first."""
+    """Columns of the list of runs, the run's name first."""
     return ["run:displayName", *names]
 
 
 def spec(workspace: "Workspace") -> dict[str, Any]:
-    """What W&B would store, as plain data."""
+    """The view as W&B stores it, as plain data."""
     view = workspace._to_model()  # the library has no public way to look at a view before it is saved
     return {"name": view.display_name, "project": view.project} | json.loads(
         view.spec.model_dump_json(by_alias=True, exclude_none=True)

@@ -1,4 +1,4 @@
-"""`make demo`: the whole way from nothing to a table of success rates, with the commands a user would type.
+"""`make demo`: run all steps from nothing to a table of success rates, with the commands that a user would type.
 
 python -m openvla_lightning.demo
 """
@@ -21,18 +21,18 @@ BOTH = "env=tabletop,tabletop_finetune"
 
 
 def main() -> None:
-    """Run it all; stop at the first command that fails, with its own message on the screen."""
+    """Run all commands; stop at the first one that fails, after its own error message."""
     console, started = Console(), time.monotonic()
-    runs = log_dir()  # wherever OPENVLA_LIGHTNING_ROOT or conf/local put them
+    runs = log_dir()  # set by OPENVLA_LIGHTNING_ROOT or conf/local
     demo = runs / "demo"
-    shutil.rmtree(demo, ignore_errors=True)  # an evaluation would go on there, and refuse another demo's episodes
+    shutil.rmtree(demo, ignore_errors=True)  # an evaluation would resume there, and refuse another demo's episodes
     run(console, "Pretrain a small VLA", "train", "callbacks.checkpoint.save_initial=true")
     pretrained = newest(runs / "train")
     run(console, "Fine-tune it for new tasks on another robot", "finetune", "strategy=lora", "rank=32")
     finetuned = newest(runs / "finetune")
     untrained = pretrained.with_name("step_000000.ckpt")
     for label, checkpoint in {"untrained": untrained, "pretrained": pretrained, "fine-tuned": finetuned}.items():
-        # the first two know only the first robot's units; the third carries the statistics of both
+        # the first two have only the first robot's statistics; the third has those of both
         units = [] if label == "fine-tuned" else ["unnorm_key=tabletop_pretrain"]
         evaluate(console, f"Evaluate the {label} policy on both sets of tasks", demo, label, checkpoint, BOTH, *units)
     title = "Does it listen? The same, told another episode's instruction"
@@ -44,14 +44,14 @@ def main() -> None:
 
 
 def evaluate(console: Console, title: str, demo: Path, label: str, checkpoint: Path, *overrides: str) -> None:
-    """Evaluate a checkpoint into a folder below the demo's."""
+    """Evaluate a checkpoint; results go into a folder below the demo's."""
     folder = demo / "_".join([label, *(o.partition("=")[2] for o in overrides if o.startswith("instructions"))])
     where = f"hydra.sweep.dir={quoted(str(folder))}"
     run(console, title, "evaluate", "-m", f"ckpt_path={quoted(str(checkpoint))}", f"label={label}", *overrides, where)
 
 
 def run(console: Console, title: str, *command: str) -> None:
-    """Run a command in its own process, command line first."""
+    """Print a command and run it in its own process."""
     console.print(Rule(title))
     console.print(f"$ openvla {' '.join(command)}", style="bold", highlight=False, soft_wrap=True)
     code = subprocess.run([sys.executable, "-m", "openvla_lightning.cli", *command]).returncode
@@ -60,7 +60,7 @@ def run(console: Console, title: str, *command: str) -> None:
 
 
 def newest(folder: Path) -> Path:
-    """The checkpoint a training command just left."""
+    """The newest checkpoint of the training in `folder`."""
     path = newest_checkpoint(folder)
     assert path is not None, f"training left no checkpoint below {folder}"
     return path

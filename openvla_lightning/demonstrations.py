@@ -1,8 +1,8 @@
 """Demonstrations of the embedded world as RLDS datasets: `python -m openvla_lightning.demonstrations`.
 
-A scripted expert acts; noise is added to what is executed and not to what is recorded as the action, so that recoveries
-are in the data. What was executed stands beside it, for replays. Some episodes hold a stretch in which the robot stands
-still, as teleoperated ones do, for the no-op filter.
+A scripted expert acts. Noise is added to the executed action but not to the recorded one, so that the data contains
+recoveries. The executed actions are stored, too, for replays. In some episodes the robot stands still for a while, as
+in teleoperation; the no-op filter removes these steps.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from openvla_lightning.env.tabletop import TRAINING_SEEDS, Tabletop, expert
 
 IMAGE_SIZE = 96
 ATTEMPTS = 16
-"""Seeds an episode may use; one is nearly always enough."""
+"""Seeds that an episode may try; the first one nearly always succeeds."""
 VERSION = "1.1.0"
 
 
@@ -30,13 +30,13 @@ class Demonstrations:
     Attributes:
         world: arguments of `Tabletop`.
         train, val: episodes of each split.
-        first_seed: of its episodes; datasets keep apart.
+        first_seed: seed of the first episode; the seeds of different datasets do not overlap.
         noise: standard deviation of the executed translation's error, as a share of an action's limit; each episode
-            draws its own level between none and twice this.
-        detour: chance per step that the arm goes somewhere else for two or three steps.
-        decoy: chance per step that it heads for another object for three to six steps. Without this the arm's own
+            draws its own level between zero and twice this value.
+        detour: chance per step that the arm moves in a random direction for two or three steps.
+        decoy: chance per step that it heads for another object for three to six steps. Without this, the arm's
             motion gives the target away in most images, and a policy need not read the instruction.
-        pause: chance per episode of a stretch of 3 to 6 steps in which nothing moves.
+        pause: chance per episode of 3 to 6 successive steps without motion.
     """
 
     world: dict[str, Any]
@@ -71,20 +71,20 @@ DATASETS = {
     ),
 }
 EMBEDDED = ("tabletop_pretrain", "tabletop_finetune")
-"""What `make demo` needs."""
+"""Datasets that `make demo` needs."""
 
 
 def make(
     data_dir: str | Path, names: Sequence[str] = EMBEDDED, workers: int | None = None, episodes: int | None = None
 ) -> list[Path]:
-    """Write datasets below `data_dir`, each as `<name>/<version>`; go on where an interrupted call stopped.
+    """Write datasets below `data_dir`, each as `<name>/<version>`; resume an interrupted call.
 
     Args:
         data_dir: the data directory.
-        names: of `DATASETS`; a dataset that is already complete is left alone.
+        names: keys of `DATASETS`; a dataset that is already complete is not written again.
         workers: processes; None: one per core.
-        episodes: of the split `train` of each dataset, for a first try: the first ones of the whole dataset; `val`
-            shrinks alike. None: all.
+        episodes: number of episodes of each split `train`, for a quick test; these are the first ones of the whole
+            dataset. `val` shrinks in proportion. None: all.
 
     Returns:
         The datasets' folders.
@@ -116,7 +116,7 @@ def make(
 
 
 def features() -> Any:
-    """What a step looks like, as tfds features."""
+    """The features of a step, in the form of tfds."""
     from tensorflow_datasets import features as tfds
 
     image = tfds.Image(shape=(IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8, encoding_format="jpeg")
@@ -145,13 +145,13 @@ def features() -> Any:
 
 
 def episode(name: str, split: str, index: int) -> dict[str, Any]:
-    """Demonstration `index` of a split: the first successful one of its seeds.
+    """Demonstration `index` of a split: its first seed with which the expert succeeds.
 
-    Tasks take turns in one scene before the next is laid out: the same picture with other words asks for another
-    action, so a policy has to listen; one that could remember which object mattered in which scene would not.
+    Each scene is shown with every task before the next scene. So the same picture needs different actions for different
+    instructions, and a policy cannot learn by heart which object matters in which scene.
 
     Raises:
-        RuntimeError: when the expert fails on all of them.
+        RuntimeError: when the expert fails with all of its seeds.
     """
     plan, env = DATASETS[name], world(name)
     tasks = list(env.tasks)
@@ -173,7 +173,7 @@ def world(name: str) -> Tabletop:
 
 
 def demonstrate(env: Tabletop, plan: Demonstrations, task: str, seed: int) -> list[dict[str, Any]] | None:
-    """Roll the expert out under disturbances; the recorded steps, or None when it did not succeed."""
+    """Roll the expert out with disturbances; return the recorded steps, or None if it did not succeed."""
     random = np.random.default_rng([seed, list(env.tasks).index(task)])
     observation, info = env.reset(seed=seed, options={"task": task})
     limit = env.embodiment.high
@@ -209,7 +209,7 @@ def demonstrate(env: Tabletop, plan: Demonstrations, task: str, seed: int) -> li
 
 
 def lead_astray(env: Tabletop, plan: Demonstrations, random: np.random.Generator, gripper: float) -> list[np.ndarray]:
-    """Now and then a few commands [dx, dy, dz, gripper] that lead away from the task, in the environment's units."""
+    """At random, a few commands [dx, dy, dz, gripper] that lead away from the task, in the environment's units."""
     limit, chance = env.embodiment.high[:3], random.random()
     if chance < plan.detour:
         flipped = 1 - gripper if random.random() < 0.3 else gripper
@@ -235,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [*EMBEDDED, "tabletop_full"] if options.full else EMBEDDED
     try:
         folders = make(options.data_dir, names, episodes=options.episodes)
-    except ValueError as error:  # too few, or a folder that holds others
+    except ValueError as error:  # too few episodes, or a folder that holds other ones
         raise SystemExit(f"error: {error}") from None
     for folder in folders:
         print(folder)

@@ -3,12 +3,12 @@
     python -m openvla_lightning.libero_demonstrations data/libero_spatial_scripted/1.0.0
     python -m openvla_lightning.libero_demonstrations data/libero_object_scripted/1.0.0 --tasks 0 --states 20
 
-The name of the folder says which suite. Every episode is first played without cameras, which takes a tenth of the time;
-what failed is dropped, and what succeeded is played again, action by action, and drawn. Both stages go on where an
-interrupted run stopped. Initial states 0 to 9, which `evaluate.py episodes_per_task=10` begins with, are left out.
+The folder's name contains the suite. Every episode is first played without cameras, which takes a tenth of the time.
+Failed episodes are dropped; successful ones are played again with the same actions and rendered. Both stages resume
+after an interruption. Initial states 0 to 9 are left out, because `evaluate.py episodes_per_task=10` uses them.
 
-The hand is pushed off its way at random and the correction recorded: a policy that has seen the straight way alone
-cannot come back to it.
+The hand is pushed off its path at random and the correction is recorded: a policy that has only seen the direct path
+cannot return to it.
 """
 
 import argparse
@@ -36,19 +36,19 @@ from openvla_lightning.runtime.files import written_whole
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 STATES = {"val": range(10, 14), "train": range(14, 50)}
 ATTEMPTS = 3
-"""How often an initial state is played, with other pushes, before it is dropped."""
+"""How often an initial state is played, each time with other pushes, before it is dropped."""
 PUSHED_FOR = 12
-"""Steps."""
+"""Duration of a push in steps."""
 STILL = 1e-4
-"""Norm of a move below which, with the gripper as before, a step is a no-op: as the released data was filtered."""
+"""A step with a smaller move and an unchanged gripper is a no-op, as in the filter of the released data."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiberoDemonstrations:
-    """A picklable `(split, index) -> episode`, of episodes that were played.
+    """A picklable function `(split, index) -> episode` over played episodes.
 
     Attributes:
-        suite: LIBERO's.
+        suite: name of LIBERO's suite.
         played: the files of `play_all`, by split.
     """
 
@@ -56,10 +56,10 @@ class LiberoDemonstrations:
     played: dict[str, list[Path]]
 
     def __call__(self, split: str, index: int) -> dict[str, Any]:
-        """Play an episode again and draw it.
+        """Play an episode again and render it.
 
         Raises:
-            RuntimeError: when it does not succeed as it did.
+            RuntimeError: when it does not succeed again.
         """
         path = self.played[split][index]
         task, state = _task_and_state(path)
@@ -81,10 +81,10 @@ class LiberoDemonstrations:
 
 
 def play(suite: str, task: int, state: int, pushes: float, path: Path) -> bool:
-    """Play an initial state until the expert succeeds, write its actions, and say whether it did.
+    """Play an initial state until the expert succeeds, write its actions, and return whether it succeeded.
 
-    The file holds `executed` float64 [T, 7] in the units of `Libero`, and `recorded` float32 [T, 7], what the expert
-    wanted, in LIBERO's own (gripper -1 open, 1 closed). Both are empty where it failed.
+    The file holds `executed` float64 [T, 7] in the units of `Libero`, and `recorded` float32 [T, 7], the expert's
+    commands in LIBERO's own units (gripper -1 open, 1 closed). Both are empty if it failed.
     """
     executed: list[NDArray[np.float64]] = []
     recorded: list[NDArray[np.float32]] = []
@@ -126,7 +126,7 @@ def _play_once(
 def play_all(
     folder: Path, suite: str, tasks: Sequence[int], states: Mapping[str, int], pushes: float, workers: int
 ) -> dict[str, list[Path]]:
-    """Play what `folder` lacks in parallel; the files of the episodes that succeeded, by split."""
+    """Play the missing episodes of `folder` in parallel; return the files of the successful ones, by split."""
     folder.mkdir(parents=True, exist_ok=True)
     chosen = {split: list(STATES[split])[: states[split]] for split in STATES}
     wanted = [(split, task, state) for task in tasks for split in STATES for state in chosen[split]]
@@ -157,12 +157,12 @@ def _task_and_state(path: Path) -> tuple[int, int]:
 
 @cache
 def _environment(suite: str, views: tuple[str, ...]) -> Libero:
-    """That of this process: building one takes seconds."""
+    """The environment of this process, built once, because that takes seconds."""
     return Libero(suite, RENDER_SIZE, assets=os.environ.get("LIBERO_ASSETS"), views=views, proprio=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the dataset; go on where an interrupted run stopped."""
+    """Command line: write the dataset, or resume an interrupted run."""
     import tensorflow_datasets as tfds
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

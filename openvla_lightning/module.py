@@ -1,4 +1,4 @@
-"""The LightningModule: one recipe for pretraining and fine-tuning, whatever the size."""
+"""The LightningModule, for pretraining and fine-tuning of models of any size."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -36,21 +36,21 @@ class VLAModule(L.LightningModule):
             loads no weights.
         strategy: which weights learn.
         optim: optimiser and schedule.
-        processor: travels inside the checkpoint, so that inference preprocesses as training did.
-        action_head: writes actions, owns the loss.
+        processor: saved in the checkpoint, so that inference preprocesses as in training.
+        action_head: writes actions and computes the loss.
         recipe: the resolved config, kept in every checkpoint under `hyper_parameters`.
-        quantisation: of the frozen weights, before the strategy puts adapters on them; None: not at all.
-        checkpoint_activations: which blocks compute their activations again in the backward pass, to save memory:
+        quantisation: quantises the frozen weights before the strategy adds adapters; None: no quantisation.
+        checkpoint_activations: which blocks recompute their activations in the backward pass, to save memory:
             `none`, `selective` (every second one) or `full`.
         compile_blocks: compile each block at its first use.
 
     Raises:
-        ValueError: when quantised weights are supposed to learn.
+        ValueError: when quantised weights should learn.
     """
 
     vla: VLA
     gradient_norm: Tensor | None = None
-    """Norm of all gradients of the next optimiser step, once somebody worked it out."""
+    """Norm of all gradients before the next optimiser step; None until it is computed."""
 
     def __init__(
         self,
@@ -78,10 +78,10 @@ class VLAModule(L.LightningModule):
             self.save_hyperparameters(recipe, logger=False)
 
     def check(self, strategy: L.pytorch.strategies.Strategy) -> None:
-        """Look, before anything is built, whether it can be trained so.
+        """Check, before anything is built, whether `strategy` can train this module.
 
         Raises:
-            ValueError: for what cannot be sharded.
+            ValueError: when it cannot be sharded.
         """
         if not isinstance(strategy, FSDP):
             return
@@ -91,7 +91,7 @@ class VLAModule(L.LightningModule):
             raise ValueError("adamw_8bit cannot be sharded: choose optim.kind=adamw_bf16, or trainer=ddp")
 
     def configure_model(self) -> None:
-        """Build the VLA once, choose what learns, shard when the trainer asks for it."""
+        """Build the VLA once, choose which weights learn, and shard it if the trainer asks for it."""
         if hasattr(self, "vla"):
             return
         strategy = self.trainer.strategy
@@ -100,12 +100,12 @@ class VLAModule(L.LightningModule):
         if isinstance(strategy, FSDP):
             self.vla.about = strategy.broadcast(self.vla.about)  # only the first process opened the files
         if self.strategy.adapts and self.vla.about.weights_from is not None:
-            # checkpoints name it and hold the adapter alone
+            # checkpoints name the base and hold only the adapter
             self.base = strategy.broadcast(
                 base_at(self.vla.about.weights_from) if self.trainer.is_global_zero else None
             )
             self.strict_loading = False
-        self.vla.train()  # Lightning does not; and batch normalisation that was just frozen keeps its statistics
+        self.vla.train()  # Lightning does not; frozen batch normalisation stays in eval mode
         if self.compile_blocks:
             compile_blocks(self.vla)
         recompute_activations(self.vla, self.checkpoint_activations)
@@ -113,7 +113,7 @@ class VLAModule(L.LightningModule):
             strategy.shard(self.vla)
 
     def _learner(self) -> VLA:
-        """The model, with what learns chosen."""
+        """The model, after the strategy chose which weights learn."""
         proprio_dim = self.trainer.datamodule.proprio_dim if self.processor.proprio else None  # type: ignore[attr-defined]
         asked = {} if proprio_dim is None else {"proprio_dim": proprio_dim}
         vla = self.build(action_head=self.action_head, **asked)
@@ -126,12 +126,12 @@ class VLAModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Create the metrics, one row per dataset of the mixture."""
-        self.train_loss = MeanMetric(nan_strategy="disable")  # to look for one would be to wait for the device
+        self.train_loss = MeanMetric(nan_strategy="disable")  # a check for NaN would wait for the device
         self.train_metrics = self.action_head.metrics(list(self._statistics()))
         self.val_metrics = self.action_head.metrics(list(self._statistics()))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Copy without waiting for the device; Lightning itself does so with nothing but tensors."""
+        """Copy without waiting for the device; Lightning's own method does this only for plain tensors."""
         return batch.to(device, non_blocking=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -141,11 +141,11 @@ class VLAModule(L.LightningModule):
         return loss
 
     def on_train_start(self) -> None:
-        """Nothing is to be logged before the next optimiser step."""
+        """Log nothing before the next optimiser step."""
         self.logged_step = self.trainer.global_step
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log means over all ranks, batches and steps since the last time, every `trainer.log_every_n_steps`."""
+        """Every `trainer.log_every_n_steps`, log means over all ranks, batches and steps since the last log."""
         step = self.trainer.global_step
         if step == self.logged_step or step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
@@ -157,7 +157,7 @@ class VLAModule(L.LightningModule):
         self.train_metrics.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Prediction]:
-        """Log the loss and collect accuracy and L1 of a held-out batch; callbacks get the `prediction`."""
+        """Log the loss of a held-out batch and collect its accuracy and L1; callbacks get the `prediction`."""
         loss, prediction = self._step(batch, self.val_metrics)
         self.log("val/loss", loss, batch_size=len(batch), sync_dist=True, add_dataloader_idx=False)
         return {"prediction": prediction}
@@ -165,11 +165,11 @@ class VLAModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log accuracy and L1 over the whole validation pass."""
         values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
-        self.log_dict(values, sync_dist=True)  # they are the same on all ranks: Lightning would warn without
+        self.log_dict(values, sync_dist=True)  # equal on all ranks; without `sync_dist`, Lightning warns
         self.val_metrics.reset()
 
     def forward(self, batch: Batch) -> tuple[Tensor, Prediction]:
-        """The loss of a batch of training or validation, and what was predicted, for whoever watches."""
+        """The loss of a training or validation batch, and the prediction for metrics and callbacks."""
         loss, prediction = self.action_head.loss(self.vla, self.processor.normalise(batch, self.dtype))  # type: ignore[arg-type]
         if batch.words is not None:
             words = self.processor.normalise(batch.words, self.dtype)  # type: ignore[arg-type]
@@ -198,18 +198,18 @@ class VLAModule(L.LightningModule):
         torch.nn.utils.clip_grads_with_norm_(self.vla.parameters(), gradient_clip_val, norm)
 
     def configure_optimizers(self) -> Any:
-        """AdamW over what the strategy left learning."""
+        """AdamW over the weights that learn."""
         mixed = str(self.trainer.precision).endswith("-mixed")
         steps = self.trainer.estimated_stepping_batches
         return self.optim.build(self.vla.parameters(), steps, fused=mixed or self.device.type == "cuda")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put in everything that rebuilding the policy needs, as plain types: no class is ever unpickled."""
+        """Add everything that rebuilding the policy needs, as plain types, so that loading unpickles no class."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         checkpoint["openvla_lightning"] = {
             "version": openvla_lightning.__version__,
             "vla": self.vla.config,
-            # trained on random crops, it acts on the crop in the middle, as the released evaluation does
+            # after training on random crops, the policy acts on the centre crop, as the released evaluation does
             "processor": {**self.processor.config, "crop_area": data.crop_area},
             "action_head": describe(self.action_head, USUAL_HEAD),
             "strategy": to_config(self.strategy),
@@ -231,9 +231,9 @@ class VLAModule(L.LightningModule):
             checkpoint["cuda_rng_state"] = torch.cuda.get_rng_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the random numbers where the checkpoint left them; refuse an adapter of another base."""
+        """Restore the state of the random numbers; refuse an adapter of another base."""
         check_adapter(checkpoint, self.base, self.vla)
-        if self.quantisation is not None:  # frozen weights are in their places, random ones included
+        if self.quantisation is not None:  # frozen weights are loaded already, random ones included
             checkpoint["state_dict"] = self._learnt(checkpoint["state_dict"])
         if (state := checkpoint.get("rng_state")) is not None:
             torch.set_rng_state(state)

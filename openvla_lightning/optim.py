@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule, as one object that Lightning can ask for both."""
+"""Optimiser and learning-rate schedule in one object."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 SCHEDULES = ("constant", "linear", "cosine", "step")
 STATE_BYTES = {"adamw": 8.0, "adamw_bf16": 4.0, "adamw_8bit": 2.03}
-"""Kinds of AdamW, and what they remember of a parameter, in bytes: two numbers of 32, 16 or 8 bits."""
+"""Kinds of AdamW -> bytes of state per parameter: two moments of 32, 16 or 8 bits."""
 
 
 class AdamW:
@@ -18,15 +18,16 @@ class AdamW:
 
     Args:
         lr: peak learning rate.
-        weight_decay: on every matrix; biases, norms and other vectors never decay.
-        betas: AdamW's.
-        schedule: after warm-up `constant`, `linear` / `cosine` down to `final_ratio * lr` at the last step, or `step`:
-            `lr`, and from optimiser step `drop_at` on `final_ratio * lr`.
+        weight_decay: applied to every matrix; biases, norms and other vectors never decay.
+        betas: AdamW's decay rates of the moments.
+        schedule: after warm-up, the rate is `constant`; or it falls as `linear` or `cosine` to `final_ratio * lr` at
+            the last step; or with `step` it drops to `final_ratio * lr` at optimiser step `drop_at`.
         warmup_ratio: share of all steps over which the rate rises linearly from zero.
-        final_ratio: of `lr`, where a decaying schedule ends.
-        drop_at: of `schedule=step`, which optimiser step the lower rate begins with.
-        kind: `adamw`; `adamw_bf16` or `adamw_8bit` (bitsandbytes) to remember moments in 16 or 8 bits: 4 or 6 bytes a
-            learning parameter less, for large models that learn in full. `adamw_8bit` cannot be sharded by FSDP.
+        final_ratio: final rate of a decaying schedule, as a share of `lr`.
+        drop_at: for `schedule=step`, the optimiser step at which the lower rate begins.
+        kind: `adamw`; `adamw_bf16` or `adamw_8bit` (bitsandbytes) store the moments in 16 or 8 bits. They need 4 or 6
+            bytes less per trainable parameter, which helps large models that learn in full. FSDP cannot shard
+            `adamw_8bit`.
 
     Raises:
         ValueError: for an unknown schedule or kind, or a rate that is not positive.
@@ -56,7 +57,7 @@ class AdamW:
         self.schedule, self.warmup_ratio, self.final_ratio, self.kind = schedule, warmup_ratio, final_ratio, kind
 
     def factor(self, step: int, total_steps: float) -> float:
-        """What `lr` is multiplied by at optimiser step `step` of `total_steps`."""
+        """The factor of `lr` at optimiser step `step` of `total_steps`."""
         warmup = round(self.warmup_ratio * total_steps)
         if step < warmup:
             return (step + 1) / warmup
@@ -71,12 +72,13 @@ class AdamW:
     def build(
         self, parameters: Iterable[torch.nn.Parameter], total_steps: float, fused: bool = False
     ) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
-        """What `LightningModule.configure_optimizers` returns.
+        """The return value of `LightningModule.configure_optimizers`.
 
         Args:
-            parameters: of the model, those that do not learn among them.
+            parameters: all parameters of the model, frozen ones included.
             total_steps: optimiser steps.
-            fused: one kernel instead of many passes over memory, which differs in the last bits. For `kind="adamw"`.
+            fused: use one kernel instead of many passes over memory; results differ in the last bits. For
+                `kind="adamw"`.
 
         Raises:
             ValueError: when no parameter learns, or a decaying schedule has no last step.
@@ -107,10 +109,10 @@ def _optimizer(kind: str, fused: bool) -> Callable[..., torch.optim.Optimizer]:
 
 
 class BFloat16AdamW(torch.optim.Optimizer):
-    """AdamW that remembers its moments in bfloat16 and computes in float32.
+    """AdamW that stores its moments in bfloat16 and computes in float32.
 
-    Moments are rounded at random, up or down by how near each is: rounded to the nearest, a second moment with
-    beta 0.999 would never fall, for its steps are smaller than those of bfloat16.
+    Moments are rounded stochastically. With rounding to the nearest, a second moment with beta 0.999 would never
+    fall, because its changes are smaller than the spacing of bfloat16.
 
     Args:
         params: parameters or groups of them.
@@ -141,7 +143,7 @@ class BFloat16AdamW(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As any optimiser, but moments stay in bfloat16, which torch would widen."""
+        """As in any optimiser, but moments stay in bfloat16; torch would convert them to float32."""
         super().load_state_dict(state_dict)
         for state in self.state.values():
             state.update({name: state[name].bfloat16() for name in ("exp_avg", "exp_avg_sq")})
@@ -166,11 +168,11 @@ class BFloat16AdamW(torch.optim.Optimizer):
 
 
 def _own_part(tensor: torch.Tensor) -> torch.Tensor:
-    """This process' shard of a sharded tensor; any other tensor as it is."""
+    """This process' shard of a sharded tensor; any other tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _rounded(values: torch.Tensor) -> torch.Tensor:
-    """float32 values that bfloat16 holds exactly, each one of the two next to `values`, right on average."""
+    """`values` rounded stochastically to one of the two nearest bfloat16 numbers, as float32."""
     bits = values.view(torch.int32)
     return bits.add(torch.randint_like(bits, 1 << 16)).bitwise_and_(-1 << 16).view(torch.float32)

@@ -1,4 +1,4 @@
-"""FSDP2 through Lightning's ModelParallelStrategy: what to shard is said by class name, in config."""
+"""FSDP2 through Lightning's ModelParallelStrategy; the config names the classes to shard."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -26,15 +26,15 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class FSDP(ModelParallelStrategy):
-    """Fully sharded data parallel: every module of the named classes is one shard unit, the rest is another.
+    """Fully sharded data parallel: every module of the named classes is one shard unit, the rest of the model another.
 
     Args:
         wrap: class names of the shard units (`LlamaDecoderLayer`, timm's `Block`).
-        param_dtype: dtype of computation (`bfloat16`, `float32`); the master weights keep theirs.
+        param_dtype: dtype of the computation (`bfloat16`, `float32`); the master weights keep their dtype.
         reduce_dtype: dtype in which gradients are summed over ranks.
-        reshard_after_forward: give the gathered weights back after the forward pass (saves memory, costs traffic).
-        replicas: HSDP: this many groups of processes hold a whole model each, sharded within the group. One replica
-            per node keeps the gathering of weights off the network between nodes.
+        reshard_after_forward: free the gathered weights after the forward pass (saves memory, costs traffic).
+        replicas: HSDP: this many groups of processes hold a whole model each, sharded within the group. With one
+            replica per node, weights are not gathered over the network between nodes.
     """
 
     def __init__(
@@ -70,28 +70,28 @@ class FSDP(ModelParallelStrategy):
         if self.replicas > 1:
             shape = (self.replicas, world // self.replicas)
             self.mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicate", "shard"))
-        # The background writer talks to its peers while training does: not through the same group.
+        # The background writer communicates during training, so it needs its own process group.
         self._writers: Any = dist.new_group(backend="gloo")
 
     def write_in_background(self, asynchronous: bool) -> None:
-        """Whether training goes on while checkpoints are written."""
+        """Set whether training continues while a checkpoint is written."""
         self.asynchronous, self._queue = asynchronous, Queue(asynchronous)
 
     def build(self, build: Callable[[], M]) -> M:
-        """Build a model once on this host: the first process has its weights, the others have none until `shard`."""
+        """Build a model in memory only in the first process; the others have no weights until `shard`."""
         with nullcontext() if self.global_rank == 0 else torch.device("meta"):
             model = build()
         torch.set_rng_state(self.broadcast(torch.get_rng_state()))  # as if all had built it
         return model
 
     def shard(self, model: nn.Module) -> None:
-        """Shard `model` in place over the data-parallel mesh, then deal out the first process' weights.
+        """Shard `model` in place over the data-parallel mesh, then distribute the first process' weights.
 
         Raises:
             ValueError: when no class name of `wrap` occurs in the model.
         """
         present = {type(module).__name__ for module in model.modules()}
-        # Towers without ViT blocks and LLMs of other families are fine, as long as something matches.
+        # Towers without ViT blocks and LLMs of other families are fine, as long as one class matches.
         if self.wrap and not self.wrap & present:
             raise ValueError(f"trainer.strategy.wrap={sorted(self.wrap)} matches no module of this model")
         kinds = self.broadcast(sorted({str(parameter.dtype) for parameter in model.parameters()}))
@@ -105,7 +105,7 @@ class FSDP(ModelParallelStrategy):
             elif isinstance(module, nn.modules.batchnorm._BatchNorm):  # its running statistics are not sharded
                 exact = MixedPrecisionPolicy(param_dtype=torch.float32, output_dtype=self.policy.param_dtype)
                 self._fully_shard(module, exact)
-        if (head := getattr(model, "action_head", None)) is not None:  # which is called by itself
+        if (head := getattr(model, "action_head", None)) is not None:  # called outside the model's `forward`
             public = {name for name in vars(type(head)) if not name.startswith("_")}  # sharding changes the class
             self._fully_shard(head, self.policy)
             for name in public - {"forward"}:
@@ -121,7 +121,7 @@ class FSDP(ModelParallelStrategy):
         fully_shard(module, mesh=self.mesh, mp_policy=policy, reshard_after_forward=self.reshard_after_forward)
 
     def _empty(self, model: nn.Module) -> None:
-        """Leave parameters without memory, tied ones tied, and buffers on the device."""
+        """Give parameters no memory, keep tied ones tied, and put buffers on the device."""
         emptied: dict[nn.Parameter, nn.Parameter] = {}
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -134,10 +134,11 @@ class FSDP(ModelParallelStrategy):
                 module._buffers[name] = place if buffer.is_meta else buffer.to(self.root_device)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write a folder: every process its shards, the first one the rest; whole or not there.
+        """Write a folder: every process writes its shards, the first one the rest. It appears only when complete.
 
         Raises:
-            CheckpointWriteError: on all processes, when any could not write this one or, in the background, the last.
+            CheckpointWriteError: on all processes, when any of them could not write this checkpoint or, in the
+                background, the last one.
         """
         self.finish_checkpoints()
         path = Path(self.broadcast(str(filepath)))
@@ -183,10 +184,10 @@ class FSDP(ModelParallelStrategy):
             raise CheckpointWriteError(path, min(found, key=len))
 
     def finish_checkpoints(self) -> None:
-        """Return when everything is on the disk.
+        """Return when all checkpoints are on the disk.
 
         Raises:
-            CheckpointWriteError: on all processes, when it is not.
+            CheckpointWriteError: on all processes, when one could not be written.
         """
         if self.asynchronous and self._queue.waiting:
             self._together(self._path, self._queue.wait)
@@ -199,7 +200,7 @@ class FSDP(ModelParallelStrategy):
         """Read a sharded checkpoint, written by any number of processes; every process reads its own part.
 
         Raises:
-            CheckpointError: for anything else.
+            CheckpointError: for any other file or folder.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
         if not is_sharded(path):
@@ -218,7 +219,7 @@ class FSDP(ModelParallelStrategy):
         optimizers: list[Any] = [shards.get_optimizer_state_dict(model, optimizer) for optimizer in self.optimizers]
         for number, state in enumerate(optimizers):
             start = f"optimizer_{number}.state."
-            # A parameter that never had a gradient, as those of a tower's last block, has no state.
+            # A parameter that never had a gradient, such as those of a tower's last block, has no optimiser state.
             moved = {key.removeprefix(start).rpartition(".")[0] for key in stored if key.startswith(start)}
             content[f"optimizer_{number}"] = {**state, "state": {k: v for k, v in state["state"].items() if k in moved}}
         dcp.load(content, storage_reader=reader)
@@ -232,12 +233,12 @@ def accumulate(trainer: Trainer, global_batch_size: int, per_device: int | None)
     """Let `trainer` accumulate batches of `per_device` samples until they make up an optimiser step.
 
     Args:
-        trainer: knows how many devices there are.
+        trainer: knows the number of devices.
         global_batch_size: samples of an optimiser step.
-        per_device: samples that fit on one device; None: its share of what `accumulate_grad_batches` leaves.
+        per_device: samples that fit on one device; None: follows from the trainer's `accumulate_grad_batches`.
 
     Raises:
-        ValueError: for numbers that do not divide, naming numbers that do.
+        ValueError: the numbers do not divide evenly; the message names numbers that do.
     """
     if per_device is None:
         return
@@ -260,6 +261,6 @@ def accumulate(trainer: Trainer, global_batch_size: int, per_device: int | None)
             f"{share // per_device} of them, say different things: give one"
         )
     trainer.accumulate_grad_batches = batches = share // per_device
-    for name in ("val_check_interval", "limit_val_batches"):  # which Lightning counts in batches, and we in steps
+    for name in ("val_check_interval", "limit_val_batches"):  # Lightning counts these in batches, we count in steps
         if isinstance(count := getattr(trainer, name), int):
             setattr(trainer, name, count * batches)

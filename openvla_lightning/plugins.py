@@ -1,12 +1,12 @@
-"""Which packages a config or a checkpoint may name, and objects as plain data: a class and its arguments.
+"""The packages that a config or a checkpoint may name, and objects as plain data: a class and its arguments.
 
-A lab's own package is known when it is installed and declares itself,
+A lab's own package is known if it is installed and declares itself,
 
     [project.entry-points."openvla_lightning"]
     my_lab = "my_lab"
 
-or when `plugins=[my_lab]` or the variable OPENVLA_LIGHTNING_PLUGINS names it: a package, or the path of its folder.
-Its classes can then be named in configs, its functions as a dataset's `transform`, and its `conf/` is searched, too.
+or if `plugins=[my_lab]` or the variable OPENVLA_LIGHTNING_PLUGINS names it: a package, or the path of its folder.
+Then configs may name its classes, a dataset's `transform` may name its functions, and Hydra searches its `conf/`, too.
 """
 
 import inspect
@@ -23,7 +23,7 @@ from typing import Any
 GROUP = "openvla_lightning"
 """Entry point group in which an installed package declares itself."""
 VARIABLE = "OPENVLA_LIGHTNING_PLUGINS"
-"""Environment variable with further packages or folders, separated by commas; processes that are started inherit it."""
+"""Environment variable with further packages or folders, separated by commas; child processes inherit it."""
 USUAL_HEAD = "openvla_lightning.action_head.TokenHead"
 """The action head of a checkpoint that names none."""
 _OWN = ("openvla_lightning", "lightning")
@@ -32,7 +32,7 @@ MOVED = {
     "openvla_lightning.data.conversations": "openvla_lightning.data",
     "openvla_lightning.processor.images": "openvla_lightning.processor.image_transform",
 }
-"""Modules that were renamed -> where what they held can be imported from; a config with an old name is told."""
+"""Renamed modules -> where to import their contents from now; the error for an old name in a config says so."""
 
 
 def roots() -> tuple[str, ...]:
@@ -79,7 +79,7 @@ def add(names: Sequence[str]) -> None:
 
 
 def config_folders() -> Iterator[tuple[str, Path]]:
-    """Each plug-in that brings configs, and the folder of them: `conf/` inside the package."""
+    """Each plug-in that has configs, and their folder: `conf/` inside the package."""
     for package in packages():
         spec = find_spec(package)
         for place in (spec.submodule_search_locations or ()) if spec else ():
@@ -88,10 +88,10 @@ def config_folders() -> Iterator[tuple[str, Path]]:
 
 
 def check(path: str) -> None:
-    """Make sure that what is at a dotted path may be named: a config is data from someone, no way to call anything.
+    """Make sure that a config may name this dotted path. A config may come from a stranger and must not call anything.
 
     Raises:
-        ValueError: when its package is not known here, saying how to make it so; or when it was moved, saying where.
+        ValueError: its package is not declared, or it was moved; the message says what to do.
     """
     module, _, name = path.rpartition(".")
     if module in MOVED:
@@ -106,10 +106,10 @@ def check(path: str) -> None:
 
 
 def find(path: str) -> Any:
-    """The class or function at a dotted path that `check` lets pass.
+    """The class or function at a dotted path, after `check`.
 
     Raises:
-        ValueError: when it may not be named, or cannot be imported.
+        ValueError: as `check`, or when it cannot be imported.
     """
     check(path)
     module, _, name = path.rpartition(".")
@@ -120,11 +120,11 @@ def find(path: str) -> Any:
 
 
 def describe(thing: Any, default: str) -> dict[str, Any]:
-    """Plain data that `rebuild` makes the same object of: `class` beside the constructor arguments in its `config`.
+    """Plain data from which `rebuild` makes the same object: its `class` and constructor arguments (`config`).
 
     Args:
         thing: has a `config`.
-        default: dotted path of the class that is meant where none is named; its neighbours are named without a path.
+        default: dotted path of the default class; classes in the same module are named without a path.
     """
     kind = type(thing)
     package = import_module(default.rpartition(".")[0])
@@ -133,15 +133,15 @@ def describe(thing: Any, default: str) -> dict[str, Any]:
 
 
 def rebuild(config: Mapping[str, Any], default: str) -> Any:
-    """Make an object of plain data: `{"class": "my_lab.heads.Mine", ...}`, whose other keys are arguments.
+    """Make an object from plain data: `{"class": "my_lab.heads.Mine", ...}`, whose other keys are arguments.
 
     Args:
-        config: from a file. A class without dots is a neighbour of `default`; without `class`, as in early checkpoints,
-            the word under `name` is one, or `default` itself is meant.
+        config: from a file. A class without dots is in the module of `default`. Early checkpoints have no `class`:
+            there, `name` is a class of that module, or `default` itself is meant.
         default: dotted path of a class.
 
     Raises:
-        ValueError: when the class is not to be had or refuses the arguments, saying what to do.
+        ValueError: the class cannot be found or refuses the arguments; the message says what to do.
     """
     arguments = dict(config)
     home, _, usual = default.rpartition(".")

@@ -1,4 +1,4 @@
-"""A trained model as a policy: what a robot sees and is told in, actions in its own units out."""
+"""A trained model as a policy: it takes observations and returns actions in the robot's units."""
 
 import threading
 import time
@@ -26,37 +26,37 @@ from openvla_lightning.types import Observation, Prediction, Step
 
 ImageLike = np.ndarray | Image.Image
 RELEASED_CROP = 0.9
-"""Share of the image's area that models trained with the released augmentation look at (their random crops keep it)."""
+"""Share of the image's area that the random crops of the released augmentation keep."""
 
 
 class Policy:
-    """Predicts actions with a VLA, preprocessing as it was trained. Threads may share one: they take turns.
+    """Predicts actions with a VLA and the preprocessing of its training. Threads may share a policy: they take turns.
 
         policy = Policy.from_pretrained("openvla/openvla-7b", unnorm_key="bridge_orig")
         policy.warm_up()
         action = policy.act(image, "pick up the can")
 
     Args:
-        vla: the model; moved to `device` and `dtype`, unless it is quantised and hence in its place.
-        processor: the one it was trained with.
+        vla: the model; it is moved to `device` and `dtype`, unless it is quantised.
+        processor: the processor of its training.
         norm_stats: unnorm_key -> statistics of that dataset, as `DatasetStatistics` or in the released layout.
         unnorm_key: whose statistics turn predictions into actions, or an alias of that dataset (`libero_spatial` for
             `libero_spatial_no_noops`). None takes the only dataset, or the one of the last training.
-        normalisation: how training normalised actions: `quantile`, `minmax` or `meanstd`; None what the statistics
-            say of themselves, and `quantile`, as released, where they say nothing.
+        normalisation: how training normalised actions: `quantile`, `minmax` or `meanstd`. None reads it from the
+            statistics; if they do not say, it is `quantile`, as released.
         device: `auto` takes the first GPU, else the CPU.
         dtype: `auto` takes bfloat16 on a GPU and float32 on a CPU.
-        action_ids_only: choose among the ids that stand for actions, instead of, as released, among all words. The
-            answer is the same while the model says actions; any other word would become an outermost action.
-        temperature, top_k: see `Sampling`; 0 is the most likely id, as released.
-        decoding: `stepwise`, or `parallel_exact`: ids are guessed and verified, the same ones in fewer passes.
-        seed: of what is drawn.
-        compile: what runs often; None: where it pays.
-        options: further ones of the action head's decoder, such as a number of denoising steps.
+        action_ids_only: choose among the action ids only. The released code (False) chooses among all ids and turns any
+            other id into the smallest or largest action. Both give the same result while the model predicts action ids.
+        temperature, top_k: see `Sampling`; temperature 0 takes the most likely id, as released.
+        decoding: `stepwise`, or `parallel_exact`, which guesses ids and verifies them: the same ids in fewer passes.
+        seed: seed of the sampling.
+        compile: whether to compile the code that runs often; None: only where this is faster.
+        options: further options of the action head's decoder, such as a number of denoising steps.
 
     Attributes:
-        history: pictures of how many steps it looks at, this one and those before it.
-        clock: called with each stage's name when it is over: `preprocess`, those of the decoder, `unnormalise`.
+        history: of how many steps the policy sees pictures, the present one included.
+        clock: called with the name of each stage when it ends: `preprocess`, those of the decoder, `unnormalise`.
 
     Raises:
         UnknownDatasetError: for an unknown or a missing unnorm_key, naming the known ones.
@@ -103,7 +103,7 @@ class Policy:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """What acts here, for results. Its `sha256` reads the whole checkpoint again, so ask when nobody waits."""
+        """The checkpoint and its settings, for results. This is slow, because `sha256` reads the whole checkpoint."""
         read = {"path": path, "sha256": fingerprint(path)} if (path := self._made.get("path")) else {}
         return {**read, "unnorm_key": self.unnorm_key, "normalisation": self.normalisation, **self._made}
 
@@ -136,19 +136,19 @@ class Policy:
         Args:
             path: a run or `.ckpt` of training, a Hugging Face folder or hub id, or a Prismatic run folder or `.pt`.
             unnorm_key, device, dtype: as above.
-            quantisation: `Quantisation` or `FastQuantisation`; None: not at all.
-            center_crop: share of the image's area to look at, in the middle: 0.9, for which True stands, after training
-                with the released augmentation; None as the checkpoint says.
-            tokenizer: folder or hub id of the language model's tokenizer, where the checkpoint holds none.
-            base: where the base of an adapter is now; None: where it was during training.
-            action_chunk: how many actions a call gives, for a folder of OpenVLA-OFT, which does not say it. None: as
+            quantisation: `Quantisation` or `FastQuantisation`; None: no quantisation.
+            center_crop: share of the image's area to keep, around its centre. Use 0.9 (or True) after training with the
+                released augmentation; None: as the checkpoint says.
+            tokenizer: folder or hub id of the language model's tokenizer, if the checkpoint has none.
+            base: present location of an adapter's base; None: its location during training.
+            action_chunk: actions per call, for a folder of OpenVLA-OFT, which does not say it. None: as
                 the checkpoint says, or as released for actions and states of this width. See `load_checkpoint`.
-            cameras: whose pictures the policy looks at, one after the other; None: likewise.
+            cameras: cameras of the policy, in order; None: as for `action_chunk`.
             options: the other arguments of the class: `action_ids_only`, `temperature`, ...
 
         Raises:
             FileNotFoundError: when there is nothing at `path`.
-            ValueError: for a checkpoint that does not fit, or a quantisation that cannot be had here.
+            ValueError: the checkpoint does not fit, or this machine does not support the quantisation.
             UnknownDatasetError: for an unknown or a missing unnorm_key.
         """
         started = time.monotonic()
@@ -187,20 +187,20 @@ class Policy:
     ) -> np.ndarray:
         """Predict actions in the dataset's own units.
 
-        The last number is the gripper's. Training data say 1 for open and 0 for closed, and do not scale it, so it is
-        the centre of the predicted bin (within +-0.996), neither rounded nor turned into a robot's own convention:
+        The last number is the gripper's. In training data, 1 is open and 0 is closed, without scaling. So the number is
+        the centre of the predicted bin (within +-0.996), neither rounded nor converted to a robot's own convention;
         above 0.5 means open.
 
         Args:
             image: uint8 array [H, W, 3] or PIL image, RGB, of any size; or a list of them.
             instruction: what to do; or a list as long as the images.
-            unnorm_key: whose units, or a list of as many; None: those of the policy.
+            unnorm_key: dataset whose units to use, or a list as long as the images; None: the policy's.
 
         Returns:
             float64 [D] (D = 7 for the released models), or [B, D] for lists.
 
         Raises:
-            TypeError: for something that is not an image, or a list of one and a single other.
+            TypeError: something is not an image, or only one of image and instruction is a list.
             ValueError: for lists of different length, or a policy that needs more than an image; and as `act_chunk`.
         """
         single = isinstance(instruction, str)
@@ -230,8 +230,8 @@ class Policy:
         """Predict the next actions, in the dataset's own units; see `act`.
 
         Args:
-            observations: what each robot sees, is told and, where the policy was trained with it, feels of itself.
-            unnorm_key: whose units, or a list with one for each robot; None: those of the policy.
+            observations: one per robot, with the proprioceptive state if the policy was trained with it.
+            unnorm_key: dataset whose units to use, or a list with one for each robot; None: the policy's.
 
         Returns:
             float64 [B, T, D], T actions to execute one after the other.
@@ -267,17 +267,17 @@ class Policy:
 
     @property
     def reads(self) -> dict[str, Any]:
-        """What a DataModule has to serve for this policy: arguments of `VLADataModule`."""
+        """The arguments of `VLADataModule` with which it serves this policy's inputs."""
         return {**self.processor.reads, "normalisation": self.normalisation}
 
     def warm_up(
         self, batch_sizes: Sequence[int] = (1,), instructions: Sequence[str] = ("pick up the object",)
     ) -> float:
-        """Act on black images, so that nobody waits for what is made on first use; return the seconds it took.
+        """Act on black images, so that compilation does not delay the first action; return the seconds it took.
 
         Args:
-            batch_sizes: how many robots will ask at a time; on a GPU, each power of two is captured by itself.
-            instructions: as long as the ones that will be asked, for the same reason.
+            batch_sizes: how many robots will ask at a time; on a GPU, each power of two has its own CUDA graph.
+            instructions: instructions as long as the later ones, for the same reason.
         """
         started = time.monotonic()
         black = np.zeros((*[self.processor.transform.image_size] * 2, 3), np.uint8)
@@ -287,13 +287,13 @@ class Policy:
         return time.monotonic() - started
 
     def standing(self, image: ImageLike, instruction: str) -> Observation:
-        """All that the policy needs to act, made of one image and a robot whose every number is 0."""
+        """A complete observation for the policy, made from one image and a state of zeros."""
         still = np.zeros(len(self.statistics.proprio.get("q01", ())), np.float32)
         return Observation(dict.fromkeys(self.processor.views, image), instruction, still)
 
     @torch.inference_mode()
     def predict(self, steps: Sequence[Step]) -> Prediction:
-        """What is predicted on normalised steps of datasets that it knows, under their true past, as in training."""
+        """Predictions for normalised steps of known datasets, with the true past of each token, as in training."""
         batch = self.processor.collate(list(steps)).to(self.device)
         with self._lock:
             return self.processor.action_head.loss(self.vla, self.processor.normalise(batch, self.dtype))[1]

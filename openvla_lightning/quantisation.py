@@ -1,4 +1,4 @@
-"""Weights in 8 or 4 bits: by bitsandbytes to train adapters on top (QLoRA), by torchao to act sooner."""
+"""Weights in 8 or 4 bits: bitsandbytes to train adapters on top (QLoRA), torchao to act faster."""
 
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ from openvla_lightning.model.vla import VLA
 KINDS = ("nf4", "fp4")
 _BLOCK = 64  # 4-bit numbers that share a scale
 KEEP = ("vision_backbone", "llm.lm_head")
-"""Parts that stay as they are unless told otherwise: few of the weights, and much of the accuracy."""
+"""Parts that are not quantised by default: they hold few of the weights and matter most for accuracy."""
 
 
 class Quantiser(Protocol):
@@ -26,25 +26,25 @@ class Quantiser(Protocol):
         """Plain constructor arguments."""
 
     def check(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Raise ValueError, saying what is missing, where this cannot be had."""
+        """Raise ValueError if this machine does not support it, saying what is missing."""
 
     def __call__(self, vla: VLA, device: torch.device | str = "cpu") -> VLA:
         """Quantise `vla` in place, and put all of it on `device`."""
 
 
 class Quantisation:
-    """Replaces linear layers by quantised ones; the dtype that they compute in stays as it was.
+    """Replaces linear layers by quantised ones, which compute in the same dtype as before.
 
     Do not move or cast a quantised model: it stays on its device in its dtype.
 
-    On a CPU, layers whose inputs are no multiple of 64 wide stay as they are at 4 bits.
+    On a CPU, `bits=4` skips layers whose input width is no multiple of 64.
 
     Args:
         bits: 8 (LLM.int8()) or 4.
-        kind: of 4-bit numbers: `nf4`, the quantiles of a normal distribution, as QLoRA; or `fp4`.
+        kind: kind of the 4-bit numbers: `nf4`, the quantiles of a normal distribution, as in QLoRA; or `fp4`.
         double: also quantise the 4-bit blocks' scales.
-        keep: parts (see `VLA.part`) whose layers stay as they are.
-        threshold: of 8 bits: inputs beyond it are multiplied unquantised.
+        keep: parts (see `VLA.part`) whose layers are not quantised.
+        threshold: for 8 bits: inputs above it are multiplied unquantised.
 
     Raises:
         ValueError: for other bits or kinds.
@@ -86,10 +86,10 @@ class Quantisation:
     def __call__(self, vla: VLA, device: torch.device | str = "cpu") -> VLA:
         """Quantise `vla` in place, layer by layer, and put all of it on `device`.
 
-        Adapters stay as they are; layers under them are quantised.
+        Adapters are not quantised; the layers under them are.
 
         Raises:
-            KeyError: for a part the model does not have, naming those it has.
+            KeyError: the model has no such part; the message names its parts.
             ValueError: when the model was quantised before, or nothing is left to quantise.
         """
         names = quantised_names(vla, self.keep, self._divisor(torch.device(device)))
@@ -99,22 +99,22 @@ class Quantisation:
             setattr(owner, child, self._quantised(getattr(owner, child), torch.device(device)))
         _place_others(vla, names, device)
         vla.quantisation = self.config
-        setattr(vla, f"is_loaded_in_{self.bits}bit", True)  # what peft looks at
+        setattr(vla, f"is_loaded_in_{self.bits}bit", True)  # peft reads this attribute
         return vla
 
     def _divisor(self, device: torch.device) -> int:
-        # bitsandbytes 0.50 reads other widths wrongly on a CPU; of the 7B models only SigLIP's `fc2` has one
+        # bitsandbytes 0.50 reads other widths wrongly on a CPU; in the 7B models, only SigLIP's `fc2` has one
         return _BLOCK if self.bits == 4 and device.type == "cpu" else 1
 
     def _quantised(self, linear: nn.Linear, device: torch.device) -> nn.Module:
-        import bitsandbytes as bnb  # slow to import, and of no use without quantisation
+        import bitsandbytes as bnb  # slow to import, and needed only here
 
         size: dict[str, Any] = {"bias": linear.bias is not None, "device": "meta"}
         weight = linear.weight.data.cpu()
         layer: Any
         if self.bits == 4:
             layer = bnb.nn.Linear4bit(linear.in_features, linear.out_features, compute_dtype=weight.dtype, **size)
-            # In `eval` it would repack weights in place, for some widths wrongly, and training could not go on.
+            # In `eval`, it would repack weights in place, for some widths wrongly, and training could not continue.
             layer.support_avx512bf16_for_cpu = False
             numbers: Any = bnb.nn.Params4bit(
                 weight, requires_grad=False, compress_statistics=self.double, quant_type=self.kind, module=layer
@@ -135,19 +135,19 @@ _NEEDS: dict[str, tuple[tuple[int, int], str] | None] = {
     "int4_weight": ((8, 0), "A100, RTX 30 or newer"),
     "fp8": ((8, 9), "L40S, RTX 40, H100 or newer"),
 }
-"""Quantiser -> the GPU it needs; None: any device will do."""
+"""Quantiser -> the GPU it needs; None: any device works."""
 
 
 class FastQuantisation:
-    """Linear layers whose weights are read in fewer bits, by torchao, which is what acting waits for.
+    """Quantises linear layers with torchao for faster acting: reading the weights takes most of an action's time.
 
-    This is for acting alone: adapters on top learn with `Quantisation`. Do not move or cast a quantised model: it stays
-    on its device in its dtype.
+    This is for acting only; use `Quantisation` to train adapters on top. Do not move or cast a quantised model: it
+    stays on its device in its dtype.
 
     Args:
-        kind: `int8_weight` and `int4_weight` widen each weight while it is read; `fp8` also rounds what it multiplies.
-        keep: parts (see `VLA.part`) whose layers stay as they are.
-        group_size: of `int4_weight`: numbers that share a scale.
+        kind: `int8_weight` and `int4_weight` dequantise each weight while it is read; `fp8` also rounds the inputs.
+        keep: parts (see `VLA.part`) whose layers are not quantised.
+        group_size: for `int4_weight`, how many numbers share a scale.
 
     Raises:
         ValueError: for another kind.
@@ -185,11 +185,11 @@ class FastQuantisation:
         """Quantise `vla` in place, layer by layer, and put all of it on `device`.
 
         Raises:
-            KeyError: for a part the model does not have, naming those it has.
+            KeyError: the model has no such part; the message names its parts.
             ValueError: as `check`, or when the model was quantised before, or nothing is left to quantise.
         """
         self.check(torch.device(device), vla.llm.lm_head.weight.dtype)
-        from torchao.quantization import quantize_  # slow to import, and of no use without quantisation
+        from torchao.quantization import quantize_  # slow to import, and needed only here
 
         names = set(quantised_names(vla, self.keep))
         quantize_(vla, self._torchao_config(), lambda module, name: name in names, device=torch.device(device))
@@ -202,7 +202,7 @@ class FastQuantisation:
 
         if self.kind == "int8_weight":
             return quantization.Int8WeightOnlyConfig()
-        if self.kind == "int4_weight":  # the layout of torch's own kernel: no further package
+        if self.kind == "int4_weight":  # the layout of torch's own kernel needs no further package
             return quantization.Int4WeightOnlyConfig(
                 group_size=self.group_size, int4_packing_format="tile_packed_to_4d"
             )
@@ -210,7 +210,7 @@ class FastQuantisation:
 
 
 def quantised_names(vla: VLA, keep: Sequence[str], divisor: int = 1) -> list[str]:
-    """Names of the linear layers to quantise: of released models' parts but those to keep, adapters left out."""
+    """Names of the linear layers to quantise: all but those of `keep`, adapters and parts that released models lack."""
     if vla.quantisation is not None:
         raise ValueError(f"the model is quantised already: {vla.quantisation}")
     kept = {module for part in keep for top in vla.part(part) for module in top.modules()}
@@ -227,7 +227,7 @@ def quantised_names(vla: VLA, keep: Sequence[str], divisor: int = 1) -> list[str
 
 
 def _place_others(vla: VLA, quantised: Iterable[str], device: torch.device | str) -> None:
-    """Put everything but the quantised weights, which are there, on `device`."""
+    """Move everything to `device` except the quantised weights, which are there already."""
     placed = {f"{name}.weight" for name in quantised}
     for name, parameter in vla.named_parameters():
         if name not in placed:
@@ -238,10 +238,10 @@ def _place_others(vla: VLA, quantised: Iterable[str], device: torch.device | str
 
 
 def plain_state(vla: VLA, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`state`, a `state_dict` of a quantised model, with the numbers that its quantised weights stand for."""
+    """`state`, a `state_dict` of a quantised model, with dequantised weights."""
     layers = {name: module for name, module in vla.named_modules() if is_quantised(module)}
     weights = {f"{name}.weight": dequantised(layer) for name, layer in layers.items()}
-    # beside a weight lie the scales of its blocks or rows: `weight.absmax`, `SCB`, ...
+    # a quantised weight has the scales of its blocks or rows beside it: `weight.absmax`, `SCB`, ...
     scales = {key for key in state for name in layers if key.startswith((f"{name}.weight", f"{name}.SCB"))}
     return {key: weights.get(key, value) for key, value in state.items() if key in weights or key not in scales}
 
@@ -252,7 +252,7 @@ def is_quantised(module: nn.Module) -> bool:
 
 
 def dequantised(layer: nn.Module) -> torch.Tensor:
-    """The weight, float32, that a quantised layer stands for."""
+    """The dequantised weight of a layer, float32."""
     import bitsandbytes as bnb
 
     weight: Any = layer.weight

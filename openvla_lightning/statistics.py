@@ -1,4 +1,4 @@
-"""What a dataset's actions look like, and the maps to the model's units and back."""
+"""Statistics of a dataset's actions, and the conversion to the model's units and back."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ ALIASES = (
     *((f"libero_{suite}_no_noops", f"libero_{suite}") for suite in LIBERO_SUITES),
     ("libero_10_no_noops", "libero_long"),
 )
-"""Names that people use for the same dataset, the checkpoint's among them."""
+"""Dataset names that mean the same dataset, including those in released checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class DatasetStatistics:
 
     Attributes:
         action: `mean std max min q01 q99`, each float64 [D], and `mask`, bool [D]: False where a dimension (the
-            gripper) is passed through. Without a mask every dimension is normalised. Of actions that are said
-            relative to the state, `relative_to`, int64 [D]: which one; -1 for none.
-        proprio: the same measures, float64 [P]; zeros of the action's width when none was read, as released.
-        num_transitions: steps behind the numbers.
-        num_trajectories: trajectories behind the numbers.
+            gripper) is not normalised. Without a mask, every dimension is normalised. If actions are differences
+            from the state, also `relative_to`, int64 [D]: the index of that state, or -1.
+        proprio: the same measures, float64 [P]; zeros of the action's width when no state was read, as released.
+        num_transitions: number of steps that were measured.
+        num_trajectories: number of trajectories that were measured.
     """
 
     action: dict[str, NDArray[Any]]
@@ -108,18 +108,18 @@ class DatasetStatistics:
 
         Args:
             path: the file.
-            key: which dataset; may be left out when there is one.
+            key: name of the dataset; may be left out if the file has only one.
 
         Raises:
             FileNotFoundError: no such file.
-            KeyError: `key` is unknown, or absent where there are several; the message lists them.
+            KeyError: `key` is unknown, or missing while the file has several; the message lists them.
         """
         values = json.loads(Path(path).read_text())
         values = values.get("norm_stats") or values
         return cls.from_dict(values if "action" in values else choose(values, key))
 
     def felt(self, columns: NDArray[np.int64]) -> "DatasetStatistics":
-        """The same with these columns of the proprioception alone."""
+        """The same with only these columns of the proprioception."""
         return replace(self, proprio={name: numbers[columns] for name, numbers in self.proprio.items()})
 
     def __eq__(self, other: object) -> bool:
@@ -141,7 +141,7 @@ class DatasetStatistics:
 
     @property
     def relative_to(self) -> NDArray[np.int64] | None:
-        """Which state each action dimension is relative to, int64 [D], -1 for none; None: all are as recorded."""
+        """Index of the state that each action dimension is relative to, int64 [D], or -1; None: all are as recorded."""
         return self.action.get("relative_to")
 
     def normalise(
@@ -149,8 +149,8 @@ class DatasetStatistics:
     ) -> NDArray[np.float32]:
         """Map values [..., D] to the model's units, float32, bit for bit as released.
 
-        `quantile` sends q01..q99 to -1..1 and clips, `minmax` does so with the extremes, `meanstd` standardises. With
-        the first two a dimension that never changes becomes 0, whatever the mask; mask False passes through.
+        `quantile` maps q01..q99 to -1..1 and clips, `minmax` does the same with the extremes, `meanstd` standardises.
+        Dimensions with mask False keep their values, but with the first two methods, constant ones become 0.
 
         Raises:
             ValueError: another number of dimensions, or an unknown method.
@@ -168,7 +168,7 @@ class DatasetStatistics:
     def unnormalise(
         self, values: ArrayLike, method: Normalisation = "quantile", part: Part = "action"
     ) -> NDArray[np.float64]:
-        """Map values [..., D] from the model's units to the dataset's, in float64; mask False passes through.
+        """Map values [..., D] from the model's units to the dataset's, in float64. Where the mask is False, they stay.
 
         Raises:
             ValueError: another number of dimensions, or an unknown method.
@@ -183,11 +183,11 @@ class DatasetStatistics:
     def merge(self, *others: "DatasetStatistics") -> "DatasetStatistics":
         """Pool with other datasets' statistics.
 
-        Mean, std, extremes and counts are those of the union. Quantiles can't be pooled from summaries: the result has
-        the widest q01..q99 of the parts. A dimension is normalised when it is in every part.
+        Mean, std, extremes and counts are those of the union. Quantiles cannot be pooled from summaries, so the result
+        has the widest q01..q99 of the parts. A dimension is normalised if every part normalises it.
 
         Raises:
-            ValueError: widths differ, or a part does not know how many steps it measured.
+            ValueError: widths differ, or a part has no step count.
         """
         every = [self, *others]
         widths = {len(s.action["q01"]) for s in every}
@@ -220,17 +220,17 @@ class DatasetStatistics:
 def scale_of(
     entry: DatasetStatistics | Mapping[str, Any], method: Normalisation | None = None
 ) -> tuple[DatasetStatistics, Normalisation]:
-    """Statistics, and how they were used: as `method` or the released layout's `normalisation` says, or `quantile`."""
+    """Statistics and their normalisation: `method`, or the entry's `normalisation`, or else `quantile`."""
     if isinstance(entry, DatasetStatistics):
         return entry, method or "quantile"
     return DatasetStatistics.from_dict(entry), method or entry.get("normalisation") or "quantile"
 
 
 class UnknownDatasetError(KeyError):
-    """Nothing is known of the actions of a dataset, or it is not clear which one is meant."""
+    """There are no action statistics for a dataset, or no dataset was chosen among several."""
 
     def __str__(self) -> str:
-        return str(self.args[0])  # a KeyError's would be in quotes
+        return str(self.args[0])  # KeyError would put the message in quotes
 
 
 def choose(norm_stats: Mapping[str, Any], key: str | None) -> Any:
@@ -239,7 +239,7 @@ def choose(norm_stats: Mapping[str, Any], key: str | None) -> Any:
 
 
 def choose_key(norm_stats: Mapping[str, Any], key: str | None) -> str:
-    """Which of `norm_stats` is meant by `key`: itself, an alias, or when it is None the only one.
+    """The key in `norm_stats` that `key` means: itself, an alias, or with None the only one.
 
     Without a key, several entries are resolved to the one marked `latest`, the dataset of the last training.
 

@@ -1,4 +1,4 @@
-"""The dataclasses that cross the seam between data and model. Every shape is drawn here, once.
+"""The dataclasses that data and model exchange. Every tensor shape is documented here, once.
 
 Letters: B samples, V views, L text tokens (prompt, what the head writes, padding), H x W pixels, T actions in a chunk,
 D action dimensions, P proprioception dimensions, K places.
@@ -17,13 +17,13 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What is seen and told at one moment, whoever shows it: a world, a robot, a dataset. Raw, in the robot's units.
+    """The pictures, instruction and state of one moment, from a world, a robot or a dataset. Raw, in the robot's units.
 
     Attributes:
         images: view -> uint8 array [H, W, 3], RGB, or PIL image, of any size. A view is a camera's name (`primary`,
             `wrist`), or that of an earlier picture: `primary@-1` is one step earlier.
-        instruction: what the robot is told.
-        proprio: float32 array [P], what the robot feels of itself; None where that is not known.
+        instruction: the task in words.
+        proprio: float32 array [P], the robot's proprioceptive state; None where it is not known.
     """
 
     images: Mapping[str, Any]
@@ -36,12 +36,12 @@ class Step:
     """One timestep of a robot demonstration, ready for a `Processor`.
 
     Attributes:
-        observation: what was seen and told, as recorded.
+        observation: the recorded observation.
         action: float32 array [T, D], normalised to about [-1, 1] by the dataset's own statistics.
         dataset_name: which dataset of the mixture this came from; also its `unnorm_key`.
-        number: place in the order of training, from which all its random numbers follow.
-        proprio: float32 array [P], the observation's, normalised by the dataset's own statistics; None: not loaded.
-        padded: bool array [T], True for actions past the end of the trajectory, to be left out of the loss; None: none.
+        number: place in the order of training; it seeds all random numbers of this sample.
+        proprio: float32 array [P], the observation's state, normalised by the dataset's statistics; None: not loaded.
+        padded: bool array [T], True for actions past the end of the trajectory, which the loss skips; None: no padding.
     """
 
     observation: Observation
@@ -66,26 +66,26 @@ def views_of(cameras: Sequence[str], history: int) -> tuple[str, ...]:
 
 
 def key_of(view: str) -> str:
-    """How a world or a request calls a view: `image` is `primary`, `wrist_image` is `wrist`, `image@-1` is earlier."""
+    """The key of a view in worlds and requests: `image` for `primary`, `wrist_image` for `wrist`, or `image@-1`."""
     camera, back = camera_of(view)
     name = "image" if camera == "primary" else f"{camera}_image"
     return f"{name}@-{back}" if back else name
 
 
 def camera_of(view: str) -> tuple[str, int]:
-    """The camera of a view, and how many steps back it looks."""
+    """The camera of a view, and how many steps before the present one the picture was taken."""
     camera, _, back = view.partition("@-")
     return camera, int(back or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Questions and answers, about an image or about none: what a VLM learns from before it sees robots.
+    """Questions and answers with or without an image; a VLM learns from them before robot training.
 
     Attributes:
         image: uint8 array [H, W, 3] of any size, RGB; None for text alone.
         turns: (question, answer) pairs.
-        dataset_name: where it is from.
+        dataset_name: the dataset it comes from.
         number: place in the order of training.
     """
 
@@ -97,16 +97,16 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What the model and a head read, for training, evaluation and acting alike.
+    """The inputs of the model and the action head, in training, evaluation and acting.
 
     Attributes:
         pixel_values: uint8 tensor [B, 3V, H, W], RGB, one view after the other in the channels; of conversations
             without images [0, 3, H, W]. `Processor.normalise` makes float [B, 3 x towers x V, H, W] of it on the
             device, before the model or a head sees it.
-        input_ids: int64 tensor [B, L]: BOS, prompt, what the head writes, padding on the right.
+        input_ids: int64 tensor [B, L]: BOS, prompt, the ids that the head writes, padding on the right.
         attention_mask: bool tensor [B, L], False on padding.
-        places: int64 tensor [B, K], positions in `input_ids[:, 1:]`: the next-token positions that a head reads, those
-            of what it wrote. K is the longest row's count; shorter rows are filled with other positions.
+        places: int64 tensor [B, K], positions in `input_ids[:, 1:]` where the ids that the head wrote are predicted;
+            the head reads these. K is the longest row's count; shorter rows are filled with other positions.
         proprio: float32 tensor [B, P], normalised; None where the model reads none.
     """
 
@@ -125,7 +125,7 @@ class Inputs:
         return replace(self, **values)
 
     def pin_memory(self) -> Self:
-        """Return the same with its tensors in memory that a GPU reads from by itself; what a DataLoader asks for."""
+        """Return the same with its tensors in pinned memory; a DataLoader calls this."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
             if isinstance(value, torch.Tensor | Inputs):
@@ -133,7 +133,7 @@ class Inputs:
         return replace(self, **values)
 
     def rows(self, start: int, stop: int) -> Self:
-        """The samples `start` to `stop` by themselves, padded as these."""
+        """Only the samples `start` to `stop`, with the same padding."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         cut: dict[str, Any] = {}
         for name, value in values.items():
@@ -146,16 +146,16 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch(Inputs):
-    """What the model trains on: `Processor.collate(list[Step])`, or of `Conversation`s.
+    """A training batch: `Processor.collate(list[Step])`, or the same of `Conversation`s.
 
     Attributes:
-        labels: int64 tensor [B, L]: the ids to predict, `IGNORE_INDEX` everywhere but on what the head wrote.
-        actions: float32 tensor [B, T, D], the normalised actions behind the labels.
-        padded: bool tensor [B, T], True for actions past the end of their trajectory, which the loss leaves out; None
-            where there are none.
+        labels: int64 tensor [B, L]: the ids to predict, and `IGNORE_INDEX` where the head wrote nothing.
+        actions: float32 tensor [B, T, D], the normalised actions that the labels encode.
+        padded: bool tensor [B, T], True for actions past the end of their trajectory, which the loss skips; None: no
+            padding.
         dataset_names: B names, for metrics per dataset.
         numbers: B places in the order of training.
-        words: conversations that are learnt beside these steps, as a batch of their own; None: none.
+        words: a batch of conversations that is learnt together with these steps; None: no conversations.
     """
 
     labels: torch.Tensor
@@ -167,7 +167,7 @@ class Batch(Inputs):
 
 
 def learnt_places(labels: torch.Tensor) -> torch.Tensor:
-    """`Inputs.places`, int64 [B, K], of labels [B, L]: found on the host, where nobody waits for a device."""
+    """`Inputs.places`, int64 [B, K], for labels [B, L]. Computed on the host, to avoid waiting for a device."""
     learnt = labels[:, 1:] != IGNORE_INDEX
     most = int(learnt.sum(1).max()) if len(learnt) else 0
     return learnt.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
@@ -175,14 +175,14 @@ def learnt_places(labels: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What a head predicts, for those who watch: metrics, samples, warnings, evaluations. No gradient.
+    """A head's prediction, for metrics, samples, warnings and evaluations. It carries no gradient.
 
-    N counts what a head chooses in one row, for the released head the T x D action ids.
+    N is the number of choices that a head makes in one row: T x D action ids for the released head.
 
     Attributes:
         actions: float32 tensor [B, T, D], normalised, predicted under the true past.
-        targets: float32 tensor [B, T, D], the demonstrated actions as this head can say them (bin centres for ids).
-        correct: bool tensor [B, N], was each choice the demonstrated one; None for a head that chooses nothing.
+        targets: float32 tensor [B, T, D], the demonstrated actions as this head represents them (bin centres for ids).
+        correct: bool tensor [B, N], whether each choice is the demonstrated one; None for a head without choices.
         logits: float32 tensor [B, N, ids] behind these choices.
         counted: bool tensor [B, N], which of the choices count; None: all.
     """
@@ -200,7 +200,7 @@ class Prediction:
 
     @property
     def entropy(self) -> torch.Tensor | None:
-        """How undecided each choice is: nats, float32 [B, N]; None for a head that chooses nothing."""
+        """Entropy of each choice in nats, float32 [B, N]; None for a head without choices."""
         if self.logits is None:
             return None
         return torch.distributions.Categorical(logits=self.logits.float()).entropy()
@@ -208,14 +208,14 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class VLAOutput:
-    """What a forward pass gives. S = L + P positions: BOS, P visual tokens, the other L - 1 text tokens.
+    """Output of a forward pass. S = L + P positions: BOS, P visual tokens, the other L - 1 text tokens.
 
     Attributes:
-        logits: float32 [B, S, vocab]; of `places` alone [B, K, vocab].
+        logits: float32 [B, S, vocab]; with `places` [B, K, vocab].
         num_patches: P, 0 without an image.
-        places: int64 [B, K], which next tokens the logits are of (see `VLA.forward`); None: of all positions.
+        places: int64 [B, K], the next tokens that the logits predict (see `VLA.forward`); None: all positions.
         loss: mean cross-entropy over labelled tokens; None without labels.
-        tower_features: each tower's patch features [B, P, D_tower]; these three only when asked for.
+        tower_features: each tower's patch features [B, P, D_tower]; this and the next two only on request.
         projector_features: visual tokens [B, P, dim].
         hidden_states: embeddings, then each layer's output [B, S, dim]; the last one after the final norm.
     """
@@ -230,9 +230,9 @@ class VLAOutput:
 
     @property
     def next_token_logits(self) -> torch.Tensor:
-        """Logits [B, L - 1, vocab] that predict `input_ids[:, 1:]`, or [B, K, vocab] of `places` there."""
+        """Logits [B, L - 1, vocab] that predict `input_ids[:, 1:]`, or with `places` [B, K, vocab]."""
         return self.logits if self.places is not None else self.logits[:, self.num_patches : -1]
 
     def targets(self, labels: torch.Tensor) -> torch.Tensor:
-        """What `next_token_logits` should predict, [B, L - 1] or [B, K], from `labels` [B, L]."""
+        """Targets of `next_token_logits`, [B, L - 1] or [B, K], from `labels` [B, L]."""
         return labels[:, 1:] if self.places is None else labels[:, 1:].gather(1, self.places)
