@@ -1,9 +1,9 @@
-"""Which datasets are known, and how each becomes 7-dim end-effector actions with one instruction."""
+"""The known datasets, and the conversion of each to 7-dim end-effector actions with one instruction."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from openvla_lightning.data.oxe import datasets  # registers them
+from openvla_lightning.data.oxe import datasets  # registers the datasets
 from openvla_lightning.data.oxe.registry import REGISTERED, cut
 from openvla_lightning.data.oxe.spec import DatasetSpec, Trajectory
 
@@ -11,11 +11,11 @@ __all__ = ["UnregisteredDatasetError", "check_names", "dataset_spec", "datasets"
 
 
 class UnregisteredDatasetError(ValueError):
-    """A mixture names a dataset that nobody has described."""
+    """A mixture names a dataset without a description."""
 
 
 def known_datasets() -> list[str]:
-    """Names that a mixture may use without describing them."""
+    """Names of the datasets that a mixture may use without a description."""
     return sorted(REGISTERED)
 
 
@@ -35,28 +35,28 @@ def check_names(names: Iterable[str], described: Iterable[str] = ()) -> None:
 
 
 def dataset_spec(name: str) -> DatasetSpec:
-    """Return what is known of dataset `name`.
+    """Return the description of dataset `name`.
 
     Raises:
-        UnregisteredDatasetError: nothing is; the message names the nearest known ones.
+        UnregisteredDatasetError: there is none; the message names similar known datasets.
     """
     check_names([name])
     return REGISTERED[name]
 
 
 def standardise(dataset_name: str, trajectory: Trajectory) -> Trajectory:
-    """Bring a raw trajectory of a known dataset into the common form, as released.
+    """Convert a raw trajectory of a known dataset to the common form, as released.
 
     Args:
         dataset_name: a known dataset.
-        trajectory: nested dicts of NumPy arrays [T, ...] as stored, strings as bytes, images encoded or not.
+        trajectory: nested dicts of NumPy arrays [T, ...] as stored; strings are bytes, images may be encoded.
 
     Returns:
         A new trajectory: `action` [T', 7] (six changes of the end effector, then the gripper with 1 = open),
         `language_instruction` [T'], `observation`, and the other keys cut to the same T'.
 
     Raises:
-        UnregisteredDatasetError: nobody described it.
+        UnregisteredDatasetError: it has no description.
     """
     spec = dataset_spec(dataset_name)
     standardised = spec.transform(trajectory)

@@ -1,8 +1,8 @@
-"""One function per way of recording: raw trajectory -> standardised trajectory, as the released code does it.
+"""One function per recording format: raw trajectory -> standardised trajectory, as in the released code.
 
 To add a dataset: write the function, register it with its cameras and proprioception, name it in a mixture
-(conf/data/mix). Sets that share a function differ only in what `register` says of them. The released code's quirks are
-kept where they change numbers, and named.
+(conf/data/mix). Datasets that share a function differ only in the arguments of `register`. Quirks of the released code
+that change numbers are kept, and a docstring names them.
 """
 
 import zlib
@@ -28,10 +28,10 @@ EEF = ("EEF_state", None, "gripper_state")
 LOWER_EEF = ("eef_state", None, "gripper_state")
 NO_STATE = (None,) * 8
 STILL = 1e-4
-"""Norm of an end effector's step (metres and radians together) below which it stands still, as LIBERO was filtered."""
+"""Norm of an end effector's step (metres and radians together) below which it stands still, as in LIBERO's filter."""
 
 
-# What the functions are made of.
+# Building blocks of the functions.
 
 
 def observe(trajectory: Trajectory, **leaves: np.ndarray) -> Trajectory:
@@ -40,17 +40,17 @@ def observe(trajectory: Trajectory, **leaves: np.ndarray) -> Trajectory:
 
 
 def act(trajectory: Trajectory, *columns: np.ndarray) -> Trajectory:
-    """Set the action to `columns` side by side."""
+    """Set the action to the concatenation of `columns`."""
     return trajectory | {"action": side_by_side(*columns)}
 
 
 def side_by_side(*columns: np.ndarray) -> np.ndarray:
-    """Join columns [T] or [T, n]."""
+    """Concatenate columns [T] or [T, n]."""
     return np.concatenate([column[:, None] if column.ndim == 1 else column for column in columns], axis=1)
 
 
 def zeros(like: np.ndarray, columns: int) -> np.ndarray:
-    """Columns of zeros, as many steps as `like` has."""
+    """Columns of zeros, with as many steps as `like`."""
     return np.zeros((len(like), columns), like.dtype)
 
 
@@ -65,12 +65,12 @@ def clip(command: np.ndarray) -> np.ndarray:
 
 
 def clip_and_invert(command: np.ndarray) -> np.ndarray:
-    """A command whose 1 means closed, to 1 = open."""
+    """Convert a command whose 1 means closed to 1 = open."""
     return gripper.invert(clip(command))
 
 
 def first_column(command: np.ndarray) -> np.ndarray:
-    """A gripper command [T] of one stored as [T] or [T, 1]."""
+    """A gripper command [T], stored as [T] or [T, 1]."""
     return command if command.ndim == 1 else command[:, 0]
 
 
@@ -80,7 +80,7 @@ def told(trajectory: Trajectory) -> Trajectory:
 
 
 def reached_poses(trajectory: Trajectory) -> Trajectory:
-    """Replace commanded by reached movement (the state's difference to the next step), dropping the last step."""
+    """Replace commanded by reached movement (the state's difference to the next step); drop the last step."""
     state = trajectory["observation"]["state"][:, :6]
     action = side_by_side(state[1:] - state[:-1], trajectory["action"][:-1, -1])
     return cut(trajectory, slice(None, -1)) | {"action": action}
@@ -113,7 +113,7 @@ def opened(trajectory: Trajectory) -> Trajectory:
 
 
 def cameras(primary: str | None, secondary: str | None = None, wrist: str | None = None) -> dict[str, str | None]:
-    """Which stored image each role is."""
+    """Role -> key of the stored image."""
     return {"primary": primary, "secondary": secondary, "wrist": wrist}
 
 

@@ -1,4 +1,4 @@
-"""Gripper conventions; everything ends as 1 = open, 0 = closed."""
+"""Conversion of gripper conventions to 1 = open, 0 = closed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,8 @@ Array = NDArray[np.float32]
 def binarise(gripper: Array) -> Array:
     """Round positions [T] in 0..1 to open (1, above 0.95) or closed (0, below 0.05).
 
-    What lies between takes the next definite value; after the last definite value, the raw last value, as released.
+    Values in between become the next open or closed value; after the last such value, they become the raw last value,
+    as released.
     """
     definite = (gripper > 0.95) | (gripper < 0.05)
     steps = len(gripper)
@@ -24,7 +25,7 @@ def binarise(gripper: Array) -> Array:
 def from_relative(gripper: Array) -> Array:
     """Turn events [T] (below -0.1 opens, above 0.1 closes) into a state [T].
 
-    Before the first event the state is the opposite of what it brings; without any event the gripper is open.
+    Before the first event, the state is the opposite of that event's; without any event, the gripper is open.
     """
     event = np.where(gripper < -0.1, 1, np.where(gripper > 0.1, -1, 0))
     happened = np.flatnonzero(event)
@@ -55,7 +56,7 @@ def open_is_one(
 
 
 def meaning(name: str, given: Any) -> tuple[float, float]:
-    """What `gripper`, an option of a user's dataset like `{open: 1, closed: -1}`, says of open and closed.
+    """The values for open and closed in `gripper`, a dataset's option such as `{open: 1, closed: -1}`.
 
     Raises:
         ValueError: it has another form.

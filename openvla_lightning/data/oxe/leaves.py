@@ -1,14 +1,14 @@
-"""Leaves of a trajectory, which is a tree of dictionaries, by their paths."""
+"""Access by path to the leaves of a trajectory, which is a tree of dictionaries."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def leaf_at(trajectory: Mapping[str, Any], path: str) -> Any:
-    """Return the leaf at a path like `observation/state`; some datasets have a slash in a key itself.
+    """Return the leaf at a path such as `observation/state`; a key itself may contain a slash.
 
     Raises:
-        KeyError: naming what is there instead.
+        KeyError: there is no such leaf; the message lists the existing ones.
     """
     if path in trajectory:
         return trajectory[path]
@@ -23,7 +23,7 @@ def leaf_at(trajectory: Mapping[str, Any], path: str) -> Any:
 
 
 def put_at(trajectory: Mapping[str, Any], path: str, leaf: Any) -> dict[str, Any]:
-    """A copy with another leaf at `path`, which names one that is there."""
+    """A copy with another leaf at `path`, which must exist."""
     if path in trajectory:
         return {**trajectory, path: leaf}
     part, _, rest = path.partition("/")

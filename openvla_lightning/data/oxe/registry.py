@@ -1,4 +1,4 @@
-"""Describing a dataset: a decorated function for those of Open X-Embodiment, plain values for a user's own."""
+"""Description of datasets: by a decorated function for Open X-Embodiment, by plain values for a user's own."""
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,13 +16,13 @@ __all__ = ["DatasetSpec", "action_paths", "check_encodings", "cut", "describe", 
 
 
 REGISTERED: dict[str, DatasetSpec] = {}
-"""Filled as modules that register datasets are imported; `catalogue` is where to look one up."""
+"""Filled when modules that register datasets are imported; use `catalogue` to look one up."""
 
 
 def register(*names: str, **spec: Any) -> Callable[[Transform], Transform]:
     """Register a standardisation under its datasets' names; the keywords are those of `DatasetSpec`.
 
-    Unless they say otherwise, its actions are changes of an end effector's pose and a gripper (`eef_pos`).
+    By default, its actions are changes of an end effector's pose and a gripper (`eef_pos`).
     """
 
     def decorate(transform: Transform) -> Transform:
@@ -57,12 +57,12 @@ def describe(name: str, options: Mapping[str, Any]) -> DatasetSpec:
 
     Args:
         name: name in the mixture and of the folder.
-        options: `cameras` (needed); `action`, a path or a list of paths to join (default `action`); `transform`, the
-            dotted path of a function raw trajectory -> trajectory, applied first; `gripper`, `{open: o, closed: c}`,
-            what the dataset writes for either, where that is not 1 and 0; the others as in `DatasetSpec`.
+        options: `cameras` (required); `action`, a path or a list of paths to concatenate (default `action`);
+            `transform`, the dotted path of a function raw trajectory -> trajectory, applied first; `gripper`,
+            `{open: o, closed: c}`, the dataset's values if they are not 1 and 0; the others as in `DatasetSpec`.
 
     Raises:
-        ValueError: an option is unknown, has the wrong form or leads nowhere.
+        ValueError: an option is unknown, has the wrong form or names something that does not exist.
     """
     options = dict(options)
     known = {field.name for field in fields(DatasetSpec)} - {"name", "relative"} | {
@@ -111,7 +111,7 @@ def join_action(trajectory: Trajectory, paths: Sequence[str], first: Transform |
 
 
 def action_paths(spec: DatasetSpec) -> tuple[str, ...] | None:
-    """Paths of the action in what the files hold; None behind a transform, which may put it together from anything."""
+    """Paths of the action in the files; None if there is a transform, which may build it from any data."""
     transform = spec.transform
     if isinstance(transform, partial) and transform.func is open_is_one:
         transform = transform.keywords["first"]

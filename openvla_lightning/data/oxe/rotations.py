@@ -5,14 +5,14 @@ from numpy.typing import NDArray
 
 SMALL = np.float32(2 * np.finfo(np.float32).eps)
 SHRINK = np.float32(1) - SMALL
-"""The released arithmetic shrinks what it feeds to inverse functions by this factor; it shows near the poles."""
+"""The released code scales arguments of inverse functions by this factor; this changes results near the poles."""
 
 
 def euler_from_quaternion(quaternion: NDArray[np.float32]) -> NDArray[np.float32]:
     """Roll, pitch and yaw [..., 3], in radians, of unit quaternions [..., 4] in the order x, y, z, w; float32.
 
-    R = Rz(yaw) Ry(pitch) Rx(roll). Where the pitch is a quarter turn, only the difference of roll and yaw is defined:
-    yaw is 0 then. A quaternion too long to be a rotation gives NaN.
+    R = Rz(yaw) Ry(pitch) Rx(roll). If the pitch is 90 degrees, only the difference of roll and yaw is defined, and
+    yaw is set to 0. A quaternion that is too long for a rotation gives NaN.
     """
     x, y, z, w = np.moveaxis(np.asarray(quaternion, np.float32), -1, 0)
     tx, ty, tz = 2 * x * SHRINK, 2 * y * SHRINK, 2 * z * SHRINK

@@ -1,4 +1,4 @@
-"""What the reader has to know of a dataset."""
+"""The description of a dataset that its reader needs."""
 
 import hashlib
 import inspect
@@ -20,41 +20,41 @@ ENCODINGS: dict[str, tuple[int, tuple[int, ...]]] = {
     "joint_pos": (8, (7,)),
     "joint_pos_bimanual": (14, (6, 13)),
 }
-"""Action encodings as released: how many dimensions, and which of them are grippers (absolute and not normalised)."""
+"""Action encodings as released -> number of dimensions, and which are grippers (absolute and not normalised)."""
 
 
 FORMATS, ACTIONS = ("rlds", "lerobot"), ("recorded", "delta_from_state")
 
 
 class DescriptionError(ValueError):
-    """A dataset's description names something that its files do not hold, or is of another width than its actions."""
+    """A dataset's description names something that its files lack, or has another width than its actions."""
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What the reader has to know of a dataset.
+    """Description of a dataset for its reader.
 
     Attributes:
         name: its name in a mixture; also its folder below the data directory and its `unnorm_key`.
         transform: raw trajectory -> one with `action` [T, D] and the keys below.
         cameras: role (`primary`, `secondary`, `wrist`) -> key under `observation`; None: black images.
-        state: keys under `observation` that make up the proprioception; None is a column of zeros.
-        encoding: what the action's dimensions are, one of `ENCODINGS`; None: anything, the last is the gripper.
+        state: keys under `observation` that make up the proprioception; None: a column of zeros.
+        encoding: meaning of the action's dimensions, one of `ENCODINGS`; None: any width, the last is the gripper.
         mask: which action dimensions are normalised; None: all but the grippers.
         absolute: which action dimensions hold a position rather than a change; None: only the grippers.
-        language: where the instruction is after `transform`, as a path like `observation/instruction`.
+        language: path of the instruction after `transform`, such as `observation/instruction`.
         noop_threshold: norm of the changing dimensions below which the robot stands still, in the dataset's units;
             None: this dataset has no such filter.
-        drop_first: the first step is a no-op, which the released transform drops.
-        zero_filter: steps without any movement are left out, as released for DROID.
-        swap: two roles whose images change places in half of the samples, as released for DROID.
-        control_hz: steps per second, where known.
+        drop_first: whether the first step is a no-op, which the released transform drops.
+        zero_filter: whether steps without any movement are left out, as released for DROID.
+        swap: two roles whose images are exchanged in half of the samples, as released for DROID.
+        control_hz: steps per second, if known.
         where: how to get the data.
-        relative: True: actions except the grippers are relative to the state at the start of their chunk; or
-            which state each dimension is relative to, None for none: see `data.relative`.
+        relative: True: actions except the grippers are relative to the state at the start of their chunk. Or the index
+            of the state that each dimension is relative to, or None for none; see `data.relative`.
         format: how it is stored, `rlds` or `lerobot`.
-        path: where a LeRobot dataset lies, if not under its name below the data directory; a folder or a URL.
-        hub: its id on the Hugging Face hub (`owner/name`, or `owner/name@revision`), from where it is downloaded.
+        path: folder or URL of a LeRobot dataset; None: its name below the data directory.
+        hub: its id on the Hugging Face hub (`owner/name`, or `owner/name@revision`), to download it from there.
     """
 
     name: str
@@ -95,7 +95,7 @@ class DatasetSpec:
         return self._checked(self.absolute, dim, "absolute") or tuple(i in self.grippers(dim) for i in range(dim))
 
     def check_width(self, dim: int) -> None:
-        """Raise DescriptionError if actions of `dim` dimensions are not what `encoding`, `mask` and `absolute` say."""
+        """Raise DescriptionError if actions of `dim` dimensions do not fit `encoding`, `mask` and `absolute`."""
         self.action_mask(dim)
         self.absolute_mask(dim)
         expected = ENCODINGS[self.encoding][0] if self.encoding is not None else dim
@@ -119,7 +119,7 @@ class DatasetSpec:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that changes what the reader makes of the files."""
+        """A hash of everything that affects the index, the source code of the transform included."""
         of_no_concern = dict.fromkeys(("where", "noop_threshold", "zero_filter", "swap", "control_hz"))
         described = asdict(self) | {"transform": _source(self.transform)} | of_no_concern
         for key in ("format", "path", "hub", "relative"):

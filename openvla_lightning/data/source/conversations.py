@@ -19,42 +19,42 @@ log = logging.getLogger(__name__)
 QUESTION = "What is the robot told to do?"
 SPEAKERS = ("human", "gpt")
 PLACEHOLDER = "<image>"
-"""Where LLaVA's texts put the image; the model puts it after BOS instead."""
+"""Marks the image in LLaVA's texts; the model puts the image after BOS instead."""
 
 
 class ConversationSource(Protocol):
-    """One set of conversations."""
+    """One dataset of conversations."""
 
     name: str
 
     @property
     def with_image(self) -> NDArray[np.bool_]:
-        """bool [N]: which conversations are about an image."""
+        """bool [N]: which conversations have an image."""
 
     def missing(self) -> str | None:
-        """What is missing and where to get it; None when all is there. Takes milliseconds."""
+        """What is missing and where to get it; None if nothing is missing. Takes milliseconds."""
 
     def prepare(self) -> None:
-        """Do once what takes time."""
+        """Do the slow preparation once."""
 
     def read(self, place: int, number: int) -> Conversation:
-        """The conversation at a place, as the given number in the order of training."""
+        """The conversation at a place; `number` is its number in the order of training."""
 
 
 class Conversations:
     """A JSON list of `{"id", "image", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}, ...]}`.
 
-    Entries without `image` are text alone.
+    Entries without `image` are text only.
 
     Args:
-        name: what metrics call it.
+        name: its name in metrics.
         path: the JSON file.
         image_root: folder that the images' paths are relative to.
-        missing_images: what to do with conversations whose image is not there: `error` stops before training and lists
+        missing_images: treatment of conversations whose image is missing: `error` stops before training and lists
             the first ones, `skip` leaves them out and counts them.
 
     Raises:
-        ValueError: `missing_images` is neither.
+        ValueError: `missing_images` has another value.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Conversations:
         )
 
     def prepare(self) -> None:
-        """Read the file and look for every image; nothing is kept on disk.
+        """Read the file and check that every image exists; this writes nothing to the disk.
 
         Raises:
-            ValueError: the file holds something else than conversations, or none that has its image.
-            FileNotFoundError: images are not there, and `missing_images` is `error`.
+            ValueError: the file does not hold conversations, or all of their images are missing.
+            FileNotFoundError: images are missing, and `missing_images` is `error`.
         """
         _ = self._entries
 
@@ -94,9 +94,10 @@ class Conversations:
 
     @cached_property
     def _entries(self) -> tuple[bytes, NDArray[np.bool_], NDArray[np.int64]]:
-        """Every entry as JSON in one run of bytes, which have an image, and where each begins and ends.
+        """All entries as JSON in one bytes object, which of them have an image, and the bounds of each.
 
-        Worker processes share bytes; a million dictionaries they would copy one by one, as they count references.
+        Worker processes share one bytes object. A million dictionaries would be copied, because reference counts
+        change.
         """
         try:
             entries = json.loads(self.path.read_bytes())
@@ -110,7 +111,7 @@ class Conversations:
         return b"".join(texts), with_image, np.cumsum([0, *map(len, texts)])
 
     def _with_their_images(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those entries whose image is there, or that need none; folders are listed once, as files may be a million."""
+        """The entries whose image exists or that have none; each folder is listed once, because it may be large."""
         listed: dict[Path, set[str]] = {}
         absent: list[int] = []
         for place, entry in enumerate(entries):
@@ -140,7 +141,7 @@ class Conversations:
         """The conversation at a place.
 
         Raises:
-            FileNotFoundError: its image is not there.
+            FileNotFoundError: its image is missing.
             ValueError: its image cannot be read.
         """
         content, _, bounds = self._entries
@@ -163,7 +164,7 @@ class Conversations:
 
 
 class Captions:
-    """Robot demonstrations as conversations: the picture, what the robot is told, and the instruction as the answer.
+    """Robot demonstrations as conversations: a picture, the question for the task, and the instruction as the answer.
 
     Args:
         source: the robot dataset.
@@ -202,7 +203,7 @@ class Captions:
 
 
 def _checked(entry: Any, place: int, path: Path) -> dict[str, Any]:
-    """Raise ValueError, naming the entry, for one that is no conversation."""
+    """Return `entry`; raise ValueError with its place if it is no conversation."""
     where = f"{path}, entry {place}"
     turns = entry.get("conversations") if isinstance(entry, dict) else None
     if not turns or len(turns) % 2:

@@ -1,4 +1,4 @@
-"""The reader of each dataset of a mixture, by how the dataset is stored."""
+"""Choice of the reader of a dataset by its storage format."""
 
 import inspect
 from pathlib import Path
@@ -12,19 +12,19 @@ from openvla_lightning.data.source.rlds import RLDS
 
 
 def stored(root: str | Path, name: str, spec: DatasetSpec | None = None, **options: Any) -> Source:
-    """The dataset `name`: RLDS below `root`, or what its description says of `format`, `path` and `hub`.
+    """The dataset `name`: RLDS below `root`, or as `format`, `path` and `hub` in its description say.
 
     The arguments are those of `IndexedSource`.
 
     Raises:
-        ValueError: an argument makes no sense.
+        ValueError: an argument is not valid.
     """
     described = spec or dataset_spec(name)
     if described.format == "lerobot":
-        from openvla_lightning.data.source.lerobot import LeRobot  # pyarrow is not needed by those who have none
+        from openvla_lightning.data.source.lerobot import LeRobot  # imported here, because only LeRobot needs pyarrow
 
         return LeRobot(root, name, spec, **options)
     return RLDS(root, name, spec, **options)
 
 
-stored.__signature__ = inspect.signature(IndexedSource)  # type: ignore[attr-defined]  # configs are held against it
+stored.__signature__ = inspect.signature(IndexedSource)  # type: ignore[attr-defined]  # checks of configs use it

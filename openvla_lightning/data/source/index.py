@@ -1,4 +1,4 @@
-"""What training needs of a dataset besides pixels, as memory-mapped arrays; and where the pixels are."""
+"""All data of a dataset that training needs except pixels, as memory-mapped arrays, and the places of the pixels."""
 
 import hashlib
 import json
@@ -26,18 +26,18 @@ class Index:
 
     Attributes:
         action: float32 [N, D], standardised, not normalised.
-        proprio: float32 [N, P]; P is 0 where none is read.
+        proprio: float32 [N, P]; P is 0 if none is read.
         bounds: int64 [K + 1]; trajectory k holds the steps bounds[k] .. bounds[k + 1].
         split: int16 [K], the place of each trajectory's split in `splits`.
         instruction: int32 [N], the place of each step's instruction in `instructions`.
         images: role -> int64 [N, 3]: place of the file in `files`, position, and length of the encoded image; length 0
             means a black image. The position is a byte offset, or in array_record files
             `record number * SPAN + offset in the record`.
-        splits, instructions, files: what the numbers point to.
-        shards: int64 [F + 1]; the images of the steps shards[f] .. shards[f + 1] lie in file f.
+        splits, instructions, files: the lists that these places refer to.
+        shards: int64 [F + 1]; the images of steps shards[f] .. shards[f + 1] are in file f.
         sizes: int64 [F], bytes of each file.
         skipped: trajectories that could not be read and were left out: file, number in it, reason.
-        folder: where this is stored, if it is.
+        folder: folder in which the index is stored; None: it is in memory only.
     """
 
     action: NDArray[np.float32]
@@ -66,25 +66,25 @@ class Index:
 
     @cached_property
     def trajectory(self) -> NDArray[np.int32]:
-        """int32 [N]: which trajectory each step belongs to."""
+        """int32 [N]: the trajectory of each step."""
         return np.repeat(np.arange(self.num_trajectories, dtype=np.int32), np.diff(self.bounds))
 
     def where(self, step: int) -> str:
-        """Where a step lies, in words: its trajectory, its place in it, and the file."""
+        """The place of a step, in words: its trajectory, its number in it, and the file."""
         trajectory = int(self.trajectory[step])
         shard = int(np.searchsorted(self.shards, step, side="right")) - 1
         file = f" of {self.files[shard]}" if self.files else ""
         return f"trajectory {trajectory}, step {step - self.bounds[trajectory]}{file}"
 
     def save(self, folder: Path, arrays: Mapping[str, NDArray[Any]] | None = None, /, **files: str) -> None:
-        """Write everything to `folder` at once, with more arrays and texts.
+        """Write the index and further arrays and texts to `folder` atomically.
 
-        Nobody ever sees half an index, and a disk that is full keeps none.
+        No process ever sees an incomplete index, and a full disk keeps no part of it.
 
         Raises:
             OSError: it cannot be written; the message names `folder`.
         """
-        with suppress(FileExistsError), written_whole(folder, folder=True) as beside:  # somebody faster wrote the same
+        with suppress(FileExistsError), written_whole(folder, folder=True) as beside:  # another process wrote the same
             for name in (*ARRAYS, "trajectory"):
                 np.save(beside / f"{name}.npy", getattr(self, name))
             for name, array in (arrays or {}).items():
@@ -98,19 +98,19 @@ class Index:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Map what `save` wrote."""
+        """Memory-map an index that `save` wrote."""
         words = json.loads((folder / "index.json").read_text())
         arrays: dict[str, Any] = {name: _mapped(folder / f"{name}.npy") for name in ARRAYS}
         images = {role: _mapped(folder / f"image_{role}.npy") for role in words["cameras"]}
         arrays |= {name: tuple(words[name]) for name in WORDS}
         index = cls(**arrays, images=images, folder=folder)
-        vars(index)["trajectory"] = _mapped(folder / "trajectory.npy")  # instead of working it out
+        vars(index)["trajectory"] = _mapped(folder / "trajectory.npy")  # instead of computing it
         return index
 
     def keep(self, name: str, steps: NDArray[np.int32], facts: dict[str, Any]) -> NDArray[np.int32]:
-        """Put a selection of steps, and what there is to say about it, beside the index; return it memory-mapped.
+        """Store a selection of steps, and facts about it, beside the index; return the steps memory-mapped.
 
-        Where nothing may be written, as in somebody else's folder, the steps are returned as they are.
+        If the folder is not writable, the steps are returned unchanged.
         """
         if self.folder is None or not os.access(self.folder, os.W_OK):
             return steps
@@ -121,7 +121,7 @@ class Index:
         return _mapped(path)
 
     def kept(self, name: str) -> tuple[NDArray[np.int32], dict[str, Any]] | None:
-        """What was put under `name`, if anything was."""
+        """The selection and facts that were stored as `name`; None if there are none."""
         if self.folder is None or not readable(self.folder / f"{name}.json"):
             return None
         return _mapped(self.folder / f"{name}.npy"), json.loads((self.folder / f"{name}.json").read_text())
@@ -137,19 +137,19 @@ def _mapped(path: Path) -> NDArray[Any]:
 
 
 def home_of(key: str, dataset: Path, name: str, cache_dir: Path | None = None) -> Path:
-    """Where the index called `key` of a dataset is, or where one can be put: in the dataset's folder, or in a cache.
+    """The folder of a dataset's index `key`, existing or new: in the dataset's folder, or in a cache.
 
     Args:
-        key: what the index depends on.
+        key: hash of everything that the index depends on.
         dataset: the folder of the dataset's version.
         name: the dataset's name.
         cache_dir: a cache to use instead of the user's.
 
     Raises:
-        PermissionError: it is nowhere, and nothing can be written anywhere.
+        PermissionError: there is no such index, and no writable place for one.
     """
     beside = dataset / ".openvla_lightning"
-    own = f"{dataset.name}_{hashlib.sha256(str(dataset.resolve()).encode()).hexdigest()[:8]}"  # of this very folder
+    own = f"{dataset.name}_{hashlib.sha256(str(dataset.resolve()).encode()).hexdigest()[:8]}"  # unique to this folder
     caches = [cache / name / own for cache in ([cache_dir] if cache_dir is not None else user_caches())]
     for folder in (beside, *caches):
         if readable(folder / key / "index.json"):

@@ -1,4 +1,4 @@
-"""What every dataset that is indexed once and then read by position has in common."""
+"""Base class of datasets that are indexed once and then read by position."""
 
 import hashlib
 import json
@@ -28,23 +28,23 @@ log = logging.getLogger(__name__)
 class IndexedSource(Source):
     """Builds an index in one pass, keeps it on disk, and measures its statistics.
 
-    A subclass says where the files are (`_folder`, `_stamps`), makes the index of them (`_build`) and reads images.
-    These are the arguments of every format.
+    A subclass locates the files (`_folder`, `_stamps`), builds the index (`_build`) and reads images.
+    All formats have these arguments.
 
     Args:
         root: the data directory, or any URL that fsspec understands: gs://, s3://, https://, file://.
-        name: the dataset's name in the mixture, and below `root`.
-        spec: what to make of it; None: what is registered under `name`.
+        name: the dataset's name in the mixture, and its folder below `root`.
+        spec: the dataset's description; None: the registered one of `name`.
         workers: processes that index; None: one per core for large datasets, none for small ones.
-        bad_trajectories: what to do with those that cannot be read: `error` stops at the first, `skip` leaves them
-            out and lists every one in the index and its data report.
-        check_images: decode every image while indexing, instead of looking at its first and last bytes.
-        cache_dir: where the files of a URL are kept, and the indexes of folders that nobody may write to; None: the
+        bad_trajectories: treatment of unreadable trajectories: `error` stops at the first one, `skip` leaves them
+            out and lists them in the index and its data report.
+        check_images: decode every image while indexing, instead of checking only its first and last bytes.
+        cache_dir: folder for the files of a URL, and for the indexes of folders that are not writable; None: the
             user's cache.
-        cache_gb: gigabytes of a URL's files kept there at once, over all datasets.
+        cache_gb: gigabytes of downloaded files kept there at once, over all datasets.
 
     Raises:
-        ValueError: `bad_trajectories` is neither; `cache_gb` is not above 0.
+        ValueError: `bad_trajectories` has another value; `cache_gb` is not above 0.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class IndexedSource(Source):
         self._set_up()
 
     def _set_up(self) -> None:
-        """What a format makes of its arguments at once; nothing is read."""
+        """Initialise what the format needs, without reading any file."""
 
     @property
     def _folder(self) -> Path:
@@ -75,7 +75,7 @@ class IndexedSource(Source):
 
     @property
     def _stamps(self) -> Mapping[str, tuple[int, int]]:
-        """Name of each file -> its bytes and when it was last written, as found at the start; stores say only bytes."""
+        """Name of each file -> bytes and time of the last write, as found at the start; stores give only bytes."""
         raise NotImplementedError
 
     def _build(self) -> tuple[Index, Mapping[str, NDArray[Any]], Mapping[str, Any]]:
@@ -83,22 +83,22 @@ class IndexedSource(Source):
         raise NotImplementedError
 
     def run(self, role: str, steps: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
-        """Many images of a camera as recorded: step and uint8 [H, W, 3]; steps without one are left out.
+        """Many recorded images of a camera: step and uint8 [H, W, 3]; steps without an image are left out.
 
-        They come in the order of `steps` where that costs nothing.
+        They come in the order of `steps` if that costs no time.
         """
         for step in steps:
             if (pixels := self.pixels(role, step)) is not None:
                 yield step, pixels
 
     def prepare(self) -> None:
-        """Index the dataset unless that was done: one pass over its files, which goes on where it was cut off.
+        """Index the dataset, if not done before, in one pass over its files. An interrupted pass is resumed.
 
         Raises:
             FileNotFoundError: the dataset is not there.
-            PermissionError: there is no place for the index; found before the pass.
-            BadShardError: a file is damaged or missing, an action is not finite, a key is missing, an image is cut
-                short; with file and trajectory. With `bad_trajectories="skip"`, only when nothing is left.
+            PermissionError: there is no writable place for the index; raised before the pass.
+            BadShardError: a file is damaged or missing, an action is not finite, a key is missing, or an image is cut
+                short; the message names file and trajectory. With `bad_trajectories="skip"`, only if nothing is left.
         """
         home = self._home
         if readable(home / "index.json"):
@@ -114,10 +114,10 @@ class IndexedSource(Source):
                 index.save(home, arrays, dataset_statistics=json.dumps(released.to_dict(), indent=1), **texts)
                 delete(self._kept)
                 for older in home.parent.glob(f"{self._description}*"):
-                    if older != home:  # of files as they were
+                    if older != home:  # index of an older state of the files
                         delete(older)
         except ValueError:
-            with suppress(OSError):  # it may hold other indexes
+            with suppress(OSError):  # the folder may hold other indexes
                 home.parent.rmdir()
             raise
         if index.skipped:
@@ -128,18 +128,18 @@ class IndexedSource(Source):
 
     @cached_property
     def index(self) -> Index:
-        """Every step but its pixels; `prepare` comes first."""
+        """All data of every step except pixels; call `prepare` first."""
         self.prepare()
         return Index.open(self._home)
 
     @cached_property
     def statistics(self) -> DatasetStatistics:
-        """Over all splits, before any filter but the first steps that the released transform drops."""
+        """Statistics over all splits, before filters, but without first steps that the released transform drops."""
         self.prepare()
         return DatasetStatistics.from_json(self._home / "dataset_statistics.json")
 
     def measure(self, steps: NDArray[np.int32]) -> DatasetStatistics:
-        """Statistics of the given steps alone; kept beside the index for the next time, where one may write."""
+        """Statistics of the given steps only; stored beside the index for the next run, if that is writable."""
         index = self.index
         path = self._home / f"statistics_{hashlib.sha256(steps.tobytes()).hexdigest()[:16]}.json"
         if path.exists():
@@ -151,7 +151,7 @@ class IndexedSource(Source):
 
     @property
     def files_key(self) -> str:
-        """Changes when a file of the dataset does."""
+        """A hash that changes when a file of the dataset changes."""
         return hashlib.sha256(repr(sorted(self._stamps.items())).encode()).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -163,13 +163,13 @@ class IndexedSource(Source):
 
     @property
     def _description(self) -> str:
-        """Begins the name of every index that is made of the same description, by the same reader."""
+        """Common start of the names of all indexes with the same description and version of the reader."""
         known = (index_module.VERSION, self.spec.fingerprint, self.bad_trajectories, self.check_images)
         return hashlib.sha256(repr(known).encode()).hexdigest()[:8]
 
     @property
     def _kept(self) -> Path:
-        """What was read by a pass that did not come to its end."""
+        """Folder with the results of an interrupted pass."""
         return self._home.parent / f".{self._description}.pass"
 
     @cached_property
@@ -177,7 +177,7 @@ class IndexedSource(Source):
         return {}
 
     def _fact(self, name: str) -> Any:
-        """What `_build` wanted kept under `name`."""
+        """The fact `name` that `_build` returned."""
         if name not in self._facts:
             self.prepare()
             self._facts[name] = json.loads((self._home / f"{name}.json").read_text())

@@ -1,4 +1,4 @@
-"""What a pass has read of each file, kept until the index is whole: a killed pass goes on where it was."""
+"""Results of a pass for each file, stored until the index is complete, so that a killed pass can resume."""
 
 import hashlib
 import zipfile
@@ -18,18 +18,18 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Form(Generic[T]):
-    """How one kind of result becomes arrays without Python objects, and comes back."""
+    """Converts one kind of result to arrays without Python objects, and back."""
 
     pack: Callable[[T], Arrays]
     unpack: Callable[[Arrays], T]
 
     def save(self, path: Path, found: T) -> None:
-        """Write it, whole or not at all."""
+        """Write a result atomically."""
         with written_whole(path) as beside, beside.open("wb") as file:
             np.savez(file, **self.pack(found))  # type: ignore[arg-type]
 
     def load(self, path: Path) -> T | None:
-        """Read it; None where it is not there, or not whole."""
+        """Read a result; None if it is missing or incomplete."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return self.unpack(dict(arrays))
@@ -38,5 +38,5 @@ class Form(Generic[T]):
 
 
 def name_of(*told: Any) -> str:
-    """Name of the file for what was read under these circumstances."""
+    """Name of the file for a result that depends on these values."""
     return f"{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.npz"

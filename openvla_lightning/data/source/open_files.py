@@ -1,4 +1,4 @@
-"""Files that stay open for the next read. There is one budget for the process, however many datasets it reads."""
+"""Files that stay open for the next read, with one budget per process for all datasets."""
 
 import errno
 import os
@@ -10,30 +10,30 @@ from pathlib import Path
 from typing import Any
 
 MOST = 4096
-"""Files kept open at most, where the system allows many more: each costs memory in the kernel."""
+"""Limit of open files even if the system allows more, because each costs memory in the kernel."""
 
 
 @cache
 def budget() -> int:
-    """How many files this process may keep open for reading: half of what the system allows it.
+    """How many files this process may keep open for reading: half of the system's limit.
 
-    The soft limit is raised to the hard one first. 1024, Linux' default, is few for a mixture of 25 datasets.
+    The soft limit is first raised to the hard one, because Linux' default of 1024 is few for a mixture of 25 datasets.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
-        except (ValueError, OSError):  # the system allows a process less than it says, as macOS does
+        except (ValueError, OSError):  # the system allows less than it reports, as on macOS
             pass
     unlimited = soft == resource.RLIM_INFINITY
     return MOST if unlimited else max(8, min(MOST, soft // 2))
 
 
 class OpenFiles:
-    """Keeps open what was used last, and closes what was not used for the longest time.
+    """Keeps recently used files open, and closes the least recently used ones.
 
-    One object serves all datasets of the process. A forked process goes on with its own copies; a spawned one starts
+    One object serves all datasets of the process. A forked process continues with its own copies; a spawned one starts
     empty.
 
     Args:
@@ -46,10 +46,10 @@ class OpenFiles:
         self._used = 0
 
     def get(self, key: Any, open_it: Callable[[], Any], close: Callable[[Any], None], weight: int = 1) -> Any:
-        """What `open_it` returned for `key`, opened again if it was closed meanwhile.
+        """The result of `open_it` for `key`; it is opened again if it was closed meanwhile.
 
         Raises:
-            OSError: it cannot be opened, even with everything else closed.
+            OSError: it cannot be opened, even with all other files closed.
         """
         if key in self._open:
             self._open.move_to_end(key)
@@ -59,7 +59,7 @@ class OpenFiles:
             try:
                 opened = open_it()
                 break
-            except OSError as error:  # others have files open, too
+            except OSError as error:  # other code has files open, too
                 if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
                     raise
                 self._make_room(self._used // 2)
@@ -68,7 +68,7 @@ class OpenFiles:
         return opened
 
     def forget(self, key: Any) -> None:
-        """Close what is open for `key`, if anything is."""
+        """Close the file of `key`, if it is open."""
         if key in self._open:
             opened, close, weight = self._open.pop(key)
             self._used -= weight
@@ -80,20 +80,20 @@ class OpenFiles:
 
 
 OPEN = OpenFiles()
-"""Those of this process."""
+"""The open files of this process."""
 
 
 def read_at(path: Path, offset: int, length: int, check: Callable[[os.stat_result], None], stamp: Any = None) -> bytes:
-    """Bytes of a file that stays open as long as the budget allows.
+    """Read bytes of a file, which stays open as long as the budget allows.
 
     Args:
         path: the file.
-        offset, length: which bytes.
-        check: raises when the file is no longer what it was.
-        stamp: sets files apart that were at the same path at different times.
+        offset, length: range of the bytes.
+        check: raises an error if the file has changed.
+        stamp: distinguishes different files that were at the same path at different times.
 
     Raises:
-        OSError: the file cannot be read; naming it.
+        OSError: the file cannot be read; the message names it.
     """
     for final in (False, True):
         try:
@@ -101,7 +101,7 @@ def read_at(path: Path, offset: int, length: int, check: Callable[[os.stat_resul
             check(os.fstat(descriptor))
             return os.pread(descriptor, length, offset)
         except OSError as error:
-            OPEN.forget((path, stamp))  # a network disk may have lost what it called this file: ask again
+            OPEN.forget((path, stamp))  # on a network disk, the file handle may be stale: open it again
             if final or error.errno != errno.ESTALE:
                 raise OSError(error.errno, error.strerror, str(path)) from error
     raise AssertionError("the second try returns or raises")

@@ -10,27 +10,27 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openvla_lightning.runtime.progress import Bar  # brings rich along, which loader workers do not need
+    from openvla_lightning.runtime.progress import Bar  # imports rich, which loader workers do not need
 
 CONTEXT = multiprocessing.get_context("spawn")
 PARALLEL_FROM = 256 * 2**20
-"""Bytes of a dataset from which it is worth starting processes to index it."""
+"""Size of a dataset, in bytes, from which several processes index it."""
 KEPT_FROM = 2.0
-"""Seconds after which what a pass has read is kept, file by file, in case it does not come to its end."""
+"""Seconds after which a pass starts to store its results, file by file, in case it is interrupted."""
 
 _counter: Any = None
 
 
 def worker_pool(workers: int, counter: Any = None) -> ProcessPoolExecutor:
-    """A pool of spawned processes; `counter`, a `CONTEXT.Value`, is what their `count()` advances."""
+    """A pool of spawned processes; their `count()` advances `counter`, a `CONTEXT.Value`."""
     return ProcessPoolExecutor(workers, CONTEXT, _start, (counter,))
 
 
 def run_jobs(work: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], workers: int, bar: "Bar", done: int) -> None:
-    """Call `work(*job, count)` for each job in a pool, and move `bar` on from `done` as the workers count.
+    """Call `work(*job, count)` for each job in a pool, and advance `bar` from `done` as the workers count.
 
     Raises:
-        Exception: the first one of a job; those that have not begun are dropped.
+        Exception: the first error of a job; jobs that have not begun are dropped.
     """
     counter = CONTEXT.Value("q", done)
     with worker_pool(workers, counter) as pool:
@@ -54,10 +54,10 @@ def count() -> None:
 
 
 def end_with_parent(worker: int = 0) -> None:
-    """Make this process end when the one that started it is gone, however it went.
+    """Make this process end when its parent has ended for any reason.
 
-    A killed parent would leave its workers waiting for work, or for a reader, for ever. The argument is what a torch
-    DataLoader passes to its `worker_init_fn`.
+    Otherwise the workers of a killed parent would wait for ever. A torch DataLoader passes the argument to its
+    `worker_init_fn`.
     """
     parent = multiprocessing.parent_process()
 

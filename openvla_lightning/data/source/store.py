@@ -1,4 +1,4 @@
-"""Datasets in an object store or on a web server: files are fetched when needed, into a cache of bounded size."""
+"""Datasets in an object store or on a web server; files are fetched on demand into a cache of limited size."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ from openvla_lightning.runtime.files import user_cache
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 WEB = ("http://", "https://")
 TRIES = 2
-SILENCE = 60.0  # seconds without a byte after which a web server counts as gone
+SILENCE = 60.0  # a web server counts as gone after this many seconds without a byte
 
 
 def is_url(root: str | Path) -> bool:
@@ -24,24 +24,24 @@ def is_url(root: str | Path) -> bool:
 
 
 class StoreFiles:
-    """The files of one dataset in a store. A subclass says how its format lays them out: `url`, `folder`, `sizes`.
+    """The files of one dataset in a store. A subclass defines the layout of its format: `url`, `folder`, `sizes`.
 
-    Several processes may share a cache. What one of them reads is never taken from it, and what a killed one left half
-    done is done again: the kernel gives its locks back.
+    Several processes may share a cache. A file is never removed while a process reads it. If a process is killed, the
+    kernel releases its locks, and its incomplete downloads are repeated.
 
     Args:
         root: any URL that fsspec understands: gs://, s3://, https://, file://.
-        name: the dataset's name; its folder.
-        cache_dir: where everything fetched is kept; None: the user's cache.
-        cache_gb: gigabytes of files that the whole cache holds, over all datasets; beyond that, those that were not
-            used for the longest time make room. Only files being read at the same time may take more.
+        name: the dataset's name, which is its folder.
+        cache_dir: folder for fetched files; None: the user's cache.
+        cache_gb: limit of the whole cache in gigabytes, over all datasets; the least recently used files are removed
+            first. Only files that are being read at the same time may exceed it.
 
     Raises:
         ValueError: `cache_gb` is not above 0.
     """
 
     INFO: str
-    """The file, below the dataset's folder, by which a dataset of the format is known to be there."""
+    """The file below the dataset's folder whose existence shows that there is a dataset of this format."""
 
     def __init__(self, root: str, name: str, cache_dir: str | Path | None = None, cache_gb: float = 50.0) -> None:
         if cache_gb <= 0:
@@ -50,12 +50,12 @@ class StoreFiles:
         self.cache = Path(cache_dir).expanduser() if cache_dir else user_cache() / "remote"
 
     def missing(self) -> str | None:
-        """Ask the store, and say what is wrong; None when the dataset is there."""
+        """Ask the store; return the problem, or None if the dataset is there."""
         protocol = self.base.split("://")[0]
         try:
             _ = self.url
         except FileNotFoundError as error:
-            # fsspec says this of web servers whatever happened
+            # fsspec raises this for every error of a web server
             if (cause := error.__cause__) and getattr(cause, "status", None) != 404:
                 return f"{self.name}: {self.base} cannot be read: {type(cause).__name__}: {cause}"
             return (
@@ -78,26 +78,26 @@ class StoreFiles:
 
         Raises:
             FileNotFoundError: there is none.
-            Exception: what else the store has to say.
+            Exception: any other error of the store.
         """
         raise NotImplementedError
 
     @cached_property
     def folder(self) -> Path:
-        """The local folder of this dataset, with a copy of the files that describe it."""
+        """The local folder of this dataset, with copies of its metadata files."""
         raise NotImplementedError
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Name of each file that is fetched when needed -> its bytes; without those that are not there.
+        """Name of each existing file that is fetched on demand -> its bytes.
 
         Raises:
-            OSError: the store does not say.
+            OSError: the store does not give a size.
         """
         raise NotImplementedError
 
     def _prepared(self, name: str) -> Path:
-        """The folder `name` in the cache, with room for what is fetched."""
+        """The folder `name` in the cache, with subfolders for fetched files."""
         folder = self.cache / name
         for room in ("shards", "partial", "locks"):
             (folder / room).mkdir(parents=True, exist_ok=True)
@@ -105,37 +105,37 @@ class StoreFiles:
 
     @contextmanager
     def held(self, name: str) -> Iterator[Path]:
-        """The local copy of shard `name`, fetched if need be; it stays at least as long as this context.
+        """The local copy of shard `name`, fetched if necessary; it is not removed within this context.
 
         Raises:
-            OSError: it cannot be fetched, or what arrives is not as long as the store says.
+            OSError: it cannot be fetched, or its length differs from the store's.
         """
         path = self.folder / "shards" / name
         with _opened(self.folder / "locks" / name) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
             while not self._whole(path):
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if not self._whole(path):  # somebody else may have been faster
+                if not self._whole(path):  # another process may have been faster
                     self._fetch(path)
-                fcntl.flock(lock, fcntl.LOCK_SH)  # for a moment it is not held at all: look again
-            with suppress(PermissionError):  # another user's, in a cache that is shared
+                fcntl.flock(lock, fcntl.LOCK_SH)  # the lock is free for a moment, so check again
+            with suppress(PermissionError):  # it may belong to another user of a shared cache
                 os.utime(path)
             yield path
 
     def read(self, name: str, offset: int, length: int) -> bytes:
-        """Some bytes of shard `name`."""
-        # not through a descriptor that is kept: it would keep what the cache let go on the disk
+        """Bytes of shard `name`."""
+        # do not keep the file open: its space would stay in use after the cache removes it
         with self.held(name) as path, path.open("rb", buffering=0) as file:
             return os.pread(file.fileno(), length, offset)
 
     @property
     def _store(self) -> Any:
-        # fsspec keeps one per process: it must not go from one to another
+        # fsspec keeps one per process; it must not be passed to another process
         options: dict[str, Any] = {}
         if self.base.startswith(WEB):
             import aiohttp
 
-            # the default ends any transfer after five minutes
+            # the default timeout ends every transfer after five minutes
             options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_read=SILENCE)}
         return fsspec.core.url_to_fs(self.base, **options)[0]
 
@@ -174,12 +174,12 @@ class StoreFiles:
         raise OSError(f"{self.url}/{path.name} cannot be fetched: {type(reason).__name__}: {reason}") from reason
 
     def _make_room(self, partial: Path, size: int) -> None:
-        """Let go of the shards longest unused until `size` bytes fit; then put down `partial`, which reserves them."""
+        """Remove the least recently used shards until `size` bytes fit; then create `partial`, which reserves them."""
         with _opened(self.cache / "lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             kept = []
             for path in self.cache.glob("*/shards/*"):
-                with suppress(FileNotFoundError):  # replaced by its owner meanwhile
+                with suppress(FileNotFoundError):  # its owner replaced it meanwhile
                     kept.append((path.stat().st_mtime, path.stat().st_size, path))
             for path in self.cache.glob("*/partial/*_*"):
                 kept.append((0.0, int(path.name.split("_")[0]), path))
@@ -193,7 +193,7 @@ class StoreFiles:
 
 
 def _opened(lock: Path) -> IO[str]:
-    """A lock file; one that another user made can be locked without being written to."""
+    """Open a lock file; another user's lock file is opened without write permission, which is enough to lock it."""
     try:
         return lock.open("w")
     except PermissionError:
@@ -203,7 +203,7 @@ def _opened(lock: Path) -> IO[str]:
 
 
 def _let_go(path: Path) -> bool:
-    """Remove a shard, or what a dead process left of one, unless somebody holds it."""
+    """Remove a shard, or a dead process' incomplete one, unless a process holds it; return whether it was removed."""
     name = path.name if path.parent.name == "shards" else path.name.split("_", 1)[1]
     with _opened(path.parents[1] / "locks" / name) as lock:
         try:

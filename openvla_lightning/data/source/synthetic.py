@@ -1,4 +1,4 @@
-"""Random steps under any dataset's name: no files."""
+"""Random steps under any dataset's name, without files."""
 
 from functools import cached_property, partial
 
@@ -20,8 +20,8 @@ class Synthetic(Source):
     """Random images, actions and proprioception, the same for the same name.
 
     Args:
-        name: the dataset whose place this takes.
-        spec: a user's own description, of which only the cameras and masks are used.
+        name: the name of the dataset that this replaces.
+        spec: a user's own description; only its cameras and masks are used.
         num_steps: steps in the training split; a quarter as many more are held out.
         action_dim: D.
         image_size: side of the square images, in pixels.
@@ -57,11 +57,11 @@ class Synthetic(Source):
         return self.given or DatasetSpec(name=self.name, transform=action, cameras=cameras)
 
     def missing(self) -> str | None:
-        """Nothing ever is."""
+        """None: nothing is ever missing."""
         return None
 
     def check(self) -> None:
-        """Everything fits."""
+        """Nothing to check."""
 
     def prepare(self) -> None:
         """Nothing to do."""
@@ -89,17 +89,17 @@ class Synthetic(Source):
 
     @cached_property
     def statistics(self) -> DatasetStatistics:
-        """Of the random actions."""
+        """Statistics of the random actions."""
         return self.measure(np.arange(self.index.num_steps, dtype=np.int32))
 
     def measure(self, steps: NDArray[np.int32]) -> DatasetStatistics:
-        """Of the random actions at the given steps."""
+        """Statistics of the random actions at the given steps."""
         mask, trajectories = self.spec.action_mask(self.action_dim), np.unique(self.index.trajectory[steps])
         action, proprio = self.index.action[steps], self.index.proprio[steps]
         return DatasetStatistics.from_array(action, proprio, mask=mask, num_trajectories=len(trajectories))
 
     def encoded(self, role: str, step: int) -> bytes | None:
-        """Nothing is stored."""
+        """None: no image is stored."""
         return None
 
     def image(self, role: str, step: int, size: int, mode: ImageMode = "released") -> Pixels | None:
@@ -108,7 +108,7 @@ class Synthetic(Source):
         return None if pixels is None else resize(pixels, size)
 
     def pixels(self, role: str, step: int) -> Pixels | None:
-        """The same, [image_size, image_size, 3]."""
+        """The same noise, [image_size, image_size, 3]."""
         if self.spec.cameras[role] is None:
             return None
         rng = np.random.default_rng([step, *role.encode()])

@@ -1,4 +1,4 @@
-"""Frames of videos, and PNGs, as JPEG records: made once, then read like those of an RLDS dataset."""
+"""Video frames and PNGs as JPEG records, which are made once and then read like those of an RLDS dataset."""
 
 import hashlib
 import os
@@ -33,7 +33,7 @@ PARALLEL_FROM = 4 * STEPS_PER_FILE
 
 @dataclass(frozen=True)
 class Piece:
-    """Steps [first, last) of a camera, whole trajectories, which become one file of records."""
+    """Steps [first, last) of a camera, in whole trajectories; each piece becomes one file of records."""
 
     role: str
     path: Path
@@ -44,12 +44,12 @@ class Piece:
 class Transcoded(Source):
     """A dataset whose pictures are read from JPEG records (quality 95, no chroma subsampling) instead of its videos.
 
-    The records lie beside the dataset's index and are made by `prepare`: a piece at a time, each under its final name
-    only when it is whole, so that an interrupted pass goes on where it was. What is not a picture is the dataset's own.
+    The records lie beside the dataset's index. `prepare` makes them piece by piece; a piece gets its final name when it
+    is complete, so that an interrupted pass is resumed. All other data comes from the dataset itself.
 
     Args:
         source: the dataset.
-        roles: the cameras that are read; others stay as they are.
+        roles: the cameras that are transcoded; others are read from the dataset.
     """
 
     def __init__(self, source: IndexedSource, roles: Sequence[str]) -> None:
@@ -58,42 +58,42 @@ class Transcoded(Source):
 
     @property
     def spec(self) -> DatasetSpec:
-        """What is known of the dataset."""
+        """The dataset's description."""
         return self.source.spec
 
     @property
     def index(self) -> Index:
-        """Every step but its pixels."""
+        """All data of every step except pixels."""
         return self.source.index
 
     @property
     def statistics(self) -> DatasetStatistics:
-        """Of every split's actions and proprioception, as released."""
+        """Statistics of actions and proprioception over all splits, as released."""
         return self.source.statistics
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What the data report should say of the files besides."""
+        """Further remarks on the files for the data report."""
         return self.source.remarks
 
     def where(self, step: int) -> str:
-        """Where a step lies, in words."""
+        """The place of a step, in words."""
         return self.source.where(step)
 
     def missing(self) -> str | None:
-        """What is missing and where to get it; None when all is there."""
+        """What is missing and where to get it; None if nothing is missing."""
         return self.source.missing()
 
     def check(self) -> None:
-        """Raise ValueError if the description names what the files do not hold."""
+        """Raise ValueError if the description names something that the files lack."""
         self.source.check()
 
     def measure(self, steps: NDArray[np.int32]) -> DatasetStatistics:
-        """Statistics of the given steps alone."""
+        """Statistics of the given steps only."""
         return self.source.measure(steps)
 
     def prepare(self) -> None:
-        """Index the dataset and transcode its pictures, unless that was done.
+        """Index the dataset and transcode its pictures, if not done before.
 
         Raises:
             BadShardError: a frame cannot be decoded, or the disk has no room for the records.
@@ -116,7 +116,7 @@ class Transcoded(Source):
             run_jobs(self._transcode, ((piece,) for piece in missing), workers, bar, total - left)
 
     def encoded(self, role: str, step: int) -> bytes | None:
-        """The JPEG of the picture of `role` at `step`; None where there is none.
+        """The JPEG of the picture of `role` at `step`; None if there is none.
 
         Raises:
             BadShardError: the records are damaged.
@@ -132,14 +132,14 @@ class Transcoded(Source):
         return found
 
     def pixels(self, role: str, step: int) -> Pixels | None:
-        """The picture of `role` at `step` as it was recorded, uint8 [H, W, 3]; None where there is none."""
+        """The picture of `role` at `step` in its recorded size, uint8 [H, W, 3]; None if there is none."""
         if role not in self.roles:
             return self.source.pixels(role, step)
         encoded = self.encoded(role, step)
         return None if encoded is None else decode(encoded)
 
     def image(self, role: str, step: int, size: int, mode: ImageMode = "released") -> Pixels | None:
-        """The picture of `role` at `step`, uint8 [size, size, 3]; None where there is none."""
+        """The picture of `role` at `step`, uint8 [size, size, 3]; None if there is none."""
         if role not in self.roles:
             return self.source.image(role, step, size, mode)
         encoded = self.encoded(role, step)
@@ -153,7 +153,7 @@ class Transcoded(Source):
 
     @cached_property
     def _home(self) -> Path:
-        """Where the records are: the same for whatever the description makes of actions and states."""
+        """The folder of the records; it does not depend on the description of actions and states."""
         index = self.index
         key = hashlib.sha256(self.source.files_key.encode())
         for text in (index.files, index.bounds.tobytes()):
@@ -198,7 +198,7 @@ class Transcoded(Source):
                 places[step - piece.first] = file.tell(), len(encoded)
                 file.write(encoded)
                 advance()
-            file.write(places.tobytes())  # at the end, so that a file and its table are one
+            file.write(places.tobytes())  # at the end, so that a file contains its table
 
     def _encoded(self, piece: Piece) -> Iterator[tuple[int, bytes]]:
         for step, pixels in self.source.run(piece.role, range(piece.first, piece.last)):
@@ -217,7 +217,7 @@ class Transcoded(Source):
 
 
 def _same(now: os.stat_result) -> None:
-    """Records are ours, and never written to again."""
+    """No check: records are our own and never change."""
 
 
 def _places(piece: Piece) -> NDArray[np.int64]:
@@ -228,5 +228,5 @@ def _places(piece: Piece) -> NDArray[np.int64]:
 
 
 def cached(source: Source, cache: Cache, roles: Sequence[str]) -> Source:
-    """`source`, with `cache="jpeg"` read from JPEG records where its pictures are not records already."""
+    """`source`; with `cache="jpeg"`, its pictures are read from JPEG records unless they are records already."""
     return Transcoded(source, roles) if cache == "jpeg" and isinstance(source, IndexedSource) else source

@@ -1,6 +1,6 @@
 """Write RLDS datasets (TFDS folders of TFRecord shards) without TensorFlow.
 
-What comes out is what `tfds.builder_from_directory(folder)` reads, so a dataset made here and one downloaded from
+`tfds.builder_from_directory(folder)` reads the result, so a dataset made here and one downloaded from
 Open X-Embodiment go through the same reader.
 """
 
@@ -29,7 +29,7 @@ Episode = Callable[[str, int], dict[str, Any]]
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """Episodes [first, first + length) of a split, which become one file."""
+    """Episodes [first, first + length) of a split, for one file."""
 
     path: Path
     split: str
@@ -49,21 +49,21 @@ def write_rlds(
     description: str = "",
     progress: bool = True,
 ) -> Path:
-    """Make an RLDS dataset in `folder`, shard by shard and in parallel; go on where an interrupted run stopped.
+    """Write an RLDS dataset into `folder`, shard by shard and in parallel; resume an interrupted run.
 
-    A shard appears under its final name only when it is whole, `dataset_info.json` only when every shard is there.
-    Calling again with the same arguments on a finished dataset returns at once.
+    A shard gets its final name when it is complete, and `dataset_info.json` is written when all shards are there.
+    For a finished dataset, a call with the same arguments returns at once.
 
     Args:
         folder: `<root>/<dataset name>/<version>`, for instance `data/tabletop/1.0.0`.
         features: `tfds.features.FeaturesDict` with a `steps` entry of `tfds.features.Dataset`.
         splits: split name -> number of episodes, for instance `{"train": 400, "val": 40}`.
-        episode: a picklable `(split, index) -> example`, a function of its arguments alone. Images may be uint8 arrays
-            [H, W, 3] (they become JPEGs, quality 95, no chroma subsampling) or bytes already encoded; `steps` is
+        episode: a picklable `(split, index) -> example` that depends only on its arguments. Images may be uint8 arrays
+            [H, W, 3] (they become JPEGs, quality 95, no chroma subsampling) or encoded bytes; `steps` is
             a list of dicts or one dict of stacked arrays.
-        episodes_per_shard: episodes in one file; also the most work that an interruption loses per worker.
+        episodes_per_shard: episodes in one file; an interruption loses at most this many per worker.
         workers: processes (spawned); 0 stays in this process; default: one per core.
-        recipe: JSON-able arguments behind `episode` (seed, noise, ...), kept in `generation.json`.
+        recipe: arguments of `episode` as JSON data (seed, noise, ...), stored in `generation.json`.
         description: text for `dataset_info.json`.
         progress: show a bar with rate and time left.
 
@@ -107,7 +107,7 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
         raise ValueError(f"{folder} holds tfrecord files that were not written by write_rlds; choose an empty folder.")
     else:
         write_json(path, plan)
-    for left in folder.glob(f".*{ENDING}"):  # by a run that was killed: one at a time writes here
+    for left in folder.glob(f".*{ENDING}"):  # from a killed run; only one run at a time writes here
         delete(left)
 
 
@@ -155,7 +155,7 @@ def _write_shard(shard: PlannedShard, features: Any, episode: Episode, advance: 
                 example = feature.encode_example(encode_images(feature, made))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"episode {index} of {shard.split}: {error}") from error
-            # deterministic: the same episodes make the same files, whoever writes them
+            # deterministic: the same episodes give the same files in every process
             file.write(frame(serializer.get_tf_example(example).SerializeToString(deterministic=True)))
             advance()
 
@@ -173,7 +173,7 @@ def encode_images(feature: Any, value: Any, path: str = "") -> Any:
     """Turn every uint8 array under a `tfds.features.Image` into JPEG bytes (tfds's own encoder needs TensorFlow).
 
     Raises:
-        ValueError: something else is there; naming its place, which begins with `path`, and what is wanted.
+        ValueError: a value is neither; the message has its place, which begins with `path`, and the expected form.
     """
     import tensorflow_datasets as tfds
 
@@ -224,5 +224,5 @@ def _write_metadata(folder: Path, features: Any, shards: list[PlannedShard], des
     with TemporaryDirectory(dir=folder, prefix=".metadata.") as temporary:
         info.write_to_directory(temporary)
         written = sorted(Path(temporary).iterdir(), key=lambda path: path.name == "dataset_info.json")
-        for path in written:  # dataset_info.json last: it says that the dataset is whole
+        for path in written:  # dataset_info.json last: it marks the dataset as complete
             path.replace(folder / path.name)

@@ -1,4 +1,4 @@
-"""LeRobot datasets: v2.0, v2.1 and v3.0 as they lie on disk, read by pyarrow and PyAV."""
+"""LeRobot datasets (v2.0, v2.1 and v3.0), read with pyarrow and PyAV."""
 
 from openvla_lightning.data.source.lerobot.source import LeRobot
 

@@ -1,4 +1,4 @@
-"""Describe a LeRobot dataset: a file for conf/data/mix/ to start from, and what is in the dataset.
+"""Describe a LeRobot dataset: print its contents as a draft of a file for conf/data/mix/.
 
 python -m openvla_lightning.data.source.lerobot /data/my_robot > conf/data/mix/my_robot.yaml
 """

@@ -1,4 +1,4 @@
-"""The pass over all files of a LeRobot dataset, those of a store fetched one by one."""
+"""The pass over all files of a LeRobot dataset; those in a store are fetched one by one."""
 
 import base64
 import os
@@ -35,7 +35,7 @@ from openvla_lightning.data.source.processes import KEPT_FROM, PARALLEL_FROM, wo
 from openvla_lightning.runtime.progress import track
 
 WIDEST = 4096
-"""Columns with more numbers a step than this (point clouds, depth) are not read."""
+"""Columns with more numbers per step than this (point clouds, depth) are not read."""
 
 Each = Callable[[Callable[[Any], Any], Sequence[Any], str, Form[Any], Any], Iterable[Any]]
 
@@ -45,13 +45,13 @@ class Files:
     """A dataset's files.
 
     Attributes:
-        name: of the dataset.
-        folder: where they are, or at least `meta/`.
+        name: the dataset's name.
+        folder: folder with the files, or at least with `meta/`.
         sizes: name of each file below the dataset -> its bytes.
-        pictures: where pictures that lie in parquet files are copied to.
+        pictures: folder to which pictures in parquet files are copied.
         stamps: name of each file -> bytes and time of the last write.
-        kept: folder for what was read of each file until the index is whole; None: nothing is kept.
-        remote: where the other files are fetched from; None: they are in `folder`.
+        kept: folder for the results of each file until the index is complete; None: nothing is kept.
+        remote: the store of the other files; None: they are in `folder`.
     """
 
     name: str
@@ -69,11 +69,11 @@ def build(
     """Read everything but pixels.
 
     Returns:
-        The index; as `packets` the packet table of every video; as `videos`, `episodes` and `remarks` what the videos
-        are, the number of each trajectory's episode, and where the dataset's own statistics are wrong.
+        The index; the array `packets` with the packet table of every video; and the facts `videos`, `episodes` (the
+        number of each trajectory's episode) and `remarks` (errors in the dataset's own statistics).
 
     Raises:
-        BadShardError: something is missing or damaged; with file and episode.
+        BadShardError: something is missing or damaged; the message names file and episode.
     """
     try:
         metadata = read_metadata(files.folder)
@@ -107,9 +107,9 @@ def _each(
     form: Form[Any],
     name: Callable[[Any], str],
 ) -> Iterator[Any]:
-    """What `read` makes of every job, in order: by several processes, and with a bar, where it takes long.
+    """Results of `read` for every job, in order. Long passes use several processes and show a progress bar.
 
-    From then on it is also kept, and what an earlier pass kept is not read again.
+    Such results are also stored, and results that an earlier pass stored are not read again.
     """
     home, began = files.kept, time.monotonic()
     paths = [home / name_of(job, files.stamps.get(name(job))) for job in jobs] if home else []

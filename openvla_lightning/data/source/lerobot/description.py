@@ -1,4 +1,4 @@
-"""What a LeRobot dataset calls its columns, and what a description makes of these names."""
+"""The names of a LeRobot dataset's columns, and the checks of a description that uses them."""
 
 import json
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from openvla_lightning.data.source.lerobot.metadata import Metadata
 
 
 def camera_features(metadata: Metadata, spec: DatasetSpec) -> dict[str, str]:
-    """Role -> picture feature, of the roles that have one; GR00T's names (`video.ego`) are resolved.
+    """Role -> picture feature, for the roles that have one; GR00T's names (`video.ego`) are resolved.
 
     Raises:
-        DescriptionError: there is no such feature, or it holds no pictures; the message lists those that do.
+        DescriptionError: there is no such feature, or it holds no pictures; the message lists the picture features.
     """
     pictures = [name for name, feature in metadata.features.items() if feature.is_picture]
     named = {f"video.{name}": one.get("original_key", name) for name, one in metadata.modality.get("video", {}).items()}
@@ -35,12 +35,12 @@ def camera_features(metadata: Metadata, spec: DatasetSpec) -> dict[str, str]:
 
 
 def check_description(metadata: Metadata, spec: DatasetSpec) -> None:
-    """Compare a description with what `info.json` says.
+    """Compare a description with `info.json`.
 
-    What a transform makes cannot be known before it ran; then only the cameras are compared.
+    With a transform, only the cameras are compared, because its results are not known before it runs.
 
     Raises:
-        DescriptionError: naming everything that is not there, what is, and what was perhaps meant.
+        DescriptionError: some names do not exist; the message lists them, the existing names, and suggestions.
     """
     camera_features(metadata, spec)
     if (paths := action_paths(spec)) is None:
@@ -64,7 +64,7 @@ def _refuse(spec: DatasetSpec, problems: list[str]) -> None:
 
 
 def slices(metadata: Metadata, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What `meta/modality.json` names: `state.arm`, `action.gripper`, ... -> values [T, d]."""
+    """The slices that `meta/modality.json` names: `state.arm`, `action.gripper`, ... -> values [T, d]."""
     found: dict[str, NDArray[Any]] = {}
     for part, whole in (("state", "observation.state"), ("action", "action")):
         for name, entry in metadata.modality.get(part, {}).items():
@@ -79,13 +79,13 @@ def slices(metadata: Metadata, columns: Mapping[str, NDArray[Any]]) -> dict[str,
 
 
 def words(metadata: Metadata, numbers: NDArray[Any]) -> NDArray[Any]:
-    """Instructions, as UTF-8 bytes [T], of task numbers; texts are taken as they are."""
+    """Instructions as UTF-8 bytes [T] for task numbers; texts are used unchanged."""
     texts = [one if isinstance(one, str) else metadata.tasks[int(one)] for one in numbers.ravel().tolist()]
     return np.array([text.encode() for text in texts], object)
 
 
 def draft(metadata: Metadata, name: str) -> str:
-    """A YAML file for `conf/data/mix/` that describes the dataset as far as its files do, and says what to look at."""
+    """A YAML file for `conf/data/mix/` with all that the files say, and comments on what the user must check."""
     features = metadata.features
     pictures = [key for key, feature in features.items() if feature.is_picture]
     wrists = [key for key in pictures if "wrist" in key or "hand" in key]

@@ -1,4 +1,4 @@
-"""Pictures -> MP4, as LeRobot writes it: every second frame a key frame, so that any frame is two packets away."""
+"""Pictures -> MP4, as LeRobot writes it: every second frame is a key frame, so any frame needs at most two packets."""
 
 import os
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ OPTIONS: dict[str, tuple[str, dict[str, str]]] = {
 
 @dataclass(frozen=True)
 class Encoding:
-    """How pictures are stored.
+    """Settings of video encoding.
 
     Attributes:
         codec: `h264`, which decodes fastest, or `av1`, LeRobot's own default, which is smaller.
@@ -39,16 +39,16 @@ class VideoWriter:
     Args:
         path: the file.
         fps: frames per second.
-        encoding: how.
+        encoding: settings of the encoder.
 
     Raises:
-        ValueError: a picture's sides are odd, or differ from those before.
+        ValueError: a picture's sides are odd, or differ from those of earlier pictures.
     """
 
     def __init__(self, path: Path, fps: float, encoding: Encoding) -> None:
         import av
 
-        os.environ.setdefault("SVT_LOG", "1")  # errors alone: the AV1 encoder tells its settings for every file
+        os.environ.setdefault("SVT_LOG", "1")  # errors only: the AV1 encoder logs its settings for every file
         self.path, self.encoding, self.frames = path, encoding, 0
         self.rate = Fraction(fps).limit_denominator(1001)
         self.container: Any = av.open(str(path), "w", format="mp4")
@@ -81,7 +81,7 @@ class VideoWriter:
             self.frames += 1
 
     def finish(self) -> None:
-        """Write what the encoder still holds."""
+        """Write the frames that the encoder still holds."""
         if self.stream is not None:
             self.container.mux(self.stream.encode(None))
 

@@ -1,8 +1,8 @@
-"""Frames of videos by the place of their packets: decoded from bytes, without opening a container.
+"""Frames of videos, decoded from the bytes of their packets without opening a container.
 
-A decoder is told which packets to decode by the packet table, and is emptied right after the last one wanted: nothing
-is decoded that no wanted frame needs. It depends on the encoding and not on the file, so that thousands of files share
-one, and a process holds few of them however many datasets it reads.
+The packet table tells which packets to decode, and the decoder is flushed right after the last wanted one, so only
+packets that a wanted frame needs are decoded. A decoder depends on the encoding and not on the file, so thousands of
+files share one, and a process holds few decoders for any number of datasets.
 """
 
 import os
@@ -19,15 +19,15 @@ from openvla_lightning.data.source.lerobot.packets import Video, segments
 
 DECODERS = 8
 KEPT_BYTES = 64 * 2**20
-"""Of frames that were decoded on the way to others; neighbours, as in a history, are often asked for next."""
+"""Memory for decoded frames that were not asked for; neighbours are often needed next, for instance in a history."""
 TABLES = 4096
 SKIPPING = ("h264",)
-"""Decoders that leave out frames which no other is made from: three times as fast where key frames are far apart. AV1's
-cannot, and HEVC marks frames so that others may be made from after all."""
+"""Decoders that can skip frames which are not referenced: three times as fast if key frames are far apart. AV1's
+decoder cannot, and HEVC marks some referenced frames as not referenced."""
 
 
 class Frames:
-    """What a process holds for all datasets: decoders, and frames decoded last."""
+    """The decoders and last decoded frames of a process, for all datasets."""
 
     def __init__(self) -> None:
         self.decoders: OrderedDict[tuple[str, bytes], Any] = OrderedDict()
@@ -36,7 +36,7 @@ class Frames:
         self.converter: Any = None
 
     def decoder(self, video: Video) -> Any:
-        """An empty decoder for what `video` is encoded in."""
+        """An empty decoder for the encoding of `video`."""
         import av
 
         key = (video.codec, video.extradata)
@@ -45,17 +45,17 @@ class Frames:
                 self.decoders.popitem(last=False)
             context: Any = av.CodecContext.create(video.codec, "r")
             context.extradata = video.extradata or None
-            context.thread_count = 1  # workers are the parallelism
+            context.thread_count = 1  # worker processes already run in parallel
             self.decoders[key] = context
         self.decoders.move_to_end(key)
         return self.decoders[key]
 
     def drop(self, video: Video) -> None:
-        """Forget a decoder that failed."""
+        """Remove a decoder that failed."""
         self.decoders.pop((video.codec, video.extradata), None)
 
     def keep(self, key: tuple[str, int], frame: Any) -> None:
-        """Remember a decoded frame for a while."""
+        """Keep a decoded frame for a while."""
         size = sum(plane.buffer_size for plane in frame.planes)
         if key in self.kept or size > KEPT_BYTES:
             return
@@ -66,7 +66,7 @@ class Frames:
             self.bytes -= sum(plane.buffer_size for plane in old.planes)
 
     def forget(self) -> None:
-        """Let go of the frames decoded last."""
+        """Remove the last decoded frames."""
         self.kept.clear()
         self.bytes = 0
 
@@ -79,7 +79,7 @@ class Frames:
         return self.converter.reformat(frame, format="rgb24").to_ndarray()
 
     def leave(self) -> None:
-        """Begin anew in a forked process, and keep the parent's decoders unfreed: their threads exist there alone."""
+        """Start empty in a forked process, without freeing the parent's decoders: their threads exist only there."""
         _OF_PARENTS.append(dict(vars(self)))
         vars(self).update(vars(Frames()))
 
@@ -93,11 +93,11 @@ class Film:
     """The videos of one dataset.
 
     Args:
-        name: tells this dataset's frames from others' in the same process.
+        name: distinguishes this dataset's frames from others' in the same process.
         videos: the files.
         packets: int64 [P, 4], `packets.COLUMNS` of all files.
         read: file number, offset, length -> bytes.
-        where: file number -> what an error message calls the file.
+        where: file number -> the file's name in error messages.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Film:
         return FRAMES.pixels(kept) if kept is not None else next(self._decode(file, [packet]))[1]
 
     def frames(self, file: int, offsets: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
-        """Many frames of one file, in the order they are shown: offset and uint8 [H, W, 3] of each, decoded once.
+        """Many frames of one file, in display order: offset and uint8 [H, W, 3] of each, decoded once.
 
         Raises:
             BadShardError: the bytes cannot be decoded.
@@ -132,7 +132,7 @@ class Film:
             yield int(packets[packet, 1]), pixels
 
     def packet(self, file: int, offset: int) -> int:
-        """Which packet of a file begins at byte `offset`."""
+        """The number of the packet that begins at byte `offset` of a file."""
         _, order, offsets, _ = self._table(file)
         return int(order[np.searchsorted(offsets, offset)])
 
@@ -171,7 +171,7 @@ class Film:
                 raise BadShardError(f"{self.where(file)}: decoding yields no frame {min(missing)}")
 
     def _run(self, file: int, first: int, last: int, wanted: Set[int]) -> Iterator[Any]:
-        """Frames of the packets first .. last. Frames that are not `wanted` come only if others are made from them."""
+        """Frames of packets first .. last; those that are not `wanted` come only if other frames reference them."""
         import av
 
         packets, video = self._table(file)[0], self.videos[file]

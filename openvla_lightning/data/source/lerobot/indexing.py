@@ -1,4 +1,4 @@
-"""The pass over a LeRobot dataset: rows and packet tables become one index, episode by episode."""
+"""Builds the index of a LeRobot dataset from rows and packet tables, episode by episode."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -19,19 +19,19 @@ from openvla_lightning.data.source.lerobot.packets import Video, match
 from openvla_lightning.data.source.lerobot.rows import Rows, check_finite, check_rows
 
 PACKED = ".records"
-"""Ending of the files that encoded pictures are copied to, out of compressed parquet."""
+"""Ending of the files with encoded pictures that were copied out of compressed parquet."""
 
 
 def records_of(data_file: str) -> str:
-    """Name of the file that the pictures of a parquet file are copied to."""
+    """Name of the file to which the pictures of a parquet file are copied."""
     return data_file.replace("/", "_").removesuffix(".parquet") + PACKED
 
 
 class NoPictureError(ValueError):
-    """An episode's pictures are not all there.
+    """Some pictures of an episode are missing.
 
     Attributes:
-        file: the video to blame, below the dataset.
+        file: the incomplete video, below the dataset.
     """
 
     def __init__(self, file: str, reason: str) -> None:
@@ -41,14 +41,14 @@ class NoPictureError(ValueError):
 
 @dataclass
 class Assembly:
-    """Puts a dataset's episodes together as they are read.
+    """Joins a dataset's episodes to an index while they are read.
 
     Attributes:
         metadata: of the dataset.
-        spec: what to make of an episode.
-        files: every file that pictures lie in, in the order of the index -> its number.
-        videos: of each file that is a video, the file and its packets.
-        bad_trajectories: whether an episode that cannot be read is an error or left out.
+        spec: the dataset's description.
+        files: every file with pictures, in the order of the index -> its number.
+        videos: for each video file, the file and its packets.
+        bad_trajectories: whether an unreadable episode is an error or left out.
     """
 
     metadata: Metadata
@@ -67,10 +67,10 @@ class Assembly:
         self.seen: Counter[int] = Counter()
 
     def leave_out(self, file: str, trajectory: int, reason: str) -> None:
-        """Note an episode that cannot be read.
+        """Note an unreadable episode.
 
         Raises:
-            BadShardError: such are not to be left out.
+            BadShardError: `bad_trajectories` is `error`.
         """
         if self.bad_trajectories == "error":
             what = f"episode {trajectory}: " if trajectory >= 0 else ""
@@ -78,7 +78,7 @@ class Assembly:
         self.skipped.append({"file": file, "trajectory": trajectory, "reason": reason})
 
     def add(self, file: str, found: Iterable[Rows], problem: str | None) -> None:
-        """Take what was read of one parquet file."""
+        """Add the contents of one parquet file."""
         if problem is not None:
             owners = [episode.number for episode in self.metadata.episodes if episode.data == file]
             self.problems[file] = problem
@@ -102,7 +102,7 @@ class Assembly:
         """The index.
 
         Raises:
-            BadShardError: episodes are missing, `info.json` gives other counts, or nothing can be read.
+            BadShardError: episodes are missing, counts differ from `info.json`, or nothing can be read.
         """
         for number, episode in self.episodes.items():
             if not self.seen[number]:
@@ -203,7 +203,7 @@ class Assembly:
             self.leave_out(INFO, -1, f"total_frames is {total}, but the episodes have {described}")
 
     def _shards(self, images: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which steps lie in which file, for shuffling in windows; nothing where files come back later."""
+        """Bounds of the steps in each file, for shuffling in windows; empty if a file's steps are not contiguous."""
         role = next(iter(self.cameras), None)
         files = images[role][:, 0] if role else np.zeros(0, np.int64)
         if not len(files) or (np.diff(files) < 0).any():
@@ -220,7 +220,7 @@ def _packed(number: int, images: Mapping[str, NDArray[np.int64]]) -> int:
 
 
 def picture_files(metadata: Metadata, cameras: Mapping[str, str], data_files: list[str]) -> dict[str, int]:
-    """Every file that pictures lie in -> its number: the first camera's in the order of the steps, then the others'."""
+    """Every file with pictures -> its number: first those of the first camera, in the order of the steps."""
     names: list[str] = []
     for feature in cameras.values():
         if metadata.features[feature].dtype == "image":
@@ -231,5 +231,5 @@ def picture_files(metadata: Metadata, cameras: Mapping[str, str], data_files: li
 
 
 def place(folder: Path, pictures: Path, name: str) -> Path:
-    """Where a file of the index lies: pictures that were copied have a folder of their own."""
+    """The path of a file of the index: copied pictures are in the folder `pictures`, other files in `folder`."""
     return (pictures if name.endswith(PACKED) else folder) / name

@@ -1,4 +1,4 @@
-"""The forms in which packets and rows are kept until the index is whole."""
+"""Storage forms of packets and rows until the index is complete."""
 
 import base64
 import json
@@ -66,7 +66,7 @@ ROWS: Form[Read] = Form(_pack_rows, _unpack_rows)
 
 
 def together(known: dict[int, T], read: Iterable[T], count: int) -> Iterator[tuple[bool, T]]:
-    """All `count` results in order, those of `read` in the places that are not `known`; and whether they are new."""
+    """All `count` results in order with whether each is new: the `known` ones, and those of `read` for other places."""
     rest = iter(read)
     for place in range(count):
         yield (False, known[place]) if place in known else (True, next(rest))

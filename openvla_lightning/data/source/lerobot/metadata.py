@@ -1,4 +1,4 @@
-"""What a LeRobot folder says of itself: `meta/` of the layouts v2.0, v2.1 and v3.0, in one form."""
+"""The metadata of a LeRobot folder: `meta/` of the layouts v2.0, v2.1 and v3.0, in one form."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +27,7 @@ class Feature:
 
     Attributes:
         dtype: `video`, `image`, `float32`, `int64`, `bool`, `string`, ...
-        shape: of one step's value.
+        shape: shape of one step's value.
     """
 
     dtype: str
@@ -35,18 +35,18 @@ class Feature:
 
     @property
     def is_picture(self) -> bool:
-        """Whether it is what a camera saw."""
+        """Whether it holds a camera's pictures."""
         return self.dtype in PICTURES
 
     @property
     def width(self) -> int:
-        """Numbers in one step's value."""
+        """Number of values per step."""
         return int(np.prod(self.shape, dtype=np.int64))
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Where the frames of one episode and camera are: `path` below the dataset, from `start` seconds on."""
+    """The video frames of one episode and camera: `path` below the dataset, starting at `start` seconds."""
 
     path: str
     start: float = 0.0
@@ -58,10 +58,11 @@ class EpisodeEntry:
 
     Attributes:
         number: `episode_index`.
-        length: its steps.
-        first: `index` of its first step, where that is written down (v3.0).
-        data: the parquet file that should hold it. Converters write wrong ones in v3.0: it serves messages only.
-        clips: video feature -> where its frames are.
+        length: number of steps.
+        first: `index` of its first step, if it is stored (v3.0).
+        data: the parquet file that should hold it. It is used in messages only, because v3.0 converters write wrong
+            ones.
+        clips: video feature -> its frames.
     """
 
     number: int
@@ -110,8 +111,8 @@ class Metadata:
     def splits(self) -> tuple[tuple[str, ...], dict[int, str]]:
         """Names of the splits, and the split of each episode.
 
-        Ranges that do not hold every episode once, as merging and deleting leave behind, are not believed: all
-        episodes are `train` then, which is how the lerobot library treats them.
+        If the ranges do not contain every episode once, as after merging or deleting, they are ignored: all
+        episodes are then `train`, as in the lerobot library.
         """
         numbers = [episode.number for episode in self.episodes]
         found: dict[int, str] = {}
@@ -127,17 +128,17 @@ class Metadata:
         return tuple(dict.fromkeys(found.values())), found
 
     def data_files(self, there: Iterable[str]) -> list[str]:
-        """Every parquet file with rows, in their order; `there` are the names of the files that exist."""
-        if self.version == "v3.0":  # what episodes say of their data file is not always right
+        """All parquet files with rows, in order; `there` are the names of the files that exist."""
+        if self.version == "v3.0":  # the data file that an episode names is not always right
             return sorted(name for name in there if name.startswith("data/") and name.endswith(".parquet"))
         return sorted({episode.data for episode in self.episodes})
 
 
 def read_info(folder: Path) -> Metadata:
-    """Read `info.json` and `modality.json` alone: enough for a check, in milliseconds.
+    """Read only `info.json` and `modality.json`, which takes milliseconds and is enough for a check.
 
     Raises:
-        BadShardError: there is no such dataset, its version is not read, or the file is no JSON.
+        BadShardError: there is no such dataset, its version is not supported, or the file is no JSON.
     """
     path = folder / INFO
     if not path.exists():
@@ -160,7 +161,7 @@ def read_metadata(folder: Path) -> Metadata:
     """Read everything under `meta/`.
 
     Raises:
-        BadShardError: a file of it is missing or damaged, or the version is not read.
+        BadShardError: a file is missing or damaged, or the version is not supported.
     """
     bare = read_info(folder)
     read = _episodes_v3 if bare.version == "v3.0" else _episodes_v2
@@ -172,9 +173,9 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 def stored_statistics(metadata: Metadata) -> dict[str, dict[str, np.ndarray]]:
-    """What the dataset says its statistics are: feature -> `min max mean std q01 q99` -> float64 [D].
+    """The statistics that the dataset stores: feature -> `min max mean std q01 q99` -> float64 [D]; empty if none.
 
-    v2.1 has them per episode only; they are pooled as the lerobot library does. Empty where there are none.
+    v2.1 has them per episode only; they are pooled as in the lerobot library.
     """
     folder = metadata.folder / "meta"
     numeric = {name for name, feature in metadata.features.items() if not feature.is_picture}
@@ -251,7 +252,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> Any:
     """A whole parquet file, or some of its columns, as a `pyarrow.Table`.
 
     Raises:
-        BadShardError: it is missing or damaged, or lacks a column.
+        BadShardError: the file is missing or damaged, or lacks a column.
     """
     import pyarrow
     import pyarrow.parquet

@@ -1,4 +1,4 @@
-"""The packet table of a video: when each frame is shown and where its bytes lie, found without decoding."""
+"""The packet table of a video: the time and the byte range of each frame, found without decoding."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,11 +19,11 @@ class Video:
     Attributes:
         path: below the dataset.
         codec: FFmpeg's name of the decoder, for instance `h264` or `libdav1d`.
-        extradata: what the decoder has to be told first.
-        time_base: seconds that one unit of `pts` lasts.
-        first, last: which rows of the dataset's packet table are its own.
+        extradata: initialisation data of the decoder.
+        time_base: seconds per unit of `pts`.
+        first, last: bounds of its rows in the dataset's packet table.
         size: of the file, in bytes.
-        problem: why its frames cannot be read, or why not all of them can; None when it is whole.
+        problem: why some or all of its frames cannot be read; None if all can.
     """
 
     path: str
@@ -39,12 +39,12 @@ class Video:
 def read_packets(full: Path, path: str, every_frame: bool = False) -> tuple[Video, NDArray[np.int64]]:
     """Demux one video file without decoding it.
 
-    Every packet is compared with the file's bytes at its place, so that later it can be read from there.
+    Every packet is compared with the file's bytes at its offset, so that it can be read from there later.
 
     Args:
         full: the file.
         path: its name below the dataset.
-        every_frame: decode it after all; the frames that cannot be are left out.
+        every_frame: decode every frame, and leave out those that cannot be decoded.
 
     Returns:
         The file, and int64 [P, 4] with `COLUMNS` of its packets in the order of decoding; none after a damaged one.
@@ -101,7 +101,7 @@ def _first_undecodable(path: Path, packets: NDArray[np.int64]) -> int | None:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        with suppress(av.FFmpegError):  # what comes after it counts as lost, too
+        with suppress(av.FFmpegError):  # later frames count as lost, too
             for frame in container.decode(stream):
                 decoded += [] if frame.pts is None else [frame.pts]
     missing = np.flatnonzero(~np.isin(packets[:, 0], decoded))
@@ -109,13 +109,13 @@ def _first_undecodable(path: Path, packets: NDArray[np.int64]) -> int | None:
 
 
 def match(video: Video, packets: NDArray[np.int64], times: NDArray[np.float64], fps: float) -> NDArray[np.int64]:
-    """Which packets hold the frames shown at `times`, int64 [n] rows of `packets`; -1 where none is.
+    """Rows of `packets`, int64 [n], that hold the frames shown at `times`; -1 if there is no such frame.
 
     Args:
         video: the file.
         packets: int64 [P, 4], its packets.
         times: seconds in the file, float64 [n].
-        fps: frames per second: a frame is the one meant when it is at most a quarter of a period away.
+        fps: frames per second; a frame may be at most a quarter of a period away from its time.
     """
     if not len(packets):
         return np.full(len(times), -1, np.int64)
@@ -130,14 +130,14 @@ def match(video: Video, packets: NDArray[np.int64], times: NDArray[np.float64], 
 
 
 def segments(packets: NDArray[np.int64], keys: NDArray[np.int64], wanted: Sequence[int]) -> list[tuple[int, int]]:
-    """Runs of packets, first and last, to decode for the frames of the packets `wanted`.
+    """Runs of packets, first and last, that must be decoded for the frames of the packets `wanted`.
 
-    A run begins with a key frame that is neither decoded nor shown after the wanted frame: a frame shown before its
-    key frame needs the one before. Runs that touch are one.
+    A run begins with a key frame that is neither decoded nor shown after the wanted frame, because a frame shown before
+    its key frame needs the previous key frame. Adjacent runs are joined.
 
     Args:
-        packets: int64 [P, 4], those of one file.
-        keys: which of them are key frames, ascending.
+        packets: int64 [P, 4], packets of one file.
+        keys: rows of key frames, ascending.
         wanted: rows of `packets`.
     """
     runs: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""What a LeRobot dataset that is being written will be, and the files of `meta/` that say so."""
+"""The plan of a LeRobot dataset that is being written, and its files in `meta/`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ ROWS = {
 
 @dataclass(frozen=True)
 class FilePlan:
-    """All that is known before the first episode is read; picklable, for workers.
+    """The dataset's properties that are known before the first episode is read; picklable, for workers.
 
     Attributes:
-        folder: of the dataset.
-        features: every column but the five that say which row it is. Cameras are `video`, or `image` for PNG.
+        folder: folder of the dataset.
+        features: all columns except the five that identify a row. Cameras are `video`, or `image` for PNG.
         lengths: steps of every episode.
-        tasks: every instruction that occurs.
+        tasks: all instructions.
         fps: steps per second.
         per_file: episodes in one file.
         encoding: how videos are written.
@@ -51,22 +51,22 @@ class FilePlan:
 
     @property
     def files(self) -> int:
-        """Data files, and files of every camera."""
+        """Number of data files, and of video files per camera."""
         return -(-len(self.lengths) // self.per_file)
 
     def path(self, template: str, file: int, key: str = "") -> Path:
-        """Where a file lies."""
+        """Path of a file."""
         return self.folder / self.name(template, file, key)
 
     @staticmethod
     def name(template: str, file: int, key: str = "") -> str:
-        """The same, below the folder."""
+        """Path of a file, relative to the folder."""
         chunk, number = divmod(file, FILES_PER_CHUNK)
         return template.format(chunk_index=chunk, file_index=number, video_key=key)
 
 
 def write_meta(plan: FilePlan, robot_type: str | None, splits: Mapping[str, tuple[int, int]]) -> None:
-    """Write what `meta/` holds besides the episodes; `info.json` last, as it says that everything is there."""
+    """Write `meta/` except the episodes; `info.json` comes last, because it marks the dataset as complete."""
     tables.write_tasks(plan.folder / "meta" / "tasks.parquet", plan.tasks)
     write_json(plan.folder / "meta" / "stats.json", _statistics(plan))
     shapes: dict[str, Any] = {}
@@ -108,7 +108,7 @@ def _number(fps: float) -> int | float:
 
 
 def _statistics(plan: FilePlan) -> dict[str, Any]:
-    """Of every column over all rows, exact; of pictures, pooled."""
+    """Exact statistics of every column over all rows; those of pictures are pooled."""
     import pyarrow.parquet
 
     measured = [name for name, feature in plan.features.items() if feature.dtype not in tables.NOT_MEASURED]

@@ -1,4 +1,4 @@
-"""Whole episodes of a LeRobot dataset, every column as it was recorded: for converting and for comparing."""
+"""Whole episodes of a LeRobot dataset with all recorded columns, for conversion and comparison."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -20,16 +20,16 @@ FILES_KEPT = 2
 
 
 class EpisodeReader:
-    """Episode number -> its columns, and camera -> step -> picture. Picklable.
+    """Maps an episode's place to its columns, and camera -> step -> picture. Picklable.
 
     Args:
-        folder: of the dataset.
+        folder: folder of the dataset.
         bad_trajectories: as for `LeRobot`.
 
     Attributes:
-        features: every column, except pictures and the columns that say which row it is.
+        features: all columns except pictures and the columns that identify a row.
         cameras: every picture feature.
-        numbers: `episode_index` of each episode that can be read.
+        numbers: `episode_index` of each readable episode.
         splits: split -> places in `numbers`.
 
     Raises:
@@ -73,7 +73,7 @@ class EpisodeReader:
         return found | {"task": np.array(tasks, object)}
 
     def pictures(self, camera: str, place: int) -> list[Any]:
-        """All pictures of a camera in an episode: as they are encoded, or of videos uint8 [H, W, 3]."""
+        """All pictures of a camera in an episode: encoded bytes, or uint8 [H, W, 3] for videos."""
         first, last = self.source.index.bounds[place : place + 2].tolist()
         encoded = [self.source.encoded(camera, step) for step in range(first, last)]
         if encoded and encoded[0] is not None:

@@ -1,4 +1,4 @@
-"""What a policy saw and did, kept episode by episode as it ends, and made into a LeRobot dataset."""
+"""Records a policy's observations and actions, stores each episode when it ends, and writes a LeRobot dataset."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,24 +14,24 @@ from openvla_lightning.data.source.lerobot.writer import Recording, png, write_l
 from openvla_lightning.runtime.files import delete, write_json, written_whole
 
 KEPT = "episodes"
-"""Folder of the episodes as they were taken; without it the dataset cannot be added to."""
+"""Folder of the recorded episodes; without it, no episode can be added to the dataset."""
 RECORDED = "meta/recorded.json"
 IMAGES, STATE, SUCCESS, DONE = "observation.images.", "observation.state", "next.success", "next.done"
 TRAIN, FAILED = "train", "failure"
-"""Splits: what succeeded, or was not judged, and what failed."""
+"""Splits: episodes that succeeded or were not judged, and episodes that failed."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """One episode: at each of T steps what was seen, and the action that was executed then.
+    """One episode: the observation and the executed action at each of T steps.
 
     Attributes:
         pictures: camera -> T pictures, uint8 [H, W, 3].
         actions: [T, D], in the world's units.
-        instruction: what the policy was told.
+        instruction: the policy's instruction.
         fps: steps per second.
-        state: [T, P], what the robot felt of itself; None where it was not told.
-        success: None: nobody judged it.
+        state: [T, P], the robot's state; None if it is not known.
+        success: whether the episode succeeded; None if it was not judged.
     """
 
     pictures: Mapping[str, Sequence[NDArray[np.uint8]]]
@@ -43,18 +43,18 @@ class Taken:
 
 
 class Recorder:
-    """Keeps episodes in `folder/episodes`, each whole or not at all, and writes the dataset from them.
+    """Stores complete episodes in `folder/episodes`, and writes the dataset from them.
 
-    Pictures are kept without loss until the dataset is written, whose videos are h264. Columns: `action` and
-    `observation.state` float32, `observation.images.<camera>`, `next.success` and `next.done`. Failures stand behind
-    the successes as a split of their own, `failure`, so that training reads the successes alone.
+    Pictures are stored without loss until the dataset is written; its videos are h264. The columns are `action` and
+    `observation.state` float32, `observation.images.<camera>`, `next.success` and `next.done`. Failures come after
+    the successes in a separate split, `failure`, so that training reads only the successes.
 
     Args:
-        folder: of the dataset; made if absent.
-        failures: keep what failed, too.
+        folder: folder of the dataset; created if absent.
+        failures: whether to keep failed episodes, too.
 
     Raises:
-        ValueError: the folder holds a dataset that was not recorded.
+        ValueError: the folder holds a dataset that was not made by a `Recorder`.
     """
 
     def __init__(self, folder: str | Path, failures: bool = True) -> None:
@@ -63,7 +63,7 @@ class Recorder:
             raise ValueError(f"{folder} holds a dataset that was not recorded; choose an empty folder to record into")
 
     def add(self, name: str, taken: Taken) -> None:
-        """Keep an episode under a name of its own, in the place of an older one of that name."""
+        """Store an episode under a unique name; it replaces an older one of the same name."""
         if not len(taken.actions) or (taken.success is False and not self.failures):
             return
         arrays: dict[str, NDArray[Any]] = {"actions": np.asarray(taken.actions, np.float32)}
@@ -80,7 +80,7 @@ class Recorder:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def write(self, *, progress: bool = True) -> Path | None:
-        """Make the dataset of every episode that is kept; interrupted, the next call goes on. None: there is none."""
+        """Write the dataset of all stored episodes, or resume an interrupted call. None: there are no episodes."""
         kept = {path: _told(path) for path in sorted((self.folder / KEPT).glob("*.npz"))}
         if not self.failures:
             kept = {path: told for path, told in kept.items() if told["success"] is not False}
@@ -90,7 +90,7 @@ class Recorder:
         names = [path.stem for path in order]
         recorded = self.folder / RECORDED
         if not recorded.exists() or json.loads(recorded.read_text()) != names:
-            for part in (INFO, "meta", "data", "videos"):  # first what makes it a dataset
+            for part in (INFO, "meta", "data", "videos"):  # first the file that marks it as a dataset
                 delete(self.folder / part)
             write_json(recorded, names)
         failed = sum(told["success"] is False for told in kept.values())
@@ -108,7 +108,7 @@ class Recorder:
 
 
 class _Kept:
-    """Episode number -> what was kept of it; picklable."""
+    """Maps an episode's number to its stored recording; picklable."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)

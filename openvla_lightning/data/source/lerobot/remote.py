@@ -1,4 +1,4 @@
-"""LeRobot datasets that lie elsewhere: in an object store or on a web server, file by file, or on the hub, whole."""
+"""Remote LeRobot datasets: single files from an object store or a web server, or whole datasets from the hub."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -23,15 +23,15 @@ META = (
     "meta/modality.json",
     FIRST_EPISODES,
 )
-"""What is asked for where a web server does not list its folders."""
+"""Files that are requested if a web server does not list its folders."""
 
 
 class RemoteFiles(StoreFiles):
-    """The files of the LeRobot dataset at a URL, fetched whole into the cache when they are needed.
+    """The files of the LeRobot dataset at a URL; each is fetched into the cache when it is needed.
 
     Args:
-        url: of the dataset's folder.
-        cache_dir: where everything fetched is kept; None: the user's cache.
+        url: URL of the dataset's folder.
+        cache_dir: folder for fetched files; None: the user's cache.
         cache_gb: gigabytes of files that the whole cache holds, over all datasets.
     """
 
@@ -66,7 +66,7 @@ class RemoteFiles(StoreFiles):
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Name of each file, quoted so that it has no slash -> its bytes, without those that are not there."""
+        """Name of each existing file, quoted so that it has no slash -> its bytes."""
         found = self._find("data") | self._find("videos")
         if not found:
             metadata = read_metadata(self.folder)
@@ -84,10 +84,10 @@ class RemoteFiles(StoreFiles):
 
     @contextmanager
     def held(self, name: str) -> Iterator[Path]:
-        """The local copy of a file, fetched if need be; it stays at least as long as this context.
+        """The local copy of a file, fetched if necessary; it is not removed within this context.
 
         Raises:
-            OSError: it cannot be fetched, or what arrives is not as long as the store says.
+            OSError: it cannot be fetched, or its length differs from the store's.
         """
         with super().held(quote(name, safe="")) as path:
             yield path
@@ -96,7 +96,7 @@ class RemoteFiles(StoreFiles):
         return f"{self.url}/{unquote(name)}"
 
     def _find(self, part: str) -> dict[str, int]:
-        """Name -> bytes of every file below a folder of the dataset; nothing where the store does not list."""
+        """Name -> bytes of every file below a folder of the dataset; empty if the store does not list files."""
         try:
             found = self._store.find(f"{self.url}/{part}", detail=True)
         except Exception:
@@ -110,24 +110,24 @@ class RemoteFiles(StoreFiles):
 
 
 def downloaded(hub: str) -> Path | None:
-    """Where a dataset of the hub was downloaded to; None when it was not."""
+    """The local folder of a downloaded hub dataset; None if it was not downloaded."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     name, _, revision = hub.partition("@")
     options: dict[str, Any] = {"repo_type": "dataset", "revision": revision or None, "allow_patterns": [META_FILES]}
-    try:  # of `meta/` alone: cameras that nobody described were never downloaded
+    try:  # only `meta/`, because cameras without a description are not downloaded
         return Path(snapshot_download(name, local_files_only=True, **options))
     except LocalEntryNotFoundError:
         return None
 
 
 def download(hub: str, videos: Sequence[str] | None = None) -> Path:
-    """Download a dataset of the hub, or what is not there yet of it.
+    """Download a dataset from the hub, or its missing files.
 
     Args:
         hub: `owner/name`, or `owner/name@revision`.
-        videos: the cameras whose videos are wanted; None: `meta/` alone.
+        videos: the cameras whose videos to download; None: only `meta/`.
 
     Returns:
         Its folder in the hub's cache.
@@ -147,7 +147,7 @@ def download(hub: str, videos: Sequence[str] | None = None) -> Path:
 
 @contextmanager
 def local(remote: RemoteFiles | None, folder: Path, name: str) -> Iterator[Path]:
-    """A file of the dataset as one on the disk; where it is missing, a path to nothing."""
+    """The local path of a file of the dataset; if the file is missing, the path does not exist."""
     if remote is None or name not in remote.names:
         yield folder / name
     else:

@@ -1,4 +1,4 @@
-"""The rows of a dataset's parquet files, episode by episode, and the pictures that lie in them."""
+"""The rows of a dataset's parquet files, episode by episode, and the pictures in them."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, EpisodeE
 
 PICTURES_AT_ONCE = 64
 TIME_TOLERANCE = 1e-4
-"""Seconds between a row's time and its place in the grid of frames; the lerobot library's own."""
+"""Allowed difference in seconds between a row's time and the frame grid, as in the lerobot library."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class DataJob:
 
     Attributes:
         path: the file below the dataset.
-        features: columns to read besides the five that say which row it is.
+        features: columns to read besides the five that identify a row.
         pictures: columns with encoded pictures.
-        records: where their bytes are copied to; one file for each parquet file.
+        records: the file to which the pictures' bytes are copied; one for each parquet file.
     """
 
     path: str
@@ -51,7 +51,7 @@ class Rows:
 
 
 def read_rows(job: DataJob, path: Path) -> tuple[list[Rows], str | None]:
-    """Read one parquet file, which lies at `path`; the second value says why when that is impossible."""
+    """Read the parquet file at `path`; the second value is the reason if that is impossible."""
     import pyarrow
     import pyarrow.parquet
 
@@ -79,10 +79,10 @@ def read_rows(job: DataJob, path: Path) -> tuple[list[Rows], str | None]:
 
 
 def values(column: Any, feature: Feature | None, name: str) -> NDArray[Any]:
-    """A parquet column as an array [T, ...] in the shape that `info.json` gives it.
+    """A parquet column as an array [T, ...] in the shape of `info.json`.
 
     Raises:
-        ValueError: values are missing, lists differ in length, or are not as long as `info.json` says.
+        ValueError: values are missing, or lists differ in length from each other or from `info.json`.
     """
     import pyarrow
 
@@ -116,7 +116,7 @@ def _is_fixed(kind: Any) -> bool:
 
 
 def check_rows(rows: Rows, episode: EpisodeEntry, metadata: Metadata) -> None:
-    """Raise ValueError for an episode whose rows are not what `meta/` says, with the first wrong row."""
+    """Raise ValueError for an episode whose rows contradict `meta/`; the message has the first wrong row."""
     columns, found = rows.columns, len(rows.columns["index"])
     if found != episode.length:
         raise ValueError(f"{rows.file} holds {found} rows of it, meta/ says {episode.length}")
@@ -141,7 +141,7 @@ def check_rows(rows: Rows, episode: EpisodeEntry, metadata: Metadata) -> None:
 
 
 def check_finite(trajectory: Mapping[str, NDArray[Any]], names: list[str]) -> None:
-    """Raise ValueError where a value that is used is not finite, with frame and dimension."""
+    """Raise ValueError if a used value is not finite; the message has frame and dimension."""
     for name in names:
         column = trajectory[name]
         if column.dtype.kind == "f" and (wrong := np.argwhere(~np.isfinite(column))).size:
@@ -152,11 +152,11 @@ def check_finite(trajectory: Mapping[str, NDArray[Any]], names: list[str]) -> No
 
 
 def _copy_pictures(file: Any, job: DataJob) -> dict[str, NDArray[np.int64]]:
-    """Copy encoded pictures out of compressed parquet, into a file where each is one read away."""
+    """Copy encoded pictures out of compressed parquet into a file from which one read returns each of them."""
     if job.records is None:
         raise ValueError(f"nowhere to copy {', '.join(job.pictures)} to")
     kept = job.records.with_suffix(".npz")
-    if job.records.exists() and kept.exists():  # of a pass that was interrupted later on
+    if job.records.exists() and kept.exists():  # from an earlier, interrupted pass
         with np.load(kept) as places:
             return {name: places[name] for name in job.pictures}
     found: dict[str, list[tuple[int, int]]] = {name: [] for name in job.pictures}
@@ -189,7 +189,7 @@ def _pictures(file: Any, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
 
 
 def check_space(name: str, folder: Path, compressed: int) -> None:
-    """Raise BadShardError when the disk has no room for the pictures of parquet files, `compressed` bytes of them."""
+    """Raise BadShardError if the disk has no room for `compressed` bytes of pictures from parquet files."""
     home = next(parent for parent in folder.parents if parent.exists())
     there = sum(path.stat().st_size for path in folder.glob("*")) if folder.exists() else 0
     if (needed := compressed - there) > (free := shutil.disk_usage(home).free):

@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 class LeRobot(IndexedSource):
     """One LeRobot dataset: a folder with `meta/info.json`.
 
-    A dataset without a path lies below `root` under its name. The arguments are those of `IndexedSource`.
+    Without `path` in its description, it is the folder of its name below `root`. The arguments are those of
+    `IndexedSource`.
     """
 
     def _set_up(self) -> None:
@@ -47,10 +48,10 @@ class LeRobot(IndexedSource):
 
     @cached_property
     def spec(self) -> DatasetSpec:
-        """What is known of the dataset; the control rate is the dataset's own where none is given.
+        """The dataset's description; without a control rate, the dataset's own is used.
 
         Raises:
-            BadShardError: the folder is no LeRobot dataset of a version that is read.
+            BadShardError: the folder is no LeRobot dataset of a supported version.
         """
         spec, folder = self._described, self.folder
         if folder is None or spec.control_hz is not None:
@@ -58,19 +59,20 @@ class LeRobot(IndexedSource):
         return replace(spec, control_hz=self._info(folder).fps)
 
     def check(self) -> None:
-        """Compare the description with what the files say of themselves, in milliseconds.
+        """Compare the description with the dataset's metadata, in milliseconds.
 
         Raises:
-            DescriptionError: it names cameras, actions, states or words that are not there; naming what is.
-            BadShardError: the dataset is of a version that is not read, or `info.json` is damaged.
+            DescriptionError: it names cameras, actions, states or instructions that do not exist; the message lists
+                those that do.
+            BadShardError: the dataset's version is not supported, or `info.json` is damaged.
         """
         if (folder := self.folder) is not None:
             check_description(self._info(folder), self._described)
 
     def missing(self) -> str | None:
-        """Say where the dataset was looked for and how to get it; None when it is there or can be downloaded.
+        """Where the dataset was searched and how to get it; None if it is there or can be downloaded.
 
-        Takes milliseconds, and for a URL one question to the store.
+        Takes milliseconds, and for a URL one request to the store.
         """
         if self.remote is not None:
             return self.remote.missing()
@@ -86,7 +88,7 @@ class LeRobot(IndexedSource):
 
     @property
     def folder(self) -> Path | None:
-        """Where the dataset is; of a URL, where its files are kept; None where it is not."""
+        """The dataset's folder, for a URL the folder of its fetched files; None if there is no dataset."""
         if self.remote is not None:
             return None if self.remote.missing() else self.remote.folder
         if (hub := self._described.hub) is not None:
@@ -95,12 +97,12 @@ class LeRobot(IndexedSource):
         return folder if (folder / INFO).exists() or (folder / "meta_data").is_dir() else None
 
     def prepare(self) -> None:
-        """Index the dataset unless that was done: one pass over its files. One of the hub is downloaded first.
+        """Index the dataset, if not done before, in one pass over its files. A hub dataset is downloaded first.
 
         Raises:
             FileNotFoundError: the dataset is not there.
-            BadShardError: a file is missing or damaged, a value is not finite, an episode is not what `meta/` says;
-                with file and episode. With `bad_trajectories="skip"`, only when nothing is left.
+            BadShardError: a file is missing or damaged, a value is not finite, or an episode contradicts `meta/`; the
+                message names file and episode. With `bad_trajectories="skip"`, only if nothing is left.
         """
         if (hub := self._described.hub) is not None and not self._downloaded:
             cameras = camera_features(read_info(download(hub)), self._described)
@@ -111,7 +113,7 @@ class LeRobot(IndexedSource):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Where the dataset's stored statistics are not those of its data."""
+        """Differences between the dataset's stored statistics and those of its data."""
         return tuple(self._fact("remarks"))
 
     @property
@@ -120,7 +122,7 @@ class LeRobot(IndexedSource):
         return list(self._fact("episodes"))
 
     def encoded(self, role: str, step: int) -> bytes | None:
-        """The stored bytes of the picture of `role` at `step`; None where there is none, or it is a video's frame.
+        """The stored bytes of the picture of `role` at `step`; None if there is none, or it is a video frame.
 
         Raises:
             BadShardError: the file is no longer the one that was indexed.
@@ -131,7 +133,7 @@ class LeRobot(IndexedSource):
         return self._read(file, offset, length)
 
     def pixels(self, role: str, step: int) -> Pixels | None:
-        """The picture of `role` at `step` as it was recorded, uint8 [H, W, 3]; None where there is none.
+        """The recorded picture of `role` at `step`, uint8 [H, W, 3]; None if there is none.
 
         Raises:
             BadShardError: it cannot be decoded (the message names the file), or the file changed.
@@ -147,12 +149,12 @@ class LeRobot(IndexedSource):
             raise BadShardError(f"{self._path(file)}: byte {offset}: {error}") from None
 
     def image(self, role: str, step: int, size: int, mode: ImageMode = "released") -> Pixels | None:
-        """The picture of `role` at `step`, uint8 [size, size, 3]; None where there is none."""
+        """The picture of `role` at `step`, uint8 [size, size, 3]; None if there is none."""
         pixels = self.pixels(role, step)
         return None if pixels is None else fit(pixels, size, mode)
 
     def run(self, role: str, steps: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
-        """Many pictures of a role, in the order of `steps` where files allow: step and uint8 [H, W, 3].
+        """Many pictures of a role, in the order of `steps` if the files allow it: step and uint8 [H, W, 3].
 
         Neighbouring frames of a video are decoded once. Steps without a picture are left out.
         """
@@ -168,7 +170,7 @@ class LeRobot(IndexedSource):
                 yield from ((here[offset], pixels) for offset, pixels in self.film.frames(file, list(here)))
 
     def where(self, step: int) -> str:
-        """Where a step lies, in words."""
+        """The place of a step, in words."""
         index = self.index
         trajectory = int(index.trajectory[step])
         episode, frame = self._fact("episodes")[trajectory], step - int(index.bounds[trajectory])
@@ -206,14 +208,14 @@ class LeRobot(IndexedSource):
 
     @cached_property
     def _pictures(self) -> Path:
-        """Where pictures out of parquet files are copied to: whatever is made of the rows, they are the same."""
+        """The folder of pictures copied from parquet files; it does not depend on the dataset's description."""
         data = sorted((name, stamp) for name, stamp in self._stamps.items() if name.startswith("data/"))
         key = hashlib.sha256(repr(data).encode()).hexdigest()
         return self._home.parent / f"pictures_{key[:16]}"
 
     @cached_property
     def _stamps(self) -> dict[str, tuple[int, int]]:
-        """Name of each file -> its bytes and when it was last written, as found at the start; stores say only bytes."""
+        """Name of each file -> bytes and time of the last write, as found at the start; stores give only bytes."""
         folder = self._folder
         if self.remote is not None:
             return {name: (size, 0) for name, size in self.remote.names.items()}

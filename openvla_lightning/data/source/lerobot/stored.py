@@ -1,4 +1,4 @@
-"""The statistics that a LeRobot dataset stores, against those of its data."""
+"""Comparison of the statistics that a LeRobot dataset stores with those of its data."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from openvla_lightning.data.source.lerobot.metadata import Metadata, stored_statistics
 
 TOLERANCE = 0.01
-"""Share of a dimension's range by which a stored number may be off before it is worth a line."""
+"""A stored number is reported if its error is larger than this share of the dimension's range."""
 
 
 def compare(metadata: Metadata, columns: Mapping[str, Sequence[NDArray[Any]]]) -> list[str]:
-    """One line for each feature whose stored statistics are not those of `columns`.
+    """One line for each feature whose stored statistics differ from those of `columns`.
 
-    LeRobot's q01 and q99 are averages, later envelopes, of the quantiles of single episodes, and not quantiles of the
-    data; deleted or merged episodes leave stale numbers behind. This reader uses none of them.
+    LeRobot's q01 and q99 are averages (in later versions envelopes) of single episodes' quantiles, not quantiles of the
+    data, and deleting or merging episodes leaves outdated numbers. This reader does not use them.
 
     Args:
         metadata: of the dataset.

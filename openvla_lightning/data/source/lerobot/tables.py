@@ -1,4 +1,4 @@
-"""Parquet and statistics as LeRobot lays them out."""
+"""Parquet tables and statistics in LeRobot's layout."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ from openvla_lightning.runtime.files import written_whole
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 PICTURES_MEASURED = 100
-"""Of an episode at most, evenly spread, as the lerobot library does."""
+"""Pictures that are measured per episode at most, evenly spread, as in the lerobot library."""
 NOT_MEASURED = ("string",)
 
 
 def write_table(path: Path, columns: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """Write columns (pyarrow arrays) to a parquet file, whole or not at all."""
+    """Write columns (pyarrow arrays) to a parquet file atomically."""
     import pyarrow
     import pyarrow.parquet
 
@@ -31,7 +31,7 @@ def write_table(path: Path, columns: Mapping[str, Any], metadata: Mapping[str, s
 
 
 def column(values: NDArray[Any]) -> Any:
-    """Values [T, D] as lists of D, those of width 1 as plain numbers, as the library stores them."""
+    """Values [T, D] as lists of D, or as plain numbers if D is 1, as the library stores them."""
     import pyarrow
 
     if values.dtype.kind in "OUS":
@@ -50,7 +50,7 @@ def pictures(encoded: Sequence[bytes]) -> Any:
 
 
 def huggingface(dtypes: Mapping[str, tuple[str, int]]) -> dict[str, str]:
-    """What `datasets` wants to know of a file: column -> (dtype, width)."""
+    """The metadata that the library `datasets` needs in a file, from column -> (dtype, width)."""
     features: dict[str, Any] = {}
     for name, (dtype, width) in dtypes.items():
         value = {"dtype": dtype, "_type": "Value"}
@@ -61,7 +61,7 @@ def huggingface(dtypes: Mapping[str, tuple[str, int]]) -> dict[str, str]:
 
 
 def write_tasks(path: Path, tasks: Sequence[str]) -> None:
-    """`meta/tasks.parquet`: the text is the index of a pandas table."""
+    """Write `meta/tasks.parquet`, where the text is the index of a pandas table."""
     import pyarrow
 
     described = {
@@ -84,7 +84,7 @@ def write_tasks(path: Path, tasks: Sequence[str]) -> None:
 
 
 def measure(values: NDArray[Any]) -> dict[str, list[Any]]:
-    """Statistics of a column [T, D], exact."""
+    """Exact statistics of a column [T, D]."""
     numbers = values.reshape(len(values), -1).astype(np.float64)
     found: dict[str, Any] = {
         "min": numbers.min(axis=0).tolist(),
@@ -97,7 +97,7 @@ def measure(values: NDArray[Any]) -> dict[str, list[Any]]:
 
 
 def measure_pictures(shown: Sequence[Pixels]) -> dict[str, Any]:
-    """Statistics of each colour [3, 1, 1], in 0..1, of uint8 [H, W, 3] pictures; of some of them, sparsely."""
+    """Statistics per colour [3, 1, 1], in 0..1, of uint8 [H, W, 3] pictures, from a sample of pictures and pixels."""
     chosen = np.linspace(0, len(shown) - 1, min(len(shown), PICTURES_MEASURED)).round().astype(int)
     pixels = np.concatenate([shown[i][::2, ::2].reshape(-1, 3) for i in chosen.tolist()]) / 255.0
     found = {

@@ -38,7 +38,7 @@ class Recording:
 
     Attributes:
         columns: feature -> values [T, ...].
-        pictures: camera feature -> T pictures, uint8 [H, W, 3] or as encoded.
+        pictures: camera feature -> T pictures, uint8 [H, W, 3] or encoded.
         tasks: T instructions.
     """
 
@@ -65,27 +65,28 @@ def write_lerobot(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Make a dataset, file by file and in parallel; go on where an interrupted run stopped.
+    """Write a dataset, file by file and in parallel; resume an interrupted run.
 
-    `meta/info.json` appears last, when everything else is whole. Calling again with the same arguments on a finished
-    dataset returns at once.
+    `meta/info.json` is written last, when everything else is complete. For a finished dataset, a call with the same
+    arguments returns at once.
 
     Args:
-        folder: of the dataset.
-        features: column -> what it is; cameras are `video`, or `image` for PNG inside parquet.
+        folder: folder of the dataset.
+        features: column -> its description; cameras are `video`, or `image` for PNG inside parquet.
         lengths: steps of every episode.
-        tasks: every instruction that occurs; their numbers are the places in it.
-        record: episode number -> the episode; picklable where there are workers, a function of its argument alone.
+        tasks: all instructions; an instruction's number is its place in this list.
+        record: episode number -> the episode; it must depend only on its argument, and be picklable with workers.
         fps: steps per second.
-        robot_type: what LeRobot calls the robot.
+        robot_type: LeRobot's name of the robot.
         splits: split -> its episodes, first and one past the last; None: all are `train`.
         episodes_per_file: episodes in one data file, and in one video of each camera.
-        encoding: of videos; None: h264, every second frame a key frame.
+        encoding: encoding of videos; None: h264 with every second frame a key frame.
         workers: processes (spawned); 0 stays in this one; None: one per core.
         progress: show a bar.
 
     Raises:
-        ValueError: the folder holds another dataset, an episode is not as announced, or a picture cannot be stored.
+        ValueError: the folder holds another dataset, an episode has another length or columns, or a picture cannot be
+            stored.
     """
     plan = FilePlan(
         Path(folder), features, tuple(lengths), tuple(tasks), float(fps), episodes_per_file, encoding or Encoding()
@@ -134,7 +135,7 @@ def _episodes(plan: FilePlan, file: int) -> range:
 
 
 def _write_file(plan: FilePlan, record: Record, file: int, advance: Callable[[], Any]) -> None:
-    """One data file, one video of each camera, and last the episodes in them, by which all are known to be whole."""
+    """Write one data file, one video per camera, and last the list of their episodes, which marks them as complete."""
     videos = [name for name, feature in plan.features.items() if feature.dtype == "video"]
     columns: dict[str, list[Any]] = {name: [] for name in (*plan.features, *ROWS) if name not in videos}
     rows: list[dict[str, Any]] = []
@@ -160,13 +161,13 @@ def _film(plan: FilePlan, file: int, key: str) -> Any:
 
 
 class _WholeVideo:
-    """A `VideoWriter` whose file appears when it is whole."""
+    """A `VideoWriter` whose file appears only when it is complete."""
 
     def __init__(self, path: Path, plan: FilePlan) -> None:
         self.path, self.plan, self.stack = path, plan, ExitStack()
 
     def __enter__(self) -> VideoWriter:
-        delete(self.path)  # of a run that was interrupted before the episodes were written
+        delete(self.path)  # from a run that was interrupted before the episodes were written
         beside = self.stack.enter_context(written_whole(self.path))
         return self.stack.enter_context(VideoWriter(beside, self.plan.fps, self.plan.encoding))
 
@@ -215,7 +216,7 @@ def _episode(
 
 
 def png(pixels: Pixels) -> bytes:
-    """A picture without loss."""
+    """A picture as PNG."""
     Image.fromarray(pixels).save(file := io.BytesIO(), "PNG", compress_level=1)
     return file.getvalue()
 

@@ -1,4 +1,4 @@
-"""RLDS folders, as tensorflow_datasets writes them, read without TensorFlow."""
+"""RLDS folders of tensorflow_datasets, read without TensorFlow."""
 
 from openvla_lightning.data.source.rlds.source import RLDS
 

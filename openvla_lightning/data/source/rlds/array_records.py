@@ -1,4 +1,4 @@
-"""array_record files, read by record number: their bytes are compressed, or else cut through by block headers."""
+"""array_record files, read by record number, because their bytes are compressed or interrupted by block headers."""
 
 import os
 from collections.abc import Iterator
@@ -9,31 +9,31 @@ from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.open_files import OPEN
 
 SPAN = 2**32
-"""A place in a file is the number of a record times this, and the offset inside the record."""
+"""A place in a file is `record number * SPAN + offset in the record`."""
 
 WEIGHT = 4
-"""A reader costs about as much as this many open files: buffers and a thread of its own."""
+"""A reader has buffers and its own thread, and costs about as much as this many open files."""
 
 _reading_process: int | None = None
-"""The process that first read a file; what its library keeps is broken in processes forked from it."""
+"""The process that first read a file; the library's state does not work in processes forked from it."""
 
 
 def start_method() -> str:
-    """How worker processes may start from here: `fork`, or once this process has read array_record files `spawn`.
+    """Start method of worker processes: `fork`, or `spawn` once this process has read array_record files.
 
-    The library cleans up in a thread of its own. A forked process has the thread's locks without the thread, and
-    reading there ends in a crash.
+    The library cleans up in its own thread. A forked process has the thread's locks but not the thread, so reading
+    crashes there.
     """
     return "fork" if _reading_process is None else "spawn"
 
 
 def is_array_record(name: str) -> bool:
-    """Whether a file of this name is in array_record's format; tfds puts the format into the name."""
+    """Whether a file's name contains the format array_record, as tfds writes it."""
     return ".array_record" in name
 
 
 class ArrayRecords:
-    """Reads single records; keeps files open within the process's budget, and the last record for its other cameras."""
+    """Reads single records; keeps files open within the process's budget, and the last record for other cameras."""
 
     def __init__(self) -> None:
         self._last: tuple[tuple[Path, int] | None, bytes] = None, b""
@@ -45,7 +45,7 @@ class ArrayRecords:
         self.__init__()  # type: ignore[misc]
 
     def read(self, path: Path, place: int, length: int, *, keep: bool = True) -> bytes:
-        """Some bytes of a record; with `keep` the file stays open for the next one.
+        """Read bytes of a record; with `keep`, the file stays open for the next one.
 
         Raises:
             BadShardError: the file or the record is damaged.
@@ -64,7 +64,7 @@ class ArrayRecords:
 
 
 def scan_array_record(path: Path) -> Iterator[tuple[int, bytes | BadShardError]]:
-    """Yield the place and the bytes of every record, or an error in the place of a damaged one."""
+    """Yield the place and the bytes of every record; for a damaged record, an error replaces the bytes."""
     try:
         reader = _open(path)
     except BadShardError as error:
@@ -101,7 +101,7 @@ def _open(path: Path) -> Any:
 
 
 def _close(reader: Any) -> None:
-    if _reading_process == os.getpid():  # in a forked process nothing of it can be used, not even its end
+    if _reading_process == os.getpid():  # in a forked process, it cannot be used, not even closed
         reader.close()
 
 

@@ -13,11 +13,11 @@ Stored = Literal["varint", "zlib", "bytes"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the numbers of an image lie in a record.
+    """Layout of an image's numbers in a record.
 
     Attributes:
         shape: height, width, channels.
-        stored: `varint` (what protocol buffers make of integers), `zlib` (compressed) or `bytes`.
+        stored: `varint` (protocol buffers' encoding of integers), `zlib` (compressed) or `bytes`.
     """
 
     shape: tuple[int, int, int]
@@ -25,15 +25,15 @@ class Layout:
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> "Layout":
-        """The inverse of `dataclasses.asdict`, as JSON brings it."""
+        """The inverse of `dataclasses.asdict`, from JSON."""
         height, width, channels = said["shape"]
         return cls((height, width, channels), said["stored"])
 
     def pixels(self, content: bytes) -> NDArray[np.uint8]:
-        """uint8 [H, W, C] of the bytes in a record.
+        """Image uint8 [H, W, C] from the bytes in a record.
 
         Raises:
-            ValueError: they are not as many numbers as the shape says.
+            ValueError: the number of values does not fit the shape.
         """
         if self.stored == "varint":
             numbers = _from_varints(np.frombuffer(content, np.uint8))
@@ -47,23 +47,23 @@ class Layout:
         return numbers.reshape(self.shape)
 
     def encode(self, content: bytes) -> bytes:
-        """The same image as a file that image libraries read: PPM, or PGM when it is grey."""
+        """The same image as a PPM file, or PGM if it is grey."""
         pixels = self.pixels(content)
         height, width, channels = self.shape
         kind, pixels = (b"P5", pixels) if channels == 1 else (b"P6", pixels[..., :3])
         return b"%s\n%d %d\n255\n" % (kind, width, height) + pixels.tobytes()
 
     def spans(self, record: bytes, start: int, name: str, steps: int) -> NDArray[np.int64]:
-        """Where each step's numbers lie in the file, for `varint`: offset and length, int64 [steps, 2].
+        """Offset and length in the file of each step's numbers, int64 [steps, 2], for `varint`.
 
         Args:
             record: the serialised trajectory.
-            start: where it begins in the file.
-            name: the feature, as the record calls it.
-            steps: of the trajectory.
+            start: offset of the record in the file.
+            name: name of the feature in the record.
+            steps: number of steps in the trajectory.
 
         Raises:
-            ValueError: the record does not hold as many numbers.
+            ValueError: the record holds another number of values.
         """
         begin, end = _packed(record, name)
         ends = np.flatnonzero(np.frombuffer(record[begin:end], np.uint8) < 128) + 1
@@ -75,10 +75,10 @@ class Layout:
 
 
 def layout_of(feature: Mapping[str, Any], key: str) -> Layout | None:
-    """How the images of a feature, as features.json describes it, are stored; None for encoded pictures.
+    """Layout of the images of a feature in features.json; None for encoded pictures.
 
     Raises:
-        ValueError: it is something that is no image.
+        ValueError: the feature is no image.
     """
     if "tensor" not in feature:
         return None
@@ -86,7 +86,7 @@ def layout_of(feature: Mapping[str, Any], key: str) -> Layout | None:
     shape = [int(length) for length in tensor.get("shape", {}).get("dimensions", ())]
     dtype, encoding = tensor.get("dtype", "?"), str(tensor.get("encoding", "none")).lower()
     if dtype in ("string", "object") and not shape:
-        return None  # pictures encoded by whoever wrote them
+        return None  # the dataset's author encoded the pictures
     if len(shape) == 2:
         shape = [*shape, 1]
     if dtype != "uint8" or len(shape) != 3 or min(shape) < 1 or shape[2] not in (1, 3, 4):
@@ -99,9 +99,9 @@ def layout_of(feature: Mapping[str, Any], key: str) -> Layout | None:
 
 
 def observation_features(features: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What features.json says of each key under `observation`; empty where there is none.
+    """The features of each key under `observation` in features.json; empty if there are none.
 
-    Both of tfds' forms are understood: that of the file, and that of `FeatureConnector.to_json`.
+    Both forms of tfds are supported: that of the file, and that of `FeatureConnector.to_json`.
     """
     top = features.get("featuresDict") or features.get("content") or {}
     steps = top.get("features", {}).get("steps", {}) if isinstance(top, Mapping) else {}
@@ -111,7 +111,7 @@ def observation_features(features: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _from_varints(content: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The numbers 0..255 that one or two bytes stand for: seven bits each, low ones first."""
+    """Decode numbers 0..255 from one or two bytes each: seven bits per byte, low bits first."""
     ends = np.flatnonzero(content < 128)
     before = content[np.maximum(ends - 1, 0)]
     two = (before >= 128) & (ends > 0)
@@ -119,7 +119,7 @@ def _from_varints(content: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _packed(record: bytes, name: str) -> tuple[int, int]:
-    """Where the packed integers of feature `name` begin and end in a serialised `tf.train.Example`."""
+    """Bounds of the packed integers of feature `name` in a serialised `tf.train.Example`."""
     wanted = name.encode()
     for features in _fields(record, 0, len(record), 1):
         for entry in _fields(record, *features, 1):
@@ -133,7 +133,7 @@ def _packed(record: bytes, name: str) -> tuple[int, int]:
 
 
 def _fields(record: bytes, begin: int, end: int, number: int) -> Iterator[tuple[int, int]]:
-    """Bounds of the contents of those fields of a protocol buffer message that have this number and a length."""
+    """Bounds of the contents of all length-delimited fields with this number in a protocol buffer message."""
     while begin < end:
         tag, begin = _varint(record, begin)
         kind = tag & 7

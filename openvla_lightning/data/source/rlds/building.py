@@ -1,4 +1,4 @@
-"""The pass over all files of a dataset: in several processes, one pass at a time, going on where one was cut off."""
+"""The pass over all files of a dataset: in several processes, one pass at a time; interrupted passes are resumed."""
 
 import json
 import logging
@@ -44,18 +44,18 @@ def build_index(
     bad_trajectories: BadTrajectories = "error",
     check_images: bool = False,
 ) -> tuple[Index, dict[str, Layout]]:
-    """Index the dataset in `folder`, and say how images are stored; the arguments are those of `RLDS` and `Pass`.
+    """Return the index of the dataset in `folder` and its images' layouts; for the arguments see `RLDS` and `Pass`.
 
     Raises:
-        BadShardError: its format is not read, a file is absent or damaged, or nothing is left of it.
+        BadShardError: its format is not supported, a file is missing or damaged, or no trajectory is left.
     """
     import tensorflow_datasets as tfds
 
-    logging.getLogger("absl").setLevel(logging.WARNING)  # or tfds reports every folder it opens
-    read_features(folder)  # says in a sentence what tfds says in a traceback
+    logging.getLogger("absl").setLevel(logging.WARNING)  # otherwise tfds logs every folder that it opens
+    read_features(folder)  # its error is one sentence instead of tfds's traceback
     try:
         info = tfds.builder_from_directory(str(folder)).info
-    except Exception as error:  # tfds has a word of its own for every way in which they can be wrong
+    except Exception as error:  # tfds raises a different error for every fault
         problem = f"{type(error).__name__}: {error}"
         raise BadShardError(
             f"{spec.name}: {' and '.join(METADATA)} in {folder} do not describe a dataset as tfds does ({problem}). "
@@ -64,7 +64,7 @@ def build_index(
     if (found := info.file_format.value) not in READABLE:
         raise BadShardError(f"{folder}: file format {found} is not read, only {' and '.join(READABLE)}")
     splits = read_splits(folder)
-    features = json.dumps(info.features.to_json(), sort_keys=True)  # maps of protocol buffers have no order
+    features = json.dumps(info.features.to_json(), sort_keys=True)  # protocol buffers' maps have no order
     jobs = [
         Job(folder / name, split.name, length, features, spec, bad_trajectories, check_images)
         for split in splits
@@ -88,7 +88,7 @@ class Pass:
         name: the dataset's name.
         jobs: the files.
         stamps: bytes and time of the last write of each file, by its name.
-        kept: folder for what was read of each file until the index is whole.
+        kept: folder for the results of each file until the index is complete.
         workers: processes; None: one per core for large datasets, none for small ones.
         remote: the store to fetch the files from.
     """
@@ -108,10 +108,10 @@ class Pass:
         self.workers = min(wanted, len(jobs))
 
     def run(self) -> list[Shard]:
-        """What is in each file, in the order of the jobs.
+        """Read all files; return their contents in the order of the jobs.
 
         Raises:
-            BadShardError: as `read_shard`. What was read of the other files is kept for the next try.
+            BadShardError: as `read_shard`. The results of the other files are stored for the next pass.
         """
         found: dict[int, Shard] = {}
         for place, job in enumerate(self.jobs):
@@ -164,7 +164,7 @@ class Pass:
 
 
 def read_job(remote: Shards | None, job: Job) -> Shard:
-    """Read one file, fetched first where it lies in a store."""
+    """Read one file; if it is in a store, fetch it first."""
     if remote is None:
         return read_shard(job)
     with remote.held(job.path.name) as path:

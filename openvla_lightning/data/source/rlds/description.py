@@ -1,4 +1,4 @@
-"""What an RLDS folder says of itself, read without tfds: its versions, its shards, its features."""
+"""The description of an RLDS folder, read without tfds: its versions, its shards, its features."""
 
 import json
 import re
@@ -17,16 +17,16 @@ METADATA = (INFO, FEATURES)
 AGAIN = "Get this file again"
 EXACT = re.compile(r"\d+\.\d+\.\d+")
 UNDER_WAY = ".incomplete"
-"""What tfds puts behind a version's name while it is built."""
+"""Suffix of a version's name while tfds builds it."""
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-"""How tfds names shards where dataset_info.json does not say."""
+"""Default names of tfds's shards, if dataset_info.json has no template."""
 
 
 def newest(versions: list[str]) -> str | None:
     """The highest of some versions such as 1.0.0.
 
-    A name like `1.0.0.bak` or `backup` counts only where no version has its exact form, and one that tfds is still
-    building never does.
+    A name like `1.0.0.bak` or `backup` counts only if no version has the exact form. A version that tfds is still
+    building never counts.
     """
     whole = [name for name in versions if UNDER_WAY not in name]
     exact = [name for name in whole if EXACT.fullmatch(name)]
@@ -34,7 +34,7 @@ def newest(versions: list[str]) -> str | None:
 
 
 def version_folder(dataset: Path) -> Path | None:
-    """The newest version below a dataset's folder, or the folder itself where the files lie in it; None for neither."""
+    """The newest version below a dataset's folder, or the folder itself if it holds the files; else None."""
     found = {path.parent.name: path.parent for path in dataset.glob(f"*/{INFO}")}
     if (dataset / INFO).exists():
         found[dataset.name] = dataset
@@ -43,7 +43,7 @@ def version_folder(dataset: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Split:
-    """One split according to dataset_info.json: its name, its files in order, and how many trajectories each holds."""
+    """One split in dataset_info.json: its name, its files in order, and the number of trajectories in each."""
 
     name: str
     files: tuple[str, ...]
@@ -54,7 +54,7 @@ def read_splits(folder: Path) -> list[Split]:
     """The splits that dataset_info.json names.
 
     Raises:
-        BadShardError: it is no JSON, or does not say what is needed.
+        BadShardError: it is no JSON, or lacks a required entry.
     """
     info = _json(folder / INFO)
     splits = info.get("splits")
@@ -71,10 +71,10 @@ def read_splits(folder: Path) -> list[Split]:
 
 
 def read_features(folder: Path) -> dict[str, Any]:
-    """What features.json holds.
+    """The contents of features.json.
 
     Raises:
-        BadShardError: it is not there, as in folders written before tfds 4.0, or no JSON.
+        BadShardError: it is missing, as in folders written before tfds 4.0, or no JSON.
     """
     if not (folder / FEATURES).exists():
         raise BadShardError(
@@ -85,7 +85,7 @@ def read_features(folder: Path) -> dict[str, Any]:
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    """Name -> bytes and time of the last write, of the files that make up the dataset and are there; no others."""
+    """Name -> bytes and time of the last write, for the dataset's existing files; other files are ignored."""
     names = [*METADATA, *(file for split in read_splits(folder) for file in split.files)]
     found = {}
     for name in names:
@@ -98,12 +98,12 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def check_description(spec: DatasetSpec, features: Mapping[str, Any]) -> None:
-    """Compare what a description names with what features.json says is there, before anything is read.
+    """Compare the names in a description with features.json, before any data is read.
 
-    What a transform makes cannot be known before it ran; then only the cameras are compared.
+    With a transform, only the cameras are compared, because its results are not known before it runs.
 
     Raises:
-        DescriptionError: naming everything that is not there, what is, and what was perhaps meant.
+        DescriptionError: some names do not exist; the message lists them, the existing names, and suggestions.
     """
     if problems := list(_problems(spec, features)):
         where = f"data.datasets.{spec.name}"
@@ -113,7 +113,7 @@ def check_description(spec: DatasetSpec, features: Mapping[str, Any]) -> None:
 def _problems(spec: DatasetSpec, features: Mapping[str, Any]) -> Iterator[str]:
     observation = list(observation_features(features))
     if not observation:
-        return  # not laid out as RLDS is; reading says so
+        return  # not in RLDS layout; reading raises the error
     for role, key in spec.cameras.items():
         if key is not None and not _within(key, observation):
             yield absent(f"cameras.{role}", key, observation, "observation")

@@ -1,4 +1,4 @@
-"""Whole trajectories as they were recorded, for looking at, replaying and converting; and what a step of them holds."""
+"""Whole recorded trajectories, for inspection, replay and conversion, and the contents of their steps."""
 
 import json
 import logging
@@ -19,12 +19,12 @@ from openvla_lightning.runtime.progress import track
 
 @dataclass(frozen=True)
 class Leaf:
-    """One thing that a step holds.
+    """One value of a step.
 
     Attributes:
         kind: `image`, `text`, or the dtype of numbers.
-        shape: of a step's value; of images what is known of it.
-        encoding: of images, `jpeg` or `png`.
+        shape: shape of a step's value; for images, as far as it is known.
+        encoding: encoding of images, `jpeg` or `png`.
     """
 
     kind: str
@@ -33,7 +33,7 @@ class Leaf:
 
 
 def declare(leaves: Mapping[str, Leaf]) -> Any:
-    """`tfds.features` of trajectories whose steps hold `leaves`, path like `observation/state` -> what it is."""
+    """`tfds.features` of trajectories with these `leaves` per step, from path (`observation/state`) -> leaf."""
     import tensorflow_datasets as tfds
 
     features = tfds.features
@@ -57,7 +57,7 @@ def declare(leaves: Mapping[str, Leaf]) -> Any:
 
 
 def leaves_of(folder: Path) -> dict[str, Leaf]:
-    """What a step of the dataset in `folder` holds: path -> what it is; the inverse of `declare`."""
+    """The leaves of a step of the dataset in `folder`: path -> leaf; the inverse of `declare`."""
     import tensorflow_datasets as tfds
 
     found: dict[str, Leaf] = {}
@@ -75,13 +75,13 @@ def leaves_of(folder: Path) -> dict[str, Leaf]:
             found[path] = Leaf(np.dtype(node.np_dtype).name, tuple(node.shape))
 
     walk(_info(folder).features["steps"].feature, "")
-    return dict(sorted(found.items()))  # tfds has them in another order in every process
+    return dict(sorted(found.items()))  # their order in tfds differs between processes
 
 
 def read_episodes(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     """Yield the trajectories of a split of the dataset in `folder`, before any standardisation.
 
-    Each holds what its features say, among it `steps`, a dictionary of arrays [T, ...] with images still encoded.
+    Each has the dataset's features; `steps` is a dictionary of arrays [T, ...] with images still encoded.
 
     Raises:
         ValueError: the dataset has no such split.
@@ -102,16 +102,16 @@ class Episodes:
 
     Attributes:
         splits: split -> its trajectories, first and one past the last.
-        lengths: steps of each.
-        words: the different texts under `language`, as they first occur.
+        lengths: number of steps in each trajectory.
+        words: the different texts at `language`, in the order of their first occurrence.
 
     Args:
-        folder: of the version.
-        language: where the instruction is.
+        folder: folder of the version.
+        language: path of the instruction.
 
     Raises:
         BadShardError: a record is damaged.
-        KeyError: there is no such text.
+        KeyError: there is no text at `language`.
     """
 
     def __init__(self, folder: Path, language: str) -> None:
@@ -169,7 +169,7 @@ def leaf_of(steps: Mapping[str, Any], path: str) -> np.ndarray:
 def _info(folder: Path) -> Any:
     import tensorflow_datasets as tfds
 
-    logging.getLogger("absl").setLevel(logging.WARNING)  # or tfds reports every folder it opens
+    logging.getLogger("absl").setLevel(logging.WARNING)  # otherwise tfds logs every folder that it opens
     return tfds.builder_from_directory(str(folder)).info
 
 

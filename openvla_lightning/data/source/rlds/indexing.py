@@ -1,4 +1,4 @@
-"""The pass over a dataset's files: what training needs of each trajectory besides pixels, and where the pixels lie."""
+"""The pass over a dataset's files, which extracts all data except pixels, and the places of the pixels."""
 
 import json
 from dataclasses import dataclass, field
@@ -30,10 +30,10 @@ class Job:
         path: the file.
         split: the split it belongs to.
         expected: trajectories in it according to dataset_info.json.
-        features: the dataset's features as tfds writes them, JSON.
-        spec: what to make of a trajectory.
-        bad_trajectories: whether one that cannot be read is an error or left out.
-        check_images: decode every image instead of looking at its first and last bytes.
+        features: the dataset's features in tfds's JSON.
+        spec: the dataset's description.
+        bad_trajectories: whether an unreadable trajectory is an error or left out.
+        check_images: decode every image instead of checking only its first and last bytes.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Job:
 
 @dataclass
 class Shard:
-    """What `read_shard` found in one file, trajectory by trajectory; `skipped` as in `Index`."""
+    """The contents of one file, from `read_shard`, trajectory by trajectory; `skipped` is as in `Index`."""
 
     split: str
     lengths: list[int] = field(default_factory=list)
@@ -62,8 +62,8 @@ def read_shard(job: Job) -> Shard:
     """Read every trajectory of one file.
 
     Raises:
-        BadShardError: a trajectory cannot be read and is not to be left out, with file, trajectory and reason; or the
-            file holds another number of them than dataset_info.json says.
+        BadShardError: a trajectory cannot be read and `bad_trajectories` is `error` (the message has file, trajectory
+            and reason), or the number of trajectories differs from dataset_info.json.
     """
     import tensorflow_datasets as tfds
 
@@ -104,10 +104,10 @@ def read_shard(job: Job) -> Shard:
 
 
 def image_layouts(spec: DatasetSpec, features: str) -> dict[str, Layout]:
-    """Role -> how its images are stored, of those that are stored as plain numbers.
+    """Role -> layout of its images, for those that are stored as plain numbers.
 
     Raises:
-        BadShardError: a camera's key holds something that is no image.
+        BadShardError: a camera's key is no image.
     """
     observation, found = observation_features(json.loads(features)), {}
     for role, key in spec.cameras.items():
@@ -122,7 +122,7 @@ def image_layouts(spec: DatasetSpec, features: str) -> dict[str, Layout]:
 
 
 def _with_metadata(episode: dict[str, Any]) -> Trajectory:
-    """The steps, and under `traj_metadata` what is said once per episode, repeated for each step, as released."""
+    """The steps, with the episode's metadata repeated for each step under `traj_metadata`, as released."""
     steps = dict(episode["steps"])
     length = next((len(leaf) for leaf in _leaves(steps)), 0)
     once = {key: value for key, value in episode.items() if key != "steps"}
@@ -173,7 +173,7 @@ def _add(shard: Shard, job: Job, raw: Trajectory, record: bytes, start: int, lay
     for role, found in places.items():
         if len(found) != steps:
             raise ValueError(f"there are {steps} actions and {len(found)} images of {spec.cameras[role]}")
-    # nothing of a trajectory that cannot be read stays behind
+    # an unreadable trajectory raised before this line, so no part of it is added
     shard.lengths.append(steps)
     shard.action.append(action)
     shard.instruction.append(instruction)
@@ -187,7 +187,7 @@ def _transformed(spec: DatasetSpec, raw: Trajectory) -> Trajectory:
         return spec.transform(raw)
     except (KeyError, ValueError, IndexError, TypeError, AttributeError):
         raise
-    except Exception as error:  # whatever a user's function raises is about this trajectory
+    except Exception as error:  # any error of a user's function belongs to this trajectory
         raise ValueError(f"its transform raised {type(error).__name__}: {error}") from error
 
 
@@ -196,13 +196,13 @@ def _check_images(images: NDArray[Any], camera: str, *, every_pixel: bool) -> No
         raise ValueError(f"observation/{camera} is {images.dtype} {list(images.shape[1:])}, which is no encoded image")
     for step, image in enumerate(images):
         if not image:
-            continue  # none stored: black
+            continue  # no image is stored: black
         if image.startswith(b"\xff\xd8"):
-            whole = b"\xff\xd9" in image[-16:] or _ends(image)  # some cameras put hundreds of bytes behind the end
+            whole = b"\xff\xd9" in image[-16:] or _ends(image)  # some cameras add hundreds of bytes after the end
         elif image.startswith(PNG):
             whole = b"IEND" in image[-16:] or _decodes(image)
         elif image.startswith((b"BM", b"GIF8")):
-            whole = _decodes(image)  # their ends look like anything
+            whole = _decodes(image)  # other formats have no recognisable end
         else:
             raise ValueError(f"observation/{camera} of step {step} is no JPEG, PNG, BMP or GIF")
         if not whole:
@@ -215,9 +215,10 @@ def _check_images(images: NDArray[Any], camera: str, *, every_pixel: bool) -> No
 
 
 def _ends(jpeg: bytes) -> bool:
-    """Whether a JPEG's end marker stands behind the start of its pixels, where no other byte looks like it.
+    """Whether a JPEG's end marker comes after the start of its pixels, where no other bytes look like the marker.
 
-    Before that start a thumbnail may have an end of its own, and libraries decode what is cut off and padded.
+    Before that start, a thumbnail may have its own end marker. Decoding is no test, because libraries also decode
+    truncated images.
     """
     place = 2
     while place + 4 <= len(jpeg) and jpeg[place] == 0xFF:
@@ -248,7 +249,7 @@ def _state(trajectory: Trajectory, key: str | None, steps: int) -> NDArray[np.fl
 
 
 def _places(images: NDArray[Any], record: bytes, start: int) -> NDArray[np.int64]:
-    """Offset in the file and length of each encoded image. Wherever equal bytes are found is as good a place."""
+    """Offset in the file and length of each encoded image. If equal bytes occur several times, any place is correct."""
     places = np.zeros((len(images), 2), np.int64)
     cursor = 0
     for i, image in enumerate(images):
@@ -260,7 +261,7 @@ def _places(images: NDArray[Any], record: bytes, start: int) -> NDArray[np.int64
 
 
 def join(shards: list[Shard], files: dict[str, int], splits: list[str], cameras: list[str]) -> Index:
-    """Put the shards of a dataset together; `files`, names with bytes, go with `shards`; `cameras` are the roles."""
+    """Join the shards of a dataset; `files`, name -> bytes, are in the order of `shards`; `cameras` are the roles."""
 
     def stacked(name: str) -> NDArray[Any]:
         return np.concatenate([part for shard in shards for part in getattr(shard, name)])

@@ -1,4 +1,4 @@
-"""TFRecord files, read by memory map."""
+"""TFRecord files, read through a memory map."""
 
 import mmap
 import struct
@@ -13,7 +13,7 @@ HEADER, FOOTER = 12, 4
 
 
 def frame(record: bytes) -> bytes:
-    """One record as TFRecord files hold it: length, its masked crc32c, payload, its masked crc32c."""
+    """One record in the form of TFRecord files: length, its masked crc32c, payload, its masked crc32c."""
     length = struct.pack("<Q", len(record))
     return length + masked_crc(length) + record + masked_crc(record)
 
@@ -37,9 +37,9 @@ def read(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def scan(path: Path) -> Iterator[tuple[int, bytes | BadShardError]]:
-    """The same, with an error in the place of a damaged record.
+    """As `read`, with an error in place of a damaged record.
 
-    Where a record's length is damaged nobody knows where the next one begins, and that error is the last.
+    If a record's length is damaged, the start of the next one is unknown, so this error is the last item.
     """
     size = path.stat().st_size
     if not size:

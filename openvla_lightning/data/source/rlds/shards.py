@@ -11,7 +11,7 @@ from openvla_lightning.runtime.files import readable, written_whole
 
 
 class Shards(StoreFiles):
-    """The files of the dataset at `<root>/<name>/<version>/`, or of `<root>/<name>/` where the store cannot list.
+    """The files of the dataset at `<root>/<name>/<version>/`, or at `<root>/<name>/` if the store cannot list folders.
 
     The arguments are those of `StoreFiles`.
     """
@@ -24,7 +24,7 @@ class Shards(StoreFiles):
 
         Raises:
             FileNotFoundError: there is none.
-            Exception: what else the store has to say.
+            Exception: any other error of the store.
         """
         versions = [name for name in self._list(self.base) if name.split(".")[0].isdigit()]
         while (version := newest(versions)) is not None:
@@ -37,7 +37,7 @@ class Shards(StoreFiles):
 
     @cached_property
     def folder(self) -> Path:
-        """The local folder of this dataset, with a copy of the files that describe it."""
+        """The local folder of this dataset, with copies of its metadata files."""
         folder = self._prepared(f"{self.name.replace('/', '_')}_{sha256(self.url.encode()).hexdigest()[:12]}")
         listed = {name for name in self._list(self.url) if name.endswith((".json", ".txt"))}
         for name in {*METADATA, *listed}:
@@ -49,10 +49,10 @@ class Shards(StoreFiles):
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Name of each shard -> its bytes, according to the store; without those that it does not list.
+        """Name of each shard -> its bytes, according to the store; shards that it does not list are left out.
 
         Raises:
-            OSError: the store does not say.
+            OSError: the store does not give a size.
         """
         names = sorted(name for split in read_splits(self.folder) for name in split.files)
         there = set(self._list(self.url))

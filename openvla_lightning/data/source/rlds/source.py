@@ -1,7 +1,7 @@
 """RLDS folders (tensorflow_datasets) without TensorFlow: indexed once, then read frame by frame.
 
-The index holds everything but pixels, and for each image its file, offset and length, so that any step of a dataset is
-one `pread` away: exact shuffles without a buffer, exact resumption, and statistics without touching images again.
+The index holds all data except pixels, and the file, offset and length of each image. So one `pread` returns the image
+of any step. This allows exact shuffles without a buffer, exact resumption, and statistics without reading images again.
 """
 
 import logging
@@ -50,13 +50,13 @@ class RLDS(IndexedSource):
 
     @cached_property
     def spec(self) -> DatasetSpec:
-        """What is known of the dataset."""
+        """The dataset's description."""
         return self.given or dataset_spec(self.name)
 
     def missing(self) -> str | None:
-        """Say where the dataset was looked for and how to get it; None when it is there.
+        """Where the dataset was searched and how to get it; None if it is there.
 
-        Takes milliseconds, and for a URL one question to the store.
+        Takes milliseconds, and for a URL one request to the store.
         """
         if self.shards is not None:
             return self.shards.missing()
@@ -70,25 +70,26 @@ class RLDS(IndexedSource):
 
     @property
     def folder(self) -> Path | None:
-        """The newest version's folder, or None; of a URL, where it is kept."""
+        """The newest version's folder, or None; for a URL, the folder of its fetched files."""
         if self.shards is not None:
             return None if self.shards.missing() else self.shards.folder
         return version_folder(Path(self.root) / self.name)
 
     def check(self) -> None:
-        """Compare the description with what the files say of themselves, in milliseconds.
+        """Compare the description with the dataset's metadata, in milliseconds.
 
         Raises:
-            DescriptionError: it names cameras, actions, states or words that are not there; naming what is.
-            BadShardError: features.json is not there, or damaged.
+            DescriptionError: it names cameras, actions, states or instructions that do not exist; the message lists
+                those that do.
+            BadShardError: features.json is missing or damaged.
         """
         if self.folder is not None:
             check_description(self.spec, read_features(self._folder))
 
     def encoded(self, role: str, step: int) -> bytes | None:
-        """The image of `role` at `step` as a file would hold it; None where the dataset has none.
+        """The image of `role` at `step` as the bytes of an image file; None if the dataset has none.
 
-        Those are the stored bytes, or for images stored as plain numbers a PPM file of them.
+        These are the stored bytes, or a PPM file for images that are stored as plain numbers.
 
         Raises:
             BadShardError: the file is no longer the one that was indexed.
@@ -113,7 +114,7 @@ class RLDS(IndexedSource):
         path = self._folder / name
 
         def check(now: os.stat_result) -> None:
-            self._check_unchanged(name, now)  # a file written over would give bytes of anything
+            self._check_unchanged(name, now)  # an overwritten file would give wrong bytes
 
         if by_number:
             read_at(path, 0, 0, check, self._stamps[name])
@@ -121,7 +122,7 @@ class RLDS(IndexedSource):
         return read_at(path, offset, length, check, self._stamps[name])
 
     def image(self, role: str, step: int, size: int, mode: ImageMode = "released") -> Pixels | None:
-        """The image of `role` at `step`, uint8 [size, size, 3]; None where the dataset has none.
+        """The image of `role` at `step`, uint8 [size, size, 3]; None if the dataset has none.
 
         Raises:
             BadShardError: the bytes are no image (the message names file and offset).
@@ -135,7 +136,7 @@ class RLDS(IndexedSource):
             raise BadShardError(f"{self._folder / self.index.files[file]}: byte {offset}: {error}") from None
 
     def episodes(self, split: str) -> Iterator[dict[str, Any]]:
-        """Whole trajectories of a split, as recorded: see `read_episodes`."""
+        """Whole recorded trajectories of a split; see `read_episodes`."""
         return read_episodes(self._folder, split)
 
     @cached_property
@@ -146,7 +147,7 @@ class RLDS(IndexedSource):
 
     @cached_property
     def _stamps(self) -> dict[str, tuple[int, int]]:
-        """Name of each file -> its bytes and when it was last written, as found at the start; stores say only bytes."""
+        """Name of each file -> bytes and time of the last write, as found at the start; stores give only bytes."""
         if self.shards is not None:
             return {name: (size, 0) for name, size in self.shards.sizes.items()}
         return stamps(self._folder)

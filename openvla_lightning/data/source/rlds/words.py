@@ -1,4 +1,4 @@
-"""What the robot was told at each step of a trajectory, whatever form it is stored in."""
+"""The instruction at each step of a trajectory, from any stored form."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,25 +10,25 @@ from openvla_lightning.data.oxe.leaves import leaf_at
 from openvla_lightning.data.oxe.spec import Trajectory
 
 _SAME: dict[bytes, bytes] = {}
-"""Equal texts of this process become one object: a dataset has millions of steps and thousands of texts."""
+"""Makes equal texts of this process one object, because a dataset has millions of steps and thousands of texts."""
 MOST_KEPT = 1_000_000
 
 
 def instructions_of(trajectory: Trajectory, path: str, steps: int) -> NDArray[Any]:
     """The instruction of each step as UTF-8 bytes, object [steps].
 
-    It is stored once per step, or once per episode (in the episode's metadata, or as a single text). Of several texts
-    a step the first that is not blank counts. Where an episode has one text only, and not at every step, it holds for
-    all of them; blank steps of an episode with several texts stay blank.
+    It is stored once per step, or once per episode (in the episode's metadata, or as a single text). If a step has
+    several texts, the first one that is not blank counts. If an episode has only one text, it applies to all steps;
+    in an episode with several texts, blank steps stay blank.
 
     Args:
-        trajectory: after its transform; text as bytes or strings.
-        path: where the instruction is.
-        steps: of the trajectory.
+        trajectory: the trajectory after its transform; text is bytes or strings.
+        path: path of the instruction.
+        steps: number of steps in the trajectory.
 
     Raises:
-        KeyError: there is nothing at `path`, neither in the steps nor in the episode's metadata.
-        ValueError: it is not text, or not as many entries as there are steps.
+        KeyError: `path` exists neither in the steps nor in the episode's metadata.
+        ValueError: it is not text, or the number of entries differs from the number of steps.
     """
     leaf = _leaf(trajectory, path)
     texts = np.asarray(leaf, object)
@@ -47,7 +47,7 @@ def instructions_of(trajectory: Trajectory, path: str, steps: int) -> NDArray[An
 
 
 def numbered(parts: Iterable[NDArray[Any]]) -> tuple[NDArray[np.int32], list[bytes]]:
-    """Replace texts by their places among the distinct ones, which are sorted: int32 [N] and the texts."""
+    """Replace texts by places in the sorted list of distinct texts: int32 [N], and this list."""
     first: dict[bytes, int] = {}
     numbers = [
         np.fromiter((first.setdefault(text, len(first)) for text in part), np.int32, len(part)) for part in parts
