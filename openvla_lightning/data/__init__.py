@@ -19,7 +19,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a DataModule when it is asked for: `standardise` needs neither torch nor Lightning."""
+    """Import a DataModule on first use, because `standardise` needs neither torch nor Lightning."""
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,15 +14,15 @@ from openvla_lightning.data.permutation import Uint, key, scramble, uniform
 
 CPU = torch.device("cpu")
 CHUNK = 2**19
-"""Values worked on at a time on a CPU: what fits the cache of one core."""
+"""Values that a CPU processes at a time; they fit the cache of one core."""
 
 
 class Augmentation:
-    """Random crop and colours, in the order given.
+    """Random crops and colour changes, in the given order.
 
-    No operation leaves [0, 1], as released. The released code drew every parameter of an image from one shared random
-    number, so its crops lay on the diagonal and its brightness, contrast, saturation and hue moved together; here they
-    are independent, as the paper describes them, unless `shared_draw` asks for the released way.
+    Every operation keeps values in [0, 1], as released. The released code drew all parameters of an image from one
+    random number, so its crops lay on the diagonal and its brightness, contrast, saturation and hue changed together.
+    Here they are independent, as the paper describes, unless `shared_draw` is set.
 
     Args:
         operations: `random_resized_crop: {scale: [a, b], ratio: [a, b]}` (share of the area, aspect ratio),
@@ -31,7 +31,7 @@ class Augmentation:
         shared_draw: one random number per image, as released.
 
     Raises:
-        ValueError: an operation is unknown or its range is not one.
+        ValueError: an operation is unknown or its range is not valid.
     """
 
     def __init__(self, operations: Mapping[str, Any], shared_draw: bool = False) -> None:
@@ -45,7 +45,7 @@ class Augmentation:
                 raise ValueError(f"data.augment: unknown operation {name!r}{hint}; known: {', '.join(OPERATIONS)}")
             own = _ranges(name, operations[name])
             ranges += own
-            if names[place - 1 : place + 1] == ["random_saturation", "random_hue"]:  # the two in one go
+            if names[place - 1 : place + 1] == ["random_saturation", "random_hue"]:  # both in one pass
                 self.operations[-1] = (saturation_and_hue, 2)
             else:
                 self.operations.append((OPERATIONS[name], len(own)))
@@ -62,7 +62,8 @@ class Augmentation:
     def views(self, pixels: Tensor, seed: int, numbers: Sequence[int], cameras: int) -> Tensor:
         """Augment pixels uint8 [B, 3V, H, W]. The V views are pictures of `cameras` cameras, earlier ones included.
 
-        Each camera is augmented by itself, as in OpenVLA-OFT, and all of its pictures alike: nothing seems to move.
+        Each camera gets its own random draw, as in OpenVLA-OFT. All pictures of one camera get the same draw, so that
+        the augmentation adds no apparent motion.
         """
         images = pixels.reshape(-1, 3, *pixels.shape[2:])
         drawn = [self.draws(seed, numbers, camera) for camera in range(cameras)]
@@ -71,7 +72,7 @@ class Augmentation:
         return self(images, on_device).reshape(pixels.shape)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Augment images, uint8 [B, 3, H, W], with uniform numbers `draws`, float32 [B, num_draws], where they are."""
+        """Augment images, uint8 [B, 3, H, W], on their device with uniform numbers `draws`, float32 [B, num_draws]."""
         if draws.device not in self._ranges:
             self._ranges[draws.device] = self._ranges[CPU].to(draws.device)
         low, high = self._ranges[draws.device]
@@ -90,29 +91,29 @@ class Augmentation:
         for operation, count in self.operations:
             images = operation(images if operation is crop else _shares(images), values[:, column : column + count])
             column += count
-        return levels(_shares(images).mul_(255.5))  # as tf.image.convert_image_dtype goes back to uint8
+        return levels(_shares(images).mul_(255.5))  # as in tf.image.convert_image_dtype to uint8
 
 
 def _shares(images: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] as shares of 255, lines one after the other in memory; those that are shares already."""
+    """Images [B, 3, H, W] in [0, 1], contiguous in memory; uint8 is divided by 255, floats are kept."""
     return images.contiguous().float().div_(255) if images.dtype == torch.uint8 else images.contiguous()
 
 
 def crop(images: Tensor, values: Tensor) -> Tensor:
-    """Cut out a part and scale it up again, bilinear with corners aligned.
+    """Crop and resize to the old size, bilinearly with corners aligned.
 
     Args:
         images: [B, 3, H, W], uint8 or in [0, 1].
-        values: [B, 4]: share of the area, aspect ratio, and where the free space goes (0 = top or left).
+        values: [B, 4]: share of the area, aspect ratio, and the crop's vertical and horizontal place in 0..1.
     """
     scale, ratio, top, left = values.T
     height, width = (scale / ratio).sqrt().clamp(max=1), (scale * ratio).sqrt().clamp(max=1)
-    turned = _stretch(images.transpose(2, 3), left, width)  # lines in a row are copied faster than scattered numbers
+    turned = _stretch(images.transpose(2, 3), left, width)  # copying whole lines is faster
     return _stretch(turned.transpose(2, 3), top, height)
 
 
 def _stretch(images: Tensor, free: Tensor, share: Tensor) -> Tensor:
-    """Scale so large a share [B] of the lines of images [B, 3, H, W] up to all of them; `free` [B] says where it is."""
+    """Resize a share [B] of the lines of images [B, 3, H, W] to all lines; `free` [B] is its place in 0..1."""
     count, colours, length, width = images.shape
     places = (free * (1 - share))[:, None] + torch.linspace(0, 1, length, device=images.device) * share[:, None]
     places = places.mul_(length - 1).clamp_(0, length - 1)
@@ -140,8 +141,8 @@ def contrast(images: Tensor, values: Tensor) -> Tensor:
 def saturation(images: Tensor, values: Tensor) -> Tensor:
     """Scale HSV's saturation by values [B, 1], at most to 1.
 
-    At constant hue and value a colour's distance to its largest channel is proportional to saturation, so no
-    conversion is needed.
+    At constant hue and value, a colour's distance to its largest channel is proportional to its saturation, so no
+    conversion to HSV is needed.
     """
     top = images.amax(dim=1, keepdim=True)
     room = top / (top - images.amin(dim=1, keepdim=True)).clamp_(min=1e-12)
@@ -150,12 +151,12 @@ def saturation(images: Tensor, values: Tensor) -> Tensor:
 
 
 def hue(images: Tensor, values: Tensor) -> Tensor:
-    """Turn HSV's hue by values [B, 1], as shares of a full circle."""
+    """Rotate HSV's hue by values [B, 1], as shares of a full circle."""
     return saturation_and_hue(images, torch.cat([torch.ones_like(values), values], dim=1))
 
 
 def saturation_and_hue(images: Tensor, values: Tensor) -> Tensor:
-    """Scale HSV's saturation, at most to 1, and turn its hue, by values [B, 2]."""
+    """Scale HSV's saturation, at most to 1, and rotate its hue, by values [B, 2]."""
     by, turn = values.T[:, :, None, None]
     red, green, blue = images.unbind(1)
     top = torch.maximum(red, green)
@@ -163,7 +164,7 @@ def saturation_and_hue(images: Tensor, values: Tensor) -> Tensor:
     torch.maximum(top, blue, out=top)
     torch.minimum(bottom, blue, out=bottom)
     chroma = top - bottom
-    # which channel is the largest, as numbers: selecting with `where` takes ten times as long on a CPU
+    # the largest channel, as numbers: selecting with `where` takes ten times as long on a CPU
     is_red, is_green = torch.empty_like(top), torch.empty_like(top)
     torch.eq(red, top, out=is_red)
     torch.eq(green, top, out=is_green)
@@ -172,7 +173,7 @@ def saturation_and_hue(images: Tensor, values: Tensor) -> Tensor:
     circle = sextant.div_(chroma.clamp(min=1e-12).mul_(6)).add_(turn + 1).frac_().mul_(6)  # 0 .. 6
     torch.minimum(chroma.mul_(by), top, out=chroma)
     bottom = top.sub_(chroma)
-    # Above the smallest channel, red has |circle - 3| - 1 of the chroma, between none and all of it, ...
+    # Above the smallest channel, red has |circle - 3| - 1 of the chroma, clipped to 0..1, ...
     out = torch.empty_like(images)
     red, green, blue = out.unbind(1)
     torch.addcmul(bottom - chroma, torch.sub(circle, 3).abs_().clamp_(1, 2), chroma, out=red)

@@ -1,4 +1,4 @@
-"""The DataModule of the VLM stage: conversations in, batches out."""
+"""The DataModule of VLM training: it serves conversations as batches."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -17,15 +17,15 @@ log = logging.getLogger(__name__)
 
 
 class ConversationOrder:
-    """Maps sample numbers to conversations: a function of the seed and the number, nothing else.
+    """Maps sample numbers to conversations; the result depends only on the seed and the number.
 
-    A batch is of conversations with an image, or of ones without. In every epoch each conversation comes once, in
-    other company than before; the last batch of either kind is filled up with its first ones.
+    All conversations of a batch have an image, or none has. In every epoch, each conversation comes once, in a new
+    random order. If the last batch of a kind is not full, the kind's first conversations complete it.
 
     Args:
-        groups: the places of each kind.
+        groups: the places of the conversations of each kind.
         batch_size: samples in a batch.
-        seed: another seed, another order.
+        seed: seed of the order.
     """
 
     def __init__(self, groups: Sequence[Ints], batch_size: int, seed: int) -> None:
@@ -34,11 +34,11 @@ class ConversationOrder:
 
     @property
     def samples(self) -> int:
-        """In an epoch."""
+        """Samples in an epoch."""
         return int(self.ends[-1]) * self.batch_size
 
     def __call__(self, numbers: Ints) -> Ints:
-        """The conversations of the samples `numbers` [n], int64 [n]."""
+        """The places of the conversations of samples `numbers` [n], int64 [n]."""
         numbers = np.asarray(numbers, np.int64)
         places = np.empty_like(numbers)
         epochs = numbers // self.samples
@@ -56,7 +56,7 @@ class ConversationOrder:
 
 
 class ConversationBatches:
-    """Maps lists of sample numbers to lists of `Conversation`s; what a torch DataLoader reads."""
+    """Maps lists of sample numbers to lists of `Conversation`s; a torch DataLoader reads from it."""
 
     def __init__(self, source: ConversationSource, order: ConversationOrder) -> None:
         self.source, self.order = source, order
@@ -66,7 +66,7 @@ class ConversationBatches:
         return [self._read(place, number) for place, number in zip(places, numbers, strict=True)]
 
     def where(self, number: int) -> str:
-        """Where a sample lies, in words."""
+        """The place of a sample, in words."""
         return f"{self.source.name}, entry {int(self.order(np.array([number]))[0])}"
 
     def _read(self, place: int, number: int) -> Conversation:
@@ -77,22 +77,22 @@ class ConversationBatches:
 
 
 class ConversationDataModule(ResumableDataModule):
-    """Serves conversations about images, and about none, as batches.
+    """Serves conversations with or without images as batches.
 
-    The order is a function of the seed and the number of the sample, and a checkpoint resumes at the very next one.
+    The order is a function of the seed and the number of the sample, and a checkpoint resumes at the very next sample.
 
     Args:
-        source: builds the set when called with `name`; a robot dataset's source becomes questions about its pictures.
-        name: of the set; for robot data that of the dataset.
+        source: builds the dataset when called with `name`; a robot dataset is turned into questions about its pictures.
+        name: name of the conversations or of the robot dataset.
         collate: list of `Conversation`s -> batch; `ChatProcessor.collate`.
-        image_size: of robot pictures, in pixels; all others keep their own until they are collated.
+        image_size: size of robot pictures in pixels; all others keep their size until they are collated.
         global_batch_size: samples in one optimiser step, over all devices and accumulated batches.
         val_fraction: share of the conversations to hold out.
-        seed: of the order and the split.
+        seed: seed of the order and the split.
         num_workers: loader processes per device; None: by the number of cores.
 
     Raises:
-        ValueError: an argument makes no sense.
+        ValueError: an argument is not valid.
     """
 
     def __init__(
@@ -114,23 +114,23 @@ class ConversationDataModule(ResumableDataModule):
         self.val_fraction, self.seed = val_fraction, seed
 
     def missing(self) -> list[str]:
-        """The name of what is not on disk."""
+        """The name of the dataset if it is not on disk."""
         return [self.source.name] if self.source.missing() else []
 
     def check(self) -> None:
-        """Raise MissingDataError when the set is not there."""
+        """Raise MissingDataError when the dataset is not there."""
         if problem := self.source.missing():
             raise MissingDataError(problem)
 
     @data_errors()
     def prepare_data(self) -> None:
-        """Index what needs an index."""
+        """Index the dataset if it needs an index."""
         self.check()
         self.source.prepare()
 
     @data_errors()
     def setup(self, stage: str | None = None) -> None:
-        """Split; each kind of conversation, with an image and without, is held out alike."""
+        """Hold out a random share of the conversations, with and without an image alike."""
         with_image = self.source.with_image
         held_out = np.zeros(len(with_image), bool)
         shuffled = permute(np.arange(len(with_image)), len(with_image), key(self.seed, 13))
@@ -144,29 +144,29 @@ class ConversationDataModule(ResumableDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches, from the sample where the last checkpoint stopped."""
+        """Batches, starting at the sample where the last checkpoint stopped."""
         self.order = ConversationOrder(self.train, self.batch_size, self.seed)
         return self.training_loader(ConversationBatches(self.source, self.order), self.order.samples)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Held-out conversations, each once, in one fixed order; with an image where there are any."""
+        """Held-out conversations, each once, in one fixed order; only those with an image, if there are any."""
         order = ConversationOrder([next((kind for kind in self.val if len(kind)), self.train[0])], 1, self.seed)
         return self.held_out_loader(ConversationBatches(self.source, order), len(order.groups[0]))
 
     def where(self, number: int) -> str:
-        """Where a sample of training lies, in words."""
+        """The place of a training sample, in words."""
         return f"entry {int(self.order(np.array([number]))[0])}"
 
     def served(self) -> dict[str, tuple[int, float]]:
-        """How many conversations training was given, and how many it was meant to be."""
+        """How many conversations were served to training, and how many were intended."""
         return {self.source.name: (self.samples_served, self.samples_served)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where to go on: one number."""
+        """The next sample's number."""
         return {"samples_served": self.samples_served, "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Resume at the sample of `state_dict`."""
         self.samples_served = state_dict["samples_served"]
         if state_dict["seed"] != self.seed:
             log.warning("data.seed changed since the checkpoint: the order is another one now")

@@ -1,4 +1,4 @@
-"""Conversations beside robots' steps, so that a model that learns to act does not forget its words."""
+"""Conversations beside robot steps, so that a model that learns to act does not forget language."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,10 +14,10 @@ from openvla_lightning.types import Batch, Conversation, Step
 
 
 def beside(conversations: Mapping[str, Any] | None, image_size: int, seed: int, proprio: bool) -> "list[CoTraining]":
-    """What `data.conversations` means: the conversations beside the steps, or an empty list.
+    """The `CoTraining` that `data.conversations` describes, as a list; empty for None.
 
     Raises:
-        ValueError: for a model that reads proprioception, which conversations lack.
+        ValueError: for a model that reads proprioception, because conversations have none.
     """
     if conversations is None:
         return []
@@ -27,17 +27,17 @@ def beside(conversations: Mapping[str, Any] | None, image_size: int, seed: int, 
 
 
 class CoTraining:
-    """Which conversations are learnt beside which steps: a function of the seed and the steps' numbers.
+    """Chooses the conversations that are learnt beside given steps, as a function of the seed and the steps' numbers.
 
-    So nothing has to be remembered to resume, and processes do not have to agree. The conversations of a batch are all
-    about images, or all about none.
+    So resuming needs no state, and processes need not communicate. All conversations of a batch have an image, or none
+    has.
 
     Args:
-        source: builds the set when called with `name`; a robot dataset's source becomes questions about its pictures.
-        share: how many conversations come with each step; at least one with each batch.
-        name: of the set; for robot data that of the dataset.
-        image_size: of robot pictures, in pixels.
-        seed: of the order.
+        source: builds the dataset when called with `name`; a robot dataset is turned into questions about its pictures.
+        share: conversations per step; each batch has at least one.
+        name: name of the conversations or of the robot dataset.
+        image_size: size of robot pictures in pixels.
+        seed: seed of the order.
 
     Raises:
         ValueError: for a share that is not above 0.
@@ -58,10 +58,10 @@ class CoTraining:
         self.share, self.seed = share, seed
 
     def check(self) -> None:
-        """Find out in milliseconds whether the conversations are there.
+        """Check in milliseconds whether the conversations are there.
 
         Raises:
-            MissingDataError: when not.
+            MissingDataError: when they are not.
         """
         if problem := self.source.missing():
             raise MissingDataError(problem)
@@ -70,7 +70,7 @@ class CoTraining:
         """The conversations that are learnt beside the steps with these numbers.
 
         Raises:
-            SampleError: when one cannot be read, with its place.
+            SampleError: a conversation cannot be read; the message says where it is.
         """
         with_image = self.source.with_image
         kinds = [np.flatnonzero(with_image), np.flatnonzero(~with_image)]
@@ -91,12 +91,12 @@ class CoTraining:
 
 
 class WithWords:
-    """Collates steps, and into `Batch.words` the conversations beside them.
+    """Collates steps, and adds their conversations as `Batch.words`.
 
     Args:
         collate: steps -> batch (`Processor.collate`).
         chat: conversations -> batch (`ChatProcessor.collate`).
-        cotraining: chooses them.
+        cotraining: chooses the conversations.
     """
 
     def __init__(
@@ -108,5 +108,5 @@ class WithWords:
         self.collate, self.chat, self.cotraining = collate, chat, cotraining
 
     def __call__(self, steps: list[Step]) -> Batch:
-        """A batch of steps with words beside them."""
+        """A batch of steps with its conversations."""
         return replace(self.collate(steps), words=self.chat(self.cotraining.beside([step.number for step in steps])))

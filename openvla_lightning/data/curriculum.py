@@ -1,4 +1,4 @@
-"""Changes of the mixture on the way."""
+"""Changes of the mixture during training."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Change:
-    """From some moment on, some datasets have other weights.
+    """A change of some datasets' weights at a point of the training.
 
     Attributes:
         after: optimiser steps (an integer), or the share of the whole training (between 0 and 1).
-        mix: dataset -> its weight from then on; the others keep theirs.
+        mix: dataset -> its new weight; the other datasets keep theirs.
     """
 
     after: float
@@ -26,7 +26,7 @@ class Change:
         """The first optimiser step with the new weights.
 
         Raises:
-            ValueError: a share of a training whose length nobody gave.
+            ValueError: `after` is a share, but the length of the training is not known.
         """
         if self.after >= 1:
             return int(self.after)
@@ -39,10 +39,10 @@ class Change:
 
 
 def read_curriculum(mix: Mapping[str, float], changes: Sequence[Mapping[str, Any]] | None) -> list[Change]:
-    """Check a curriculum as it stands in a YAML file: a list of `{after: ..., mix: {...}}`.
+    """Check a curriculum from a YAML file: a list of `{after: ..., mix: {...}}`.
 
     Raises:
-        ValueError: a change has another form, comes before its predecessor, or leaves nothing to draw from.
+        ValueError: a change has another form, comes before the previous one, or leaves no dataset to draw from.
     """
     found: list[Change] = []
     weights = dict(mix)
@@ -74,11 +74,11 @@ def stages(
     max_steps: int,
     global_batch_size: int,
 ) -> list[Stage]:
-    """What is drawn from when, in sample numbers; the order of datasets is that of `sizes`."""
+    """The stages of the curriculum, in sample numbers; datasets are in the order of `sizes`."""
     weights = {name: mix.get(name, 0.0) for name in sizes}
     found = [Stage(0, list(mixture_weights(weights, sizes, balance).values()))]
     for change in changes:
-        weights |= {name: weight for name, weight in change.mix.items() if name in sizes}  # the rest is never drawn
+        weights |= {name: weight for name, weight in change.mix.items() if name in sizes}  # others are never drawn
         step = change.step(max_steps)
         if 0 < max_steps <= step:
             log.warning(f"data.curriculum: trainer.max_steps={max_steps} ends before the change at step {step}")
@@ -87,7 +87,7 @@ def stages(
 
 
 def intended(stages: Sequence[Stage], samples: int) -> list[float]:
-    """How many of the first `samples` samples the weights call for, of each dataset."""
+    """How many of the first `samples` samples the weights assign to each dataset."""
     ends = [*(stage.start for stage in stages[1:]), samples]
     lengths = [max(0, min(end, samples) - stage.start) for stage, end in zip(stages, ends, strict=True)]
     each = zip(*(stage.shares for stage in stages), strict=True)

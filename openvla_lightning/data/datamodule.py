@@ -1,4 +1,4 @@
-"""The DataModule: datasets in, batches out."""
+"""The DataModule: it serves datasets as batches."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -50,42 +50,40 @@ class VLADataModule(ResumableDataModule):
     Args:
         source: builds the source of one dataset when called with `name` and `spec`.
         mix: dataset -> weight; a dataset's share of the samples is proportional to weight x number of steps.
-        collate: list of `Step`s -> batch; `Processor.collate`. Where it is a method, its object's `refuses`, if there
-            is one, says why no step with an instruction can be collated.
+        collate: list of `Step`s -> batch; `Processor.collate`. If it is a method of an object with a method `refuses`,
+            the latter says why an instruction cannot be collated.
         image_size: images are resized (Lanczos-3, aspect ratio not kept) to this many pixels squared, if they differ.
         global_batch_size: samples in one optimiser step, over all devices and accumulated batches.
-        balance_weights: a dataset's share of the samples is weight x number of steps, as released; False: the weight.
-        curriculum: changes of the mixture on the way, `{after: share or steps, mix: {dataset: weight}}` each.
-        normalisation: `quantile` (q01..q99 to -1..1), `minmax` or `meanstd`.
-        statistics: `released` (of all splits, before filters) or `train` (only of what is trained on).
-        noop_filter: which steps are left out as no-ops: see `filters.select`.
-        filter_noops: False is short for `noop_filter="none"`.
-        action_chunk: actions per step.
-        chunk_end: what becomes of chunks that reach past the end of their trajectory: see `DatasetSteps`.
-        val_fraction: share of the trajectories to hold out in datasets without a split `val`.
-        augment: operations of `Augmentation` for training images; None: no augmentation.
-        cameras: roles to load, as views one after the other; where a dataset lacks one but the first, it is black.
-        history: pictures of how many steps to load, the step's own and those before it.
-        proprio: load what the robot feels of itself, normalised as actions are.
-        images: `released` (decoded and resized as the released pipeline does) or `fast`.
-        cache: `jpeg`: frames of videos, and PNGs, become JPEG records once, which are read many times faster.
-        window_gb: for storage that is slow to read at random: shuffle within this many gigabytes of shards at a time;
+        balance_weights: shares are proportional to weight x number of steps, as released; False: to the weight.
+            curriculum: changes of the mixture during training, each `{after: share or steps, mix: {dataset: weight}}`.
+            normalisation: `quantile` (q01..q99 to -1..1), `minmax` or `meanstd`. statistics: `released` (over all
+            splits, before filters) or `train` (over the steps that are trained on). noop_filter: which steps are left
+            out as no-ops; see `filters.select`. filter_noops: False is short for `noop_filter="none"`. action_chunk:
+            actions per step. chunk_end: treatment of chunks that reach past the end of their trajectory; see
+            `DatasetSteps`. val_fraction: share of the trajectories to hold out in datasets without a split `val`.
+            augment: operations of `Augmentation` for training images; None: no augmentation. cameras: roles to load as
+            views, in order; a camera that a dataset lacks is black, but the first must exist. history: of how many
+            steps to load pictures, the present one included. proprio: load the robot's state, normalised like actions.
+            images: `released` (decoded and resized as the released pipeline does) or `fast`. cache: `jpeg` converts
+            video frames and PNGs once into JPEG records, which are read many times faster. window_gb: for storage that
+            is slow to read at random: shuffle within this many gigabytes of shards at a time;
             None: over the whole dataset.
         datasets: the user's own datasets, name -> options of `oxe.describe`.
-        seed: of order and augmentation.
+        seed: seed of order and augmentation.
         num_workers: loader processes per device; None: one for every two cores, at most 8, none on two cores.
-        conversations: which are learnt beside the steps: arguments of `CoTraining`; None: none.
-        bad_instructions: `skip` leaves out, and counts, steps whose words the model cannot be given; `error` stops.
+        conversations: arguments of `CoTraining`, for conversations that are learnt beside the steps; None: none.
+        bad_instructions: `skip` leaves out and counts steps with instructions that the model cannot take; `error`
+            stops.
         limit_val_samples: at most this many held-out steps, over all datasets; None: all.
 
     Attributes:
-        statistics: each dataset's statistics, by the name that is its `unnorm_key`; after `setup`.
-        filter_report: what was left out of each dataset; after `setup`.
+        statistics: each dataset's statistics by its name, which is its `unnorm_key`; after `setup`.
+        filter_report: which steps were left out of each dataset; after `setup`.
         order: sample numbers -> datasets and positions; after `train_dataloader`.
-        crop_area: share of an image's area that training looks at, for acting to look at the middle; None: all of it.
+        crop_area: share of an image's area that training crops; acting uses a centre crop of it. None: no crop.
 
     Raises:
-        ValueError: an argument makes no sense, a dataset is unknown (the message lists the known ones).
+        ValueError: an argument is not valid, or a dataset is unknown (the message lists the known ones).
     """
 
     def __init__(
@@ -164,14 +162,14 @@ class VLADataModule(ResumableDataModule):
         return [name for name, source in self.sources.items() if source.missing()]
 
     def check(self) -> None:
-        """Find out in milliseconds whether training could start; raise as `check_sources` does."""
+        """Check in milliseconds whether training could start; raise as `check_sources` does."""
         check_sources(self.sources, self.cameras)
         for cotraining in self.cotraining:
             cotraining.check()
 
     @data_errors()
     def prepare_data(self) -> None:
-        """Index the datasets and measure their statistics, unless that was done before; raise as `data_errors` does."""
+        """Index the datasets and measure their statistics, if not done before; raise as `data_errors` does."""
         self.check()
         for source in self.sources.values():
             source.prepare()
@@ -180,7 +178,7 @@ class VLADataModule(ResumableDataModule):
 
     @data_errors()
     def setup(self, stage: str | None = None) -> None:
-        """Open the indexed datasets, split and filter them, say what is left out; raise as `data_errors` does."""
+        """Open the indexed datasets, split and filter them, log what is left out; raise as `data_errors` does."""
         if self.filter_report:
             return
         self.check()
@@ -234,20 +232,20 @@ class VLADataModule(ResumableDataModule):
 
     @property
     def proprio_dim(self) -> int | None:
-        """P, numbers of proprioception of every dataset; None where none is loaded. After `prepare_data`."""
+        """P, the state's width in every dataset; None if no state is loaded. After `prepare_data`."""
         return proprio_width(self.sources) if self.proprio else None
 
     @property
     def epoch_samples(self) -> int:
-        """Samples after which every dataset of weight 1 (without one: every dataset) was seen once, as released."""
+        """Samples after which all datasets of weight 1 (or else all datasets) were served once, as released."""
         primary = [name for name in self.mix if self.mix[name] == 1.0] or list(self.mix)
         return max(1, int(max(len(self.train[name]) / self.shares[name] for name in primary) + 1e-6))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of the mixture, from the sample where the last checkpoint stopped.
+        """Batches of the mixture, starting at the sample where the last checkpoint stopped.
 
         Raises:
-            ValueError: a dataset has actions outside of what a policy can say.
+            ValueError: a dataset has actions outside the range of a policy.
         """
         refuse_actions(self.round_trips)
         sizes = [len(steps) for steps in self.train.values()]
@@ -267,28 +265,28 @@ class VLADataModule(ResumableDataModule):
         return self.held_out_loader(batches, total)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment the images of training, on the device."""
+        """Augment training images on the device."""
         if self.augmentation is None or self.trainer is None or not self.trainer.training:
             return batch
         pixels = self.augmentation.views(batch.pixel_values, self.seed, batch.numbers, len(self.cameras))
         return replace(batch, pixel_values=pixels)
 
     def where(self, number: int) -> str:
-        """Where a sample of training lies, in words: its trajectory, step and file."""
+        """The place of a training sample, in words: its trajectory, step and file."""
         (dataset,), (position,) = self.order(np.array([number]))
         return (steps := [*self.train.values()][dataset]).source.where(int(steps.steps[position]))
 
     def served(self) -> dict[str, tuple[int, float]]:
-        """Of each dataset, how many steps training was given so far, and how many the weights call for."""
+        """For each dataset, how many steps were served to training so far, and how many the weights intend."""
         steps = self.order.served(self.samples_served).tolist()
         return dict(zip(self.train, zip(steps, intended(self.stages, self.samples_served), strict=True), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where to go on: one number, and what makes it mean the same."""
+        """The next sample's number, and the settings that define which sample this is."""
         return {"samples_served": self.samples_served} | self._meaning()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Resume at the sample of `state_dict`."""
         self.samples_served = state_dict["samples_served"]
         if changed := [name for name, value in self._meaning().items() if state_dict.get(name, value) != value]:
             log.warning(f"data.{' and data.'.join(changed)} changed since the checkpoint: the order is another one now")

@@ -1,4 +1,4 @@
-"""Which steps of an indexed dataset are served, and what was left out."""
+"""Selection of the steps of an indexed dataset that are served, with a count of the others."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ from openvla_lightning.data.source.index import Index
 VALIDATION = ("val", "validation")
 NoopFilter = Literal["none", "released", "first_step", "near_zero"]
 PIECE = 2**17
-"""Steps looked at together: memory does not grow with the dataset, and they fit the cache of a core."""
+"""Steps processed at a time, so that memory does not grow with the dataset and they fit the cache of a core."""
 
 
 @dataclass(frozen=True)
 class FilterReport:
-    """What a split had and what was left out of it.
+    """Counts of a split: its steps, and the steps that were left out.
 
     Attributes:
         trajectories: in the split, before filters.
         steps: in the split, before filters.
         unlabelled: trajectories without any instruction, left out as released.
-        wordless: steps left out because nothing is said at them, in trajectories where something is said.
-        refused: steps left out because the model cannot be given what is said at them.
+        wordless: steps left out because they have no instruction, in trajectories that have one at other steps.
+        refused: steps left out because the model cannot take their instruction.
         first_steps: steps left out because they begin a trajectory.
-        zero_actions: steps left out because nothing is asked to move, as released for DROID.
+        zero_actions: steps left out because their action asks for no movement, as released for DROID.
         noops: steps left out because the robot stood still.
         kept: steps that are served.
     """
@@ -64,12 +64,13 @@ def select(
     noop_filter: NoopFilter,
     refused: Sequence[int] = (),
 ) -> tuple[NDArray[np.int32], FilterReport]:
-    """Return the steps of `split` that are served, ascending, int32 [n], and what was left out.
+    """Return the steps of `split` that are served, ascending, int32 [n], and counts of the others.
 
-    `released` leaves out what the released pipeline does: the first step where it is a known no-op (Bridge), and steps
-    without movement (DROID). `first_step` leaves out every trajectory's first step besides, which the paper found to be
-    enough (appendix C); `near_zero` leaves out, besides, every step at which the robot stands still. A step at which
-    nothing is said is never served, nor is one with an instruction of `refused`, places in the index's list of them.
+    `released` leaves out the same steps as the released pipeline: the first step if it is a known no-op (Bridge), and
+    steps without movement (DROID). `first_step` also leaves out every trajectory's first step, which the paper found to
+    be enough (appendix C). `near_zero` leaves out the steps of `released` and every step at which the robot stands
+    still. Steps without an instruction are never served, nor are those with an instruction in `refused`, which lists
+    places in the index's list of instructions.
     """
     check_filter(noop_filter)
     index, spec = source.index, source.spec
@@ -107,17 +108,16 @@ def select(
 
 
 def pieces(index: Index) -> list[tuple[int, int]]:
-    """Bounds of runs of whole trajectories, of about `PIECE` steps each."""
+    """Bounds of groups of whole trajectories with about `PIECE` steps each."""
     cuts = np.searchsorted(index.bounds, np.arange(PIECE, index.num_steps, PIECE))
     edges = np.unique(np.concatenate([[0], index.bounds[cuts], [index.num_steps]])).tolist()
     return list(pairwise(edges))
 
 
 def split_trajectories(index: Index, split: str, val_fraction: float, name: str) -> NDArray[np.bool_]:
-    """Which trajectories belong to `train` or `val`, bool [K].
+    """Which trajectories belong to `split` (`train` or `val`), bool [K].
 
-    As released: a split called `val` (or `validation`, as tfds calls it) is the validation split where there is one;
-    otherwise the last part of `train`.
+    As released, a split called `val` (or tfds's `validation`) is held out; without one, the last part of `train` is.
 
     Raises:
         ValueError: there is no split called `train`.
@@ -137,19 +137,19 @@ def split_trajectories(index: Index, split: str, val_fraction: float, name: str)
 
 
 def validation_split(index: Index) -> str | None:
-    """The split that is held out; None where there is none, so that a part of `train` is."""
+    """The split that is held out; None if there is no such split and a part of `train` is held out."""
     return next((name for name in VALIDATION if name in index.splits), None)
 
 
 def unused_splits(index: Index) -> dict[str, int]:
-    """Split -> steps, of the splits that are neither trained on nor held out."""
+    """Split -> steps, for the splits that are neither trained on nor held out."""
     lengths = np.diff(index.bounds)
     used = ("train", validation_split(index))
     return {name: int(lengths[index.split == i].sum()) for i, name in enumerate(index.splits) if name not in used}
 
 
 def spoken(index: Index) -> NDArray[np.bool_]:
-    """Which of the index's instructions say anything, bool [W]."""
+    """Which of the index's instructions are not empty, bool [W]."""
     return np.array([bool(words.strip()) for words in index.instructions], bool)
 
 
@@ -163,7 +163,7 @@ def labelled(index: Index) -> NDArray[np.bool_]:
 
 
 def begins(index: Index, spec: DatasetSpec, first: int, last: int, noop_filter: NoopFilter) -> NDArray[np.bool_] | None:
-    """Which of the steps first .. last are a trajectory's first and left out for it; None where none are."""
+    """Which of the steps first .. last are left out as the first of a trajectory; None: the filter leaves out none."""
     if noop_filter == "none" or not (spec.drop_first or noop_filter == "first_step"):
         return None
     found = np.zeros(last - first, bool)
@@ -175,8 +175,8 @@ def begins(index: Index, spec: DatasetSpec, first: int, last: int, noop_filter: 
 def zero_actions(source: Source, first: int, last: int) -> NDArray[np.bool_] | None:
     """Which steps ask for no movement, as released for DROID; None for datasets without that filter.
 
-    The released filter compares normalised actions, to 1e-5, with what zero becomes under quantiles written into its
-    code; here they are the dataset's own.
+    The released filter compares normalised actions with a normalised zero, to 1e-5, using quantiles that are written
+    into its code. Here the quantiles are the dataset's own.
     """
     if not source.spec.zero_filter:
         return None
@@ -188,7 +188,7 @@ def zero_actions(source: Source, first: int, last: int) -> NDArray[np.bool_] | N
 
 
 def noops(index: Index, spec: DatasetSpec, first: int = 0, last: int | None = None) -> NDArray[np.bool_]:
-    """Which of the steps first .. last, whole trajectories, stand still; none where the dataset names no threshold.
+    """Which of the steps first .. last (whole trajectories) stand still; none if the dataset has no threshold.
 
     A step stands still if it moves less than the threshold and the gripper (its absolute dimensions) is as in the last
     kept step. Until a step has been kept, only the movement counts.

@@ -18,9 +18,9 @@ Pixels = NDArray[np.uint8]
 ImageMode = Literal["released", "fast"]
 JPEG_QUALITY = 95
 BAND = 16
-"""Lines of a resized image that are worked out together: few, and most weights are zeros; many, and calls are few."""
+"""Lines of a resized image that are computed together: more lines need fewer calls but more weights that are zero."""
 MOST_TERMS = 192
-"""Products that MKL adds up one after the other; longer sums it works out in parts, which has other last bits."""
+"""Length up to which MKL sums products one after the other; it splits longer sums, which changes the last bits."""
 
 
 def load(encoded: bytes, size: int, mode: ImageMode = "released") -> Pixels:
@@ -35,7 +35,7 @@ def load(encoded: bytes, size: int, mode: ImageMode = "released") -> Pixels:
 
 
 def fit(pixels: Pixels, size: int, mode: ImageMode = "released") -> Pixels:
-    """Resize what was decoded, [H, W, 3], to [size, size, 3] as `load` does."""
+    """Resize a decoded image, [H, W, 3], to [size, size, 3] as `load` does."""
     if mode == "released":
         return resize(pixels, size)
     import torch
@@ -49,24 +49,24 @@ def fit(pixels: Pixels, size: int, mode: ImageMode = "released") -> Pixels:
 def decode(encoded: bytes, at_least: int = 0) -> Pixels:
     """Decode JPEG, PNG, GIF, BMP or PPM to uint8 [H, W, 3].
 
-    JPEGs with the fast integer DCT and plain chroma upsampling: bit-equal to the released pipeline; the usual
-    defaults differ by up to 15 levels. With `at_least` they may come out smaller than stored, but not than that.
+    JPEGs are decoded with the fast integer DCT and plain chroma upsampling, bit-equal to the released pipeline; the
+    usual defaults differ by up to 15 levels. With `at_least`, a JPEG may be decoded at a reduced size of at least this.
 
     Raises:
         ValueError: these bytes are no image.
     """
     try:
-        if encoded.startswith(b"\xff\xd8"):  # `is_jpeg` also wants its end to be the last thing
+        if encoded.startswith(b"\xff\xd8"):  # `is_jpeg` also requires that nothing follows its end
             return simplejpeg.decode_jpeg(
                 encoded, fastdct=True, fastupsample=False, min_height=at_least, min_width=at_least
             )
         return np.array(as_rgb(Image.open(io.BytesIO(encoded))))
-    except Exception as error:  # decoders raise anything at damaged bytes: SyntaxError, struct.error, a bomb's own
+    except Exception as error:  # damaged bytes raise any error: SyntaxError, struct.error, DecompressionBomb
         raise ValueError(f"an image of {len(encoded)} bytes cannot be decoded: {error}") from None
 
 
 def encode(pixels: Pixels) -> bytes:
-    """Encode [H, W, 3] as JPEG, quality 95, colours at full resolution."""
+    """Encode [H, W, 3] as JPEG, quality 95, without chroma subsampling."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=JPEG_QUALITY, colorsubsampling="444")
 
 
@@ -74,7 +74,7 @@ def resize(image: Pixels, size: int) -> Pixels:
     """Resize [H, W, 3] to [size, size, 3] by antialiased Lanczos-3 in float32, aspect ratio not kept, as released."""
     if image.shape[:2] == (size, size):
         return image
-    import torch  # here, because processes that index need none of it
+    import torch  # here, because indexing processes do not need torch
 
     height, width, _ = image.shape
     rows = torch.empty(size, width * 3)
@@ -88,16 +88,16 @@ def resize(image: Pixels, size: int) -> Pixels:
 
 
 def levels(values: "Tensor") -> "Tensor":
-    """Numbers from 0 to 255 as uint8, what lies behind the point cut off."""
+    """Numbers from 0 to 255 as uint8, truncated."""
     import torch
 
-    # by way of int32, which processors convert many at a time
+    # through int32, because CPUs convert that with vector instructions
     return (values.to(torch.int32) if values.device.type == "cpu" else values).to(torch.uint8)
 
 
 @cache
 def _bands(length: int, size: int, band: int = BAND) -> "list[tuple[int, int, int, Tensor]]":
-    """For every `band` lines of the result: the first one, which lines of the source they are of, and the weights."""
+    """For every `band` lines of the result: the first line, the range of source lines, and the weights."""
     import torch
 
     weights = lanczos(length, size)
@@ -111,10 +111,10 @@ def _bands(length: int, size: int, band: int = BAND) -> "list[tuple[int, int, in
 
 @cache
 def _bands_of_columns(length: int, size: int) -> "list[tuple[int, int, int, Tensor]]":
-    """The same for lines of RGB pixels, to be multiplied from the right: in steps of three numbers, one for a colour.
+    """The same for the columns of interleaved RGB pixels, to be multiplied from the right.
 
-    Two thirds of these weights are zeros. Multiplying by them takes less time than separating the colours would. Where
-    an image shrinks much, bands are narrower: sums of few terms have the same bits with the zeros as without them.
+    Two thirds of these weights are zeros, but this is faster than separating the colours. If an image shrinks much,
+    bands are narrower: only short sums have the same bits with the zeros as without them.
     """
     import torch
 
@@ -127,7 +127,7 @@ def _bands_of_columns(length: int, size: int) -> "list[tuple[int, int, int, Tens
 
 
 def lanczos(length: int, size: int) -> NDArray[np.float32]:
-    """Weights [size, length] that resize a line by Lanczos-3; when it shrinks, the kernel is as much wider."""
+    """Weights [size, length] that resize a line by Lanczos-3; when it shrinks, the kernel is widened in proportion."""
     scale = length / size
     wider = max(scale, 1.0)
     centres = (np.arange(size) + 0.5) * scale

@@ -1,4 +1,4 @@
-"""Which samples a process takes, and the DataModule that does not lose its place."""
+"""The sampler of a process, and a DataModule that can resume at any sample."""
 
 import os
 import sys
@@ -16,19 +16,19 @@ from openvla_lightning.statistics import Normalisation
 
 
 class SampleError(ValueError):
-    """A sample cannot be served; the message says which: dataset, trajectory, step, file."""
+    """A sample cannot be served; the message names dataset, trajectory, step and file."""
 
     def __init__(self, message: str) -> None:
-        # from a worker process, torch sends the traceback along in the message
+        # torch puts the traceback of a worker process into the message
         super().__init__(message.rpartition("SampleError: ")[2].strip())
 
 
 class Collate:
-    """Collates samples and, where that fails, says which one it fails for.
+    """Collates samples; if that fails, the error names the sample at fault.
 
     Args:
-        collate: what a list of samples becomes a batch by.
-        where: number of a sample -> where it lies, in words.
+        collate: function that makes a batch of a list of samples.
+        where: number of a sample -> its place, in words.
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any], where: Callable[[int], str]) -> None:
@@ -43,20 +43,20 @@ class Collate:
                     self.collate([sample])
                 except (ValueError, KeyError, TypeError) as error:
                     raise SampleError(f"{self.where(sample.number)}: {error}") from error
-            raise  # each by itself can be collated
+            raise  # each sample alone can be collated
 
 
 class Loader(DataLoader[Any]):
-    """Tells Lightning that it may resume inside an epoch; the place itself is in the DataModule's state."""
+    """Tells Lightning that it can resume inside an epoch; the DataModule's state holds the position."""
 
     def __iter__(self) -> Any:
-        """Start the workers in a way that survives what was read in this process before."""
-        if self.num_workers and sys.platform == "linux":  # not what joblib, of a sweep over GPUs, made the default
+        """Start the workers with a method that is safe after this process has read data itself."""
+        if self.num_workers and sys.platform == "linux":  # overrides joblib's default in a sweep over GPUs
             self.multiprocessing_context = start_method()
         return super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: workers run ahead, so a loader does not know what was used."""
+        """Nothing: workers prefetch, so a loader does not know which samples were used."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -70,12 +70,12 @@ class BatchNumbers(DistributedSampler[Any], SequentialSampler):
     devices or under `overfit_batches`. Nothing is inherited.
 
     Args:
-        start: the first sample of the next pass, asked when it begins.
+        start: returns the first sample of a pass; called when the pass begins.
         batch_size: samples in a batch, over all processes.
         samples: samples in an epoch.
         world: number of processes.
-        rank: which of them this is.
-        whole: end with a smaller batch rather than with the last full one.
+        rank: number of this process.
+        whole: serve all samples, with a smaller last batch; False: drop the incomplete last batch.
     """
 
     def __init__(
@@ -99,25 +99,25 @@ class BatchNumbers(DistributedSampler[Any], SequentialSampler):
         return self.batches
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing: the order knows its epochs."""
+        """Nothing: the order of the samples already depends on the epoch."""
 
 
 class ResumableDataModule(L.LightningDataModule):
-    """Serves numbered samples: each process its part of every batch, from the sample where the last checkpoint stopped.
+    """Serves numbered samples to each process, starting at the sample where the last checkpoint stopped.
 
-    What training asks of a DataModule, whichever it is, are the attributes below and `where` and `served`.
+    Training needs the attributes below, `where` and `served` from every DataModule.
 
     Args:
-        collate: what a list of samples becomes a batch by.
+        collate: function that makes a batch of a list of samples.
         global_batch_size: samples in one optimiser step, over all devices and accumulated batches.
         num_workers: loader processes per device; None: one for every two cores, at most 8, none on two cores.
 
     Attributes:
-        samples_served: how many training was given, over all devices.
-        training_collate: `collate`, or what takes its place in training.
-        statistics: dataset name -> `DatasetStatistics`, which every checkpoint carries; empty where nothing acts.
-        normalisation: how actions were normalised by them.
-        crop_area: share of the picture that training crops to; acting looks at as much in the middle. None: all of it.
+        samples_served: how many samples were served to training, over all devices.
+        training_collate: `collate`, or its replacement in training.
+        statistics: dataset name -> `DatasetStatistics`, saved in every checkpoint; empty for data without actions.
+        normalisation: how actions are normalised with them.
+        crop_area: share of an image's area that training crops; acting uses a centre crop of it. None: no crop.
     """
 
     statistics: Mapping[str, Any] = MappingProxyType({})
@@ -134,16 +134,16 @@ class ResumableDataModule(L.LightningDataModule):
         self.samples_served = 0
 
     def where(self, number: int) -> str:
-        """Which sample of which dataset has this number, for error messages."""
+        """The dataset and place of the sample with this number, for error messages."""
         raise NotImplementedError
 
     def served(self) -> dict[str, tuple[int, float]]:
-        """Of each dataset, how many samples training was given so far, and how many the weights call for."""
+        """For each dataset, how many samples were served to training so far, and how many the weights intend."""
         raise NotImplementedError
 
     @property
     def proprio_dim(self) -> int | None:
-        """Width of the proprioception that is served; None: none is."""
+        """Width of the served proprioception; None: none is served."""
         return None
 
     @property
@@ -151,7 +151,7 @@ class ResumableDataModule(L.LightningDataModule):
         """Samples in one batch over all devices; `accumulate_grad_batches` of them make an optimiser step.
 
         Raises:
-            ValueError: when devices and accumulation cannot share the global batch.
+            ValueError: the global batch does not divide by devices and accumulation.
         """
         world, accumulated = self._world()[0], self._accumulated()
         if self.global_batch_size % (world * accumulated):
@@ -162,19 +162,19 @@ class ResumableDataModule(L.LightningDataModule):
         return self.global_batch_size // accumulated
 
     def training_loader(self, batches: Any, epoch_samples: int) -> DataLoader[Any]:
-        """Reads `batches[numbers]`, going on after the samples served."""
+        """A loader of `batches[numbers]` that continues after the samples that were served."""
         numbers = BatchNumbers(lambda: self.samples_served, self.batch_size, epoch_samples, *self._world())
         return self._loader(batches, numbers, self.training_collate)
 
     def held_out_loader(self, batches: Any, samples: int) -> DataLoader[Any]:
-        """Reads `batches[numbers]` of the numbers below `samples`, always the same."""
+        """A loader of `batches[numbers]` over the numbers below `samples`, the same in every pass."""
         size = max(self._world()[0], self.global_batch_size // self._accumulated())
         return self._loader(batches, BatchNumbers(lambda: 0, size, samples, *self._world(), whole=True), self.collate)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Count what training was given; loaders run ahead, so they cannot know.
+        """Count the samples that training receives; loaders prefetch, so they cannot count them.
 
-        With `overfit_batches` nothing counts, as it is the same samples again and again.
+        With `overfit_batches`, samples are not counted, because they are always the same.
         """
         overfit = self.trainer is not None and self.trainer.overfit_batches  # type: ignore[attr-defined]
         if self.trainer is not None and self.trainer.training and not overfit:

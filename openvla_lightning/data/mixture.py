@@ -1,7 +1,7 @@
-"""The order of training: a function of the seed and the sample's number, nothing else.
+"""The order of training, which depends only on the seed and the sample's number.
 
-Sample n is (dataset, position in that dataset's own permutation of the epoch). Nothing is buffered and nothing is
-remembered, so ranks and workers take any slice of one global sequence, and resuming needs one integer.
+Sample n is (dataset, position in that dataset's own permutation of the epoch). There is no buffer and no state, so
+ranks and workers can take any slice of one global sequence, and resuming needs one integer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,11 @@ from openvla_lightning.data.permutation import Ints, Uint, key, permute, scrambl
 BLOCK = 8192
 
 Walk = Callable[[Ints, Uint], Ints]
-"""Numbers within an epoch, and the key of that epoch -> positions in the dataset."""
+"""Numbers within an epoch and the epoch's key -> positions in the dataset."""
 
 
 def mixture_weights(weights: Mapping[str, float], sizes: Mapping[str, int], balance: bool = True) -> dict[str, float]:
-    """Return each dataset's share of the samples, normalised: weight x size as released, or the weight alone.
+    """Return each dataset's normalised share of the samples: weight x size as released, or only the weight.
 
     Raises:
         ValueError: a weight is negative or not a number, all are zero, or a dataset to draw from is empty.
@@ -34,7 +34,7 @@ def mixture_weights(weights: Mapping[str, float], sizes: Mapping[str, int], bala
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    """Raise ValueError for a mixture from which nothing can be drawn."""
+    """Raise ValueError for a mixture from which no sample can be drawn."""
     if bad := [f"{name}: {weight!r}" for name, weight in weights.items() if not _is_weight(weight)]:
         raise ValueError(f"weights of a mixture are finite numbers >= 0; got {', '.join(bad)}")
     if not any(weights.values()):
@@ -61,16 +61,16 @@ class Stage:
 class GlobalOrder:
     """Maps sample numbers to (dataset, position).
 
-    In every block of 8192 samples each dataset has its share to within one sample, at random places; the rounding is
-    drawn per block so that shares are exact on average. Each dataset is walked through its own permutation, a new one
-    per epoch of that dataset, so every step is served once before any comes again; a new stage goes on where the last
-    one left each dataset.
+    In every block of 8192 samples, each dataset has its share to within one sample, at random places. The rounding is
+    random per block, so that shares are exact on average. Each dataset is read in its own permutation, a new one
+    per epoch of that dataset, so every step is served once before any step is repeated. A new stage continues each
+    dataset where the previous stage stopped.
 
     Args:
         sizes: steps of each dataset.
-        stages: what is drawn from when; the first starts at 0.
-        seed: another seed, another order.
-        walks: of datasets that are not walked through in a uniform permutation.
+        stages: the stages of the curriculum; the first starts at 0.
+        seed: seed of the order.
+        walks: orders of datasets that are not read in a uniform permutation.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class GlobalOrder:
         return positions
 
     def _datasets(self, stage: int, block: int) -> Ints:
-        """Which dataset each sample of a block is from."""
+        """The dataset of each sample of a block."""
         counts = self._counts(stage, np.array([block]))[0]
         places = np.argsort(scramble(key(self.seed, 1, stage, block) + np.arange(BLOCK, dtype=np.uint64)))
         return np.repeat(np.arange(len(self.sizes)), counts)[places]
@@ -144,7 +144,7 @@ class GlobalOrder:
 
     def _before(self, stage: int, block: int) -> Ints:
         """How often each dataset was served before a block."""
-        while len(self._first) <= stage:  # where the stages before have left the datasets
+        while len(self._first) <= stage:  # positions of the datasets after the previous stages
             last = len(self._first) - 1
             blocks, rest = divmod(int(self.starts[last + 1] - self.starts[last]), BLOCK)
             partial = np.bincount(self._datasets(last, blocks)[:rest], minlength=len(self.sizes))
@@ -159,7 +159,7 @@ class GlobalOrder:
 
 
 def _edges(shares: Sequence[float]) -> NDArray[np.float64]:
-    """Where each dataset's part of a block begins and the last ends; rounding never gives to a share of 0."""
+    """The bounds of each dataset's part of a block; rounding never gives samples to a share of 0."""
     edges = np.concatenate([[0.0], np.cumsum(shares)])
     edges[np.flatnonzero(shares)[-1] + 1 :] = 1.0
     edges[edges > 1] = 1.0
@@ -167,15 +167,15 @@ def _edges(shares: Sequence[float]) -> NDArray[np.float64]:
 
 
 class WindowedWalk:
-    """Walks through a dataset some shards at a time: for storage where reading at random is slow.
+    """An order that reads a few shards at a time, for storage that is slow to read at random.
 
-    Shards come in a random order, as many at a time as fit the budget, and their steps are shuffled among each other.
-    Every step still comes once per epoch, and the order is a function of the epoch's key.
+    Shards come in a random order, as many at a time as fit the budget, and the steps of these shards are shuffled
+    together. Every step still comes once per epoch, and the order is a function of the epoch's key.
 
     Args:
-        bounds: int64 [F + 1], the positions whose images lie in shard f are bounds[f] .. bounds[f + 1].
+        bounds: int64 [F + 1]; shard f holds the images of positions bounds[f] .. bounds[f + 1].
         sizes: int64 [F], bytes of each shard.
-        budget: bytes of the shards that are shuffled together; at least one shard is.
+        budget: bytes of the shards that are shuffled together; at least one shard is used.
     """
 
     def __init__(self, bounds: Ints, sizes: Ints, budget: int) -> None:
@@ -183,7 +183,7 @@ class WindowedWalk:
         self._epochs: dict[int, tuple[Ints, Ints, Ints]] = {}
 
     def __call__(self, numbers: Ints, epochs: Uint) -> Ints:
-        """Where the numbers [n] of the epochs with the keys [n] lead."""
+        """The positions of the numbers [n] in the epochs with the keys [n]."""
         positions = np.empty_like(numbers)
         for epoch in np.unique(epochs).tolist():
             here = np.flatnonzero(epochs == np.uint64(epoch))
@@ -199,7 +199,7 @@ class WindowedWalk:
         return positions
 
     def _epoch(self, epoch: int) -> tuple[Ints, Ints, Ints]:
-        """The shards in order, where the steps of each end in it, and the windows' bounds."""
+        """The shards in order, the end of each shard's steps in that order, and the windows' bounds."""
         if epoch not in self._epochs:
             count = len(self.sizes)
             shards = np.argsort(scramble(np.uint64(epoch) + np.arange(count, dtype=np.uint64)))
@@ -220,7 +220,7 @@ class HeldOutOrder:
 
     Args:
         sizes: steps of each dataset.
-        seed: another seed, another order.
+        seed: seed of the order.
     """
 
     def __init__(self, sizes: Sequence[int], seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Counter-based random numbers and permutations: a key and a counter say everything, nothing is kept."""
+"""Counter-based random numbers and permutations: they depend only on a key and a counter, and keep no state."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,12 +8,12 @@ Uint = NDArray[np.uint64]
 
 ROUNDS = 6
 SMALLEST_HALF = 4
-"""Bits in half a Feistel word: smaller words permute too few ways."""
+"""Smallest number of bits in half a Feistel word; smaller words allow too few permutations."""
 
 
 def scramble(x: Uint) -> Uint:
-    """The finaliser of splitmix64: every input bit moves every output bit."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)  # arrays wrap around in silence
+    """The finaliser of splitmix64: every input bit affects every output bit."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)  # arrays overflow without a warning
     x ^= x >> np.uint64(30)
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)
@@ -36,14 +36,14 @@ def uniform(counters: Uint) -> NDArray[np.float64]:
 
 
 def permute(numbers: Ints, size: int | Ints, seeds: np.uint64 | Uint) -> Ints:
-    """Where a pseudo-random permutation of 0 .. size - 1 sends `numbers`; no table, so any size costs the same.
+    """Apply a pseudo-random permutation of 0 .. size - 1 to `numbers`. There is no table, so any size costs the same.
 
-    A Feistel network over the next even power of two, applied again to what falls outside.
+    It is a Feistel network over the next even power of two, applied again to results outside the range.
 
     Args:
         numbers: int64 [n].
-        size: of the permuted range; one, or one per number [n].
-        seeds: which permutation; one, or one per number [n].
+        size: size of the permuted range; one, or one per number [n].
+        seeds: choose the permutation; one, or one per number [n].
     """
     result = numbers.astype(np.uint64)
     limit = np.broadcast_to(np.asarray(size, np.uint64), result.shape)

@@ -1,4 +1,4 @@
-"""What is said, left out or refused before training, so that no sample fails when it is drawn."""
+"""Checks of the data before training, so that no sample fails when it is drawn."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,17 +21,17 @@ class MissingDataError(FileNotFoundError):
 
 
 class DataError(ValueError):
-    """Data cannot be trained on as they are; the message says which and why. No traceback helps whoever reads it."""
+    """Data cannot be trained on; the message says which and why. It is shown without a traceback."""
 
 
 @contextmanager
 def data_errors() -> Iterator[None]:
-    """Turn what is wrong with data, or with the disk they are on, into a DataError.
+    """Turn errors of the data, or of the disk that holds them, into a DataError.
 
     Raises:
         MissingDataError: a dataset, or an image that it names, is not there.
-        DataError: a file is damaged, a description does not fit, datasets cannot be trained on together, nothing is
-            left of one, a policy cannot say its actions, or the disk is full.
+        DataError: a file is damaged, a description does not fit, datasets cannot be trained on together, no step of
+            one is left, a policy cannot represent its actions, or the disk is full.
     """
     try:
         yield
@@ -44,14 +44,14 @@ def data_errors() -> Iterator[None]:
 
 
 def check_choices(**choices: tuple[str, Sequence[str]]) -> None:
-    """Raise ValueError for an option of the DataModule that is none of its choices."""
+    """Raise ValueError for an option of the DataModule whose value is not among its choices."""
     for name, (chosen, known) in choices.items():
         if chosen not in known:
             raise ValueError(f"data.{name}={chosen}: choose {', '.join(known)}")
 
 
 def check_ranges(window_gb: float | None, val_fraction: float, image_size: int, action_chunk: int) -> None:
-    """Raise ValueError for a number that an option of the DataModule cannot be."""
+    """Raise ValueError for a number outside the range of its option."""
     if window_gb is not None and window_gb <= 0:
         raise ValueError(f"data.window_gb={window_gb}: gigabytes above 0, or null to shuffle the whole dataset")
     if not 0 <= val_fraction < 1:
@@ -63,12 +63,12 @@ def check_ranges(window_gb: float | None, val_fraction: float, image_size: int, 
 
 
 def check_sources(sources: Mapping[str, Source], cameras: Sequence[str]) -> None:
-    """Find out in milliseconds whether the datasets are there and what their descriptions name.
+    """Check in milliseconds whether the datasets and the fields that their descriptions name are there.
 
     Raises:
-        MissingDataError: naming every dataset that is not there and where to get it.
-        ValueError: a dataset lacks the first camera, all of them lack another, or a description names what its files
-            do not hold.
+        MissingDataError: names every missing dataset and where to get it.
+        ValueError: a dataset lacks the first camera, all datasets lack another camera, or a description names a field
+            that the files do not have.
     """
     if problems := [problem for source in sources.values() if (problem := source.missing())]:
         raise MissingDataError(
@@ -97,10 +97,10 @@ def say_black(sources: Mapping[str, Source], cameras: Sequence[str]) -> None:
 
 
 def proprio_width(sources: Mapping[str, Source]) -> int:
-    """P, numbers of proprioception of every dataset.
+    """P, the width of the proprioception in every dataset.
 
     Raises:
-        ValueError: when a dataset has none, or they are of different width.
+        ValueError: a dataset has none, or widths differ.
     """
     dims = {name: len(felt_columns(source)) for name, source in sources.items()}
     if absent := [name for name, dim in dims.items() if not dim]:
@@ -113,16 +113,16 @@ def proprio_width(sources: Mapping[str, Source]) -> int:
 def refused_instructions(
     source: Source, refuses: Callable[[str, int], str | None], dim: int, bad_instructions: BadInstructions
 ) -> list[int]:
-    """Places in the index's list of the instructions that the model cannot be given.
+    """Places, in the index's list, of the instructions that the model cannot take.
 
     Args:
         source: the dataset.
-        refuses: instruction, dimensions of the actions -> why the model cannot be given it; None when it can.
+        refuses: instruction, dimensions of the actions -> why the model cannot take it; None if it can.
         dim: dimensions of the dataset's actions.
         bad_instructions: `skip` warns, `error` raises.
 
     Raises:
-        ValueError: there are some, and `bad_instructions` is `error`; naming the first ones and the reasons.
+        ValueError: there are some, and `bad_instructions` is `error`; the message has the first ones and the reasons.
     """
     words = source.index.instructions
     reasons = {i: why for i, text in enumerate(words) if text.strip() and (why := refuses(text, dim))}
@@ -136,7 +136,7 @@ def refused_instructions(
 
 
 def say(source: Source, report: FilterReport, share: float, trip: RoundTrip) -> None:
-    """Log what is served of a dataset, what is left out of it, and which of its actions a policy cannot give back."""
+    """Log which steps of a dataset are served or left out, and which actions a policy cannot reproduce."""
     name, left_out = source.name, report.first_steps + report.zero_actions + report.noops
     log.info(
         f"{name}: {report.kept:,} steps to train on ({share:.1%} of the samples); left out "
@@ -156,10 +156,10 @@ def say(source: Source, report: FilterReport, share: float, trip: RoundTrip) -> 
 def refuse_empty(
     train: Mapping[str, DatasetSteps], val: Mapping[str, DatasetSteps], reports: Mapping[str, FilterReport]
 ) -> None:
-    """See that every dataset has something to train on; warn where it has nothing to validate with.
+    """Check that every dataset has steps to train on; warn if it has none for validation.
 
     Raises:
-        ValueError: nothing is left of some of them; with what took their steps, and where they lie.
+        ValueError: no step of a dataset is left; the message says which filters removed them, and where it lies.
     """
     problems = []
     for name, steps in train.items():
@@ -187,6 +187,6 @@ def refuse_empty(
 
 
 def refuse_actions(trips: Mapping[str, RoundTrip]) -> None:
-    """Raise ValueError, with the two ways out, for datasets whose actions lie outside of what a policy can say."""
+    """Raise ValueError, with two solutions, for datasets whose actions lie outside the range of a policy."""
     if problems := [problem for name, trip in trips.items() if (problem := refusal(name, trip))]:
         raise ValueError("\n    ".join(problems))

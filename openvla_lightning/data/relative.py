@@ -1,7 +1,7 @@
-"""Actions said as changes from where the robot is when a chunk of them begins, for robots that record positions.
+"""Actions as differences from the state at the start of their chunk, for robots that record positions.
 
-The first action of a chunk, and every later one of the same chunk, is relative to the state at its first step, as in
-openpi's `DeltaActions`; grippers stay as recorded. The statistics are those of these differences.
+All actions of a chunk are relative to the state at its first step, as in openpi's `DeltaActions`; grippers stay as
+recorded. The statistics are those of these differences.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,16 +19,16 @@ AT_ONCE = 2**15
 
 
 def state_columns(spec: DatasetSpec, dim: int, states: int) -> NDArray[np.int64] | None:
-    """Which state each action dimension is relative to, int64 [dim]; -1 for none. None where all are as recorded.
+    """Index of the state that each action dimension is relative to, int64 [dim], or -1. None: all are as recorded.
 
     Args:
-        spec: of the dataset; `relative` True stands for every dimension but the grippers, each to the state of the
-            same number.
+        spec: of the dataset; `relative` True makes every dimension but the grippers relative to the state of the
+            same index.
         dim: D, dimensions of an action.
         states: P, dimensions of the proprioception.
 
     Raises:
-        ValueError: there are no such states, or as many entries as there should be.
+        ValueError: there are no such states, or the number of entries is wrong.
     """
     if spec.relative is False:
         return None
@@ -51,11 +51,11 @@ def state_columns(spec: DatasetSpec, dim: int, states: int) -> NDArray[np.int64]
 
 
 def measure(source: Source, steps: NDArray[np.int32] | None, action_chunk: int) -> DatasetStatistics:
-    """What a dataset's actions are scaled by; where they are relative to the state, the differences' statistics.
+    """The statistics that scale a dataset's actions; if these are relative to the state, those of the differences.
 
     Args:
         source: the dataset.
-        steps: of its index, the ones to measure; None: all, as released.
+        steps: steps of its index to measure; None: all, as released.
         action_chunk: T; differences past the end of a trajectory are not measured.
     """
     index, spec = source.index, source.spec

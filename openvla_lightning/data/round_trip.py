@@ -1,4 +1,4 @@
-"""Which demonstrated actions a policy cannot give back: they are lost on the way to the model's units and tokens."""
+"""Demonstrated actions that a policy cannot reproduce, because normalisation and tokens lose them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.statistics import DatasetStatistics, Normalisation
 
 LOOKED_AT = 100_000
-"""Steps, spread over the dataset, that medians and shares are of."""
+"""Steps, spread over the dataset, from which medians and shares are computed."""
 FEW_BINS = 64
-"""Bins of 255 that a dimension which is not normalised has to span to be said finely enough."""
+"""A dimension that is not normalised must span this many of the 255 bins; fewer are too coarse."""
 BINARY = 0.95
-"""Share of 0, 1 and -1 from which a dimension counts as a gripper that opens and closes."""
+"""Share of values 0, 1 and -1 from which a dimension counts as a gripper that opens and closes."""
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """How a dataset's actions come back from normalisation and tokens, and what to say of it.
+    """Result of converting a dataset's actions to tokens and back.
 
     Attributes:
         values: float64 [3, D], each dimension's smallest, middle and largest demonstrated value.
-        back: float64 [3, D], what a perfect policy returns for them.
+        back: float64 [3, D], a perfect policy's output for these values.
         bins: float64 [D], the width of a token's bin in the dimension's units.
-        outside: sentences on dimensions that are not normalised and lie outside of -1..1: training makes no sense.
-        remarks: sentences on everything else that does not come back within a bin, the ordinary clipping excepted.
+        outside: sentences on dimensions that are not normalised and leave -1..1, so that training makes no sense.
+        remarks: sentences on other values that change by more than a bin, without the ordinary clipping.
         clipped: names of dimensions whose extremes are clipped, as released.
     """
 
@@ -40,18 +40,18 @@ class RoundTrip:
 
     @property
     def lost(self) -> NDArray[np.bool_]:
-        """bool [3, D]: which of the values do not come back within a bin."""
+        """bool [3, D]: which of the values change by more than a bin."""
         return np.abs(self.back - self.values) > self.bins * (1 + 1e-6) + 1e-9
 
 
 def round_trip(
     action: NDArray[np.float32], statistics: DatasetStatistics, normalisation: Normalisation, spec: DatasetSpec
 ) -> RoundTrip:
-    """Send the smallest, middle and largest demonstrated value of every dimension there and back.
+    """Convert the smallest, middle and largest demonstrated value of every dimension to tokens and back.
 
     Args:
-        action: float32 [N, D], the actions that are trained on, in the dataset's units.
-        statistics: what they are scaled by.
+        action: float32 [N, D], the training actions, in the dataset's units.
+        statistics: statistics that scale them.
         normalisation: how they are scaled.
         spec: the dataset's description.
     """
@@ -102,14 +102,14 @@ def _about(
 
 
 def said_of(name: str, trip: RoundTrip) -> str | None:
-    """One line about a dataset whose actions do not all come back; None where there is nothing unusual to say."""
+    """One line about a dataset with actions that a policy cannot reproduce; None if there is nothing unusual."""
     if not trip.remarks:
         return None
     return f"{name}: actions that a policy cannot give back as they were demonstrated: {'; '.join(trip.remarks)}"
 
 
 def refusal(name: str, trip: RoundTrip) -> str | None:
-    """Why a dataset cannot be trained on, with the two ways out; None when it can be."""
+    """Why a dataset cannot be trained on, with two solutions; None if it can be."""
     if not trip.outside:
         return None
     return (

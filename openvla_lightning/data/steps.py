@@ -1,4 +1,4 @@
-"""From an indexed dataset to `Step`s: normalisation, chunks, images."""
+"""Makes `Step`s from an indexed dataset: normalisation, chunks, images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,14 +24,14 @@ class DatasetSteps:
 
     Args:
         source: the dataset.
-        steps: which steps of its index, ascending, int [n].
-        statistics: what actions are scaled by.
+        steps: the served steps of its index, ascending, int [n].
+        statistics: statistics that scale the actions.
         normalisation: how actions are scaled.
         action_chunk: T, actions per step.
-        chunk_end: what becomes of chunks that reach past the end of their trajectory. `neutral`: absolute dimensions
-            repeat the last value and changes are 0, as OpenVLA released it. `mask`: so, and `padded` says which these
-            are, for heads to leave them out of the loss. `drop`: no chunk begins at a trajectory's last T - 1 steps,
-            and shorter trajectories are left out, as OpenVLA-OFT released it.
+        chunk_end: treatment of chunks that reach past the end of their trajectory. `neutral`: absolute dimensions
+            repeat the last value and changes are 0, as in OpenVLA. `mask`: the same, and `padded` marks these actions,
+            so that heads leave them out of the loss. `drop`: no chunk begins at a trajectory's last T - 1 steps,
+            and shorter trajectories are left out, as in OpenVLA-OFT.
         felt: columns of the index that make up the proprioception; None: all of them.
     """
 
@@ -48,7 +48,7 @@ class DatasetSteps:
         self.source, self.steps, self.statistics, self.felt = source, steps, statistics, felt
         self.normalisation, self.action_chunk, self.chunk_end = normalisation, action_chunk, chunk_end
         self.whole = steps
-        """Chunks are made of these steps; `steps` are the ones at which a chunk may begin."""
+        """Chunks consist of these steps; a chunk may begin at those in `steps`."""
         if chunk_end == "drop" and action_chunk > 1:
             self.steps = steps[self._ends(steps) - np.arange(len(steps)) >= action_chunk]
 
@@ -56,7 +56,7 @@ class DatasetSteps:
         return len(self.steps)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tens of millions of steps: a worker that is not forked maps the file they come from.
+        # There may be tens of millions of steps, so a spawned worker maps their file instead of receiving a copy.
         state = dict(vars(self))
         for name in ("steps", "whole"):
             mapped = state[name].base
@@ -71,7 +71,7 @@ class DatasetSteps:
         vars(self).update(state)
 
     def _ends(self, steps: NDArray[np.int32]) -> NDArray[np.int64]:
-        """For each of `steps`, how many of `whole` come before the end of its trajectory."""
+        """For each of `steps`, the place in `whole` where its trajectory ends."""
         index = self.source.index
         return np.searchsorted(self.whole, index.bounds[index.trajectory[steps] + 1])
 
@@ -86,11 +86,11 @@ class DatasetSteps:
         return places, wanted > places
 
     def padded(self, positions: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        """Which actions of chunks [n, T] are to be left out of the loss; None where `chunk_end` says that none are."""
+        """Which actions of chunks [n, T] the loss leaves out; None unless `chunk_end` is `mask`."""
         return self._chunks(positions)[1] if self.chunk_end == "mask" else None
 
     def actions(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Normalised actions [n, T, D]; see `chunk_end` for those past the end of a trajectory."""
+        """Normalised actions [n, T, D]; `chunk_end` defines those past the end of a trajectory."""
         columns = self.statistics.relative_to
         actions, beyond = self.recorded(positions, columns)
         actions = self.statistics.normalise(actions, self.normalisation)
@@ -104,7 +104,7 @@ class DatasetSteps:
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Chunks [n, T, D] in the dataset's units, and which actions [n, T] lie past the end of the trajectory.
 
-        With `columns`, int64 [D], relative to these states at the first step; -1 leaves a dimension as it is.
+        With `columns`, int64 [D], they are relative to these states at the first step; -1 leaves a dimension unchanged.
         """
         index = self.source.index
         places, beyond = self._chunks(positions)
@@ -115,7 +115,7 @@ class DatasetSteps:
         return actions, beyond
 
     def normalised(self, proprio: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Proprioception [P] in the model's units: scaled as actions are, in all dimensions."""
+        """Proprioception [P] in the model's units, scaled like actions, in all dimensions."""
         return self.statistics.normalise(proprio, self.normalisation, "proprio")
 
     def spread(self, most: int) -> NDArray[np.float32]:
@@ -124,28 +124,28 @@ class DatasetSteps:
         return self.recorded(positions, self.statistics.relative_to)[0][:, 0]
 
     def other(self, role: str) -> str:
-        """The role that changes places with `role`; itself where none does."""
+        """The role that is exchanged with `role`; `role` itself if none is."""
         swap = self.source.spec.swap
         return swap[1 - swap.index(role)] if swap and role in swap else role
 
     def instruction(self, position: int) -> str:
-        """What the robot was told."""
+        """The instruction of a step."""
         index = self.source.index
         return index.instructions[index.instruction[self.steps[position]]]
 
     def where(self, position: int) -> str:
-        """Where a step lies, in words: dataset, trajectory, step and file."""
+        """The place of a step, in words: dataset, trajectory, step and file."""
         return f"{self.source.name}, {self.source.where(int(self.steps[position]))}"
 
     def image(
         self, role: str, position: int, size: int, mode: ImageMode = "released", back: int = 0
     ) -> NDArray[np.uint8]:
-        """A camera's image `back` steps earlier, uint8 [size, size, 3]; black where the dataset has none.
+        """A camera's image `back` steps earlier, uint8 [size, size, 3]; black if the dataset has no such camera.
 
-        Before the first step of a trajectory it is the first step's.
+        Before the start of a trajectory, it is the first step's image.
 
         Raises:
-            SampleError: it cannot be read or decoded, with where it lies.
+            SampleError: it cannot be read or decoded; the message says where it is.
         """
         black = role not in self.source.spec.cameras
         try:
@@ -170,9 +170,9 @@ class DatasetSteps:
 
 
 def felt_columns(source: Source) -> NDArray[np.int64]:
-    """Columns of a dataset's proprioception that are more than a blank, which stands for a key it lacks.
+    """Columns of a dataset's proprioception without the blank ones, which stand for missing keys.
 
-    The released statistics hold these blanks; a model is told what its robot feels without them, as in OpenVLA-OFT.
+    The released statistics include the blank columns; the model's input does not, as in OpenVLA-OFT.
     """
     measured, blanks = source.statistics.proprio, source.spec.state.count(None)
     zero = np.flatnonzero((measured["min"] == 0) & (measured["max"] == 0))
@@ -180,17 +180,17 @@ def felt_columns(source: Source) -> NDArray[np.int64]:
 
 
 class StepBatches:
-    """Maps lists of sample numbers to lists of `Step`s; what a torch DataLoader reads.
+    """Maps lists of sample numbers to lists of `Step`s; a torch DataLoader reads from it.
 
     Args:
         datasets: name -> its served steps.
         order: sample numbers -> datasets, positions.
         image_size: side of the square images.
         cameras: roles to load.
-        history: how many steps' pictures to load, the step's own and those before it.
+        history: of how many steps to load pictures, the present one included.
         proprio: load the proprioception.
-        images: how they are decoded and resized.
-        swap_seed: exchange cameras at random, in datasets that say so, as this seed has it; None: never.
+        images: how images are decoded and resized.
+        swap_seed: seed for exchanging cameras at random, in datasets that ask for it; None: never.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class StepBatches:
         return steps
 
     def where(self, number: int) -> str:
-        """Where a sample lies, in words."""
+        """The place of a sample, in words."""
         (dataset,), (position,) = self.order(np.array([number]))
         return self.datasets[dataset].where(int(position))
 
@@ -257,7 +257,7 @@ class StepBatches:
 
 
 def windowed_walks(datasets: Mapping[str, DatasetSteps], gigabytes: float) -> dict[int, Walk]:
-    """Orders that shuffle within `gigabytes` of shards. All datasets that lie in files share them; others have none."""
+    """Orders that shuffle within `gigabytes` of shards, shared by all datasets in files; other datasets get none."""
     walks: dict[int, Walk] = {}
     for i, dataset in enumerate(datasets.values()):
         index = dataset.source.index

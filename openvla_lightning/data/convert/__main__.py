@@ -1,4 +1,4 @@
-"""Bring a dataset into another form.
+"""Convert a dataset to another format.
 
 python -m openvla_lightning.data.convert rlds-to-lerobot data/bridge_orig lerobot/bridge_orig --fps 5
 python -m openvla_lightning.data.convert lerobot-to-rlds /data/my_robot data/my_robot/1.0.0
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; what is wrong with it or with the data ends it with one message."""
+    """Run the command line; an error in the arguments or the data ends it with one message."""
     from openvla_lightning.data.convert import hdf5, lerobot, rlds
     from openvla_lightning.data.source.lerobot.encoding import Encoding
 

@@ -17,12 +17,12 @@ from openvla_lightning.data.source.rlds.episodes import Episodes, Leaf, declare,
 from openvla_lightning.data.source.writer import write_rlds
 
 SCENE = re.compile(r"^[A-Z_]+\d+_")
-"""What LIBERO puts before the instruction in names such as KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5."""
+"""LIBERO's prefix of the instruction in file names such as KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """One episode: a group of a file, empty for ALOHA, where the file is the episode; and what the robot was told."""
+    """One episode: a file, the group in it (empty for ALOHA, where the file is the episode), and the instruction."""
 
     path: Path
     group: str
@@ -33,15 +33,15 @@ class Recorded:
     """Reads demonstrations; picklable.
 
     Args:
-        demos: all of them.
-        turned: turn pictures by 180 degrees, as LIBERO's are stored upside down.
+        demos: all demonstrations.
+        turned: turn pictures by 180 degrees, because LIBERO stores them upside down.
     """
 
     def __init__(self, demos: Sequence[Demo], turned: bool) -> None:
         self.demos, self.turned = demos, turned
 
     def leaves(self, number: int) -> dict[str, NDArray[Any] | list[Any]]:
-        """Path in an RLDS step -> values [T, ...] of everything with as many entries as there are actions."""
+        """Path in an RLDS step -> values [T, ...], for all data with one entry per action."""
         import h5py
 
         demo = self.demos[number]
@@ -67,7 +67,7 @@ class Recorded:
         return np.ascontiguousarray(image[::-1, ::-1]) if self.turned else image
 
     def __call__(self, split: str, number: int) -> dict[str, Any]:
-        """What `write_rlds` takes."""
+        """An episode in the form that `write_rlds` takes."""
         leaves = self.leaves(number)
         steps = len(leaves["action"])
         flags = np.zeros((3, steps), bool)
@@ -87,25 +87,25 @@ def to_rlds(
     workers: int | None = None,
     say: Callable[[str], None] = print,
 ) -> Verified:
-    """Convert a file, or a folder of files, with all that has one entry per action.
+    """Convert a file or a folder of files, with all data that has one entry per action.
 
-    Of robomimic's and LIBERO's files every `data/demo_<n>` is an episode and `obs/<key>` becomes `observation/<key>`;
-    of ALOHA's every file is one, `observations/images/<camera>` becomes `observation/<camera>` and
+    In robomimic's and LIBERO's files, every `data/demo_<n>` is an episode and `obs/<key>` becomes `observation/<key>`.
+    In ALOHA's, every file is an episode, `observations/images/<camera>` becomes `observation/<camera>` and
     `observations/qpos` becomes `observation/qpos`. `actions` or `action` becomes `action`.
 
     Args:
         source: the file or folder.
         target: `<name>/<version>` of the new dataset.
-        language: what the robot was told; None: what the files or, as LIBERO's, their names say.
+        language: the instruction; None: it is read from the files or, as for LIBERO, from their names.
         turned: turn pictures by 180 degrees.
         episodes_per_shard: episodes in one file.
         workers: processes; None: one per core.
-        say: told what is left out.
+        say: called with messages about data that is left out.
 
     Raises:
         FileNotFoundError: there is no HDF5 file.
-        ValueError: a file is laid out in another way, or nothing says what the robot was told.
-        ConversionError: what was written is not what was read.
+        ValueError: a file has another layout, or there is no instruction.
+        ConversionError: the written data differs from the source.
     """
     paths = (
         sorted(path for ending in ("*.hdf5", "*.h5") for path in source.rglob(ending)) if source.is_dir() else [source]
@@ -204,7 +204,7 @@ def _datasets(root: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, node in root.items():
         if hasattr(node, "shape"):
             yield f"{prefix}{key}", node
-        elif key != "next_obs":  # robomimic's, the same a step later
+        elif key != "next_obs":  # robomimic's copy of `obs`, one step later
             yield from _datasets(node, f"{prefix}{key}/")
 
 

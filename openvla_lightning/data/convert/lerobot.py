@@ -19,7 +19,7 @@ FLAGS = ("is_first", "is_last", "is_terminal")
 
 
 class Example:
-    """Split and number -> an example that `write_rlds` takes; picklable."""
+    """Maps split and number to an example that `write_rlds` takes; picklable."""
 
     def __init__(self, reader: EpisodeReader, columns: Mapping[str, str], cameras: Mapping[str, str]) -> None:
         self.reader, self.columns, self.cameras = reader, columns, cameras
@@ -49,23 +49,23 @@ def to_rlds(
     bad_trajectories: BadTrajectories = "error",
     say: Callable[[str], None] = print,
 ) -> Verified:
-    """Convert a LeRobot dataset: every column, every camera, one instruction a step.
+    """Convert a LeRobot dataset: every column, every camera, one instruction per step.
 
     `observation.state` becomes `observation/state`, `observation.images.front` becomes `observation/front`, `action`
-    stays `action`, other columns keep their names with slashes. Floats of 64 bits become floats of 32. Frames of videos
-    become JPEGs of quality 95 with full colour; pictures that are stored as such stay as they are.
+    stays `action`, and other columns keep their names with slashes. 64-bit floats become 32-bit floats. Video frames
+    become JPEGs of quality 95 without chroma subsampling; stored pictures are copied unchanged.
 
     Args:
         source: folder of the dataset.
         target: `<name>/<version>` of the new dataset.
         episodes_per_shard: episodes in one file.
         workers: processes; None: one per core.
-        bad_trajectories: `skip` leaves out what cannot be read.
-        say: told what is left out.
+        bad_trajectories: `skip` leaves out unreadable episodes.
+        say: called with messages about data that is left out.
 
     Raises:
         BadShardError: the dataset cannot be read.
-        ConversionError: what was written is not what was read.
+        ConversionError: the written data differs from the source.
     """
     reader = EpisodeReader(source, bad_trajectories)
     for one in reader.source.index.skipped:
@@ -130,12 +130,12 @@ def _inner(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def as_stored(values: NDArray[Any]) -> NDArray[Any]:
-    """Numbers as RLDS holds them: its floats have 32 bits."""
+    """Numbers in the form that RLDS stores: its floats have 32 bits."""
     return values.astype(np.float32) if values.dtype == np.float64 else values
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Path -> value as a tree of dictionaries."""
+    """A tree of dictionaries from a mapping of paths to values."""
     tree: dict[str, Any] = {}
     for path, value in leaves.items():
         *parents, name = path.split("/")

@@ -21,12 +21,12 @@ from openvla_lightning.data.source.rlds.episodes import Episodes, Leaf, leaf_of,
 
 @dataclass(frozen=True)
 class Names:
-    """What the leaves of a step are called in the LeRobot dataset.
+    """Names of a step's leaves in the LeRobot dataset.
 
     Attributes:
         columns, cameras: path in a step -> feature.
         action: paths that make up `action`.
-        language: where the instruction is.
+        language: path of the instruction.
     """
 
     columns: Mapping[str, str]
@@ -36,7 +36,7 @@ class Names:
 
 
 class RecordingOf:
-    """Episode number -> what LeRobot's writer wants; picklable."""
+    """Maps an episode's number to a `Recording` for LeRobot's writer; picklable."""
 
     def __init__(self, episodes: Episodes, names: Names, decoded: Mapping[str, bool]) -> None:
         self.episodes, self.names, self.decoded = episodes, names, decoded
@@ -66,28 +66,28 @@ def to_lerobot(
     workers: int | None = None,
     say: Callable[[str], None] = print,
 ) -> Verified:
-    """Convert an RLDS dataset: everything a step holds, under LeRobot's names.
+    """Convert an RLDS dataset: all data of a step, under LeRobot's names.
 
     `observation/state` becomes `observation.state`, an image `observation/image` becomes `observation.images.image`,
-    what is under `action` becomes `action`, other leaves keep their path with dots.
+    the leaves at `action` become `action`, and other leaves keep their path with dots.
 
     Args:
         source: `<name>` or `<name>/<version>` of an RLDS dataset.
         target: folder of the new dataset.
-        fps: steps per second; None: what is known of the dataset.
-        action: paths that are put side by side as `action`.
-        language: where the instruction is.
-        pictures: `video`, or `png`: without loss, and ten times as large.
-        encoding: of videos.
-        robot_type: what LeRobot calls the robot.
+        fps: steps per second; None: the control rate in the dataset's description.
+        action: paths that are concatenated to `action`.
+        language: path of the instruction.
+        pictures: `video`, or `png`, which is lossless and ten times as large.
+        encoding: encoding of the videos.
+        robot_type: LeRobot's name of the robot.
         episodes_per_file: episodes in one file.
         workers: processes; None: one per core.
-        say: told what is left out.
+        say: called with messages about data that is left out.
 
     Raises:
         FileNotFoundError: there is no RLDS dataset.
         KeyError: a path is not there.
-        ConversionError: what was written is not what was read.
+        ConversionError: the written data differs from the source.
     """
     folder = version_folder(source) or (source if (source / "dataset_info.json").exists() else None)
     if folder is None:
@@ -126,7 +126,7 @@ def to_lerobot(
 
 
 class Renumbered:
-    """Episodes without the empty ones."""
+    """Maps consecutive numbers to the episodes that are not empty."""
 
     def __init__(self, record: RecordingOf, numbers: Sequence[int]) -> None:
         self.record, self.numbers = record, numbers
@@ -167,7 +167,7 @@ def _feature(values: NDArray[Any], leaf: Leaf) -> Feature:
 
 
 def joined(leaves: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-    """Leaves side by side, float32 [T, D]."""
+    """Leaves concatenated to float32 [T, D]."""
     return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""What was written, compared with what was read."""
+"""Comparison of a converted dataset with its source."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,18 +11,18 @@ from openvla_lightning.data.images import Pixels
 from openvla_lightning.runtime.progress import track
 
 FRAMES = 4
-"""Pictures of every episode and camera that are compared, evenly spread, the first and the last among them."""
+"""How many pictures are compared per episode and camera: evenly spread, the first and the last included."""
 MOST_LOST = 24.0
-"""Mean distance of two pictures, in grey levels, beyond which they are no longer the same one through a codec."""
+"""Mean distance of two pictures, in grey levels, above which they count as different pictures."""
 
 
 class ConversionError(ValueError):
-    """What was written is not what was read."""
+    """The written data differs from the source."""
 
 
 @dataclass
 class Verified:
-    """What a comparison found.
+    """Result of a comparison.
 
     Attributes:
         episodes, steps, pictures: how many were compared.
@@ -52,14 +52,14 @@ def compare(
     read: Callable[[int], tuple[Columns, Mapping[str, Callable[[int], Pixels]]]],
     written: Callable[[int], tuple[Columns, Mapping[str, Callable[[int], Pixels]]]],
 ) -> Verified:
-    """Compare every number and text of every episode, and some pictures.
+    """Compare all numbers and texts of every episode, and some of its pictures.
 
     Args:
-        episodes: how many.
-        read, written: number -> columns, and camera -> step -> uint8 [H, W, 3], under the same names.
+        episodes: number of episodes.
+        read, written: episode number -> columns, and camera -> step -> uint8 [H, W, 3], under the same names.
 
     Raises:
-        ConversionError: something differs; with episode, column and step.
+        ConversionError: something differs; the message names episode, column and step.
     """
     found = Verified()
     for number in track(range(episodes), "verifying", episodes, "episodes"):
@@ -99,5 +99,5 @@ def _loss(number: int, camera: str, step: int, one: Pixels, other: Pixels) -> fl
 
 
 def texts(values: Sequence[Any]) -> NDArray[Any]:
-    """Texts [T], whether they came as bytes or as str."""
+    """Texts [T] as str, from bytes or str."""
     return np.array([one.decode() if isinstance(one, bytes) else str(one) for one in values], object)

@@ -25,14 +25,14 @@ from openvla_lightning.statistics import DatasetStatistics
 
 @dataclass(frozen=True)
 class Selection:
-    """A dataset and what training takes of it.
+    """A dataset and the steps that training uses.
 
     Attributes:
         source: the dataset, prepared.
         train, val: steps of its index that are trained on and held out, ascending, int [n].
-        filters: what was left out of training.
-        statistics: what actions are scaled by.
-        share: of the mixture's samples.
+        filters: the steps that were left out of training.
+        statistics: statistics that scale the actions.
+        share: share of the mixture's samples.
     """
 
     source: Source
@@ -44,7 +44,7 @@ class Selection:
 
 
 def selections(datamodule: VLADataModule) -> list[Selection]:
-    """What training takes of every dataset; the DataModule is set up."""
+    """The selection of every dataset; the DataModule must be set up."""
     return [
         Selection(
             source=source,
@@ -60,14 +60,14 @@ def selections(datamodule: VLADataModule) -> list[Selection]:
 
 @dataclass(frozen=True)
 class Words:
-    """What the robot was told.
+    """The instructions of a dataset.
 
     Attributes:
-        steps, trajectories: share that has words; a trajectory does when any of its steps has.
+        steps, trajectories: share that has an instruction; a trajectory has one if any of its steps does.
         distinct: different instructions.
-        distinct_loosely: the same without regard to case, spaces and full stops.
+        distinct_loosely: the same, ignoring case, spaces and full stops.
         frequent: (instruction, trajectories, steps), most trajectories first.
-        ending: those that end a sentence (. ? !), which the prompt does once more.
+        ending: instructions that end in . ? or !; the prompt adds a second end.
     """
 
     steps: float
@@ -83,11 +83,11 @@ class Camera:
     """Images of one camera.
 
     Attributes:
-        role, key: what it is called here and under `observation`; without a key its images are black.
+        role, key: its name here and under `observation`; without a key, its images are black.
         missing: share of steps without an image.
-        mean_bytes: of an encoded image.
-        total_bytes: of all of them.
-        sizes: (height, width) -> images of that size, among the first ones of a spread of trajectories.
+        mean_bytes: mean size of an encoded image.
+        total_bytes: size of all images.
+        sizes: (height, width) -> number of images of that size, among the first images of some trajectories.
     """
 
     role: str
@@ -107,12 +107,12 @@ class Facts:
         splits: split -> trajectories, steps.
         lengths: int64 [K], steps of each trajectory.
         control_hz: steps per second, where known.
-        filters: what training leaves out.
-        share: of the mixture's samples.
+        filters: the steps that training leaves out.
+        share: share of the mixture's samples.
         held_out: steps held out for validation.
-        clipped: share of the steps trained on of which any value lies outside q01..q99.
+        clipped: share of the training steps with any value outside q01..q99.
         skipped: trajectories that could not be read: file, number in it, reason.
-        remarks: what its source says of the files.
+        remarks: remarks of its source on the files.
     """
 
     name: str
@@ -152,7 +152,7 @@ def gather(selection: Selection) -> Facts:
         for i, name in enumerate(index.splits)
     }
     relative = selection.statistics.relative_to is not None
-    statistics = source.statistics if relative else selection.statistics  # the report is of what was recorded
+    statistics = source.statistics if relative else selection.statistics  # the report shows the recorded actions
     dimensions, clipped = measure_actions(index, statistics, train)
     return Facts(
         name=source.name,
@@ -174,11 +174,11 @@ def gather(selection: Selection) -> Facts:
 
 
 SENTENCE_ENDS = (".", "?", "!", "\u3002", "\uff1f", "\uff01")
-"""The last three are those of Chinese and Japanese."""
+"""Marks that end a sentence; the last three are Chinese and Japanese."""
 
 
 def measure_words(index: Index, top: int = 10) -> Words:
-    """How much of the dataset has words, and which."""
+    """How many steps and trajectories have an instruction, and the instructions."""
     has_words = np.array([bool(words.strip()) for words in index.instructions], bool)
     steps = np.bincount(index.instruction, minlength=len(index.instructions))
     full = np.diff(index.bounds) > 0
@@ -220,6 +220,6 @@ def measure_camera(source: Source, role: str) -> Camera:
 
 
 def spread(index: Index, parts: int = 8) -> list[int]:
-    """One trajectory from each of `parts` of the dataset, by lot: datasets are often periodic."""
+    """One random trajectory from each of `parts` parts of the dataset; random, because datasets are often periodic."""
     full = np.array_split(np.flatnonzero(np.diff(index.bounds)), parts)
     return [int(np.random.default_rng(i).choice(part)) for i, part in enumerate(full) if len(part)]

@@ -1,4 +1,4 @@
-"""What the actions of an indexed dataset look like."""
+"""Measurements of an indexed dataset's actions."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from openvla_lightning.statistics import DatasetStatistics
 
 BINS = 48
 STILL = 0.01
-"""Where a dataset names no threshold: the share of its usual range that counts as no movement."""
+"""Share of the usual range that counts as no movement, for a dataset without a threshold."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,17 @@ class Dimension:
     """One dimension of the actions that are trained on.
 
     Attributes:
-        name: what it is called.
-        normalised: whether q01..q99 are mapped to -1..1; otherwise it passes through.
+        name: name of the dimension.
+        normalised: whether q01..q99 are mapped to -1..1; otherwise values do not change.
         low, q01, q99, high: extremes and quantiles of the dataset's statistics.
         mean, std: of the same.
         outside: share of values below q01 or above q99, which are clipped.
-        at_bounds: share of values at q01 or q99 or outside: what the model sees as -1 or 1.
+        at_bounds: share of values at q01 or q99 or outside, which the model sees as -1 or 1.
         usual: the median.
-        usually: share of values that equal it.
+        usually: share of values that equal the median.
         binary: share of values that are 0 or 1, or -1 or 1.
-        edges: float64 [BINS + 1], of the histogram.
-        counts: int64 [BINS]; the outermost bins also hold what lies beyond them.
+        edges: float64 [BINS + 1], edges of the histogram.
+        counts: int64 [BINS]; the outermost bins also count the values beyond them.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Dimension:
 
     @property
     def constant(self) -> bool:
-        """It never changes; normalised to 0."""
+        """Whether the dimension never changes; it is then normalised to 0."""
         return self.low == self.high
 
     @property
@@ -66,15 +66,15 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Idle:
-    """How much of a dataset stands still, before any filter.
+    """How many steps of a dataset stand still, before any filter.
 
     Attributes:
         threshold: norm of the changing dimensions below which a step stands still.
-        given: the dataset names it; otherwise it is a share of the usual range.
-        share: of all steps.
+        given: whether the dataset defines the threshold; otherwise it is a share of the usual range.
+        share: share of all steps.
         first, last: share of the trajectories whose first or last step stands still.
-        runs: int64 [R], lengths of the stretches that stand still, in steps.
-        trained: share of the steps that are trained on.
+        runs: int64 [R], numbers of successive steps that stand still.
+        trained: share of the training steps.
         trained_first: share of training trajectories that begin with a no-op.
     """
 
@@ -94,9 +94,9 @@ class Duplicates:
 
     Attributes:
         trained: trajectories that are trained on.
-        copies: those of them that repeat another one.
+        copies: trained trajectories that repeat another one.
         held_out: trajectories held out for validation.
-        leaked: those of them whose actions are also trained on.
+        leaked: held-out trajectories whose actions are also trained on.
     """
 
     trained: int
@@ -152,7 +152,7 @@ def _edges(low: float, high: float, least: float, most: float) -> NDArray[np.flo
 
 
 def measure_idle(index: Index, spec: DatasetSpec, statistics: DatasetStatistics, train: NDArray[Any]) -> Idle:
-    """Where the robot stands still, by the dataset's own threshold or else by a share of its usual range."""
+    """Steps at which the robot stands still, by the dataset's own threshold or else by a share of its usual range."""
     given, threshold = spec.noop_threshold is not None, spec.noop_threshold
     if threshold is None:
         changing = ~np.array(spec.absolute_mask(index.action.shape[1]))
@@ -182,7 +182,7 @@ def measure_idle(index: Index, spec: DatasetSpec, statistics: DatasetStatistics,
 
 
 def find_duplicates(index: Index, train: NDArray[Any], val: NDArray[Any]) -> Duplicates:
-    """Trajectories whose actions are those of another one, bit for bit."""
+    """Trajectories with the same actions as another one, bit for bit."""
     trained, held_out = ([_digest(index, k) for k in _trajectories(index, steps)] for steps in (train, val))
     known = set(trained)
     return Duplicates(len(trained), len(trained) - len(known), len(held_out), sum(one in known for one in held_out))

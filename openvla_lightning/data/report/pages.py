@@ -1,4 +1,4 @@
-"""The report: `report.md` with pictures beside it, the same as one `report.html`, and a table on the screen."""
+"""The report as `report.md` with pictures beside it, as a single `report.html`, and as a table on the screen."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +65,7 @@ def summary_rows(every: Sequence[Facts]) -> Rows:
 
 
 def section(facts: Facts) -> list[str]:
-    """Everything about one dataset, as lines of Markdown."""
+    """The section about one dataset, as lines of Markdown."""
     found = remarks(facts)
     return [
         f"## {escape(facts.name)}",

@@ -48,7 +48,7 @@ def _draw_dimension(axes: Any, dimension: Dimension) -> None:
 
 
 def draw_lengths(facts: Facts, path: Path) -> Path:
-    """Draw how long trajectories are, and for how long the robot stands still in them."""
+    """Draw histograms of the trajectories' lengths, and of how long the robot stands still in them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.1 * COLUMNS, 2.5), layout="constrained")
@@ -73,9 +73,10 @@ def draw_lengths(facts: Facts, path: Path) -> Path:
 
 
 def draw_contact_sheet(source: Source, path: Path) -> Path:
-    """Draw frames from a spread of trajectories, a row each: the first camera over time, then once every other one.
+    """Draw one row of frames for each of some trajectories: the first camera over time, then one frame per other
+    camera.
 
-    Under each frame stands the gripper's value in the action, as a number and as a bar: compare it with the picture.
+    Each frame shows the gripper's value in the action, as a number and as a bar, to compare with the picture.
 
     Raises:
         BadShardError: an image cannot be decoded.
@@ -105,7 +106,7 @@ def draw_contact_sheet(source: Source, path: Path) -> Path:
 
 
 def _draw_gripper(tile: Image.Image, value: float, low: float, high: float) -> None:
-    """Write the gripper's value into the lower end of a frame, beside a bar that is full at its largest value."""
+    """Write the gripper's value at the bottom of a frame, beside a bar that is full at the largest value."""
     draw, top = ImageDraw.Draw(tile), tile.height - 14
     draw.rectangle((0, top, tile.width, tile.height), "black")
     share = (value - low) / (high - low) if high > low else 1.0
@@ -114,7 +115,7 @@ def _draw_gripper(tile: Image.Image, value: float, low: float, high: float) -> N
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A font with the letters of most languages; Pillow's own has no umlauts."""
+    """A font with the letters of most languages; Pillow's own font lacks umlauts."""
     from matplotlib import font_manager
 
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

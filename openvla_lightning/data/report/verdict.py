@@ -1,4 +1,4 @@
-"""What to look at before training on a dataset."""
+"""Remarks on a dataset, to check before training on it."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,13 +7,13 @@ from openvla_lightning.data.report.motion import Dimension
 
 FEW_TRAJECTORIES, FEW_STEPS = 10, 1000
 MANY_IDLE = 0.1
-"""Share of the steps trained on; policies that learn from idle steps freeze (paper, appendix C)."""
+"""Share of the training steps; policies that learn from idle steps freeze (paper, appendix C)."""
 MANY_FIRST_IDLE = 0.5
 HARDLY_CHANGING = 0.95
 MANY_AT_BOUNDS = 0.15
 FAR_OUT = 10.0
 ONLY_NOISE = 0.03
-"""Share of the range of its siblings (x, y, z; roll, pitch, yaw) below which a dimension holds noise only."""
+"""A dimension with a smaller share of its siblings' range (x, y, z; roll, pitch, yaw) is taken for noise."""
 MANY_LEFT_OUT = 0.25
 SIBLINGS = (("x", "y", "z"), ("roll", "pitch", "yaw"))
 NOT_BINARY = 0.05
@@ -27,7 +27,7 @@ WITHOUT_IMAGE = 0.01
 
 
 def remarks(facts: Facts) -> list[str]:
-    """One sentence for everything that deserves a look; none when the dataset is ready."""
+    """One sentence for everything that should be checked; empty if the dataset is ready."""
     if not facts.filters.kept:
         return ["nothing to train on: no step is left after split and filters"]
     return [
@@ -42,7 +42,7 @@ def remarks(facts: Facts) -> list[str]:
 
 
 def verdict(facts: Facts) -> str:
-    """`ready`, or what to look at."""
+    """`ready`, or the remarks."""
     return "; ".join(remarks(facts)) or "ready"
 
 
