@@ -1,4 +1,4 @@
-"""What the model predicts actions with: a head writes the targets, owns loss and metrics, and decodes the answer."""
+"""Action heads: a head writes the targets, computes loss and metrics, and decodes actions."""
 
 from openvla_lightning.action_head.base import Acting, ActionHead, Decoder
 from openvla_lightning.action_head.diffusion import DiffusionHead

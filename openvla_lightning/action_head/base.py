@@ -1,4 +1,4 @@
-"""What training, the processor and the policy ask of an action head."""
+"""The interface of an action head for training, the processor and the policy."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from openvla_lightning.model.vla import VLA
 
 Decoder = Callable[[Inputs, int, torch.Generator | None], Tensor]
-"""Inputs as the processor makes them (uint8 pixels, on the CPU), D and a source of randomness on the CPU -> normalised
-actions [B, T, D]."""
+"""The processor's inputs (uint8 pixels, on the CPU), D and a random generator on the CPU -> normalised actions
+[B, T, D]."""
 
 Given = TypeVar("Given", bound=Inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acting:
-    """How a policy acts, whatever its head.
+    """Settings of acting, for all heads.
 
     Attributes:
         normalise: uint8 [B, 3V, H, W] -> float [B, 3 x towers x V, H, W], on any device (`ImageTransform.normalise`).
-        static: as fast as it goes; False: the plain reference, which the fast way is held against.
-        compile: compile what runs often; None: where it pays.
+        static: use the fast path with static shapes; False: the plain reference, against which the fast path is tested.
+        compile: whether to compile the code that runs often; None: only where this is faster.
         clock: called with the name of each stage when its work has been handed to the device.
-        options: the head's own: `temperature`, number of denoising steps, ...
+        options: the head's own options: `temperature`, number of denoising steps, ...
     """
 
     normalise: Callable[[Tensor], Tensor]
@@ -41,13 +41,13 @@ class Acting:
 
 
 class ActionHead(Protocol):
-    """What actions are to the model: how they are written, learnt and read. Plain numbers, picklable.
+    """Defines how the model represents, learns and decodes actions. A head holds only plain settings and is picklable.
 
-    A head holds no weights. `network` makes the module that it needs, which lives at `vla.action_head`,
-    so that optimiser, clipping, `state_dict` and checkpoints know it without being told.
+    A head holds no weights. `network` makes the module that it needs, which becomes `vla.action_head`,
+    so that optimiser, clipping, `state_dict` and checkpoints include it.
 
     Attributes:
-        action_chunk: T, how many actions one call gives.
+        action_chunk: T, the number of actions per call.
     """
 
     action_chunk: int
@@ -57,30 +57,30 @@ class ActionHead(Protocol):
         """Plain constructor arguments, which every checkpoint carries and `plugins.rebuild` reads."""
 
     def write(self, actions: Tensor | None, rows: int, dim: int, end: int) -> list[list[int]]:
-        """Ids that follow each row's prompt: targets of actions [B, T, D], or when acting what stands in for them.
+        """Ids that follow each row's prompt: targets for actions [B, T, D], or placeholders when acting.
 
         Args:
             actions: normalised, on the CPU; None when acting.
             rows: B.
             dim: D.
-            end: id of the end token, which the head writes where it wants one.
+            end: id of the end token, which the head writes if it needs one.
 
         Returns:
-            B lists, of any length: empty ones for a head that reads the prompt alone. `Inputs.places` are where these
-            ids are predicted, and `Batch.labels` are these ids.
+            B lists of any length; they are empty for a head that only reads the prompt. `Inputs.places` are the
+            positions at which these ids are predicted, and `Batch.labels` are these ids.
         """
 
     def network(self, dim: int) -> nn.Module | None:
         """The head's own module, beside a language model that is `dim` wide; None for a head without weights."""
 
     def loss(self, vla: "VLA", batch: Batch) -> tuple[Tensor, Prediction]:
-        """Scalar to minimise, of a batch with normalised pixels, and what was predicted on the way."""
+        """Scalar loss of a batch with normalised pixels, and the prediction."""
 
     def metrics(self, datasets: Sequence[str]) -> "Metric":
-        """Collects predictions: `update(prediction, batch)`, of samples from these datasets."""
+        """A metric over samples from these datasets, with `update(prediction, batch)`."""
 
     def decoder(self, vla: "VLA", acting: Acting) -> Decoder:
-        """What turns inputs into normalised actions.
+        """A function from inputs to normalised actions.
 
         Raises:
             ValueError: for an option that this head does not have.
@@ -90,10 +90,10 @@ class ActionHead(Protocol):
 def check_chunk(
     action_chunk: int, action_dim: int, actions: Tensor | None, dim: int, option: str = "data.action_chunk"
 ) -> None:
-    """Make sure that actions [B, T, D], when acting `dim` alone, are what a head of a fixed size predicts.
+    """Check that actions [B, T, D] (when acting, only `dim`) fit a head of fixed size.
 
     Raises:
-        ValueError: when they are not, naming `option` as what sets T.
+        ValueError: they do not fit; the message names `option`, which sets T.
     """
     if dim != action_dim or (actions is not None and tuple(actions.shape[1:]) != (action_chunk, action_dim)):
         got = f"{dim} numbers" if actions is None else f"chunks of {list(actions.shape[1:])}"
@@ -104,16 +104,16 @@ def check_chunk(
 
 
 def on_device(inputs: Given, vla: "VLA", acting: Acting) -> Given:
-    """Inputs on the model's device, with normalised pixels: what `VLA.states` reads."""
+    """Inputs on the model's device, with normalised pixels, for `VLA.states`."""
     inputs = inputs.to(next(vla.parameters()).device)
     return replace(inputs, pixel_values=acting.normalise(inputs.pixel_values))
 
 
 def options_of(head: object, acting: Acting, known: Mapping[str, Any]) -> dict[str, Any]:
-    """The head's own options: the defaults of `known`, replaced by what was given.
+    """The head's own options: the defaults of `known`, updated with the given ones.
 
     Raises:
-        ValueError: for others.
+        ValueError: for an option that is not in `known`.
     """
     given = dict(acting.options or {})
     if unknown := sorted(given.keys() - known.keys()):

@@ -26,13 +26,13 @@ class CogACTHead:
         action_chunk: T, actions in a chunk (16 as released).
         action_dim: D, action dimensions.
         hidden, depth, heads: of the network; released: S 384, 6, 4; B 768, 12, 12; L 1024, 24, 16.
-        train_steps: noise levels.
-        steps: DDIM steps of acting; 0: all noise levels, with fresh noise in each (DDPM).
+        train_steps: number of noise levels.
+        steps: DDIM steps when acting; 0: all noise levels, with fresh noise in each (DDPM).
         guidance: classifier-free guidance when acting; 1: none.
-        drop: share of samples whose cognition gives way to a learnt vector in training, which guidance needs.
-        repeats: how many noise levels are learnt for each sample in one pass of the language model (4 as released).
-        gripper: which dimension is made 0 or 1, whichever is nearer, after sampling, as released; None: none.
-        seed: of the noise in training, together with each sample's place in the order of training.
+        drop: share of training samples whose cognition is replaced by a learnt vector, which guidance needs.
+        repeats: how many noise levels are learnt for each sample per pass of the language model (4 as released).
+        gripper: dimension that is rounded to 0 or 1 after sampling, as released; None: none.
+        seed: seeds the noise in training, together with each sample's place in the order of training.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class CogACTHead:
         }
 
     def write(self, actions: Tensor | None, rows: int, dim: int, end: int) -> list[list[int]]:
-        """The end token, in training and when acting, whose hidden state is the cognition.
+        """The end token, in training and when acting; its hidden state is the cognition.
 
         Raises:
             ValueError: for actions of another shape than [B, T, D].
@@ -84,10 +84,9 @@ class CogACTHead:
         return CogACTNetwork(dim, self.action_dim, self.action_chunk, **self.size, drop=self.drop)
 
     def loss(self, vla: VLA, batch: Batch) -> tuple[Tensor, Prediction]:
-        """Mean squared error of the predicted noise, where the chunk is not padded.
+        """Mean squared error of the predicted noise over the actions that are not padded.
 
-        In training the prediction is the chunk that remains when this noise is taken away at once; otherwise the
-        sampled actions.
+        In training, the prediction is the clean chunk estimated in one step; otherwise it is the sampled actions.
         """
         cognition = self.cognition(vla, batch)
         noise, timesteps, uniform = self.draw(batch)
@@ -104,7 +103,7 @@ class CogACTHead:
         return vla.states(replace(inputs, places=inputs.places[:, :1] + 1))
 
     def draw(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise [R * B, T, D], noise levels and uniform numbers [R * B], for all samples once, then for all again."""
+        """Noise [R * B, T, D], noise levels and uniform numbers [R * B]: R repeats of the whole batch, one by one."""
         noise, levels, uniform = [], [], []
         for source in sources(batch.numbers, self.seed):
             noise.append(source.standard_normal((self.repeats, *batch.actions.shape[1:]), np.float32))
@@ -118,14 +117,14 @@ class CogACTHead:
     def denoising_loss(
         self, vla: VLA, batch: Batch, cognition: Tensor, noise: Tensor, timesteps: Tensor, dropped: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Loss with this noise [R * B, T, D] at these levels [R * B], and the chunks that remain, within [-1, 1].
+        """Loss with this noise [R * B, T, D] at these levels [R * B], and the estimated clean chunks, within [-1, 1].
 
         Args:
-            vla: whose `action_head` predicts.
+            vla: the model whose `action_head` predicts.
             batch: of B samples.
             cognition: [B, 1, dim].
-            noise, timesteps: repeated samples lie one batch after the other, as released.
-            dropped: bool [R * B], which of them are not shown their cognition.
+            noise, timesteps: R repeats of the whole batch, one after the other, as released.
+            dropped: bool [R * B], which of them do not see their cognition.
         """
         times = len(noise) // len(batch)
         actions = batch.actions.repeat(times, 1, 1)
@@ -149,10 +148,10 @@ class CogACTHead:
         """Normalised actions float32 [B, T, D] in [-1, 1], the gripper 0 or 1.
 
         Args:
-            vla: whose `action_head` predicts.
+            vla: the model whose `action_head` predicts.
             cognition: [B, 1, dim].
-            noise: what to start from [B, T, D].
-            steps: of DDIM; None: DDPM, which needs `draws`, fresh noise [train_steps, B, T, D].
+            noise: start of the sampling [B, T, D].
+            steps: DDIM steps; None: DDPM, which needs `draws`, fresh noise [train_steps, B, T, D].
             guidance: see the class.
             draws: see `steps`.
         """
@@ -172,7 +171,7 @@ class CogACTHead:
         return self.finished(actions)
 
     def finished(self, actions: Tensor) -> Tensor:
-        """What was sampled [B, T, D], within [-1, 1], with a gripper that is open or closed."""
+        """Sampled actions [B, T, D], clipped to [-1, 1], with the gripper rounded to open or closed."""
         actions = actions.clamp(-1, 1)
         if self.gripper is not None:
             actions[..., self.gripper] = (actions[..., self.gripper] >= 0.5).to(actions.dtype)
@@ -185,9 +184,9 @@ class CogACTHead:
         return ActionMetrics(datasets)
 
     def decoder(self, vla: VLA, acting: Acting) -> Decoder:
-        """One pass of the language model, and `steps` of the network under `guidance` (its options).
+        """One pass of the language model, then `steps` of the network with `guidance` (its options).
 
-        All robots of a batch start from the same noise, so that one acts in company as it does alone.
+        All robots of a batch start from the same noise, so that an action does not depend on the batch.
         """
         own = options_of(self, acting, {"steps": self.steps, "guidance": self.guidance})
         if own["steps"]:

@@ -8,21 +8,21 @@ from torch import Tensor, nn
 from openvla_lightning.model.timm_models import Block
 
 FREQUENCIES = 256
-"""Width of the sines and cosines that a timestep becomes."""
+"""Width of a timestep's sine and cosine embedding."""
 
 
 class CogACTNetwork(nn.Module):
-    """Predicts the noise in a chunk of actions from the state of the language model, its cognition.
+    """Predicts the noise in a chunk of actions from a hidden state of the language model, the cognition.
 
-    The condition, timestep plus cognition, is one more token before those of the actions; blocks are plain pre-norm
-    ones, without modulation. The last layer starts at zero, so an untrained network predicts no noise.
+    The condition (timestep plus cognition) is one token before the action tokens. The blocks are plain pre-norm blocks
+    without modulation. The last layer starts at zero, so an untrained network predicts no noise.
 
     Args:
         cognition_dim: width of the language model's hidden states (released: 4096).
         action_dim: D.
         horizon: T, actions in a chunk (released: 16).
         hidden, depth, heads: released: S 384, 6, 4; B 768, 12, 12; L 1024, 24, 16.
-        drop: in training, share of samples whose cognition gives way to a learnt vector, for guidance.
+        drop: share of training samples whose cognition is replaced by a learnt vector, for guidance.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class CogACTNetwork(nn.Module):
             noisy: noisy actions [B, T, D].
             timestep: int64 [B].
             cognition: [B, 1, cognition_dim].
-            drop: bool [B], which samples see the learnt vector instead; None: none of them.
+            drop: bool [B], which samples see the learnt vector instead; None: no sample.
         """
         condition = self.t_embedder(timestep)[:, None] + self.z_embedder(cognition, drop)
         tokens = torch.cat([condition, self.x_embedder(noisy)], dim=1) + self.positional_embedding
@@ -63,7 +63,7 @@ class CogACTNetwork(nn.Module):
         return self.final_layer(self.norm(tokens))[:, 1:]
 
     def guided(self, noisy: Tensor, timestep: Tensor, cognition: Tensor, scale: float = 1.5) -> Tensor:
-        """Noise [B, T, D] under classifier-free guidance; arguments as in `forward`, `scale` 1 is without."""
+        """Noise [B, T, D] with classifier-free guidance; arguments as in `forward`, `scale` 1 means no guidance."""
         if scale <= 1:
             return self(noisy, timestep, cognition)
         without = torch.arange(2 * len(noisy), device=noisy.device) >= len(noisy)
@@ -116,7 +116,7 @@ class _TimestepEmbedder(nn.Module):
 
 
 class _Block(Block):
-    """timm's block with CogACT's choices: norms without parameters, and the tanh approximation of GELU."""
+    """timm's block with CogACT's settings: norms without parameters, and the tanh approximation of GELU."""
 
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__(hidden, heads, mlp_ratio=4, qkv_bias=True, norm_layer=_plain_norm, act_layer=_tanh_gelu)  # type: ignore[arg-type]
@@ -131,7 +131,8 @@ def _tanh_gelu() -> nn.GELU:
 
 
 def timestep_embedding(timestep: Tensor, width: int, longest: float = 10000.0) -> Tensor:
-    """Cosines, then sines, of timesteps [B], float32 [B, width]; frequencies fall from 1, an odd width ends in 0."""
+    """Cosines, then sines, of timesteps [B], float32 [B, width]; frequencies fall from 1; an odd width ends with a
+    0."""
     half = width // 2
     frequencies = torch.exp(-math.log(longest) * torch.arange(half, device=timestep.device).float() / half)
     angles = timestep[:, None].float() * frequencies

@@ -1,4 +1,4 @@
-"""A chunk of actions by denoising: OpenVLA-OFT's diffusion head."""
+"""OpenVLA-OFT's diffusion head, which predicts a chunk of actions by denoising."""
 
 import math
 from collections.abc import Iterator
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 
 class DiffusionHead(L1Head):
-    """Actions by denoising, all of a chunk at once, learnt by the squared error of the predicted noise.
+    """Predicts a whole chunk by denoising; the loss is the squared error of the predicted noise.
 
-    The places in the text hold the noisy actions, one number each; a token before the text tells the noise level. Each
-    denoising step runs the language model once, the vision backbone runs once for all of them.
+    Each place in the text holds one number of the noisy actions; a token before the text encodes the noise level. Each
+    denoising step runs the language model once; the vision backbone runs once for all steps.
 
     Args:
         action_chunk: T, actions in a chunk.
         action_dim: D, action dimensions.
-        train_steps: noise levels.
-        steps: how many denoising steps acting takes (50 as released).
-        seed: of the noise in training, together with each sample's place in the order of training: it does not depend
-            on how samples are spread over processes, and a run that goes on draws what it would have drawn.
+        train_steps: number of noise levels.
+        steps: denoising steps when acting (50 as released).
+        seed: seeds the noise in training, together with each sample's place in the order of training. So the noise does
+            not depend on the number of processes, and a resumed run draws the same noise as an uninterrupted one.
     """
 
     def __init__(
@@ -50,19 +50,19 @@ class DiffusionHead(L1Head):
         return {**super().config, **own}
 
     def network(self, dim: int) -> nn.Module | None:
-        """What embeds noisy actions, and reads the noise off hidden states `dim` wide."""
+        """The network that embeds noisy actions and predicts the noise from hidden states `dim` wide."""
         return DiffusionNetwork(dim, self.action_dim)
 
     def loss(self, vla: "VLA", batch: Batch) -> tuple[Tensor, Prediction]:
         """Mean squared error of the noise predicted in noisy actions, at one noise level for each sample.
 
-        The prediction is the chunk that remains when this noise is taken away at once.
+        The prediction is the clean chunk estimated in one step.
         """
         noise, timesteps = self.draw(batch)
         return self.denoising_loss(vla, batch, noise, timesteps)
 
     def draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Noise [B, T, D] and noise levels, int64 [B], of these samples."""
+        """Noise [B, T, D] and noise levels, int64 [B], for these samples."""
         shape = tuple(batch.actions.shape[1:])
         draws = sources(batch.numbers or range(len(batch)), self.seed)
         noise = np.stack([draw.standard_normal(shape, np.float32) for draw in draws])
@@ -89,7 +89,7 @@ class DiffusionHead(L1Head):
         visual: Tensor | None = None,
         reader: ParallelReader | None = None,
     ) -> Tensor:
-        """The noise float32 [B, T, D] in `noisy` at noise levels `timesteps`, int64 [B]; of a `reader` sooner."""
+        """The noise float32 [B, T, D] in `noisy` at levels `timesteps`, int64 [B]; a `reader` makes this faster."""
         network: Any = vla.action_head
         extra = time_embedding(timesteps, vla.llm.dim)[:, None]
         inputs = replace(inputs, places=inputs.places[:, : self.places])
@@ -110,12 +110,12 @@ class DiffusionHead(L1Head):
         return self._ddim(predict, noise, steps or self.steps)
 
     def _ddim(self, predict: Predict, noise: Tensor, steps: int) -> Iterator[Tensor]:
-        """As diffusers' `DDIMScheduler` in its usual settings: clean estimates are clipped, their noise is not."""
+        """As diffusers' `DDIMScheduler` with its default settings: clean estimates are clipped, the noise is not."""
         for sample, _ in self.schedule.ddim(predict, noise, steps, clip=True, renoise=False):
             yield sample
 
     def decoder(self, vla: "VLA", acting: Acting) -> Decoder:
-        """From noise that the generator draws on the CPU. Its option: `steps`, of denoising."""
+        """A decoder that starts from noise of the generator on the CPU. Its option is `steps`, of denoising."""
         steps = options_of(self, acting, {"steps": self.steps})["steps"]
         self.schedule.kept(steps)
         chunk = (self.action_chunk, self.action_dim)
@@ -140,11 +140,11 @@ class DiffusionHead(L1Head):
         def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
             noise = start_noise(len(inputs), chunk, generator)
             given = reader.arranged(inputs)
-            rows = torch.arange(len(given)).clamp(max=len(inputs) - 1)  # as those of `given`
+            rows = torch.arange(len(given)).clamp(max=len(inputs) - 1)  # the rows of `given`
             acting.clock("copy")
             visual = see(given)
             acting.clock("vision")
-            few = replace(given, pixel_values=given.pixel_values[:, :0])  # seen already: nothing to copy at each step
+            few = replace(given, pixel_values=given.pixel_values[:, :0])  # seen already, so not copied at each step
 
             def noise_at(sample: Tensor, levels: Tensor) -> Tensor:
                 return predict(few, visual, sample, levels)
@@ -157,7 +157,7 @@ class DiffusionHead(L1Head):
 
 
 def start_noise(rows: int, chunk: tuple[int, int], generator: torch.Generator | None) -> Tensor:
-    """Noise [rows, T, D] to start from: the same for each row, which is then in a batch what it is alone."""
+    """Noise [rows, T, D] to start from, equal for all rows, so that a row's result does not depend on its batch."""
     return torch.randn(1, *chunk, generator=generator).expand(rows, -1, -1)
 
 
@@ -170,7 +170,7 @@ def time_embedding(timesteps: Tensor, dim: int) -> Tensor:
 
 
 class NoisePredictor(nn.Module):
-    """The network under its released name, as its own module."""
+    """The network as a separate module, under its released name."""
 
     def __init__(self, dim: int, action_dim: int) -> None:
         super().__init__()
@@ -178,9 +178,9 @@ class NoisePredictor(nn.Module):
 
 
 class DiffusionNetwork(nn.Module):
-    """Embeds a noisy chunk, and reads the noise in it off the hidden states at its places.
+    """Embeds a noisy chunk, and predicts its noise from the hidden states at its places.
 
-    The noise level is not told to the network here: it reached the hidden states as a token of its own.
+    This network does not get the noise level, because the hidden states already contain it through a separate token.
 
     Args:
         dim: width of a hidden state.

@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 class FastHead:
-    """Actions as FAST tokens (arXiv 2501.09747), which stand in the last rows of the vocabulary.
+    """Actions as FAST tokens (arXiv 2501.09747), which use the last rows of the vocabulary.
 
-    FAST id i is the vocabulary's id `vocab_size - 1 - i`, so as many of its last rows are taken as the tokenizer has
-    ids: 1,024 or 2,048, where the released head takes 256. In Llama's vocabulary these are its rarest glyphs; the lone
-    space before the actions, 29871, lies below the last 2,048 and stays free. The embedding keeps its shape, so
-    checkpoints do, too.
+    FAST id i is the vocabulary's id `vocab_size - 1 - i`. So the head uses as many rows as the tokenizer has
+    ids, 1,024 or 2,048, while the released head uses 256. In Llama's vocabulary these are its rarest glyphs; the lone
+    space before the actions, 29871, lies below the last 2,048 and stays free. The shape of the embedding, and so of
+    checkpoints, does not change.
 
     Args:
-        tokenizer: folder of one, from `openvla fit-fast` or a copy of the universal one; or what
-            `FastTokenizer.config` gave; None: one that is fitted in memory on smooth random motion, which suits any
-            robot and none especially.
+        tokenizer: folder of a tokenizer, from `openvla fit-fast` or a copy of the universal one; or the result of
+            `FastTokenizer.config`. None: a tokenizer that is fitted in memory on smooth random motion, which works for
+            any robot but is not optimised for one.
         vocab_size: ids in the language model's tokenizer, without padding.
         action_chunk: T, actions in a chunk.
         learnt_ids: ids of the tokenizer that is fitted in memory.
@@ -64,12 +64,12 @@ class FastHead:
 
     @property
     def first_id(self) -> int:
-        """The first of the vocabulary's ids that stand for actions."""
+        """The first action id in the vocabulary."""
         return self.vocab_size - self.tokenizer.vocab_size
 
     @property
     def config(self) -> dict[str, Any]:
-        """Plain constructor arguments, the tokenizer's vocabulary among them."""
+        """Plain constructor arguments, including the tokenizer's vocabulary."""
         return {
             "tokenizer": self.tokenizer.config,
             "vocab_size": self.vocab_size,
@@ -77,7 +77,7 @@ class FastHead:
         }
 
     def write(self, actions: Tensor | None, rows: int, dim: int, end: int) -> list[list[int]]:
-        """The chunk's ids and the end token; nothing when acting, which writes them itself.
+        """The chunk's ids and the end token; nothing when acting, because the decoder writes the ids.
 
         Raises:
             ValueError: for chunks of another length.
@@ -93,21 +93,21 @@ class FastHead:
         return [[*(self.vocab_size - 1 - index for index in ids), end] for ids in sequences]
 
     def network(self, dim: int) -> nn.Module | None:
-        """None: the language model's own head is all that it needs."""
+        """None: the language model's own head is enough."""
         return None
 
     def loss(self, vla: VLA, batch: Batch) -> tuple[Tensor, Prediction]:
-        """Cross-entropy of FAST ids and the end token, and the chunks behind the most likely ids."""
+        """Cross-entropy of FAST ids and the end token, and the chunks that the most likely ids encode."""
         logits = next_token_logits(vla, batch)
         with torch.no_grad():
             prediction = self.prediction(logits, batch)
         return self.criterion(logits, batch), prediction
 
     def criterion(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy of logits [B, K, vocab] at `batch.places`: the mean over samples of each one's mean.
+        """Cross-entropy of logits [B, K, vocab] at `batch.places`: the mean over samples of each sample's mean.
 
-        As in openpi. So long sequences do not outweigh short ones, and a batch that is shared over processes, each with
-        ids of its own number, is learnt like one that is not.
+        As in openpi, long sequences do not count more than short ones. So the loss is also the same if a batch is split
+        over processes with different numbers of ids.
         """
         targets = batch.labels[:, 1:].gather(1, batch.places)
         losses = nn.functional.cross_entropy(
@@ -116,13 +116,13 @@ class FastHead:
         return (losses.sum(1) / (targets != IGNORE_INDEX).sum(1).clamp(min=1)).mean()
 
     def prediction(self, logits: Tensor, batch: Batch) -> Prediction:
-        """The chunks that the most likely ids spell, each under the true ids before it; the end token is not counted.
+        """The chunks that the most likely ids encode, each id under the true ids before it, without the end token.
 
-        A wrong id may spell more or fewer coefficients than the true one: then the frequencies that arrived count.
+        A wrong id may encode more or fewer coefficients than the true one; then only complete frequencies are used.
         """
         targets = batch.labels[:, 1:].gather(1, batch.places)
         predicted = logits.argmax(-1)
-        columns = torch.stack([predicted, targets]).cpu()  # a chunk is spelt on the host: what a step waits for
+        columns = torch.stack([predicted, targets]).cpu()  # chunks are decoded on the host, which a step waits for
         rows = self._counted(columns[1])
         spelt = [self._decoded(ids, rows, batch.actions.shape[2]) for ids in columns]
         actions, told = (torch.from_numpy(chunk).float().to(logits.device, non_blocking=True) for chunk in spelt)
@@ -139,10 +139,10 @@ class FastHead:
         return ActionMetrics(datasets)
 
     def decoder(self, vla: VLA, acting: Acting) -> Decoder:
-        """Writes the chunk's ids one after the other; each robot stops when its chunk is whole.
+        """Writes the chunk's ids one after the other; each robot stops when its chunk is complete.
 
-        Its options: `constrained` (True: only ids that keep the chunk whole) and `temperature`. Sequences that spell no
-        whole chunk, which only an unconstrained head writes, are counted and told in the log.
+        Its options are `constrained` (True: only ids that lead to a complete chunk) and `temperature`. Sequences that
+        encode no complete chunk, which only an unconstrained head writes, are counted and logged.
         """
         own = options_of(self, acting, {"constrained": True, "temperature": 0.0})
         grammar = FastGrammar(self.tokenizer).to(next(vla.parameters()).device) if own["constrained"] else None
@@ -185,16 +185,16 @@ class FastHead:
 
 
 def _end(vla: VLA) -> int:
-    """Id of the end token, as the language model's own config says."""
+    """Id of the end token, from the language model's own config."""
     known = vla.llm.model.config.eos_token_id
     return -1 if known is None else known[0] if isinstance(known, list) else int(known)
 
 
 @cache
 def of_smooth_motion(horizon: int, learnt_ids: int, dim: int = 7, chunks: int = 400) -> FastTokenizer:
-    """A FAST tokenizer for robots that nobody has fitted one for: of random smooth motion in [-1, 1].
+    """A FAST tokenizer for robots without a fitted one, from random smooth motion in [-1, 1].
 
-    Its range covers whatever chunks of this length can hold.
+    Its range covers all chunks of this length.
     """
     random, time = np.random.default_rng(0), np.linspace(0, 1, horizon)[:, None]
     shape = (chunks, 1, dim)

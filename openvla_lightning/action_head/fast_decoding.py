@@ -1,4 +1,4 @@
-"""Writing FAST tokens after a prompt so that they always spell a whole chunk."""
+"""Writing FAST tokens after a prompt so that they always encode a complete chunk."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -15,29 +15,29 @@ from openvla_lightning.model.llm import CausalLM
 log = logging.getLogger(__name__)
 
 _State = tuple[int, int]
-"""Bytes that the last character lacks, and the bits that are there of it; (0, 0) between characters."""
+"""Missing bytes of an incomplete last character, and its bits so far; (0, 0) between characters."""
 
 
 class FastGrammar:
-    """Which ids may follow, so that a sequence ends with exactly as many coefficients as a chunk has, all in range.
+    """The ids that may follow, so that a sequence has exactly as many coefficients as a chunk, all in range.
 
-    Coefficients are characters, and characters may be of several bytes, which ids may cut apart. So the state of a
-    sequence is how many characters are still to come, and what is there of the one that was begun. All is tables, for
+    Coefficients are characters. A character may have several bytes, which different ids may write. So the state of a
+    sequence is the number of missing characters, and the bytes of an incomplete character. Everything is in tables, for
     whole batches at once.
 
     Args:
-        tokenizer: whose ids.
+        tokenizer: the tokenizer of the ids.
 
     Attributes:
-        characters: int64 [states, ids], how many characters an id completes in a state; -1 where it cannot stand.
-        after: int64 [states, ids], the state that follows. State 0 is between characters.
+        characters: int64 [states, ids], how many characters an id completes in a state; -1 if it is not allowed there.
+        after: int64 [states, ids], the next state. State 0 is between characters.
     """
 
     def __init__(self, tokenizer: FastTokenizer) -> None:
         limit = tokenizer.max_token - tokenizer.min_token
         states: list[_State] = [(0, 0)]
         characters, after = [], []
-        for state in states:  # grows: each state that can be reached is looked at once
+        for state in states:  # the list grows, so each reachable state is visited once
             moves = [_walk(state, raw, limit) for raw in tokenizer.bytes_of_ids]
             states += sorted({move[1] for move in moves if move is not None} - set(states))
             characters.append([-1 if move is None else move[0] for move in moves])
@@ -50,22 +50,22 @@ class FastGrammar:
         return self
 
     def allowed(self, state: Tensor, remaining: Tensor) -> Tensor:
-        """Which ids may follow, bool [B, ids]: none where a sequence is whole.
+        """Which ids may follow, bool [B, ids]; none if a sequence is complete.
 
         Args:
             state: int64 [B].
-            remaining: int64 [B], characters still to be completed.
+            remaining: int64 [B], missing characters.
         """
         characters = self.characters[state]
         return (characters >= 0) & (characters + (self.after[state] > 0) <= remaining[:, None])
 
     def step(self, state: Tensor, remaining: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """State and remaining characters after ids [B], all of them allowed."""
+        """State and remaining characters after allowed ids [B]."""
         return self.after[state, ids], remaining - self.characters[state, ids]
 
 
 def _walk(state: _State, raw: bytes | None, limit: int) -> tuple[int, _State] | None:
-    """Characters that bytes complete in a state, and the state afterwards; None if they cannot stand there."""
+    """Number of characters that bytes complete in a state, and the next state; None if they are not allowed there."""
     if not raw:
         return None
     characters, (lacking, code) = 0, state
@@ -103,16 +103,16 @@ def write_fast_tokens(
     """The FAST ids that follow prompts, one sequence per row, without the end token.
 
     Args:
-        llm: writes.
+        llm: the language model.
         embeddings: prompts [B, S, dim], visual tokens included, padding on the right.
-        lengths: int64 [B], positions that are no padding; None when there is none.
-        coefficients: T * D, how many a chunk has.
-        first_id: the first of the vocabulary's last ids that stand for FAST tokens; the last one is FAST id 0.
-        end: the end token's id, which ends what is written without a grammar.
-        grammar: allows only ids that keep the chunk whole, and ends when it is; None: whatever the model writes, until
-            it ends or has written twice as many ids as there are coefficients.
-        temperature: 0 takes the most likely id; above, ids are drawn.
-        generator: on the CPU, for drawing.
+        lengths: int64 [B], positions that are no padding; None if there is no padding.
+        coefficients: T * D, the number of coefficients in a chunk.
+        first_id: the first FAST id in the vocabulary; the vocabulary's last id is FAST id 0.
+        end: the end token's id, which ends a sequence without a grammar.
+        grammar: allows only ids that lead to a complete chunk, and ends when it is complete. None: all ids are allowed,
+            until the model writes the end token or twice as many ids as there are coefficients.
+        temperature: 0 takes the most likely id; above 0, ids are sampled.
+        generator: on the CPU, for sampling.
     """
     batch, width, _ = embeddings.shape
     device, last_id = embeddings.device, llm.vocab_size - 1
@@ -159,14 +159,14 @@ def write_fast_tokens(
 
 
 class ArrivalCounter:
-    """Decodes, counts the sequences that were incomplete or impossible, and says so.
+    """Decodes sequences, and counts and reports the incomplete or impossible ones.
 
     Args:
-        tokenizer: decodes.
-        say: told of the 1st, 2nd, 4th, 8th, ... such sequence; by default a warning.
+        tokenizer: the tokenizer that decodes.
+        say: called for the 1st, 2nd, 4th, 8th, ... such sequence; by default it logs a warning.
 
     Attributes:
-        chunks, broken: how many sequences came, and how many of them were not whole.
+        chunks, broken: number of all sequences, and of incomplete ones.
     """
 
     def __init__(self, tokenizer: FastTokenizer, say: Callable[[str], None] = log.warning) -> None:

@@ -1,7 +1,8 @@
-"""Writing FAST tokens with static shapes: the same ids as `write_fast_tokens` under a grammar, sooner.
+"""Writing FAST tokens with static shapes: the same ids as `write_fast_tokens` with a grammar, but faster.
 
-How many ids a chunk takes is not known before, so a step is a stage of its own, captured once as a CUDA graph and
-repeated until every robot's chunk is whole. Whatever changes from step to step is a tensor that is overwritten.
+The number of ids per chunk is not known in advance. So one step is one stage, which is captured once as a CUDA graph
+and repeated until every robot's chunk is complete. All values that change between steps are tensors that are
+overwritten.
 """
 
 from collections.abc import Callable
@@ -16,19 +17,19 @@ from openvla_lightning.model.vla import VLA
 from openvla_lightning.types import Inputs
 
 LOOKED_AT = 4
-"""After so many steps a GPU is asked whether all chunks are whole; each time it has to catch up first."""
+"""After this many steps, the host checks whether all chunks are complete; each check waits for the GPU."""
 
 
 @dataclass(slots=True)
 class _Writing:
-    """Where each sequence is; all on the device.
+    """State of the sequences; all tensors are on the device.
 
     Attributes:
         state, remaining: int64 [B], see `FastGrammar`.
-        going: bool [B], whose chunk is not whole.
-        ids: int64 [B], the vocabulary's ids that were written last.
-        step: int64 [1], how many steps followed the prompt's.
-        written: int64 [B, count], FAST ids; -1 where a sequence has ended.
+        going: bool [B], rows whose chunk is not complete.
+        ids: int64 [B], the last ids in the vocabulary that were written.
+        step: int64 [1], number of steps after the prompt.
+        written: int64 [B, count], FAST ids; -1 after the end of a sequence.
     """
 
     state: Tensor
@@ -40,13 +41,13 @@ class _Writing:
 
 
 class StaticFastDecoder(StaticDecoder):
-    """Inputs in, FAST ids out, always the most likely ones that keep a chunk whole.
+    """Writes FAST ids for inputs, always the most likely ones that lead to a complete chunk.
 
     Args:
-        vla: in its place, in `eval`; its language model is one of `FAMILIES`.
+        vla: the model, on its device and in `eval`; its language model is one of `FAMILIES`.
         normalise: uint8 [B, 3V, H, W] -> float [B, 3 * towers * V, H, W] on any device (`ImageTransform.normalise`).
-        first_id: the first of the vocabulary's last ids that stand for FAST tokens; the last one is FAST id 0.
-        grammar: allows only ids that keep the chunk whole; on the model's device.
+        first_id: the first FAST id in the vocabulary; the vocabulary's last id is FAST id 0.
+        grammar: allows only ids that lead to a complete chunk; on the model's device.
         compile, graph: see `StaticDecoder`.
     """
 
@@ -67,10 +68,10 @@ class StaticFastDecoder(StaticDecoder):
     def write(
         self, inputs: Inputs, coefficients: int, clock: Callable[[str], None] = lambda stage: None
     ) -> list[list[int]]:
-        """A sequence of FAST ids for each row, which spells a chunk of `coefficients` numbers.
+        """A sequence of FAST ids for each row, which encodes a chunk of `coefficients` numbers.
 
         Args:
-            inputs: as `StaticDecoder` takes them.
+            inputs: as for `StaticDecoder`.
             coefficients: T * D.
             clock: see `StaticDecoder`.
         """
@@ -94,7 +95,7 @@ class StaticFastDecoder(StaticDecoder):
         return [self._see, self._read, self._begin, self._step]
 
     def _begin(self, action: _Buffers) -> None:
-        """The first ids, after the prompts."""
+        """Write the first ids, after the prompts."""
         rows, device = len(action.last), action.last.device
         zeros = torch.zeros(rows, dtype=torch.int64, device=device)
         action.writing = _Writing(
@@ -108,7 +109,7 @@ class StaticFastDecoder(StaticDecoder):
         self._choose(action.writing, action.last)
 
     def _step(self, action: _Buffers) -> None:
-        """One id more."""
+        """Write one more id per row."""
         writing = action.writing
         hidden = self._follow(action, writing.ids, writing.step)
         writing.step.add_(1)

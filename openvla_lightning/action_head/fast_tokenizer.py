@@ -1,8 +1,8 @@
 """FAST tokens: chunks of actions <-> ids, through frequencies and byte-pair encoding (arXiv 2501.09747, section 4).
 
-A chunk goes through a cosine transform along time, its coefficients are rounded to integers and written as characters,
-and a byte-level BPE joins characters that often stand together. Slow, smooth motion leaves most coefficients zero, so
-50 to 150 numbers become 20 to 60 ids.
+A chunk is transformed by a cosine transform along time, its coefficients are rounded to integers and written as
+characters, and a byte-level BPE merges characters that often occur together. In slow, smooth motion most coefficients
+are zero, so 50 to 150 numbers become 20 to 60 ids.
 """
 
 import json
@@ -19,17 +19,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "processor_config.json"
-"""The two files of the released layout."""
+"""One of the two files in the released layout."""
 
 Unwritable = Literal["nearest", "drop"]
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What came of one sequence of ids.
+    """Result of decoding one sequence of ids.
 
     Attributes:
-        frequencies: whole frequencies that arrived, out of as many as the chunk has steps; the others count as zero.
+        frequencies: complete frequencies, out of as many as the chunk has steps; the others are set to zero.
         problem: why the sequence was incomplete or impossible; None for a sequence that encodes a chunk.
     """
 
@@ -38,19 +38,19 @@ class Arrival:
 
 
 class FastTokenizer:
-    """Encodes chunks of actions as ids and decodes them. Nothing about a chunk is remembered between calls.
+    """Encodes chunks of actions as ids and decodes them. It keeps no state between calls.
 
     Args:
         bpe: a byte-level BPE of the library `tokenizers`.
-        scale: coefficients are multiplied by it before they are rounded; larger is finer and longer.
-        min_token: the smallest coefficient that can be written; the released name.
-        max_token: the largest one. None: `-min_token`, where the files do not say it, as the released ones do not.
-        unwritable: what becomes of a coefficient that the vocabulary cannot write. It becomes the `nearest` one that
-            it can, and decoding refuses what lies above `max_token`. With `drop` it is lost, and values above
-            `max_token` pass where the vocabulary happens to write them: both as released.
+        scale: factor of the coefficients before rounding; a larger one gives finer values and longer sequences.
+        min_token: the smallest coefficient that can be written (released name).
+        max_token: the largest one. None: `-min_token`, for files that do not say it, such as the released ones.
+        unwritable: treatment of a coefficient that the vocabulary cannot write. With `nearest`, it is replaced by the
+            nearest one that can be written, and decoding refuses values above `max_token`. With `drop`, as released,
+            it is lost, and values above `max_token` are accepted if the vocabulary can write them.
 
     Raises:
-        ValueError: for a scale that is not positive, an empty range, or a BPE that can write none of its values.
+        ValueError: for a scale that is not positive, an empty range, or a BPE that cannot write any of its values.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class FastTokenizer:
 
         Args:
             chunks: arrays [T, D] normalised to [-1, 1]; T and D may differ between them.
-            vocab_size: ids at most; where fewer pairs occur twice, fewer are learnt.
+            vocab_size: largest number of ids; fewer are learnt if fewer pairs occur twice.
             scale: see the class.
             alphabet: `complete` starts from the bytes of every value in the range, so that each can be written;
-                `released` starts from the characters themselves, as the public class does, which leaves dead ids and
-                values without one.
+                `released` starts from the characters themselves, as the public class does, which leaves unused ids and
+                values without an id.
 
         Raises:
             ValueError: when there are no chunks, or more values than ids.
@@ -129,7 +129,7 @@ class FastTokenizer:
 
         Raises:
             FileNotFoundError: when the folder lacks one of the two files.
-            ValueError: when a file is not what its name says.
+            ValueError: when a file has other contents than expected.
         """
         folder = Path(folder)
         if missing := [name for name in (TOKENIZER_FILE, CONFIG_FILE) if not (folder / name).is_file()]:
@@ -143,13 +143,13 @@ class FastTokenizer:
             return cls(bpe, config["scale"], config["min_token"], config.get("max_token"), unwritable)
         except (KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{folder} holds no FAST tokenizer that can be read: {error!r}") from error
-        except Exception as error:  # `tokenizers` raises this class itself
+        except Exception as error:  # `tokenizers` raises plain `Exception`
             if type(error) is not Exception:
                 raise
             raise ValueError(f"{folder / TOKENIZER_FILE} holds no tokenizer that can be read: {error}") from error
 
     def save(self, folder: str | Path) -> None:
-        """Write the released layout; the public class reads it, too."""
+        """Write the released layout, which the public class can read, too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.bpe.save(str(folder / TOKENIZER_FILE))
@@ -159,7 +159,7 @@ class FastTokenizer:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Plain arguments of `from_config`, the whole vocabulary among them, so that a checkpoint needs no folder."""
+        """Plain arguments of `from_config`, including the whole vocabulary, so that a checkpoint needs no folder."""
         return {
             "bpe": self.bpe.to_str(),
             "scale": self.scale,
@@ -178,7 +178,7 @@ class FastTokenizer:
         return _coefficients(actions, self.scale)
 
     def encode(self, actions: NDArray[np.floating]) -> list[list[int]]:
-        """Ids of chunks [B, T, D], normalised to [-1, 1]; each row has a length of its own.
+        """Ids of chunks [B, T, D], normalised to [-1, 1]; rows differ in length.
 
         Raises:
             ValueError: for numbers that are not finite.
@@ -199,10 +199,10 @@ class FastTokenizer:
     def decode(
         self, ids: Sequence[Sequence[int]], horizon: int, action_dim: int
     ) -> tuple[NDArray[np.float64], list[Arrival]]:
-        """Chunks [B, T, D] of sequences, and what arrived of each.
+        """Chunks [B, T, D] of sequences, and the result of each decoding.
 
-        A sequence that stops early or says something impossible gives the whole frequencies before that place, which
-        is the motion without its finer part. The released class gives zeros.
+        For a sequence that is incomplete or has an impossible id, the complete frequencies before that place are used,
+        which give the motion without its fine details. The released class returns zeros.
 
         Args:
             ids: one sequence per chunk, without end token.
@@ -222,7 +222,7 @@ class FastTokenizer:
         return fft.idct(coefficients / self.scale, axis=1, norm="ortho"), arrivals
 
     def _codes(self, ids: Sequence[int]) -> tuple[list[int], str | None]:
-        """Characters of a sequence, as numbers, up to the first that is none; and what was wrong there."""
+        """Characters of a sequence, as numbers, up to the first invalid one, and the problem there."""
         known = self.bytes_of_ids
         problem = None
         for place, index in enumerate(ids):
@@ -245,7 +245,7 @@ class FastTokenizer:
 
     @cached_property
     def bytes_of_ids(self) -> list[bytes | None]:
-        """The bytes that each id writes; None for dead ids, which a fit of the public class leaves behind."""
+        """The bytes that each id writes; None for unused ids, which a fit of the public class leaves."""
         found: list[bytes | None] = [None] * self.vocab_size
         for token, index in self.bpe.get_vocab().items():
             if all(symbol in _BYTE for symbol in token):
@@ -262,7 +262,7 @@ def _bytes(code: int) -> bytes:
 
 
 def _byte_symbols() -> dict[int, str]:
-    """GPT-2's table of byte-level BPE: printable bytes stand for themselves, the others for what follows 255."""
+    """GPT-2's table of byte-level BPE: printable bytes map to themselves, the others to characters after 255."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}

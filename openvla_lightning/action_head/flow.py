@@ -1,4 +1,4 @@
-"""Chunks of actions by flow matching: a small transformer beside the language model moves noise to actions."""
+"""Chunks of actions by flow matching: a small transformer beside the language model turns noise into actions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
 
 class FlowHead:
-    """Actions by flow matching, from what the language model makes of the whole prompt (as in GR00T, arXiv 2503.14734).
+    """Actions by flow matching, from the hidden states of the whole prompt (as in GR00T, arXiv 2503.14734).
 
-    The language model reads image and prompt once. The network looks at its hidden states by cross-attention, in every
-    Euler step.
+    The language model reads image and prompt once. In every Euler step, the network attends to its hidden states by
+    cross-attention.
 
     Args:
         action_chunk: T, actions in a chunk.
         action_dim: D, action dimensions.
         width, depth, heads: of the network (`FlowNetwork`).
         noise_at, alpha, beta, scale, offset: the convention and the times of training (`FlowMatching`).
-        steps: Euler steps of acting.
-        repeats: how many times of the flow are learnt for each sample in one pass of the language model.
-        read_layer: how many layers of the language model run before the network looks at the hidden states; acting
-            skips the others. None: all of them.
-        insulate: knowledge insulation (arXiv 2505.23705): the network's loss stops at the hidden states, and the
-            language model learns to write the same chunks as FAST tokens instead. Acting uses the flow alone.
-        text_weight: of the FAST tokens' loss.
-        tokenizer, vocab_size: of FAST (`FastHead`).
-        proprio_dim: P, numbers of the robot's state that the network reads by itself; 0: none.
-        seed: of the noise in training, together with each sample's place in the order of training.
+        steps: Euler steps when acting.
+        repeats: how many flow times are learnt for each sample per pass of the language model.
+        read_layer: how many layers of the language model run before the network reads the hidden states; acting
+            skips the other layers. None: all layers.
+        insulate: knowledge insulation (arXiv 2505.23705): the network's gradients stop at the hidden states, and the
+            language model instead learns to write the same chunks as FAST tokens. Acting uses only the flow.
+        text_weight: weight of the FAST tokens' loss.
+        tokenizer, vocab_size: arguments of FAST (`FastHead`).
+        proprio_dim: P, numbers of the robot's state that the network itself reads; 0: none.
+        seed: seeds the noise in training, together with each sample's place in the order of training.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class FlowHead:
         }
 
     def write(self, actions: Tensor | None, rows: int, dim: int, end: int) -> list[list[int]]:
-        """Nothing; FAST tokens in training where the language model is insulated.
+        """Nothing; with insulation, FAST tokens in training.
 
         Raises:
             ValueError: for actions of another shape than [B, T, D].
@@ -109,9 +109,10 @@ class FlowHead:
         return FlowNetwork(dim, self.action_dim, self.action_chunk, **self.size, proprio_dim=self.proprio_dim)
 
     def loss(self, vla: VLA, batch: Batch) -> tuple[Tensor, Prediction]:
-        """Mean squared error of the velocity, where the chunk is not padded, and the FAST tokens' loss with insulation.
+        """Mean squared error of the velocity, without padded actions; with insulation, plus the FAST tokens' loss.
 
-        In training the prediction is where the straight line through the noisy actions ends; otherwise the actions.
+        In training, the prediction is the end of the straight line through the noisy actions; otherwise it is the
+        sampled actions.
         """
         read = vla.read(batch, self.read_layer, logits=self.text is not None)
         noise, time = self.draw(batch)
@@ -126,7 +127,7 @@ class FlowHead:
         return loss, Prediction(actions=actions, targets=batch.actions)
 
     def draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Noise [R * B, T, D] and times [R * B] for these samples, all of them once, then all again."""
+        """Noise [R * B, T, D] and times [R * B]: R repeats of the whole batch, one after the other."""
         noise, time = [], []
         for source in sources(batch.numbers, self.seed):
             noise.append(source.standard_normal((self.repeats, *batch.actions.shape[1:]), np.float32))
@@ -136,7 +137,7 @@ class FlowHead:
         return drawn, self.flow.time(torch.tensor(time).T.flatten()).to(device, non_blocking=True)
 
     def velocity_loss(self, vla: VLA, read: Read, batch: Batch, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of the velocity with this noise [R * B, T, D] at these times [R * B], and the actions it leads to."""
+        """Loss of the velocity for this noise [R * B, T, D] at these times [R * B], and the actions it leads to."""
         times = len(noise) // len(batch)
         actions = batch.actions.repeat(times, 1, 1)
         moving = self.flow.on_the_way(actions, noise, time)
@@ -149,7 +150,7 @@ class FlowHead:
         return loss, self.flow.clean(moving, velocity.detach(), time)
 
     def sample(self, vla: VLA, read: Read, proprio: Tensor | None, noise: Tensor, steps: int | None = None) -> Tensor:
-        """Actions float32 [B, T, D], from noise of this shape."""
+        """Sample actions float32 [B, T, D] from noise of the same shape."""
         network: Any = vla.action_head
         seen = network.read(read.states.to(network.action_in.weight.dtype))
         *_, (actions, _) = self.flow.sample(
@@ -164,9 +165,9 @@ class FlowHead:
         return ActionMetrics(datasets)
 
     def decoder(self, vla: VLA, acting: Acting) -> Decoder:
-        """One pass of the language model, and `steps` (its option) of the network.
+        """One pass of the language model, then `steps` (its option) of the network.
 
-        All robots of a batch start from the same noise, so that one acts in company as it does alone.
+        All robots of a batch start from the same noise, so that an action does not depend on the batch.
         """
         own = options_of(self, acting, {"steps": self.flow.steps})
 

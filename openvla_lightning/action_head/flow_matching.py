@@ -1,7 +1,7 @@
-"""Flow matching over action chunks: a straight way from noise to actions, learnt as its velocity (Lipman et al. 2023).
+"""Flow matching over action chunks: the network learns the velocity of a straight path from noise to actions.
 
-Two conventions are published: openpi (pi0) has noise at time 1 and goes down, GR00T and StarVLA have it at time 0 and
-go up. Here the convention is a number, `noise_at`, and everything else follows from it.
+See Lipman et al. 2023. There are two conventions: in openpi (pi0), noise is at time 1 and time decreases; in GR00T and
+StarVLA, noise is at time 0 and time increases. Here `noise_at` sets the convention.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-"""Actions on their way [B, T, D] and times [B] -> velocity [B, T, D]."""
+"""Noisy actions [B, T, D] and times [B] -> velocity [B, T, D]."""
 
 
 class FlowMatching:
@@ -21,7 +21,7 @@ class FlowMatching:
 
     Args:
         noise_at: the time at which actions are pure noise, 1 (pi0) or 0 (GR00T).
-        alpha, beta: of the Beta distribution that training draws the share of noise from; 1.5 and 1, as published,
+        alpha, beta: parameters of the Beta distribution of the share of noise in training; the published 1.5 and 1
             prefer noisy actions.
         scale, offset: the share of noise is Beta * scale + offset, at most 1; pi0: 0.999 and 0.001, GR00T: 1 / 0.999
             and 0.
@@ -48,11 +48,11 @@ class FlowMatching:
         self.steps = steps
 
     def draw(self, source: np.random.Generator) -> float:
-        """A random share of noise, before scale and offset: one draw from the Beta distribution."""
+        """One draw from the Beta distribution: a share of noise before scale and offset."""
         return float(source.beta(self.alpha, self.beta))
 
     def time(self, draws: Tensor) -> Tensor:
-        """Times for training [B], in [0, 1], of draws [B] from the Beta distribution."""
+        """Training times [B], in [0, 1], from draws [B] of the Beta distribution."""
         noise = (draws * self.scale + self.offset).clamp(max=1.0)
         return noise if self.noise_at == 1 else 1 - noise
 
@@ -62,23 +62,23 @@ class FlowMatching:
         return share * noise + (1 - share) * actions
 
     def target(self, actions: Tensor, noise: Tensor) -> Tensor:
-        """The velocity that leads along the line as time grows, [B, T, D]."""
+        """The velocity along the line for increasing time, [B, T, D]."""
         return noise - actions if self.noise_at == 1 else actions - noise
 
     def clean(self, moving: Tensor, velocity: Tensor, time: Tensor) -> Tensor:
-        """The actions [B, T, D] at the end of the line through `moving`, if this is its velocity."""
+        """The actions [B, T, D] at the end of the line through `moving` with this velocity."""
         share = self._share_of_noise(time)[:, None, None]
         return moving - share * velocity if self.noise_at == 1 else moving + share * velocity
 
     def sample(self, velocity: Velocity, noise: Tensor, steps: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The actions after each Euler step from pure noise [B, T, D], and the time [] at which it was taken.
+        """The actions after each Euler step from pure noise [B, T, D], and the time [] at which the step was taken.
 
-        Times are added up in float32, as released, and the network sees them so.
+        Times are summed in float32, as released, and the network sees these values.
 
         Args:
             velocity: see `Velocity`.
-            noise: what to start from.
-            steps: how many; None: as the class says.
+            noise: start of the sampling.
+            steps: number of steps; None: the class's `steps`.
         """
         count = self.steps if steps is None else steps
         change = torch.tensor((1 - 2 * self.noise_at) / count, dtype=torch.float32, device=noise.device)
@@ -98,7 +98,7 @@ def time_embedding(time: Tensor, width: int, shortest: float = 4e-3, longest: fl
 
     As released in openpi, whose angles are float64.
     """
-    apple = time.device.type == "mps"  # its GPUs know no float64
+    apple = time.device.type == "mps"  # Apple's GPUs lack float64
     places = torch.linspace(0, 1, width // 2, dtype=torch.float64, device="cpu" if apple else time.device)
     frequencies = 2 * math.pi / (shortest * (longest / shortest) ** places)
     frequencies = frequencies.float().to(time.device) if apple else frequencies

@@ -1,4 +1,4 @@
-"""A small transformer over action tokens that looks at the backbone's hidden states, for flow matching."""
+"""A small transformer over action tokens that attends to the backbone's hidden states, for flow matching."""
 
 from collections.abc import Sequence
 
@@ -13,19 +13,19 @@ Seen = Sequence[tuple[Tensor, Tensor]]
 
 
 class FlowNetwork(nn.Module):
-    """Velocity of actions on their way from noise, given what the backbone saw.
+    """Predicts the velocity of noisy actions from the backbone's hidden states, the context.
 
-    Each block lets the action tokens look at each other, then at the context, and then think by themselves; the time
+    Each block has self-attention over the action tokens, cross-attention to the context, and an MLP; the time
     scales, shifts and gates each of the three (DiT, Peebles and Xie 2023). Gates and the last layer start at zero, so
-    an untrained network stands still. The context's keys and values do not depend on time: `read` makes them once for
-    all Euler steps.
+    an untrained network predicts velocity zero. The context's keys and values do not depend on time: `read` computes
+    them once for all Euler steps.
 
     Args:
         context_dim: width of the backbone's hidden states.
         action_dim: D.
         horizon: T, actions in a chunk.
         width, depth, heads: of the transformer.
-        proprio_dim: P, numbers of the robot's state, which become one more token; 0: none.
+        proprio_dim: P, numbers of the robot's state, which become one extra token; 0: none.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class FlowNetwork(nn.Module):
         nn.init.zeros_(self.action_out.weight)
 
     def read(self, context: Tensor) -> Seen:
-        """What all blocks see of hidden states [B, S, context_dim]."""
+        """Keys and values of all blocks for hidden states [B, S, context_dim]."""
         return self._read(context)
 
     def _read(self, context: Tensor) -> Seen:
-        # `forward` may not call `read`: where weights are sharded, it would put them away on its return.
+        # `forward` must not call `read`: with sharded weights, FSDP would free them when `read` returns.
         context = self.context_in(self.context_norm(context))
         return [block.read(context) for block in self.blocks]  # type: ignore[operator]
 
@@ -82,11 +82,11 @@ class FlowNetwork(nn.Module):
         """Velocity [B, T, D].
 
         Args:
-            moving: actions on their way [B, T, D].
+            moving: noisy actions [B, T, D].
             time: [B].
-            context: hidden states [B, S, context_dim], or what `read` made of them.
-            mask: bool [B, S], False where the context is padding; None: there is none.
-            proprio: [B, P], where the network was built for it.
+            context: hidden states [B, S, context_dim], or the result of `read`.
+            mask: bool [B, S], False where the context is padding; None: no padding.
+            proprio: [B, P], if the network was built for it.
         """
         tokens = self.action_in(moving)
         if self.state_in is not None:

@@ -26,7 +26,7 @@ class ActionMetrics(Metric):
         self.add_state("totals", default=zeros, dist_reduce_fx="sum")
 
     def update(self, prediction: Prediction, batch: Batch) -> None:
-        """Add what was predicted for a batch; choices that do not count and actions that are padded are left out."""
+        """Add the prediction for a batch, without choices that do not count and without padded actions."""
         rows = torch.tensor([self.datasets.index(name) for name in batch.dataset_names])
         rows = rows.to(self.totals.device, non_blocking=True)
         error = prediction.error
@@ -45,7 +45,7 @@ class ActionMetrics(Metric):
         self.totals.index_add_(0, rows, per_sample.to(self.totals))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return `action_accuracy` (where choices were made) and `l1`, and each again as `<metric>/<dataset>`."""
+        """Return `action_accuracy` (for heads with choices) and `l1`, overall and as `<metric>/<dataset>`."""
         values: dict[str, Tensor] = {}
         total = self.totals.sum(0)
         for suffix, (correct, choices, error, numbers) in [

@@ -1,4 +1,4 @@
-"""Gaussian diffusion over action chunks: how noise is added, and how it is taken away again in few steps.
+"""Gaussian diffusion over action chunks: adding noise, and removing it in few steps.
 
 Tables are float64 and are read as float32, as in the released code of CogACT. Predictions are of the noise (epsilon).
 """
@@ -16,16 +16,16 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 def sources(numbers: Sequence[int], seed: int) -> list[np.random.Generator]:
-    """A source of randomness for each sample, from its place in the order of training.
+    """A random generator for each sample, seeded by its place in the order of training.
 
-    So what is drawn depends neither on how samples are spread over processes nor on what was drawn before, and a run
-    that goes on draws what it would have drawn.
+    So the draws depend neither on the number of processes nor on earlier draws, and a resumed run draws the same
+    numbers as an uninterrupted one.
     """
     return [np.random.Generator(np.random.Philox(key=[seed, number])) for number in numbers]
 
 
 class NoiseSchedule:
-    """How much of a noisy action is signal at each timestep, and the two ways back from noise to actions.
+    """The share of signal in a noisy action at each timestep, and two sampling methods: DDIM and DDPM.
 
     Args:
         steps: timesteps of training.
@@ -51,20 +51,20 @@ class NoiseSchedule:
         self.alphas_cumprod = np.cumprod(1 - self.betas)
 
     def noised(self, actions: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """Actions [B, T, D] with noise of the same shape mixed in, as it stands at `timestep`, int64 [B]."""
+        """Actions [B, T, D] mixed with noise of the same shape, at noise level `timestep`, int64 [B]."""
         bar = self.alphas_cumprod
         return _rows(np.sqrt(bar), timestep) * actions + _rows(np.sqrt(1 - bar), timestep) * noise
 
     def clean(self, noisy: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """The actions that noisy ones [B, T, D] at `timestep` [B] were made of, if this is their noise."""
+        """The clean actions of `noisy` [B, T, D] at `timestep` [B], given its noise."""
         bar = self.alphas_cumprod
         return _rows(np.sqrt(1 / bar), timestep) * noisy - _rows(np.sqrt(1 / bar - 1), timestep) * noise
 
     def kept(self, count: int) -> list[int]:
-        """The timesteps, ascending, of sampling in `count` steps: the multiples of one stride, as in the released code.
+        """The ascending timesteps for sampling in `count` steps: multiples of one stride, as in the released code.
 
         Raises:
-            ValueError: where no whole stride gives exactly `count`, naming the nearest counts that have one.
+            ValueError: no integer stride gives exactly `count`; the message names the nearest possible counts.
         """
         if count == 1:
             return [self.steps // 2]
@@ -90,10 +90,10 @@ class NoiseSchedule:
 
         Args:
             noisy, noise: the actions at timestep `now`, and the noise predicted in them.
-            now, before: timesteps; None before the last, where no noise is left.
-            clip: keep the clean estimate in [-1, 1].
-            renoise: derive the noise anew from the clipped estimate, as CogACT does; diffusers does not.
-            eta: share of fresh noise, 0 none; with `draw`, standard normal [B, T, D].
+            now, before: timesteps; `before` is None in the last step, after which no noise is left.
+            clip: clip the clean estimate to [-1, 1].
+            renoise: recompute the noise from the clipped estimate, as CogACT does; diffusers does not.
+            eta: share of fresh noise (0: none), which `draw`, standard normal [B, T, D], provides.
         """
         bar = float(self.alphas_cumprod[now])
         bar_before = 1.0 if before is None else float(self.alphas_cumprod[before])
@@ -120,8 +120,8 @@ class NoiseSchedule:
 
         Args:
             predict: see `Predict`.
-            noise: what to start from.
-            draws: standard normal [count, B, T, D], used where `eta` is above 0.
+            noise: start of the sampling.
+            draws: standard normal [count, B, T, D], used if `eta` is above 0.
             count, clip, renoise, eta: see `kept` and `ddim_step`.
         """
         kept, noisy = self.kept(count), noise
@@ -135,7 +135,8 @@ class NoiseSchedule:
     def posterior(self, noisy: Tensor, clean: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [B, T, D] and log variance [B, 1, 1] one timestep earlier, given the clean actions (DDPM, eq. 6-7).
 
-        The variance is the small fixed one; at timestep 0, where it is none, the logarithm is that of timestep 1.
+        The variance is the smaller of the two fixed ones; it is 0 at timestep 0, where the logarithm of timestep 1 is
+        used.
         """
         bar, betas = self.alphas_cumprod, self.betas
         before = np.append(1.0, bar[:-1])
@@ -153,9 +154,9 @@ class NoiseSchedule:
 
         Args:
             predict: see `Predict`.
-            noise: what to start from [B, T, D].
+            noise: start of the sampling [B, T, D].
             draws: standard normal [steps, B, T, D], in the order of sampling; the last one is not used.
-            clip: keep the clean estimate in [-1, 1].
+            clip: clip the clean estimate to [-1, 1].
         """
         noisy = noise
         for step, now in enumerate(reversed(range(self.steps))):

@@ -1,4 +1,4 @@
-"""Words instead of actions: the head of the VLM stage."""
+"""The head of VLM training, which predicts text instead of actions."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class TextHead(TokenHead):
-    """No actions yet: the answers of conversations, learnt by next-token prediction (the VLM stage)."""
+    """Learns the answers of conversations by next-token prediction, without actions (VLM training)."""
 
     def prediction(self, logits: Tensor, batch: Batch) -> Prediction:
-        """Which learnt tokens were predicted exactly, and which tokens are learnt; the actions are empty."""
+        """Which learnt tokens were predicted exactly, and which tokens count; the actions are empty."""
         targets = batch.labels[:, 1:].gather(1, batch.places)
         return Prediction(
             actions=batch.actions,
