@@ -131,8 +131,7 @@ def _tanh_gelu() -> nn.GELU:
 
 
 def timestep_embedding(timestep: Tensor, width: int, longest: float = 10000.0) -> Tensor:
-    """Cosines, then sines, of timesteps [B], float32 [B, width]; frequencies fall from 1; an odd width ends with a
-    0."""
+    """Cosines, then sines, of timesteps [B], float32 [B, width]; frequencies fall from 1; an odd width adds a 0."""
     half = width // 2
     frequencies = torch.exp(-math.log(longest) * torch.arange(half, device=timestep.device).float() / half)
     angles = timestep[:, None].float() * frequencies

@@ -1,4 +1,4 @@
-"""What is done to a model block by block: recomputing activations, compiling."""
+"""Operations on a model's blocks: recomputing activations, compiling."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,20 +14,21 @@ Recompute = Literal["none", "selective", "full"]
 
 
 def blocks(vla: VLA) -> list[nn.Module]:
-    """The vision towers' blocks, then the decoder's layers; of towers that are no row of blocks none."""
+    """The vision towers' blocks, then the decoder's layers; towers that are no sequence of blocks give none."""
     towers = [getattr(tower, "blocks", ()) for tower in vla.vision_backbone.featurizers]
     return [*(block for tower in towers for block in tower), *vla.llm.model.layers]
 
 
 def recompute_activations(vla: VLA, which: Recompute) -> None:
-    """Let blocks of `vla` forget their activations and compute them again in the backward pass, in place.
+    """Make blocks of `vla` recompute their activations in the backward pass, in place.
 
     Args:
-        vla: to be trained.
-        which: `full`: every block; a third more computing, least memory. `selective`: every second block. `none`.
+        vla: the model to train.
+        which: `full`: every block, with a third more computation and the least memory. `selective`: every second block.
+            `none`: no block.
 
     Raises:
-        ValueError: for another word.
+        ValueError: for another value.
     """
     if which not in get_args(Recompute):
         raise ValueError(f"checkpoint_activations={which}: choose {', '.join(get_args(Recompute))}")
@@ -39,11 +40,11 @@ def recompute_activations(vla: VLA, which: Recompute) -> None:
 def compile_blocks(vla: VLA, backend: str = "inductor") -> None:
     """Compile every block of `vla` in place, at its first use; equal blocks are compiled once.
 
-    Hooks of blocks (of FSDP, for one) stay outside what is compiled. Comes before `recompute_activations`.
+    Hooks of blocks, such as FSDP's, are not compiled. Call this before `recompute_activations`.
     """
     for block in blocks(vla):
         _replace_forward(block, torch.compile(block.forward, backend=backend))
 
 
 def _replace_forward(block: nn.Module, forward: Any) -> None:
-    block.forward = forward  # of this block alone: names of parameters and classes stay
+    block.forward = forward  # only this block's method, so names of parameters and classes do not change

@@ -1,6 +1,6 @@
-"""The documented door to `openvla_lightning.checkpoint`: `python -m openvla_lightning.model.checkpoint export`.
+"""The documented entry to `openvla_lightning.checkpoint`: `python -m openvla_lightning.model.checkpoint export`.
 
-Like `VLA.from_pretrained`, it belongs to the public face and calls what stands above the model.
+Like `VLA.from_pretrained`, it is part of the public interface and calls a package above the model.
 """
 
 import argparse

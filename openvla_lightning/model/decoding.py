@@ -1,7 +1,6 @@
-"""Writing ids after prompts, step by step: the reference that `StaticDecoder` is held against.
+"""Writing ids after prompts, step by step: the reference against which `StaticDecoder` is tested.
 
-It is written here because the image must never get lost on the way: transformers >= 4.50 silently drops the released
-model's image inside `generate()`.
+It does not use transformers' `generate()`, because versions >= 4.50 silently drop the released model's image there.
 """
 
 from dataclasses import dataclass
@@ -18,11 +17,10 @@ class Sampling:
     """How an id is chosen from logits.
 
     Args:
-        temperature: 0 takes the most likely id; above, ids are drawn from softmax(logits / temperature).
-        top_k: draws are among this many most likely ids; None: among all.
+        temperature: 0 takes the most likely id; above 0, ids are sampled from softmax(logits / temperature).
+        top_k: sample among this many most likely ids; None: among all.
         within: the first id that may be chosen and the one after the last, for example the action ids; None: the whole
-            vocabulary, as released. This changes the result
-            only when the most likely id is outside the range.
+            vocabulary, as released. This changes the result only when the most likely id is outside the range.
 
     Raises:
         ValueError: for a negative temperature, fewer than one id, or an empty range.
@@ -41,9 +39,9 @@ class Sampling:
             raise ValueError(f"within={self.within} holds no id; give the first and the one after the last")
 
     def noise(self, llm: CausalLM, batch: int, count: int, generator: torch.Generator | None) -> Tensor | None:
-        """Gumbel noise [B, count, ids], on the CPU, that turns taking the largest into drawing; None at temperature 0.
+        """Gumbel noise [B, count, ids], on the CPU, with which taking the maximum samples; None at temperature 0.
 
-        It is drawn in one go before the first step, so a replayed graph draws anew.
+        All of it is drawn before the first step, so that a replayed graph uses new noise.
         """
         if self.temperature == 0:
             return None
@@ -51,7 +49,7 @@ class Sampling:
         return torch.empty(batch, count, ids).exponential_(generator=generator).log_().neg_()
 
     def ids(self, llm: CausalLM, hidden: Tensor, noise: Tensor | None) -> Tensor:
-        """Chosen ids [B] after hidden states [B, dim], with noise [B, ids] of this step."""
+        """Chosen ids [B] after hidden states [B, dim], with this step's noise [B, ids]."""
         logits = self._logits(llm, hidden)
         if noise is not None:
             logits = logits / self.temperature
@@ -83,7 +81,7 @@ def decode(
     choice: Sampling = MOST_LIKELY,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """Return a continuation, ids [B, max_new_tokens]; no end token stops it early.
+    """Return a continuation, ids [B, max_new_tokens]; an end token does not stop it.
 
     Args:
         embeddings: prompt embeddings [B, S, dim], visual tokens included, padding on the right.

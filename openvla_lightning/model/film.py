@@ -1,4 +1,4 @@
-"""FiLM: what the robot was told scales and shifts what the vision towers see (OpenVLA-OFT section V, "OFT+")."""
+"""FiLM: the instruction scales and shifts the features of the vision towers (OpenVLA-OFT section V, "OFT+")."""
 
 from typing import Any, Literal, get_args
 
@@ -13,7 +13,7 @@ def check_padding(padding: str) -> str:
     """Return `padding`, one of `FilmPadding`.
 
     Raises:
-        ValueError: for another word.
+        ValueError: for another value.
     """
     if padding not in get_args(FilmPadding):
         raise ValueError(f"film={padding!r} is not known: choose {', '.join(get_args(FilmPadding))}, or null for none")
@@ -27,7 +27,7 @@ class FiLMBlock(nn.Module):
     register tokens included. Parameters keep the names of the block they come from; `scale` and `shift` are new.
 
     Args:
-        block: timm's block, whose layers are taken over.
+        block: timm's block, whose layers are reused.
         language_dim: width of a language embedding.
     """
 
@@ -37,7 +37,7 @@ class FiLMBlock(nn.Module):
             self.add_module(name, module)
         norm: Any = block.norm1
         width, like = norm.normalized_shape[0], next(block.parameters())
-        # A start with torch's own random weights is as released; zeros would leave the tower unchanged at first.
+        # torch's default random weights are as released; zeros would leave the tower unchanged at the start.
         self.scale = nn.Linear(language_dim, width, device=like.device, dtype=like.dtype)
         self.shift = nn.Linear(language_dim, width, device=like.device, dtype=like.dtype)
 
@@ -56,7 +56,7 @@ def add_film(tower: nn.Module, language_dim: int) -> None:
     """Replace every block of a ViT, the last one included as released, in place.
 
     Raises:
-        ValueError: for a tower that is no row of plain ViT blocks.
+        ValueError: for a tower that is no sequence of plain ViT blocks.
     """
     blocks = getattr(tower, "blocks", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not all(type(block) is Block for block in blocks):
@@ -68,7 +68,7 @@ def add_film(tower: nn.Module, language_dim: int) -> None:
 def film_features(tower: Any, pixels: Tensor, layer: int, language: Tensor) -> Tensor:
     """Patch features [B, P, D_tower] of a tower with FiLM, read at block `layer`, counted from the end.
 
-    timm's own loop over blocks hands them nothing but tokens.
+    timm's own loop over blocks passes only tokens to them.
     """
     x = tower.norm_pre(tower.patch_drop(tower._pos_embed(tower.patch_embed(pixels))))
     for block in tower.blocks[: len(tower.blocks) + 1 + layer]:
@@ -77,6 +77,6 @@ def film_features(tower: Any, pixels: Tensor, layer: int, language: Tensor) -> T
 
 
 def film_layers(vision_backbone: nn.Module) -> list[nn.Module]:
-    """The linear layers that FiLM added to the towers, which learn in full whatever else does."""
+    """The linear layers that FiLM added to the towers, which learn in full with every strategy."""
     blocks = [module for module in vision_backbone.modules() if isinstance(module, FiLMBlock)]
     return [layer for block in blocks for layer in (block.scale, block.shift)]

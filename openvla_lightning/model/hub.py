@@ -1,4 +1,4 @@
-"""Where weights and tokenizers come from: a folder, the Hugging Face cache, the hub."""
+"""Sources of weights and tokenizers: a folder, the Hugging Face cache, the hub."""
 
 import re
 from difflib import get_close_matches
@@ -25,10 +25,10 @@ That is the name of a Prismatic VLM. Download it where there is a network and gi
 
 
 def check_source(source: str | Path) -> None:
-    """Say within seconds whether `source` can be found, without loading or downloading it.
+    """Check within seconds whether `source` can be found, without loading or downloading it.
 
     Raises:
-        FileNotFoundError: naming what is missing and where to get it.
+        FileNotFoundError: it is missing; the message says where to get it.
     """
     text = str(source)
     if Path(text).expanduser().exists():
@@ -46,7 +46,7 @@ def check_source(source: str | Path) -> None:
 
 
 def _beside(path: Path) -> str:
-    """What there is instead, where the folder around `path` is there."""
+    """What the folder around `path` contains, if that folder exists; for error messages."""
     if not path.parent.is_dir():
         return ""
     there = sorted(one.name for one in path.parent.iterdir() if not one.name.startswith("."))

@@ -1,8 +1,8 @@
-"""The ids that writing one after the other gives, in fewer passes: all are guessed at once and verified in one pass.
+"""The same ids as sequential decoding, in fewer passes: all ids are guessed at once and verified in one pass.
 
-One pass over a guess tells what follows each of its ids. As far as the guess was right these are the right ids, and the
-first one after that is right, too, since it follows right ones alone; what comes behind is the next guess (Jacobi
-iteration, Santilli et al. 2023). A bad guess costs passes, never the answer.
+One pass over a guess predicts the id after each guessed one. Up to the first wrong guess, these predictions are right,
+and so is the next one, because it follows only right ids. The later predictions are the next guess (Jacobi iteration,
+Santilli et al. 2023). A bad guess costs more passes, but never changes the answer.
 """
 
 from collections.abc import Callable
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 
 class JacobiDecoder:
-    """Inputs in, ids out, as `StaticDecoder`; each action is guessed from the one before.
+    """Writes ids for inputs, as `StaticDecoder` does; the previous action is the guess for the next one.
 
-    Which robot stands in which row of a batch does not matter to the answer, only to how good the guess is.
+    If robots change their rows in the batch, the guess gets worse, but the answer stays the same.
 
     Args:
-        vla: in its place, in `eval`.
+        vla: the model, on its device and in `eval`.
         normalise: uint8 [B, 3V, H, W] -> float [B, 3 * towers * V, H, W] on any device (`ImageTransform.normalise`).
         choice: how ids are chosen.
-        first: the id that the first guess consists of.
+        first: the id that fills the first guess.
 
     Attributes:
-        actions, passes: how often it was called, and how many passes of the language model that took in all.
+        actions, passes: number of calls, and total number of passes of the language model.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class JacobiDecoder:
         generator: torch.Generator | None = None,
         clock: Callable[[str], None] = lambda stage: None,
     ) -> Tensor:
-        """Ids [B, count] on the device; arguments as those of `StaticDecoder`, with padding on the right."""
+        """Ids [B, count] on the device; arguments as for `StaticDecoder`, with padding on the right."""
         alike = bool(inputs.attention_mask.all())
         given = inputs.to(next(self.vla.parameters()).device)
         clock("copy")
@@ -65,7 +65,7 @@ class JacobiDecoder:
         if draft is None or draft.shape != (len(inputs), count):
             draft = torch.full((len(inputs), count), self.first)
         ids, passes, tied = decode_in_parallel(self.vla.llm, embeddings, lengths, count, self.choice, draft)
-        if tied:  # what rounding could decide is decided by the decoder that this one stands for
+        if tied:  # where rounding could change an id, use the sequential decoder
             ids, passes = self._stepwise(inputs, count), passes + count
         clock("decode")
         self._last, self.actions, self.passes = ids, self.actions + 1, self.passes + passes
@@ -80,21 +80,21 @@ def decode_in_parallel(
     choice: Sampling = MOST_LIKELY,
     draft: Tensor | None = None,
 ) -> tuple[Tensor, int, bool]:
-    """What `decode` gives, ids [B, count], how many passes it took, and whether rounding could have decided an id.
+    """The ids [B, count] of `decode`, the number of passes, and whether rounding could have changed an id.
 
-    A pass over many positions rounds differently from one over a single position. Where the two most likely ids are
-    closer than this could matter, the id is decided by a pass of its own, as `decode` would.
+    A pass over many positions rounds differently from one over a single position. If the two most likely ids are so
+    close that this could matter, a separate pass decides the id, as in `decode`.
 
     Args:
         embeddings: prompt embeddings [B, S, dim], visual tokens included, padding on the right.
         lengths: int64 [B], positions of each row that are not padding; None when there is no padding.
         count: how many ids to write.
         choice: how an id is chosen: the most likely one, of all or within a range.
-        draft: the first guess, int64 [B, count]: the ids of the action before, for example. None: none, and the first
-            pass reads the prompt alone.
+        draft: the first guess, int64 [B, count], for example the ids of the previous action. None: no guess; the first
+            pass reads only the prompt.
 
     Raises:
-        ValueError: for a temperature above 0, whose draws cannot be guessed.
+        ValueError: for a temperature above 0, because samples cannot be guessed.
     """
     _check(choice)
     batch, width, _ = embeddings.shape
@@ -105,10 +105,10 @@ def decode_in_parallel(
     prompt = torch.arange(width, device=device) < ends[:, None]
     cache = DynamicCache(config=llm.model.config)
     guess = torch.zeros(batch, count, dtype=torch.int64, device=device) if draft is None else draft.to(device).clone()
-    right = torch.zeros(batch, dtype=torch.int64, device=device)  # how many ids of each row are known to be right
+    right = torch.zeros(batch, dtype=torch.int64, device=device)  # number of verified ids in each row
     known, passes, alone, tied = 0, 0, draft is None, False
     while known < count:
-        first = max(known - 1, 0)  # where the ids begin that this pass reads
+        first = max(known - 1, 0)  # the first id that this pass reads
         last = known if alone else count - 1
         fed = llm.embed(guess[:, first:last])
         positions = ends[:, None] + torch.arange(first, last, device=device)
@@ -126,7 +126,7 @@ def decode_in_parallel(
         ours = guess[:, known : known + ids.shape[1]]
         kept = torch.arange(known, known + ids.shape[1], device=device) < right[:, None]
         sure = sure | kept | alone
-        # an id is right when it is sure and everything before it was guessed right
+        # an id is right if it is sure and all guesses before it were right
         follows = ((ours == ids) | kept) & sure
         accepted = sure & nn.functional.pad(follows[:, :-1], (1, 0), value=True).cummin(dim=1).values
         guess[:, known : known + ids.shape[1]] = torch.where(kept, ours, ids)
@@ -143,7 +143,7 @@ def _check(choice: Sampling) -> None:
 
 
 def choose(llm: CausalLM, hidden: Tensor, choice: Sampling) -> tuple[Tensor, Tensor]:
-    """The most likely ids [B, N] after hidden states [B, N, dim], and where no rounding could make it another one."""
+    """The most likely ids [B, N] after hidden states [B, N, dim], and where rounding could not change them."""
     logits = choice._logits(llm, hidden.flatten(0, 1))
     largest, second = logits.topk(2, dim=-1).values.unbind(-1)
     rounding = 1e-3 if llm.lm_head.weight.dtype == torch.float32 else 0.125

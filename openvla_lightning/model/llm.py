@@ -17,18 +17,18 @@ from openvla_lightning.types import IGNORE_INDEX
 _NOT_ARCHITECTURE = {"model_type", "torch_dtype", "dtype", "auto_map", "quantization_config", "_name_or_path"}
 _NOT_ARCHITECTURE |= {"attn_implementation", "_attn_implementation"}
 
-# transformers looks at the positions to find out whether `sdpa` needs a mask, which waits for the device in every
-# forward pass. For an attention of another name it makes none, and without a mask this one is causal.
+# For `sdpa`, transformers reads the positions to decide on a mask, which waits for the device in every forward pass.
+# For an attention of another name it makes no mask, and without a mask this one is causal.
 _CAUSAL = "sdpa_without_mask"
 FAMILIES = ("llama", "mistral", "qwen2", "phi")
-"""`model_type`s whose decoder is nothing but embedding, layers and norm."""
+"""`model_type`s whose decoder consists only of embedding, layers and norm."""
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 
 
 def sdpa_without_mask(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
-    """`sdpa`; on a CPU under autocast in float32, whose gradients take an eighth of the time that those of bfloat16 do.
+    """`sdpa`; on a CPU with autocast it runs in float32, whose gradients take an eighth of bfloat16's time.
 
-    Arguments and results as transformers has them: queries, keys and values [B, heads, S, width].
+    Arguments and results are as in transformers: queries, keys and values [B, heads, S, width].
     """
     if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return sdpa_attention_forward(module, query, key, value, *rest, **options)
@@ -44,16 +44,16 @@ class CausalLM(nn.Module):
     """A decoder with its output head, under the parameter names transformers gives them.
 
     Args:
-        name: where tokenizer and pretrained weights come from: a local folder or a hub id (`tiny` for neither).
+        name: local folder or hub id of tokenizer and pretrained weights (`tiny` needs neither).
         architecture: `model_type` and the fields of that transformers config; absent fields take transformers'
             defaults, as in the released `text_config`. Its `vocab_size` counts rows of the embedding, padding included.
         vocab_size: ids of the tokenizer in use, without padding; action ids are the last ones below it.
         pretrained: load the weights of `name`; not on the meta device.
-        smooth_actions: how many ids below `vocab_size` start as smooth functions of their place, in embedding and head
-            alike, so that what is learnt about one action bin is learnt about its neighbours. For models from
-            scratch: 256 there saves most of the training that random rows need. 0 for pretrained ones, as released.
-        attention: which implementation attends where every position sees every other (`decode(causal=False)`): `sdpa`,
-            `eager` or `flash_attention_2`. Causal attention is always `sdpa`. A way of computing, so `config` lacks it.
+        smooth_actions: how many ids below `vocab_size` start as smooth functions of their place, in embedding and head,
+            so that learning one action bin also improves its neighbours. For models from scratch, 256 saves most of the
+            training that random rows need. Use 0 for pretrained ones, as released.
+        attention: implementation of non-causal attention (`decode(causal=False)`): `sdpa`, `eager` or
+            `flash_attention_2`. Causal attention is always `sdpa`. This is not part of the model, so not in `config`.
 
     Attributes:
         dim: width of an embedding.
@@ -103,16 +103,16 @@ class CausalLM(nn.Module):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "CausalLM":
         """Rebuild, with random weights."""
-        return cls(**{k: v for k, v in config.items() if k != "gradient_checkpointing"})  # of earlier checkpoints
+        return cls(**{k: v for k, v in config.items() if k != "gradient_checkpointing"})  # in earlier checkpoints
 
     def tie_weights(self) -> None:
-        """Make head and embedding one parameter again, where the architecture says so."""
+        """Make head and embedding one parameter again, if the architecture ties them."""
         if self.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     @torch.no_grad()
     def _smooth_rows(self, count: int, std: float) -> None:
-        """Random Fourier features of the place in [-1, 1]; neighbours within about a tenth of the range look alike."""
+        """Random Fourier features of the place in [-1, 1]; places within about a tenth of the range are similar."""
         place = torch.linspace(-1, 1, count)[:, None]
         waves = torch.cos(place * 4.0 * torch.randn(1, self.dim) + 2 * math.pi * torch.rand(1, self.dim))
         for weight in (self.model.embed_tokens.weight, self.lm_head.weight):
@@ -133,12 +133,12 @@ class CausalLM(nn.Module):
         """Hidden states [B, S, dim] after the final norm, from embeddings [B, S, dim].
 
         Args:
-            embeddings: of the whole sequence, or of what follows the cache.
-            attention_mask: bool or int [B, S], zero where nobody looks; None: nothing is hidden.
+            embeddings: of the whole sequence, or of the part after the cache.
+            attention_mask: bool or int [B, S], zero at masked positions; None: no position is masked.
             position_ids: int64 [B, S]; None: counted from the cache's end.
-            cache: keys and values of what came before, added to.
-            causal: whether a position sees only what came before it. False: it sees all of the sequence (as OpenVLA-OFT
-                does), for which there is no cache.
+            cache: keys and values of earlier positions; new ones are added to it.
+            causal: whether a position sees only earlier ones. False: it sees the whole sequence (as in OpenVLA-OFT),
+                for which there is no cache.
         """
         config = self.model.config
         if not causal:
@@ -157,21 +157,21 @@ class CausalLM(nn.Module):
         ).last_hidden_state
 
     def attend_without_mask(self) -> None:
-        """Let the decoder's layers use `sdpa` with the mask they are given and no other, when they are called apart."""
+        """Make the decoder's layers use `sdpa` with exactly the given mask, for callers that run single layers."""
         self.model.config._attn_implementation = _CAUSAL
 
     def _attend_to_all(
         self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor | None, output_hidden_states: bool = False
     ) -> Any:
-        """What transformers' decoder gives when every position sees every other that `mask` [B, S] does not hide.
+        """The output of transformers' decoder when every position sees all positions that `mask` [B, S] allows.
 
-        The decoder's classes are causal. A mask of two dimensions is combined with the triangle, and so is none at all
-        under `eager`; a mask of four dimensions is taken as it is. What asks `is_causal` is told that it is not.
+        The decoder's classes are causal. They combine a mask of two dimensions with the causal triangle (with `eager`
+        also no mask), but use a mask of four dimensions unchanged. `is_causal` is set to False for the attention.
         """
         config, width = self.model.config, embeddings.shape[1]
         hidden: Tensor | None = None if mask is None else mask.bool()
         given: Tensor | None
-        if self.attention == "eager":  # adds the mask to the scores
+        if self.attention == "eager":  # `eager` adds the mask to the scores
             hidden = torch.ones(1, width, dtype=torch.bool, device=embeddings.device) if hidden is None else hidden
             scores = torch.zeros(hidden.shape, dtype=embeddings.dtype, device=embeddings.device)
             scores = scores.masked_fill(~hidden, torch.finfo(embeddings.dtype).min)
@@ -196,7 +196,7 @@ class CausalLM(nn.Module):
     ) -> tuple[Tensor, ...]:
         """The embeddings and each layer's output [B, S, dim]; the last one is after the final norm.
 
-        Arguments as in `decode`; causal ones take no mask.
+        Arguments as in `decode`; with causal attention, the mask is ignored.
         """
         if not causal:
             return self._attend_to_all(embeddings, attention_mask, None, output_hidden_states=True).hidden_states
@@ -204,7 +204,7 @@ class CausalLM(nn.Module):
         return self.model(inputs_embeds=embeddings, use_cache=False, output_hidden_states=True).hidden_states
 
     def lower(self, embeddings: Tensor, layers: int) -> Tensor:
-        """Hidden states [B, S, dim] after the first `layers` layers alone, causal; those above are not run.
+        """Hidden states [B, S, dim] after the first `layers` layers, causal; later layers do not run.
 
         Raises:
             ValueError: for more layers than there are, or an architecture that is more than a stack of layers.
@@ -222,11 +222,11 @@ class CausalLM(nn.Module):
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """float32 logits [..., vocab] of hidden states [..., dim]; the released code widens them too."""
+        """float32 logits [..., vocab] of hidden states [..., dim]; the released code also converts to float32."""
         return self.lm_head(hidden).float()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CausalLM":
-        """Move and cast as any module, but keep rotary frequencies in float32: bfloat16 would blur positions."""
+        """Move and cast like any module, but keep rotary frequencies in float32: bfloat16 would blur positions."""
         kept = {k: v for k, v in self.named_buffers() if v.is_floating_point() and v.device.type != "meta"}
         super()._apply(fn, recurse)
         for key, value in kept.items():
@@ -247,7 +247,7 @@ def _transformers_config(architecture: dict[str, Any]) -> PretrainedConfig:
 
 
 def _load_pretrained(decoder: nn.Module, name: str) -> None:
-    """Fill `decoder` with the weights of `name`; embeddings may have fewer rows there, the rest stay as they are."""
+    """Load the weights of `name` into `decoder`; if its embedding has fewer rows, the other rows are not changed."""
     check_source(name)
     try:
         source = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)

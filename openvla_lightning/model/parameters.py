@@ -1,4 +1,4 @@
-"""How many parameters a model has, how many of them learn, and the names of their dtypes."""
+"""Counts of a model's parameters, all and trainable, and the names of dtypes."""
 
 import math
 
@@ -7,9 +7,9 @@ from torch import nn
 
 
 def count(module: nn.Module) -> tuple[int, int]:
-    """All parameters of `module`, and the ones that require a gradient.
+    """Numbers of all parameters of `module`, and of those that require a gradient.
 
-    A 4-bit weight counts what it stands for, not the bytes it is packed into.
+    For a 4-bit weight, the unpacked values count, not the packed bytes.
     """
     every = [(parameter.requires_grad, _size(parameter)) for parameter in module.parameters()]
     return sum(size for _, size in every), sum(size for learns, size in every if learns)
@@ -24,7 +24,7 @@ def floating(name: str) -> torch.dtype:
     """A floating dtype of torch by its name.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for any other name.
     """
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

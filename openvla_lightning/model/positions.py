@@ -1,4 +1,4 @@
-"""Where things stand in rows of tokens: padding on either side, and places to read."""
+"""Positions in rows of tokens: padding on either side, and places to read."""
 
 from typing import overload
 
@@ -13,10 +13,10 @@ def at(hidden: Tensor, places: Tensor) -> Tensor:
 
 
 def visible(attention_mask: Tensor | None, prefix: int) -> Tensor | None:
-    """Which of BOS, `prefix` tokens and the other text [B, L + prefix] are no padding; None where all are, if known.
+    """Which of BOS, `prefix` tokens and the other text [B, L + prefix] are no padding; None: no padding is known.
 
-    A mask on an accelerator is taken to hide something: to look would be to wait for it. So is one without values, of
-    an estimate.
+    A mask on an accelerator is assumed to hide something, because reading it would wait for the device. So is a mask
+    without values, in an estimate.
     """
     if attention_mask is None:
         return None
@@ -28,7 +28,7 @@ def visible(attention_mask: Tensor | None, prefix: int) -> Tensor | None:
 
 
 def left_padding(attention_mask: Tensor | None) -> Tensor | None:
-    """How many padding positions open each row [B], or None when no row opens with padding."""
+    """The number of padding positions at the start of each row [B]; None if no row starts with padding."""
     if attention_mask is None or bool(attention_mask[:, 0].all()):
         return None
     return attention_mask.int().argmax(dim=1)

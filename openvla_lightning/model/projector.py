@@ -1,4 +1,4 @@
-"""From patch features to the LLM's embedding space."""
+"""Projectors from patch features to the LLM's embedding space."""
 
 from collections.abc import Sized
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ class Projector(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `from_config` reads back; the dimensions come from the neighbours."""
+        """Plain data for `from_config`; the dimensions come from vision backbone and language model."""
         own = type(self).__module__ == __name__
         return {"kind": self.kind if own else f"{type(self).__module__}.{type(self).__qualname__}"}
 
@@ -29,7 +29,7 @@ class Projector(nn.Module):
         """Rebuild the projector of `config["kind"]`: one of ours, or the dotted path of a plug-in's class.
 
         Raises:
-            ValueError: for an unknown kind, or a package that is not known here.
+            ValueError: for an unknown kind, or a package that is not declared.
         """
         if "." in str(config.get("kind")):
             return plugins.find(config["kind"])(in_dim, out_dim)
@@ -86,10 +86,10 @@ class FusedMLP(Projector):
 
 
 class Perceiver(Projector):
-    """A fixed number of learnt queries that look at all patches: IDEFICS' and Flamingo's resampler.
+    """A fixed number of learnt queries that attend to all patches: the resampler of IDEFICS and Flamingo.
 
-    Six blocks of self-attention, cross-attention to the patches and an MLP, then a linear layer into the LLM; 64 visual
-    tokens, whatever the number of patches.
+    Six blocks of self-attention, cross-attention to the patches and an MLP, then a linear layer into the LLM. The
+    output has 64 visual tokens for any number of patches.
     """
 
     kind = "perceiver"

@@ -1,4 +1,4 @@
-"""The sequence that the language model reads: BOS, what the robot sees and feels, the text; and passes over it."""
+"""The language model's input sequence (BOS, images, proprioception, text) and the passes over it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 PASSES = ("states", "logits", "read", "see", "prompt", "generate")
-"""Ways to run the model beside `forward`."""
+"""Methods besides `forward` that run the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What a head that looks at the whole prompt gets to see. S = 1 + patches and other tokens + L - 1 positions.
+    """Input of a head that reads the whole prompt. S = 1 + patches and other tokens + L - 1 positions.
 
     Attributes:
         states: hidden states [B, S, dim].
-        prompt: bool [B, S], False on padding and on what the head wrote.
-        logits: float32 [B, K, vocab] of the ids at `places`; None where nobody asked.
+        prompt: bool [B, S], False on padding and on the ids that the head wrote.
+        logits: float32 [B, K, vocab] of the ids at `places`; None unless requested.
     """
 
     states: Tensor
@@ -40,8 +40,8 @@ class Read:
 class SequenceModel(nn.Module):
     """Passes over BOS, the patches of V views, the proprioception's token and the other text.
 
-    `VLA` is made of these parts; here is how they work together. Under FSDP only what is named in `PASSES` gathers the
-    weights it computes with, and none of these may call another, which would give them back too early.
+    `VLA` builds the parts; this class combines them. With FSDP, only the methods in `PASSES` gather weights. None of
+    them may call another one, which would free the weights too early.
     """
 
     vision_backbone: VisionBackbone
@@ -64,17 +64,17 @@ class SequenceModel(nn.Module):
     ) -> VLAOutput:
         """Run the model over whole sequences.
 
-        Training gives `places` and, because its rows are padded on the right, no `attention_mask`: then logits are
-        made of what is learnt alone, and nothing waits for the device.
+        Training passes `places` and, because its rows are padded on the right, no `attention_mask`: then logits are
+        computed only for the learnt tokens, and nothing waits for the device.
 
         Args:
             pixel_values: float [B, 3 * towers * V, H, W]; None for text alone.
             input_ids: int64 [B, L], beginning with BOS after any left padding.
             attention_mask: bool or int [B, L], zero on padding, which may be on either side.
             labels: int64 [B, L] aligned with `input_ids`, `IGNORE_INDEX` where nothing is learnt.
-            places: int64 [B, K] indices into `input_ids[:, 1:]`: the next tokens to make logits for; None: logits of
+            places: int64 [B, K] indices into `input_ids[:, 1:]`: the next tokens to compute logits for; None: logits of
                 every position. For rows padded on the right.
-            proprio: float [B, P], normalised, where the model reads it.
+            proprio: float [B, P], normalised, if the model reads it.
             output_hidden_states: also return tower, projector and hidden features, of a single view.
 
         Raises:
@@ -92,7 +92,7 @@ class SequenceModel(nn.Module):
                 visual = self.projector(self.vision_backbone(pixel_values, language))
         prefix = self._prefix(visual, proprio, text)
         embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
-        # Padding is on the right by now, where causal attention never looks: no mask keeps the fast kernel.
+        # Padding is on the right here, where causal attention never looks; without a mask, the fast kernel is used.
         states = self.language_model.hidden_states(embeddings) if output_hidden_states else None
         hidden = self.language_model.decode(embeddings) if states is None else states[-1]
         if places is not None:
@@ -121,8 +121,8 @@ class SequenceModel(nn.Module):
 
         Args:
             inputs: as in `states`.
-            written: how many of the first tokens at `inputs.places` were written by the head: FiLM, which is told the
-                mean embedding of the text, leaves them out.
+            written: how many of the first tokens at `inputs.places` the head wrote; FiLM leaves them out of the mean
+                embedding of the text.
         """
         return self._see(inputs, written)
 
@@ -130,7 +130,7 @@ class SequenceModel(nn.Module):
         language = None
         if self.film is not None:
             text = self.language_model.embed(inputs.input_ids)
-            padding = self.film == "released" and self.training  # released policies act on one row, without any
+            padding = self.film == "released" and self.training  # released policies act on single rows
             counted = torch.ones_like(inputs.input_ids) if padding else inputs.attention_mask
             counted = counted.bool().scatter(1, inputs.places[:, :written] + 1, False)
             language = (text * counted[..., None]).sum(1) / counted.sum(1, keepdim=True)
@@ -154,12 +154,12 @@ class SequenceModel(nn.Module):
         Args:
             inputs: normalised `pixel_values` [B, 3 * towers * V, H, W], `input_ids` [B, L] with padding on the right,
                 `attention_mask`, `places` [B, K], and `proprio` [B, P] where the model reads it.
-            slots: embeddings [B, N, dim] that stand in for those of the first N tokens at `places`: zeros for parallel
-                decoding, projected noisy actions for diffusion. Or a function that gives them, for a head whose module
-                makes them: under FSDP it can only be called inside one of the model's passes.
+            slots: embeddings [B, N, dim] that replace those of the first N tokens at `places`: zeros for parallel
+                decoding, projected noisy actions for diffusion. Or a function that returns them, for a head whose
+                module computes them: with FSDP, it can only be called inside one of the model's passes.
             extra: embeddings [B, E, dim] of further tokens before the text, such as a diffusion timestep.
-            causal: whether a position sees only what came before it; False: all that is no padding.
-            visual: what `see` gave for the same inputs, for whoever asks more than once.
+            causal: whether a position sees only earlier ones; False: it sees all positions except padding.
+            visual: result of `see` for the same inputs, for callers with several passes over them.
 
         Raises:
             ValueError: when the model reads proprioception and there is none, or of another width.
@@ -169,7 +169,7 @@ class SequenceModel(nn.Module):
         return at(hidden, places)
 
     def logits(self, inputs: "Inputs", *, slots: Tensor) -> Tensor:
-        """float32 logits [B, K, vocab] at `inputs.places` where every position sees every other: parallel decoding.
+        """float32 logits [B, K, vocab] at `inputs.places` with non-causal attention, for parallel decoding.
 
         Arguments as in `states`.
         """
@@ -183,9 +183,9 @@ class SequenceModel(nn.Module):
         extra: Tensor | None,
         visual: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """What `states` gives to the language model: embeddings [B, S, dim], what is no padding, and where to read.
+        """The language model's input for `states`: embeddings [B, S, dim], a mask, and the positions to read.
 
-        The mask is bool [B, S], or None where all of it is known to be seen; the positions are int64 [B, K].
+        The mask is bool [B, S], or None if no padding is known; the positions are int64 [B, K].
         """
         text = self.language_model.embed(inputs.input_ids)
         slots = slots() if callable(slots) else slots
@@ -200,12 +200,12 @@ class SequenceModel(nn.Module):
         return embeddings, visible(inputs.attention_mask, prefix.shape[1]), prefix.shape[1] + inputs.places
 
     def read(self, inputs: "Inputs", layer: int | None = None, logits: bool = False) -> Read:
-        """Hidden states of the whole prompt, for a head that looks at all of them.
+        """Hidden states of the whole prompt, for a head that reads all of them.
 
         Args:
-            inputs: as in `states`; what was written at `places` is read, but is no part of the prompt.
-            layer: after how many layers of the language model; None: after the last one and the final norm.
-            logits: also those of the ids at `places`. Without them the layers above `layer` are not run.
+            inputs: as in `states`; the ids at `places` are read, but are no part of the prompt.
+            layer: number of the language model's layers to run; None: all of them and the final norm.
+            logits: also compute the logits of the ids at `places`. Otherwise the layers above `layer` do not run.
         """
         text = self.language_model.embed(inputs.input_ids)
         prompt = inputs.attention_mask.bool()
@@ -224,9 +224,9 @@ class SequenceModel(nn.Module):
         return Read(states, prompt, self.language_model.logits(written) if logits else None)
 
     def _language(self, text: Tensor, attention_mask: Tensor | None, places: Tensor | None) -> Tensor | None:
-        """What FiLM is told where actions are written one after the other: the mean embedding [B, dim] of the prompt.
+        """FiLM's input for sequential writing of actions: the mean embedding [B, dim] of the prompt.
 
-        The prompt ends where the first id of `places` is predicted, or with the row when nothing is written yet.
+        The prompt ends where the first id of `places` is predicted, or at the end of the row if no id is written yet.
         """
         if self.film is None:
             return None
@@ -240,7 +240,7 @@ class SequenceModel(nn.Module):
     def _prefix(
         self, visual: Tensor | None, proprio: Tensor | None, text: Tensor, extra: Tensor | None = None
     ) -> Tensor:
-        """What stands between BOS and the other text [B, n, dim]: visual tokens, the proprioception's, `extra` ones."""
+        """The tokens between BOS and the other text [B, n, dim]: visual tokens, the proprioception's, `extra` ones."""
         tokens = [] if visual is None else [visual]
         if self.proprio_dim is not None and visual is not None:
             if proprio is None or proprio.shape[-1] != self.proprio_dim:
@@ -253,7 +253,7 @@ class SequenceModel(nn.Module):
     def prompt(
         self, pixel_values: Tensor | None, input_ids: Tensor, attention_mask: Tensor | None, proprio: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, L + n, dim] of prompts, and of them the n that stand between BOS and the other text.
+        """Embeddings [B, L + n, dim] of prompts, and the n of them between BOS and the other text.
 
         Arguments as in `forward`, with padding on the right.
         """
@@ -282,10 +282,10 @@ class SequenceModel(nn.Module):
         choice: Sampling = MOST_LIKELY,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Ids [B, max_new_tokens] after prompts, plainly; `StaticDecoder` gives the same sooner.
+        """Ids [B, max_new_tokens] after prompts: the reference, of which `StaticDecoder` is the fast version.
 
-        Arguments as in `forward`; `choice` says how ids are chosen, and draws come from `generator`, on the CPU. Rows
-        of different length, padded on either side, give what each gives alone.
+        Arguments as in `forward`; `choice` says how ids are chosen, and `generator`, on the CPU, samples. Rows may have
+        different lengths and padding on either side; each gives the same ids as alone.
         """
         shift = left_padding(attention_mask)
         embeddings, prefix = self._prompt(pixel_values, roll(input_ids, shift), roll(attention_mask, shift), proprio)

@@ -1,4 +1,4 @@
-"""`VLA.generate` with static shapes: the same ids, sooner. Captured as CUDA graphs on a GPU, compiled where it pays."""
+"""A faster `VLA.generate` with static shapes: the same ids, with CUDA graphs and compilation on a GPU."""
 
 import logging
 from collections.abc import Callable
@@ -25,20 +25,20 @@ batches to a power of two by repeating their last row."""
 
 @dataclass(slots=True)
 class _Buffers:
-    """The tensors of one action, or of one batch of them. A graph reads the first five and fills the others.
+    """The tensors of one action or of a batch of actions. A graph reads the first five and fills the others.
 
     Attributes:
         pixels: uint8 [B, 3V, H, W].
         input_ids: int64 [B, L], padding on the right.
         text_lengths: int64 [B], without padding.
         noise: see `Sampling.noise`.
-        proprio: float32 [B, P], where the model reads it.
+        proprio: float32 [B, P], if the model reads it.
         embeddings: of prompt and visual tokens [B, S, dim].
-        prefix: how many of them stand between BOS and the other text.
+        prefix: number of tokens between BOS and the other text.
         layers: keys and values of each layer.
         last: hidden state [B, dim] after the prompt.
-        ids: what was written, int64 [B, count].
-        writing: what another way of writing keeps from step to step.
+        ids: the written ids, int64 [B, count].
+        writing: state of a subclass's decoding between its steps.
     """
 
     pixels: Tensor
@@ -56,10 +56,10 @@ class _Buffers:
 
 
 class _KeysValues:
-    """Keys and values [B, heads, S + room, head_dim] of one layer; what attention calls its cache.
+    """Keys and values [B, heads, S + room, head_dim] of one layer, in the form of attention's cache.
 
-    The first call keeps the prompt's, each later one writes at `place`, int64 [1]. One object per layer, and a tensor
-    for the place, let all layers and steps share one compilation.
+    The first call stores the prompt's, each later one writes at `place`, int64 [1]. Because each layer has its own
+    object and the place is a tensor, all layers and steps share one compilation.
     """
 
     def __init__(self, room: int) -> None:
@@ -80,17 +80,17 @@ class _KeysValues:
 
 
 class StaticDecoder:
-    """Pixels and prompts in, ids out, in stages of static shape: `vision`, `prefill`, `decode`.
+    """Writes ids for pixels and prompts, in stages of static shape: `vision`, `prefill`, `decode`.
 
     Args:
-        vla: in its place, in `eval`.
+        vla: the model, on its device and in `eval`.
         normalise: uint8 [B, 3V, H, W] -> float [B, 3 * towers * V, H, W] on any device (`ImageTransform.normalise`).
         choice: how ids are chosen.
         compile: compile the language model's layer, once for all layers. At most three versions are compiled; the third
-            serves all further shapes. None: on a GPU; on a CPU it costs more than it gives back. bitsandbytes' layers
-            are never compiled.
-        graph: capture each stage as a CUDA graph. None: on a GPU, but not for bitsandbytes' 8 bits, which look at
-            values on the way.
+            serves all further shapes. None: only on a GPU, because on a CPU compilation costs more than it saves.
+            bitsandbytes' layers are never compiled.
+        graph: capture each stage as a CUDA graph. None: on a GPU, except for bitsandbytes' 8 bits, which inspect
+            values.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class StaticDecoder:
         Args:
             inputs: on the CPU, pixels uint8 [B, 3V, H, W], padding on either side.
             count: how many ids to write.
-            generator: on the CPU, for drawing.
+            generator: on the CPU, for sampling.
             clock: called with the name of each stage when its work has been handed to the device: `copy`, `vision`,
                 `prefill`, `decode`.
         """
@@ -139,19 +139,19 @@ class StaticDecoder:
     def _prepared(
         self, inputs: Inputs, count: int, generator: torch.Generator | None
     ) -> tuple[_Buffers, list[Callable[[], None]]]:
-        """The tensors of one call on the device, and what is to be done with them: graphs, or the stages themselves."""
+        """The tensors of one call on the device, and the functions to run on them: graphs, or the stages themselves."""
         action = self._arranged(inputs, count, generator)
         if self.graph:
             try:
                 return self._ready(action)
-            except RuntimeError as error:  # an operation that cannot be captured, or no memory left to do it
+            except RuntimeError as error:  # an operation cannot be captured, or there is no memory
                 log.warning(f"No CUDA graphs, so actions take longer: {str(error).splitlines()[0]}")
                 self.graph = False
         _move(action, self.device)
         return action, [partial(stage, action) for stage in self._stages]
 
     def _arranged(self, inputs: Inputs, count: int, generator: torch.Generator | None) -> _Buffers:
-        """Move padding to the right, where causal attention never looks, and bring inputs to one of few shapes."""
+        """Move padding to the right, where causal attention never looks, and pad inputs to one of a few shapes."""
         pixels, mask, proprio = inputs.pixel_values, inputs.attention_mask, inputs.proprio
         lengths = mask.long().sum(1)
         width = int(lengths.max())
@@ -176,7 +176,7 @@ class StaticDecoder:
         action.prefix = prefix.shape[1]
 
     def _read(self, action: _Buffers) -> None:
-        """Image and prompt in one pass."""
+        """Run image and prompt through the language model in one pass."""
         llm, embeddings = self.vla.llm, action.embeddings
         action.layers = [_KeysValues(action.count - 1) for _ in llm.model.layers]
         positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
@@ -185,7 +185,7 @@ class StaticDecoder:
         action.last = hidden[rows, action.text_lengths + action.prefix - 1]
 
     def _write(self, action: _Buffers) -> None:
-        """One id after the other. Row by row they go to the same place, right of all padding, which a mask hides."""
+        """Write one id after the other, in all rows at the same place right of the padding, which a mask hides."""
         llm, steps = self.vla.llm, torch.arange(action.count - 1, device=action.last.device)
         draws = [None] * action.count if action.noise is None else action.noise.unbind(1)
         ids = [self.choice.ids(llm, action.last, draws[0])]
@@ -195,7 +195,7 @@ class StaticDecoder:
         action.ids = torch.stack(ids, dim=1)
 
     def _follow(self, action: _Buffers, ids: Tensor, step: Tensor) -> Tensor:
-        """Hidden states [B, dim] after ids [B], which are the `step`-th, int64 [1], that were written."""
+        """Hidden states [B, dim] after ids [B], which were written in step `step`, int64 [1]."""
         width = action.input_ids.shape[1] + action.prefix
         lengths, place = action.text_lengths[:, None] + action.prefix, width + step
         places = torch.arange(width + action.count - 1, device=ids.device)
@@ -218,7 +218,7 @@ class StaticDecoder:
         action.ids = decode(self.vla.llm, action.embeddings, lengths, action.count, self.choice, action.noise)
 
     def _ready(self, given: _Buffers) -> tuple[_Buffers, list[Callable[[], None]]]:
-        """The graphs for these shapes, captured when they are new, with `given` copied to where they read."""
+        """The graphs for these shapes, captured if they are new, with `given` copied into their input tensors."""
         key = (*given.pixels.shape, *given.input_ids.shape, given.count)
         if key not in self._captured:
             action = _Buffers(
@@ -236,7 +236,7 @@ class StaticDecoder:
     def _capture(self, action: _Buffers) -> list[Callable[[], None]]:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # compiles, and makes what libraries make on first use
+        with torch.cuda.stream(side):  # compile, and let libraries initialise themselves
             for _ in range(2):
                 for stage in self._stages:
                     stage(action)
@@ -263,5 +263,5 @@ def _move(action: _Buffers, device: torch.device) -> None:
 def _layer(
     layer: nn.Module, hidden: Tensor, mask: Tensor | None, positions: Tensor, rotary: Any, kept: _KeysValues
 ) -> Tensor:
-    """One decoder layer; a function of its own, for compilation to see every layer as the same code."""
+    """One decoder layer; a separate function, so that compilation treats all layers as the same code."""
     return layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary, past_key_values=kept)

@@ -1,4 +1,4 @@
-"""A timm model as a vision tower: built from its name and arguments, read at an inner layer."""
+"""Vision towers: timm models, built from name and arguments, whose features are read at an inner layer."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,9 +21,9 @@ _SIGLIP_V1 = ("vit_so400m_patch14_siglip_", "vit_base_patch16_siglip_", "vit_lar
 
 @contextmanager
 def parameters_follow_default_device() -> Any:
-    """Inside, parameters go to the meta device when that is torch's default device; buffers are always real.
+    """Inside this context, parameters are on the meta device if it is torch's default device; buffers are always real.
 
-    Buffers that no checkpoint carries (rotary frequencies) must hold their values whatever happens to parameters.
+    Buffers that no checkpoint contains (rotary frequencies) must hold their values even if parameters do not.
     """
     with ExitStack() as stack:
         if torch.get_default_device().type == "meta":
@@ -80,7 +80,7 @@ def build_tower(spec: dict[str, Any], image_size: int, pretrained: bool) -> nn.M
         with parameters_follow_default_device():
             tower = _create(spec["id"], pretrained, image_size, arguments)
     except RuntimeError:
-        # Hybrids run their stem once while they are built, which parameters without values do not survive.
+        # Hybrids run their stem once while they are built, which fails if parameters have no values.
         if torch.get_default_device().type != "meta":
             raise
         with torch.device("cpu"):
@@ -129,7 +129,7 @@ class _Reading(nn.Module):
 
 
 def probe(tower: nn.Module, image_size: int, layer: int, name: str) -> tuple[tuple[int, int], str]:
-    """Patches and width that `tower` gives, and the output format it speaks, found without computing anything."""
+    """Number and width of patches from `tower`, and its output format, found on the meta device."""
     if not hasattr(tower, "forward_intermediates"):
         raise ValueError(f"timm model {name!r} cannot give inner features (it has no forward_intermediates)")
     pixels = torch.empty(1, 3, image_size, image_size, device="meta")
@@ -148,7 +148,7 @@ def probe(tower: nn.Module, image_size: int, layer: int, name: str) -> tuple[tup
 
 
 def pixel_statistics(towers: Mapping[str, str | Mapping[str, Any]]) -> tuple[list[list[float]], list[list[float]]]:
-    """Means and stds of `towers`: a tower's own `mean` and `std` where given, otherwise those timm knows."""
+    """Means and stds of `towers`: a tower's `mean` and `std` if given, otherwise timm's."""
     means, stds = [], []
     for spec in map(tower_spec, towers.values()):
         known = timm.get_pretrained_cfg(spec["id"], allow_unregistered=True)

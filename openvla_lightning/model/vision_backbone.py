@@ -30,14 +30,14 @@ class VisionBackbone(nn.Module):
             0.02 is a fiftieth of a convolutional stem's output, so positions are learnt slowly.
         image_size: side of the square input, in pixels.
         fusion: `channel` joins the towers' features of one patch (released); `sequence` keeps them as separate tokens,
-            as wide as the widest tower's, zero where a tower has less.
-        feature_layer: which block's output to take, counted from the end; -2 as released, no final norm.
+            padded with zeros to the width of the widest tower.
+        feature_layer: the block whose output is used, counted from the end; -2 as released, without final norm.
         pretrained: load each tower's own weights (from the hub or its cache); not on the meta device.
 
     Attributes:
         dim: width of a patch feature.
         num_patches: visual tokens per image.
-        has_film: whether `add_film` was called: then features depend on the instruction.
+        has_film: whether `add_film` was called, so that features depend on the instruction.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class VisionBackbone(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "VisionBackbone":
-        """Rebuild, with random weights."""
+        """Rebuild with random weights."""
         return cls(**config)
 
     def train(self, mode: bool = True) -> "VisionBackbone":
-        """As any module, but frozen batch normalisation keeps its running statistics."""
+        """As in any module, but frozen batch normalisation keeps its running statistics."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
@@ -104,10 +104,10 @@ class VisionBackbone(nn.Module):
         return [getattr(self, name) for name in _NAMES[: len(self.towers)]]
 
     def add_film(self, language_dim: int) -> None:
-        """Let language embeddings of this width scale and shift the features in every block, from now on.
+        """Add FiLM: language embeddings of this width scale and shift the features in every block.
 
         Raises:
-            ValueError: for a tower that is no row of plain ViT blocks.
+            ValueError: for a tower that is no sequence of plain ViT blocks.
         """
         for tower in self.featurizers:
             add_film(tower, language_dim)
@@ -138,10 +138,10 @@ class VisionBackbone(nn.Module):
         ]
 
     def views(self, pixel_values: Tensor) -> int:
-        """How many images V a row of pixels [B, 3 * towers * V, H, W] holds.
+        """V, the number of images in each row of pixels [B, 3 * towers * V, H, W].
 
         Raises:
-            ValueError: when the channels are no whole number of images.
+            ValueError: when the number of channels does not fit whole images.
         """
         channels, side = 3 * len(self.towers), self.image_size
         views, rest = divmod(pixel_values.shape[1], channels)
@@ -161,7 +161,7 @@ class VisionBackbone(nn.Module):
     def forward(self, pixel_values: Tensor, language: Tensor | None = None) -> Tensor:
         """Patch features [B, V * num_patches, dim] from pixels [B, 3 * towers * V, H, W] of V views.
 
-        The views' patches stand one view after the other, as released by OpenVLA-OFT.
+        The patches come one view after the other, as in OpenVLA-OFT.
 
         Args:
             pixel_values: normalised; a view's channels are those of the first tower, then those of the second.

@@ -25,7 +25,7 @@ __all__ = ["VLA", "VLAOutput"]
 
 
 class HasNetwork(Protocol):
-    """What the model asks of an action head."""
+    """The part of an action head that the model uses."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -37,15 +37,15 @@ class HasNetwork(Protocol):
 
 @dataclass
 class About:
-    """What is known of a model besides its weights: loading fills it in, saving writes it down.
+    """Data about a model besides its weights; loading fills it in, and saving writes it.
 
     Attributes:
         norm_stats: dataset name -> action statistics in the released layout, for un-normalising.
-        recipe: the resolved configuration this model was trained with, for its model card; empty when unknown.
-        json_files: name -> content of the JSON files of the released folder this model came from; what of them no
-            field of ours says is passed on when saving. Empty for a new model.
-        folder: that folder, whose tokenizer files are passed on when saving.
-        weights_from: where all weights come from, as a path or hub id; None when they come from several places.
+        recipe: the resolved configuration of the model's training, for its model card; empty if unknown.
+        json_files: name -> content of the JSON files of the released folder that the model was loaded from; saving
+            keeps entries that this package does not set. Empty for a new model.
+        folder: that folder; saving copies its tokenizer files.
+        weights_from: path or hub id of all weights; None if they come from several places.
     """
 
     norm_stats: dict[str, Any] = field(default_factory=dict)
@@ -57,12 +57,12 @@ class About:
 
 @dataclass(frozen=True)
 class Start:
-    """Whose weights a model is to start from; see `VLA`.
+    """The checkpoint from which a model starts; see `VLA`.
 
     Attributes:
         path: folder, file or hub id.
-        dtype: of the weights that come from there; None: torch's default.
-        vision_backbone: builds one with weights of its own, where those to come may lack them.
+        dtype: dtype of the weights from there; None: torch's default.
+        vision_backbone: builds a backbone with its own weights, for checkpoints that may lack them.
     """
 
     path: str
@@ -74,28 +74,28 @@ ADDED = ("proprio_projector", "action_head")
 
 
 class VLA(SequenceModel):
-    """OpenVLA: image and instruction in, action token ids out (paper section 3).
+    """OpenVLA: predicts action token ids from image and instruction (paper section 3).
 
-    `state_dict()` has the released parameter names, so weights go in and out without renaming.
+    `state_dict()` has the released parameter names, so weights are loaded and saved without renaming.
 
     Args:
         vision_backbone: builds the vision backbone.
         projector: builds the projector from the backbone's and the language model's widths.
         llm: builds the language model.
-        init_from: whose weights to start from: a VLA or Prismatic VLM, as folder, file or hub id. The model is then
-            built without weights, on the meta device, and `checkpoint.load.start_from` brings them, as `VLAModule`
-            does. None: each part's own weights.
-        dtype: of the weights that come from there: `bfloat16` halves a frozen model. None: torch's default.
-        action_head: whose module, if it has one, the model gets as `action_head`, in float32.
+        init_from: checkpoint to start from: a VLA or Prismatic VLM, as folder, file or hub id. The model is then
+            built without weights, on the meta device, and `checkpoint.load.start_from` loads them, as in `VLAModule`.
+            None: each part has its own weights.
+        dtype: dtype of the weights from `init_from`: `bfloat16` halves a frozen model. None: torch's default.
+        action_head: if it has a network, the model gets it as `action_head`, in float32.
         proprio_dim: P, how many numbers of proprioception the model reads, as one token after the patches; None: none.
-        film: let the instruction scale and shift what the towers see: in training `released` takes the mean over the
-            padding of a batch, too, as OpenVLA-OFT does, `masked` over the text alone; true means `released`. None or
-            false: not.
+        film: let the instruction scale and shift the towers' features. In training, `released` averages the text's
+            embeddings including padding, as OpenVLA-OFT does, and `masked` without padding; true means `released`. None
+            or false: no FiLM.
 
     Attributes:
-        about: what is known of it besides its weights.
-        start: whose weights it is to start from; None for those of its parts.
-        quantisation: how layers were quantised (see `Quantisation.config`); None when none were.
+        about: data about the model besides its weights.
+        start: the checkpoint from which it starts; None: the weights of its parts.
+        quantisation: how layers were quantised (see `Quantisation.config`); None if they were not.
     """
 
     def __init__(
@@ -119,13 +119,13 @@ class VLA(SequenceModel):
         self._action_head: dict[str, Any] | None = None
         with nullcontext() if init_from is None else torch.device("meta"):
             backbone, language_model = vision_backbone(), llm()
-            # Registered in the released order, which is the order of parameters in saved files.
+            # The order of registration is the released order of parameters in saved files.
             self.vision_backbone = backbone
             self.projector = projector(backbone.dim, language_model.dim)
             self.language_model = language_model
             if self.film is not None:
                 backbone.add_film(language_model.dim)
-        # New parts begin with weights of their own, wherever the others come from.
+        # New parts start from random weights, with or without `init_from`.
         if proprio_dim is not None:
             self.proprio_projector = MLP(proprio_dim, language_model.dim)
         if action_head is not None and (network := action_head.network(language_model.dim)) is not None:
@@ -134,7 +134,7 @@ class VLA(SequenceModel):
 
     @property
     def llm(self) -> CausalLM:
-        """The language model; its attribute carries the released name."""
+        """The language model; its attribute has the released name."""
         return self.language_model
 
     @property
@@ -148,7 +148,7 @@ class VLA(SequenceModel):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Plain, JSON-able description that `from_config` rebuilds the same architecture from."""
+        """Plain JSON data from which `from_config` rebuilds the same architecture."""
         return {
             "vision_backbone": self.vision_backbone.config,
             "projector": self.projector.config,
@@ -161,7 +161,7 @@ class VLA(SequenceModel):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "VLA":
-        """Build an architecture with random weights; inside `torch.device("meta")` with none."""
+        """Build an architecture with random weights; inside `torch.device("meta")` without weights."""
         vla = cls(
             vision_backbone=lambda: VisionBackbone.from_config(config["vision_backbone"]),
             projector=lambda in_dim, out_dim: Projector.from_config(config["projector"], in_dim, out_dim),
@@ -176,16 +176,16 @@ class VLA(SequenceModel):
     def added(self) -> list[nn.Module]:
         """The modules that a released VLA lacks: a head's network, the proprioception's projector, FiLM's layers.
 
-        They start from random weights: every strategy lets them learn in full, and no quantisation touches them.
+        They start from random weights. Every strategy lets them learn in full, and they are never quantised.
         """
         own = [getattr(self, name) for name in ADDED if hasattr(self, name)]
         return [*own, *film_layers(self.vision_backbone)]
 
     def part(self, name: str) -> list[nn.Module]:
-        """Modules behind a part's name, for strategies.
+        """Modules of a named part, for strategies.
 
         Raises:
-            KeyError: for an unknown name, listing the known ones.
+            KeyError: for an unknown name; the message lists the known ones.
         """
         decoder = self.language_model.model
         parts: dict[str, list[nn.Module]] = {
@@ -217,13 +217,13 @@ class VLA(SequenceModel):
 
         Args:
             path: what to load.
-            dtype: of the parameters; None keeps what the checkpoint holds.
-            device: where the parameters go, while loading.
+            dtype: dtype of the parameters; None: as in the checkpoint.
+            device: device to which the parameters are loaded.
             guard: check that the image reaches the logits.
-            base: where the base of an adapter is now; None: where it was during training.
+            base: present location of an adapter's base; None: its location during training.
 
         Raises:
-            CheckpointError: for anything that does not fit, all problems at once.
+            CheckpointError: something does not fit; it lists all problems.
         """
         from openvla_lightning.checkpoint.load import load_vla
 
@@ -238,13 +238,13 @@ class VLA(SequenceModel):
     ) -> None:
         """Write the released layout: config, safetensors (with an index when sharded), statistics, model card.
 
-        Adapters are merged into what is written, one layer at a time; this model stays as it is.
+        Adapters are merged into the written weights, one layer at a time; this model does not change.
 
         Args:
-            folder: created where needed.
-            processor: its tokenizer and image settings are written too.
+            folder: created if necessary.
+            processor: its tokenizer and image settings are written, too.
             max_shard_size: bytes of weights per file.
-            dtype: of the weights in the files; None: as they are.
+            dtype: dtype of the weights in the files; None: unchanged.
         """
         from openvla_lightning.checkpoint.save import save_vla
 
