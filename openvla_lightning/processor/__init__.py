@@ -1,6 +1,6 @@
 """Images and text -> the model's inputs. A processor holds a tokenizer and image settings, no weights.
 
-Its classes are imported when they are first asked for: a prompt can be read without torch.
+Its classes are imported on first use, so that prompts need no torch.
 """
 
 from importlib import import_module

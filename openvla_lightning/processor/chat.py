@@ -1,4 +1,4 @@
-"""Conversations -> tensors: the processor of the VLM stage."""
+"""Conversations -> tensors: the processor of VLM training."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from openvla_lightning.types import IGNORE_INDEX, Batch, Conversation, learnt_pl
 
 
 class ChatProcessor(Processor):
-    """Makes batches of conversations, as Prismatic VLMs are trained; everything else as its base."""
+    """Makes batches of conversations, as in the training of Prismatic VLMs; all else is inherited."""
 
     def collate(self, conversations: Sequence[Conversation]) -> Batch:  # type: ignore[override]
-        """Make a training batch; what answers say, and the end of each, is learnt, what is asked is not.
+        """Make a training batch; answers and their end tokens are learnt, questions are not.
 
         Texts longer than `max_length` are cut, as released.
 
         Raises:
-            ValueError: when some have an image and others have none.
+            ValueError: when only some conversations have an image.
         """
         rows = [self._row(conversation.turns) for conversation in conversations]
         width = max(len(ids) for ids, _ in rows)
@@ -44,7 +44,7 @@ class ChatProcessor(Processor):
         )
 
     def _row(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
-        """Ids and labels. Each side of each turn is tokenised by itself, as released."""
+        """Ids and labels. Questions and answers are tokenised separately, as released."""
         ids, labels = [self._bos()], [IGNORE_INDEX]
         for place, (question, answer) in enumerate(turns):
             asked = self._text(build_turn(question, self.prompt, first=place == 0))

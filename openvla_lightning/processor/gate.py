@@ -1,6 +1,6 @@
-"""What is taken from outside, written once: training, policies and servers accept the same texts and images.
+"""Checks of external texts and images, shared by training, policies and servers.
 
-It needs no torch, and for texts nothing at all: data are indexed, and requests read, through it.
+They need no torch, and those of texts need no package at all, because indexing and the server's reader use them.
 """
 
 import unicodedata
@@ -15,13 +15,13 @@ UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")
 
 
 def accepted(instruction: str) -> str:
-    """Return an instruction as training, a policy and a server take it.
+    """Return an instruction in the form that training, a policy and a server use.
 
-    Control characters at its ends, such as a newline, are dropped. Everything that scripts are written with is kept,
+    Control characters at its ends, such as a newline, are dropped. All characters of natural scripts are kept,
     joiners and ideographic spaces included.
 
     Raises:
-        ValueError: it says nothing, or holds control characters or halves of surrogate pairs.
+        ValueError: it is empty, or has control characters or halves of surrogate pairs.
     """
     text = instruction.strip(CONTROL)
     kinds = {letter: unicodedata.category(letter) for letter in text}
@@ -34,10 +34,10 @@ def accepted(instruction: str) -> str:
 
 
 def as_rgb(image: "Image.Image") -> "Image.Image":
-    """An image of any mode as RGB, 8 bits per channel. Of 16 bits of grey the upper 8 are kept, as TensorFlow does.
+    """An image of any mode as RGB, 8 bits per channel. For 16-bit grey, the upper 8 bits are kept, as in TensorFlow.
 
     Raises:
-        ValueError: it has no pixels, or its values are no colours (floating point).
+        ValueError: it has no pixels, or floating-point values.
     """
     import numpy as np
     from PIL import Image

@@ -1,4 +1,4 @@
-"""Images -> `pixel_values`, as the released processor makes them."""
+"""Images -> `pixel_values`, as in the released processor."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -24,9 +24,9 @@ class ImageTransform:
         means, stds: one triple per tower.
         resize_strategy: `resize-naive` (bicubic, aspect ratio not kept; bit-equal to the released processor),
             `letterbox` (pad to a square with the first tower's mean, then resize) or `resize-crop` (shorter side to
-            `image_size`, then the middle).
-        crop_area: fraction of the area to keep after resizing, cut from the middle and scaled up again; 0.9 when
-            training augmented with random crops of 90 % of the area, None for no crop.
+            `image_size`, then a centre crop).
+        crop_area: share of the area that a centre crop after resizing keeps; the crop is scaled up again. Use 0.9 if
+            training used random crops of 90 % of the area, None for no crop.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ImageTransform:
         return self.normalise(self.pixels(images))
 
     def pixels(self, images: Sequence[Image.Image | NDArray[np.uint8]]) -> Tensor:
-        """Resize and crop: uint8 [B, 3, H, W], a pixel's colours beside each other in memory, as cameras have them."""
+        """Resize and crop: uint8 [B, 3, H, W] in channels-last memory, as cameras deliver pixels."""
         pixels = torch.from_numpy(np.stack([self.resize(image) for image in images]))
         if self.crop_area is not None:
             pixels = center_crop(pixels, self.crop_area)
@@ -69,14 +69,14 @@ class ImageTransform:
         if pixels.device not in self._moments:
             self._moments[pixels.device] = tuple(moment.to(pixels.device) for moment in self._moments[CPU])
         mean, std = self._moments[pixels.device]
-        images = pixels.contiguous().reshape(-1, 3, *pixels.shape[2:])  # here: a device moves them faster than a host
+        images = pixels.contiguous().reshape(-1, 3, *pixels.shape[2:])  # on the device, which copies faster than a host
         return ((images.float().div_(255)[:, None] - mean) / std).reshape(len(pixels), -1, *pixels.shape[2:])
 
     def resize(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return `image` as uint8 [image_size, image_size, 3].
 
         Raises:
-            ValueError: for anything but an image or a uint8 array [H, W, 3] with pixels.
+            ValueError: unless it is an image or a uint8 array [H, W, 3] with pixels.
         """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -101,7 +101,7 @@ class ImageTransform:
         return image.resize((side, side), Image.Resampling.BICUBIC)
 
     def _letterbox(self, image: Image.Image) -> Image.Image:
-        """As released: equal integer margins on both sides, so the result may be one pixel from square."""
+        """As released, with equal integer margins on both sides, so the result may be one pixel from square."""
         longest = max(image.size)
         horizontal, vertical = ((longest - length) // 2 for length in image.size)
         fill = tuple(int(channel * 255) for channel in self.means[0])
@@ -112,10 +112,10 @@ class ImageTransform:
 
 
 def center_crop(images: Tensor, area: float) -> Tensor:
-    """Keep the middle `area` of uint8 images [B, H, W, 3] and scale it up again, bit-equal to the released evaluation.
+    """Centre crop to `area` of uint8 images [B, H, W, 3], scaled up again, bit-equal to the released evaluation.
 
-    That code is `tf.image.crop_and_resize` (bilinear, corners aligned) between two `convert_image_dtype`s, in float32
-    and in this order.
+    That code calls `tf.image.crop_and_resize` (bilinear, corners aligned) between two `convert_image_dtype`s, in
+    float32 and in this order.
     """
     (up, down, y), (left, right, x) = (_crop_lines(length, area) for length in images.shape[1:3])
     floats = images.float() * float(np.float32(1 / 255))
@@ -127,7 +127,7 @@ def center_crop(images: Tensor, area: float) -> Tensor:
 
 @cache
 def _crop_lines(length: int, area: float) -> tuple[Tensor, Tensor, Tensor]:
-    """For each line of a crop as long as the image: between which of its lines it lies, and how near the second."""
+    """For each line of the scaled crop: the two image lines around it, and the weight of the second."""
     one, span = np.float32(1), np.float32(length - 1)
     side = np.sqrt(np.float32(area))
     first, last = (one - side) / np.float32(2), (one + side) / np.float32(2)

@@ -1,4 +1,4 @@
-"""The sentence a robot is asked with, written once."""
+"""The prompts, in one place."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ _TURN = {"pure": "In: {message}\nOut:", "vicuna": "USER: {message} ASSISTANT:"}
 
 
 def prompt_of(llm: str) -> PromptKind:
-    """How a language model wants to be asked: as a chat if it was trained on chats, as Vicuna was."""
+    """The kind of prompt for a language model: a chat if it was trained on chats, like Vicuna."""
     return "vicuna" if "vicuna" in llm.lower() else "pure"
 
 
@@ -26,12 +26,12 @@ def build_prompt(instruction: str, kind: PromptKind = "pure") -> str:
     """Return the released prompt for `instruction`, which is put in lower case.
 
     Args:
-        instruction: what the robot is told, for example "put the spoon on the towel".
+        instruction: the task, for example "put the spoon on the towel".
         kind: `pure` as in openvla-7b, `vicuna` (a chat) as in openvla-7b-v01.
 
     Raises:
-        ValueError: for an unknown kind or an empty instruction. `gate.accepted` is stricter: what comes from outside
-            goes through it first.
+        ValueError: for an unknown kind or an empty instruction. External texts first pass `gate.accepted`, which is
+            stricter.
     """
     if not instruction.strip():
         raise ValueError("the instruction is empty: say what the robot should do, for example 'lift the red cube'")
@@ -40,12 +40,12 @@ def build_prompt(instruction: str, kind: PromptKind = "pure") -> str:
 
 
 def build_turn(message: str, kind: PromptKind = "pure", first: bool = True) -> str:
-    """Return what stands before the model's answer to `message`, as in the released VLMs.
+    """Return the text before the model's answer to `message`, as in the released VLMs.
 
     Args:
-        message: what the person says.
-        kind: as above.
-        first: whether the conversation begins with it.
+        message: the person's message.
+        kind: as in `build_prompt`.
+        first: whether the conversation begins with `message`.
 
     Raises:
         ValueError: for an unknown kind.

@@ -27,23 +27,23 @@ Given = TypeVar("Given", bound=Inputs)
 
 
 class Processor(TextProcessor):
-    """Makes the model's inputs, for training and for acting, from one set of settings.
+    """Makes the model's inputs, for training and for acting, with the same settings.
 
-    Text is BOS, the prompt, then (where the tokenizer is a SentencePiece one) the lone space that the released model
-    was trained with (Llama's id 29871), then action ids and the end token; padding on the right.
+    The text is BOS, the prompt, with a SentencePiece tokenizer the lone space of the released model's training
+    (Llama's id 29871), then action ids and the end token; padding is on the right.
 
     Args:
         action_head: encodes actions.
         tokenizer: local folder or hub id of the language model's tokenizer; `tiny` needs neither.
         image_size: side of the model's square input, in pixels.
-        towers: vision towers as in `VisionBackbone`; each one's mean and std are looked up in timm.
-        means, stds: instead of `towers`, one triple per tower.
+        towers: vision towers as in `VisionBackbone`; their means and stds come from timm.
+        means, stds: in place of `towers`, one triple per tower.
         prompt: `pure` (openvla-7b) or `vicuna` (openvla-7b-v01).
         resize_strategy, crop_area: see `ImageTransform`.
-        cameras: whose pictures the model sees, as views one after the other.
-        history: pictures of how many steps, this one and those before it.
-        proprio: whether the model is told what the robot feels of itself.
-        pad_token_id: id to pad with; None takes the tokenizer's.
+        cameras: the model's cameras, in the order of their views.
+        history: of how many steps the model sees pictures, the present one included.
+        proprio: whether the model reads the robot's state.
+        pad_token_id: id to pad with; None: the tokenizer's.
         max_length: longest text in tokens.
     """
 
@@ -75,7 +75,7 @@ class Processor(TextProcessor):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Plain constructor arguments, the head's among them."""
+        """Plain constructor arguments, including the head's."""
         return {
             "action_head": describe(self.action_head, USUAL_HEAD),
             "tokenizer": self._tokenizer_name,
@@ -96,7 +96,7 @@ class Processor(TextProcessor):
     def from_config(cls, config: Mapping[str, Any], **changes: Any) -> "Processor":
         """Rebuild from `config`; `changes` replace some arguments, for example `tokenizer="/path/to/folder"`."""
         arguments = {**copy.deepcopy(dict(config)), **changes}
-        if (camera := arguments.pop("camera", None)) is not None:  # of checkpoints that knew one
+        if (camera := arguments.pop("camera", None)) is not None:  # in checkpoints with a single camera
             arguments.setdefault("cameras", [camera])
         if isinstance(arguments["action_head"], Mapping):
             arguments["action_head"] = rebuild(arguments["action_head"], USUAL_HEAD)
@@ -104,7 +104,7 @@ class Processor(TextProcessor):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **changes: Any) -> "Processor":
-        """The processor that goes with a checkpoint: released folder or hub id, Prismatic run, `.ckpt` written here.
+        """The processor of a checkpoint: a released folder or hub id, a Prismatic run, or a `.ckpt` of training.
 
         Args:
             path: as in `VLA.from_pretrained`.
@@ -118,7 +118,7 @@ class Processor(TextProcessor):
         return cls.from_config(describe(path).check().processor, **changes)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write image settings and tokenizer files in the released layout; `VLA.save_pretrained` does so too."""
+        """Write image settings and tokenizer files in the released layout; `VLA.save_pretrained` does this, too."""
         from openvla_lightning.checkpoint.preprocessor import FILE, preprocessor_config
 
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ class Processor(TextProcessor):
         """Make a training batch.
 
         Raises:
-            KeyError: when a step lacks a view, naming those it has.
+            KeyError: when a step lacks a view; the message names its views.
             ValueError: when a text is longer than `max_length`, or a step lacks the proprioception.
         """
         actions = torch.from_numpy(np.stack([step.action for step in steps])).float()
@@ -148,7 +148,7 @@ class Processor(TextProcessor):
         )
 
     def normalise(self, inputs: Given, dtype: torch.dtype | None = None) -> Given:
-        """The same with pixels of `dtype`, normalised for each vision tower; None: float32. On their device."""
+        """The same inputs with pixels normalised for each vision tower, in `dtype` (None: float32), on their device."""
         if not len(inputs.pixel_values):
             return inputs
         pixels = self.transform.normalise(inputs.pixel_values)
@@ -156,18 +156,18 @@ class Processor(TextProcessor):
 
     @property
     def reads(self) -> dict[str, Any]:
-        """What a DataModule has to serve: arguments of `VLADataModule`."""
+        """The arguments of `VLADataModule` with which it serves the inputs of this processor."""
         served = {"image_size": self.transform.image_size, "cameras": self.cameras, "history": self.history}
         return {**served, "proprio": self.proprio, "action_chunk": self.action_head.action_chunk}
 
     @property
     def needs(self) -> str:
-        """What the model sees and is told, in words."""
+        """The model's inputs, in words."""
         told = " and is told its robot's proprioception" if self.proprio else ""
         return f"looks at {', '.join(self.views)}{told}"
 
     def check(self, seen: Observation) -> None:
-        """Raise ValueError when an observation lacks what the model needs, saying what that is."""
+        """Raise ValueError when an observation lacks an input of the model; the message names it."""
         if absent := [view for view in self.views if view not in seen.images]:
             has = ", ".join(seen.images) or "none"
             raise ValueError(f"this policy {self.needs}: there is no image {', '.join(absent)}, but {has}")
@@ -186,7 +186,7 @@ class Processor(TextProcessor):
         return pixels.reshape(len(observations), -1, *pixels.shape[2:])
 
     def _states(self, states: Sequence[NDArray[np.float32] | None]) -> Tensor | None:
-        """float32 [B, P], or None for a model that is told none."""
+        """float32 [B, P], or None for a model that reads no state."""
         if not self.proprio:
             return None
         known = [state for state in states if state is not None]
@@ -199,16 +199,16 @@ class Processor(TextProcessor):
     def inputs(
         self, observations: Sequence[Observation], dim: int, proprio: Sequence[NDArray[np.float32] | None] | None = None
     ) -> Inputs:
-        """What a policy reads before it acts: pixels still uint8, and after the prompt what the head writes there.
+        """Inputs of a policy: pixels as uint8, and after the prompt the head's placeholders, if it writes any.
 
         Args:
-            observations: with every view that the model looks at.
-            dim: D, numbers of an action.
-            proprio: normalised, one for each observation, where the model is told it.
+            observations: observations with all views of the model.
+            dim: D, action dimensions.
+            proprio: normalised states, one for each observation, if the model reads them.
 
         Raises:
-            ValueError: when an observation lacks a view or the proprioception; for an image that is none, or an
-                instruction that `gate.accepted` refuses.
+            ValueError: an observation lacks a view or the proprioception, an image is not valid, or `gate.accepted`
+                refuses an instruction.
         """
         text = self._written([accepted(observation.instruction) for observation in observations], None, dim)
         del text["labels"]
@@ -228,7 +228,7 @@ class Processor(TextProcessor):
 
         Args:
             images: one image or several: PIL, or uint8 [H, W, 3]; an array [B, H, W, 3] is a batch.
-            instructions: as many, or a single one for all images.
+            instructions: as many as images, or a single one for all images.
             padding_side: where shorter prompts are padded; the model's answers are the same either way.
             normalise: False leaves `pixel_values` uint8 [B, 3, H, W], for `ImageTransform.normalise` on a device.
 

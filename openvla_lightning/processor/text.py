@@ -1,4 +1,4 @@
-"""Instructions -> ids: prompt, and what the action head writes after it."""
+"""Instructions -> ids: the prompt, and the ids that the action head writes after it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ from openvla_lightning.types import IGNORE_INDEX, learnt_places
 
 _SPACE = "▁"
 MOST_TOKENS_A_BYTE, ROOM = 12, 128
-"""Most tokens that a byte of an instruction becomes (some ligatures are written out), and those of the prompt."""
+"""Upper bounds of the tokens per byte of an instruction (some ligatures are expanded), and of the prompt's tokens."""
 
 
 class TextProcessor:
-    """The half of a `Processor` that reads and writes text; arguments as there."""
+    """The text part of a `Processor`, with the same arguments."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class TextProcessor:
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer, loaded when first used, so that composing a recipe needs no download."""
+        """The tokenizer, loaded on first use, so that composing a recipe needs no download."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._tokenizer_name)
         return self._tokenizer
@@ -49,7 +49,7 @@ class TextProcessor:
 
     @property
     def pad_token_id(self) -> int:
-        """Id on padded positions; the released tokenizer's `<PAD>` is its first id above 32000 words."""
+        """Id on padded positions; the released tokenizer's `<PAD>` is the first id after its 32000 words."""
         if self._pad_token_id is not None:
             return self._pad_token_id
         pad = self.tokenizer.pad_token_id
@@ -71,7 +71,7 @@ class TextProcessor:
         return ids
 
     def refuses(self, instruction: str, dim: int) -> str | None:
-        """Why no step with this instruction and `dim` action dimensions can be collated; None when it can be."""
+        """Why steps with this instruction and `dim` action dimensions cannot be collated; None if they can be."""
         blank = torch.zeros(1, self.action_head.action_chunk, dim)
         answer = len(self.action_head.write(blank, 1, dim, self.eos_token_id)[0])
         try:
@@ -97,7 +97,7 @@ class TextProcessor:
         return [] if index is None else [index]
 
     def _written(self, instructions: Sequence[str], actions: Tensor | None, dim: int) -> dict[str, Any]:
-        """`input_ids`, `attention_mask`, `labels` and `places` of prompts and of what the head writes after them.
+        """`input_ids`, `attention_mask`, `labels` and `places` of prompts and the ids that the head writes after them.
 
         Raises:
             ValueError: when a text is longer than `max_length`.

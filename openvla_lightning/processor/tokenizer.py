@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase, Pr
 from openvla_lightning.model.hub import TOKENIZER_FILES, check_source
 
 TINY_VOCAB_SIZE = 768
-"""Ids of the tiny vocabulary: text below 512, then 256 for actions."""
+"""Size of the tiny vocabulary: ids of text below 512, then 256 for actions."""
 
 _SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 _TEXT_IDS = TINY_VOCAB_SIZE - 256
@@ -41,7 +41,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
             folder = Path(snapshot_download(str(name), allow_patterns=list(TOKENIZER_FILES)))
         if (folder / "tokenizer.json").is_file():
             return PreTrainedTokenizerFast.from_pretrained(folder)
-        # A config of its own, or transformers reads the folder's and asks whether to run the code that it names.
+        # Without this config, transformers reads the folder's and asks whether to run the code that it names.
         return AutoTokenizer.from_pretrained(folder, config=LlamaConfig(), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
@@ -51,10 +51,10 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Words a table-top robot hears as one id each; every other text falls back to bytes, so all text has ids.
+    """A tokenizer with one id for each word of the tabletop world's instructions; all other text becomes bytes.
 
-    Always the same vocabulary: 4 special ids, 256 bytes, common words, unused ids up to 511. Ids 512 to 767 belong to
-    actions and come from no text.
+    The vocabulary is fixed: 4 special ids, 256 bytes, common words, unused ids up to 511. Ids 512 to 767 belong to
+    actions and never occur in text.
     """
     words = [f"▁{word}" for word in dict.fromkeys(_WORDS.split())]
     pieces: list[tuple[str, float]] = [(piece, 0.0) for piece in _SPECIALS]

@@ -1,4 +1,4 @@
-"""Which weights learn. A strategy is applied to a built VLA, in place, before the optimiser sees it."""
+"""Strategies choose which weights learn. One is applied to a built VLA, in place, before the optimiser is built."""
 
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ __all__ = ["LoRA", "Strategy", "TrainOnly", "from_config", "to_config"]
 
 
 class Strategy(Protocol):
-    """What training and checkpoint loading ask of a strategy."""
+    """The interface of a strategy for training and checkpoint loading."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -19,7 +19,7 @@ class Strategy(Protocol):
 
     @property
     def adapts(self) -> bool:
-        """Whether the base stays as it was loaded under something small that learns: checkpoints hold that alone."""
+        """Whether only small adapters learn while the base does not change; checkpoints then hold only the adapters."""
 
     def apply(self, vla: VLA) -> None:
         """Choose which parameters of `vla` learn, in place; every other parameter stops requiring a gradient."""
@@ -29,15 +29,15 @@ USUAL = "openvla_lightning.strategy.TrainOnly"
 
 
 def from_config(config: dict[str, Any]) -> Strategy:
-    """Rebuild a strategy from the dictionary a checkpoint carries (see `plugins.rebuild`).
+    """Rebuild a strategy from the dictionary in a checkpoint (see `plugins.rebuild`).
 
     Raises:
-        ValueError: for a class that is not to be had here.
+        ValueError: the class is not available here.
     """
     strategy: Strategy = plugins.rebuild(config, USUAL)
     return strategy
 
 
 def to_config(strategy: Strategy) -> dict[str, Any]:
-    """What `from_config` reads back."""
+    """Plain data for `from_config`."""
     return plugins.describe(strategy, USUAL)

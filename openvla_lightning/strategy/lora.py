@@ -39,28 +39,29 @@ TARGETS = {
     "attention": ["q_proj", "k_proj", "v_proj", "o_proj", "attn.qkv", "attn.proj"],
     "mlp": ["gate_proj", "up_proj", "down_proj", "mlp.fc1", "mlp.fc2"],
 }
-"""Names for usual choices: attention or feed-forward layers, of language model and vision towers alike."""
+"""Names for common choices: attention or feed-forward layers, of language model and vision towers."""
 
 _KEEP_BASE = (True, False, "gaussian", "orthogonal")
-"""peft's ways to start an adapter that leave the layer under it as it was; `pissa` and its kin rewrite it."""
+"""peft's initialisations that do not change the layer under the adapter; `pissa` and similar ones rewrite it."""
 
 
 class LoRA:
     """LoRA as released: adapters on every linear layer, everything else frozen (paper section 5.3).
 
     Args:
-        rank: of each adapter.
+        rank: rank of each adapter.
         alpha: adapters are scaled by alpha / rank; None means min(rank, 16), as released.
-        dropout: in front of each adapter.
+        dropout: dropout before each adapter.
         targets: `released` for the released set of modules, `linear` for every linear layer, `attention`, `mlp`, or
-            one or several module names: in full, their end (`q_proj`), or a pattern (`*.layers.1?.mlp.*`).
+            one or several module names: full names, their ends (`q_proj`), or patterns (`*.layers.1?.mlp.*`).
         init: peft's `init_lora_weights` (`gaussian` as released; `pissa`, `olora`, ... or true for peft's default).
         use_rslora: scale by alpha / sqrt(rank).
         use_dora: weight-decomposed LoRA.
-        within: parts (see `TrainOnly`) that get adapters; None: all. The others stay as they are.
-        also_train: parts that learn in full beside the adapters, instead of having some.
+        within: parts (see `TrainOnly`) that get adapters; None: all. The other parts are frozen.
+        also_train: parts without adapters that learn in full.
 
-    What no released VLA has (`VLA.added`: a head's own network, the proprioception's projector, FiLM) learns in full.
+    Modules that no released VLA has (`VLA.added`: a head's network, the proprioception's projector, FiLM) learn in
+    full.
     """
 
     def __init__(
@@ -110,17 +111,17 @@ class LoRA:
         """Inject adapters into `vla` in place; afterwards only they (and `also_train`) learn, in float32.
 
         Raises:
-            KeyError: for a part the model does not have, naming those it has.
+            KeyError: the model has no such part; the message names its parts.
             ValueError: when no module matches `targets`.
         """
         self._inject(vla, self.init)
 
     def inject(self, vla: VLA) -> None:
-        """As `apply`, for adapters that are about to be loaded: what they start with does not matter."""
+        """As `apply`, for adapters whose weights are loaded next, so their initialisation does not matter."""
         self._inject(vla, init=True)
 
     def _inject(self, vla: VLA, init: str | bool) -> None:
-        from peft import LoraConfig, inject_adapter_in_model  # brings bitsandbytes: two seconds
+        from peft import LoraConfig, inject_adapter_in_model  # imports bitsandbytes, which takes two seconds
 
         names = sorted(self._matches(vla))
         if not names:
@@ -148,7 +149,7 @@ class LoRA:
         for module in vla.added():
             module.requires_grad_(True)
         for parameter in vla.parameters():
-            if parameter.requires_grad:  # small steps get lost in 16 bits, whatever the frozen weights are kept in
+            if parameter.requires_grad:  # 16 bits would lose small steps, for any dtype of the frozen weights
                 parameter.data = parameter.data.float()
 
     def _matches(self, vla: VLA) -> Iterator[str]:
@@ -177,10 +178,10 @@ def _modules(vla: VLA, parts: Sequence[str]) -> set[nn.Module]:
 
 
 def merge(vla: VLA) -> None:
-    """Fold every adapter into the layer it sits on, in place; parameter names are the base model's again.
+    """Merge every adapter into its layer, in place; parameter names are then the base model's again.
 
     Raises:
-        ValueError: when that layer is quantised: load the base without quantisation and merge there.
+        ValueError: when a layer is quantised: load the base without quantisation and merge there.
     """
     for name, module in adapted_layers(vla).items():
         parent, _, child = name.rpartition(".")
@@ -188,7 +189,7 @@ def merge(vla: VLA) -> None:
 
 
 def adapted_layers(model: nn.Module) -> "dict[str, BaseTunerLayer]":
-    """Name -> layer, of those with adapters. There are none where nobody imported peft, which nobody does for this."""
+    """Name -> layer, for layers with adapters. Without an earlier import of peft, there are none."""
     if "peft.tuners.tuners_utils" not in sys.modules:
         return {}
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -197,9 +198,9 @@ def adapted_layers(model: nn.Module) -> "dict[str, BaseTunerLayer]":
 
 
 def merged_state(vla: VLA) -> "dict[str, tuple[Tensor, BaseTunerLayer | None]]":
-    """The model's `state_dict` under the base's names: each tensor, and the adapter that is to be merged into it.
+    """The model's `state_dict` under the base's names: each tensor, and the layer whose adapter it needs merged.
 
-    Nothing is computed yet: `merged_weight` does so for one layer at a time.
+    This computes nothing; `merged_weight` merges one layer at a time.
     """
     layers = adapted_layers(vla)
     state: dict[str, tuple[Tensor, BaseTunerLayer | None]] = {}
@@ -213,7 +214,7 @@ def merged_state(vla: VLA) -> "dict[str, tuple[Tensor, BaseTunerLayer | None]]":
 
 
 def merged_weight(layer: "BaseTunerLayer") -> Tensor:
-    """The weight of an adapted layer with the adapter folded in, float32; the layer itself stays as it is."""
+    """The weight of an adapted layer with the adapter merged, float32; the layer itself does not change."""
     return _merged(copy.deepcopy(layer), keep_dtype=False).weight.detach()
 
 
@@ -222,6 +223,6 @@ def _merged(layer: Any, keep_dtype: bool = True) -> Any:
     dtype = base.weight.dtype
     if not dtype.is_floating_point:
         raise ValueError("the layer under the adapter is quantised: load its base without quantisation and merge there")
-    layer.float()  # in 16 bits the product of the adapter's matrices would lose its small values
+    layer.float()  # 16 bits would lose small values of the adapter's product
     layer.merge()
     return base.to(dtype) if keep_dtype else base

@@ -13,7 +13,7 @@ class TrainOnly:
         parts: names that `VLA.part` knows: `vision_backbone`, `projector`, `llm`, `llm.embed_tokens`,
             `llm.last_layer`, `llm.lm_head`.
 
-    What no released VLA has (`VLA.added`: a head's own network, the proprioception's projector, FiLM) learns, too.
+    Modules that no released VLA has (`VLA.added`: a head's network, the proprioception's projector, FiLM) learn, too.
     """
 
     def __init__(self, parts: Sequence[str]) -> None:
@@ -32,10 +32,10 @@ class TrainOnly:
         return False
 
     def apply(self, vla: VLA) -> None:
-        """Freeze `vla`, then wake the named parts; what learns does so in float32, whatever it was loaded in.
+        """Freeze `vla`, then let the named parts learn, in float32 for any loaded dtype.
 
         Raises:
-            KeyError: for a part the model does not have, naming those it has.
+            KeyError: the model has no such part; the message names its parts.
         """
         vla.requires_grad_(False)
         for part in self.parts:
