@@ -1,1 +1,1 @@
-"""Checkpoints: formats that are read and written, from files on disk to a model and back."""
+"""Checkpoints: reading and writing of all formats, from files on disk to a model and back."""

@@ -42,11 +42,11 @@ AUTO_MAP = {
     "AutoModelForVision2Seq": f"{_HUB_CODE}modeling_prismatic.OpenVLAForActionPrediction",
 }
 OURS = "openvla_lightning"
-"""Key of `config.json` for what the released code has no field for."""
+"""Key of `config.json` for settings that the released code has no field for."""
 
 
 def vla_config(config: dict[str, Any]) -> dict[str, Any]:
-    """What `VLA.from_config` wants, from a released `config.json` in which `config_problems` finds nothing wrong."""
+    """The argument of `VLA.from_config`, from a released `config.json` without `config_problems`."""
     ids, sizes = config["timm_model_ids"], config["image_sizes"]
     extras = config.get("timm_model_kwargs") or [{}] * len(ids)
     acts = config.get("timm_override_act_layers") or [None] * len(ids)
@@ -79,7 +79,7 @@ def _tower_name(timm_id: str) -> str:
 
 
 def config_problems(config: dict[str, Any]) -> list[str]:
-    """Every field of `config.json` that is missing, malformed or at odds with another."""
+    """Every field of `config.json` that is missing, malformed or contradicts another."""
     problems = []
     wanted: dict[str, type] = {
         "timm_model_ids": list,
@@ -136,7 +136,7 @@ def config_problems(config: dict[str, Any]) -> list[str]:
 
 
 def _llm_problems(config: dict[str, Any]) -> list[str]:
-    """What cannot be if the language model is the one `hf_llm_id` names; shapes alone would not show it."""
+    """Contradictions to the language model that `hf_llm_id` names, which shapes alone would not show."""
     name, text = config["hf_llm_id"], config["text_config"]
     problems: list[str] = []
     if name not in LLM_IDS.values() or "phi" in name:
@@ -185,7 +185,7 @@ def _number_problems(config: dict[str, Any]) -> list[str]:
 
 
 def stated_dtype(config: dict[str, Any]) -> torch.dtype | None:
-    """The dtype `config.json` says its weights have, None when it says nothing known."""
+    """The dtype of the weights according to `config.json`; None if it names no known dtype."""
     name = str(config.get("torch_dtype") or config.get("dtype") or "")
     dtype = getattr(torch, name.removeprefix("torch."), None)
     return dtype if isinstance(dtype, torch.dtype) else None
@@ -196,8 +196,9 @@ def released_config(config: dict[str, Any], base: dict[str, Any], dtype: torch.d
 
     Args:
         config: `VLA.config`.
-        base: the `config.json` the model came from; its other fields are kept. Empty for a new model.
-        dtype: of the weights.
+        base: the `config.json` of the folder that the model was loaded from; its other fields are kept. Empty for a new
+            model.
+        dtype: dtype of the weights.
     """
     vision, text = config["vision_backbone"], dict(config["llm"]["architecture"])
     towers = list(vision["towers"].values())

@@ -1,4 +1,4 @@
-"""Released CogACT models: a training run of the released code whose `.pt` holds one part more, the action model."""
+"""Released CogACT models: a training run of the released code whose `.pt` also holds the action model."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -21,14 +21,14 @@ from openvla_lightning.runtime.files import written_whole
 from openvla_lightning.strategy.lora import merged_state, merged_weight
 
 HEADS = {384: 4, 768: 12, 1024: 16}
-"""Width of the released networks S, B and L -> their heads, which no shape tells."""
+"""Width of the released networks S, B and L -> number of attention heads, which no shape shows."""
 
 _PART = "action_model"
 _AVERAGED = "ema_diffusion"
 
 
 class CogACT:
-    """RUN/config.json, RUN/dataset_statistics.json and RUN/checkpoints/*.pt with `model.action_model` in it."""
+    """RUN/config.json, RUN/dataset_statistics.json and RUN/checkpoints/*.pt with the key `model.action_model`."""
 
     def recognises(self, path: Path) -> bool:
         """Whether `path` is a `.pt`, or a folder whose `checkpoints` hold some, with an action model."""
@@ -37,7 +37,7 @@ class CogACT:
         return holds_text(checkpoint_file(path), _PART)
 
     def describe(self, path: Path) -> Description:
-        """What a Prismatic run says, and what names and shapes of the action model say.
+        """The description of a Prismatic run, with an action head according to the action model's names and shapes.
 
         Raises:
             CheckpointError: as for a Prismatic run, and for an action model of another kind.
@@ -57,25 +57,25 @@ class CogACT:
         )
 
     def tensors(self, description: Description) -> Iterator[dict[str, Tensor]]:
-        """All tensors at once, mapped from the one file; an average of the weights over training is left out."""
+        """All tensors at once, memory-mapped from the file, without the moving average of the weights."""
         for tensors in Prismatic().tensors(description):
             yield {our_name(name): tensor for name, tensor in tensors.items() if not name.startswith(_AVERAGED)}
 
 
 def our_name(name: str) -> str:
-    """The name in `VLA.state_dict()` of a tensor of the action model, under its part's name; others keep theirs."""
+    """The name in `VLA.state_dict()` of a tensor of the action model; other names do not change."""
     return f"action_head.{name.removeprefix(f'{_PART}.net.')}" if name.startswith(f"{_PART}.") else name
 
 
 def _said(path: Path) -> dict[str, Any] | None:
-    """The head that an export of ours wrote down; released runs say none."""
+    """The head's config that our export wrote; None for released runs."""
     run = path if path.is_dir() else path.parent.parent
     config = read_json(run / "config.json") if (run / "config.json").is_file() else {}
     return (config.get(OURS) or {}).get("action_head")
 
 
 def _head(shapes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A released head, read off its shapes; or why it is none."""
+    """The config of a released head from its shapes, or the reasons why it is none."""
     needed = ("positional_embedding", "x_embedder.linear.weight")
     found = {name: shapes.get(f"action_head.{name}", ((),))[0] for name in needed}
     if missing := [f"{_PART}.net.{name}: missing" for name, shape in found.items() if len(shape) != 2]:
@@ -96,22 +96,22 @@ def save_cogact(
     dtype: torch.dtype | None = None,
     name: str = "latest-checkpoint.pt",
 ) -> Path:
-    """Write a model with a CogACT head as its released code writes and reads it: config, statistics, one `.pt`.
+    """Write a model with a CogACT head in the layout of the released code: config, statistics, one `.pt`.
 
-    Adapters are merged. What the released config has no field for is under a key of our own.
+    Adapters are merged. Settings that the released config has no field for are under our own key.
 
     Args:
         vla: the model.
-        head: of the model.
-        folder: created where needed; the run.
-        dtype: of the weights in the file; None: as they are.
-        name: of the file in `checkpoints/`.
+        head: the model's head.
+        folder: the run's folder; created if necessary.
+        dtype: dtype of the weights in the file; None: unchanged.
+        name: name of the file in `checkpoints/`.
 
     Returns:
         The file.
 
     Raises:
-        CheckpointError: for another head, or a model whose parts the released code does not know.
+        CheckpointError: for another head, or a model with parts that the released code does not know.
     """
     if not isinstance(head, CogACTHead):
         raise CheckpointError(folder, [f"a CogACT run holds a CogACT head, not a {type(head).__name__}"])

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written beside and moved into place, in the background when asked."""
+"""Checkpoints on disk: written under a temporary name and then renamed, optionally in the background."""
 
 import hashlib
 import logging
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointWriteError(RuntimeError):
-    """A checkpoint could not be written; those before it are whole."""
+    """A checkpoint could not be written; earlier ones are complete."""
 
     def __init__(self, path: str | Path, reason: object) -> None:
         super().__init__(
@@ -28,18 +28,18 @@ class CheckpointWriteError(RuntimeError):
 
 
 def unfinished(path: Path) -> Path:
-    """Where a checkpoint lies while it is written or removed: under a name that is no checkpoint's."""
+    """The temporary name of a checkpoint while it is written or removed; no command takes it for a checkpoint."""
     return path.with_name(f".{path.name}.unfinished")
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed have left; only while nobody writes to `folder`."""
+    """Remove incomplete checkpoints of killed processes; call this only while no process writes to `folder`."""
     for left in folder.glob(".*.unfinished"):
         _delete(left)
 
 
 def commit(beside: Path, path: Path) -> None:
-    """Move a checkpoint that is complete on the disk into its place, for good."""
+    """Rename a complete checkpoint to its final name, durably."""
     if path.is_dir():
         remove(path)
     beside.replace(path)
@@ -48,7 +48,7 @@ def commit(beside: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint; killed on the way, what is left is no checkpoint."""
+    """Remove a checkpoint; after a kill, the rest does not count as a checkpoint."""
     if path.exists():
         _delete(unfinished(path))
         path.replace(unfinished(path))
@@ -56,7 +56,7 @@ def remove(path: Path) -> None:
 
 
 def write(content: dict[str, Any], path: Path) -> None:
-    """Save to the disk itself, not only to its cache."""
+    """Save and flush to the disk."""
     with path.open("wb") as file:
         torch.save(content, file)
         file.flush()
@@ -64,7 +64,7 @@ def write(content: dict[str, Any], path: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Bring the names in `folder` to the disk."""
+    """Flush the names in `folder` to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -80,9 +80,9 @@ def _delete(path: Path) -> None:
 
 
 class Queue:
-    """Runs jobs one after the other, in a thread of its own when `asynchronous`, else at once.
+    """Runs jobs one after the other: in a background thread if `asynchronous`, otherwise at once.
 
-    When a job fails, the waiting ones are dropped: no checkpoint is removed for one that was not written.
+    When a job fails, the waiting ones are dropped, so that no checkpoint is removed for one that was not written.
     """
 
     def __init__(self, asynchronous: bool) -> None:
@@ -91,7 +91,7 @@ class Queue:
         self.failed = False
 
     def add(self, job: Callable[[], None]) -> None:
-        """Run `job`, now or soon."""
+        """Run `job`, or queue it."""
         if self.pool is None:
             job()
         else:
@@ -106,7 +106,7 @@ class Queue:
                 raise
 
     def wait(self) -> None:
-        """Return when nothing waits; raise what went wrong first."""
+        """Return when all jobs are done; raise the first error."""
         waiting, self.waiting = self.waiting, []
         errors = [error for future in waiting if (error := future.exception()) is not None]
         self.failed = False
@@ -115,10 +115,10 @@ class Queue:
 
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write one file that is either whole or not there.
+    """Write one file atomically.
 
     Raises:
-        CheckpointWriteError: when the disk does not take it.
+        CheckpointWriteError: when it cannot be written.
     """
     beside = unfinished(path)
     try:
@@ -132,7 +132,7 @@ def save(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def on_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A copy whose tensors training does not change; those that share memory still do."""
+    """A copy whose tensors training does not change; tensors that share memory share it in the copy, too."""
     copies: dict[tuple[Any, ...], Tensor] = {}
 
     def copy(tensor: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def on_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(path: str | Path) -> str | None:
-    """sha256 of a file, or of a folder's file names and hashes; None for what is not on this disk (a hub id)."""
+    """sha256 of a file, or of a folder's file names and hashes; None if it is not on this disk (a hub id)."""
     path = Path(path)
     if path.is_file():
         with path.open("rb") as content:

@@ -1,4 +1,4 @@
-"""From what training wrote to a folder in the released layout: merged once, on the CPU, a layer at a time."""
+"""Export of training checkpoints to the released layout; adapters are merged once, on the CPU, layer by layer."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ from openvla_lightning.quantisation import Quantisation, dequantised, is_quantis
 
 log = logging.getLogger(__name__)
 PROBES = 8
-"""Pictures that a model in 4 or 8 bits and the merged one are compared on."""
+"""Number of pictures on which a model in 4 or 8 bits and the merged one are compared."""
 
 
 def export(
@@ -35,26 +35,26 @@ def export(
     max_shard_size: int = 5 * 10**9,
     layout: str = "released",
 ) -> Path:
-    """Write the model of `source` in the released layout; an adapter is merged into its base on the way.
+    """Write the model of `source` in the released layout; an adapter is merged into its base.
 
-    Weights stay on disk until they are written, so memory holds a shard. Killed in between, it leaves what was at
-    `folder` before, or nothing there: never a part of a model.
+    Weights stay on disk until they are written, so memory holds one shard. After a kill, `folder` has its old contents
+    or does not exist, but never holds a part of a model.
 
     Args:
-        source: a run or checkpoint of ours, or anything else that `VLA.from_pretrained` loads.
-        folder: to be made.
-        base: where an adapter's base is now; None: where it was during training.
-        dtype: of the weights written; None: the base's.
-        overwrite: replace what is at `folder`, all of it.
+        source: a run or checkpoint of training, or anything else that `VLA.from_pretrained` loads.
+        folder: the folder to create.
+        base: present location of an adapter's base; None: its location during training.
+        dtype: dtype of the written weights; None: the base's.
+        overwrite: replace the whole contents of `folder`.
         max_shard_size: bytes of weights per file.
-        layout: `released`, with further files for heads that it has no place for; or `cogact`, a run of its code.
+        layout: `released`, with further files for heads that it does not contain; or `cogact`, a run of CogACT's code.
 
     Returns:
         `folder`.
 
     Raises:
-        CheckpointError: for a source that does not fit, all problems at once.
-        FileExistsError: when `folder` exists and `overwrite` was not asked for.
+        CheckpointError: the source does not fit; it lists all problems.
+        FileExistsError: `folder` exists and `overwrite` is False.
     """
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and not overwrite:
@@ -80,14 +80,14 @@ def export(
 
 @dataclass(frozen=True, slots=True)
 class MergeGap:
-    """What merging changed for an adapter that was trained on a quantised base.
+    """Differences between a merged model and the adapter on the quantised base of its training.
 
     Attributes:
-        weights: root of the mean square of what quantisation changes in a weight, relative to that of the weights.
+        weights: root mean square of the weights' quantisation error, relative to that of the weights.
         logits: mean absolute difference of the logits of action tokens.
-        tokens: share of action tokens that are the same.
-        actions: mean absolute difference of the actions, normalised units (their range is 2).
-        bits: of the quantised base.
+        tokens: share of action tokens that are equal.
+        actions: mean absolute difference of the actions, in normalised units (their range is 2).
+        bits: bits of the quantised base.
     """
 
     weights: float
@@ -97,7 +97,7 @@ class MergeGap:
     bits: int
 
     def text(self) -> str:
-        """The same in a sentence."""
+        """The differences in a sentence."""
         return (
             f"The adapter was trained on the base in {self.bits} bits and is merged into the base itself, whose "
             f"weights differ by {self.weights:.2%} (relative RMS). On {PROBES} pictures of noise {self.tokens:.1%} of "
@@ -107,7 +107,7 @@ class MergeGap:
 
 
 def trained_quantisation(source: str | Path) -> dict[str, Any] | None:
-    """How the base of an adapter was quantised in training; None when it was not, or `source` is not ours."""
+    """How an adapter's base was quantised in training; None if it was not, or `source` is no training checkpoint."""
     return describe(source).quantisation
 
 
@@ -115,13 +115,13 @@ def trained_quantisation(source: str | Path) -> dict[str, Any] | None:
 def quantisation_gap(
     source: str | Path, merged: str | Path, config: dict[str, Any], base: str | Path | None = None
 ) -> MergeGap:
-    """Compare the model as it was trained, on a quantised base, with the merged one.
+    """Compare the model of the training, with a quantised base, with the merged one.
 
     Args:
         source: checkpoint of the adapter.
-        merged: folder with the model it was merged into.
+        merged: folder with the merged model.
         config: `Quantisation.config` of the training.
-        base: where the adapter's base is now; None: where it was during training.
+        base: present location of the adapter's base; None: its location during training.
     """
     processor = Processor.from_pretrained(source)
     head = processor.action_head
@@ -158,7 +158,7 @@ def quantisation_gap(
 
 
 def stored_dtype(vla: VLA) -> torch.dtype:
-    """The dtype most of the frozen or whole model's values are kept in."""
+    """The dtype of most values of the frozen or whole model."""
     sizes: Counter[torch.dtype] = Counter()
     for name, parameter in vla.named_parameters():
         if ".lora_" not in name and parameter.is_floating_point():
@@ -167,7 +167,7 @@ def stored_dtype(vla: VLA) -> torch.dtype:
 
 
 def _swap(unfinished: Path, folder: Path) -> None:
-    """Put `unfinished` in the place of `folder`; a folder that is not empty cannot be replaced in one step."""
+    """Replace `folder` by `unfinished`, in two steps, because a folder that is not empty cannot be replaced in one."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
         folder.rename(old)
@@ -176,7 +176,7 @@ def _swap(unfinished: Path, folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what exports of `folder` that were killed have left."""
+    """Remove the remains of killed exports to `folder`."""
     for state in ("unfinished", "old"):
         for left in folder.parent.glob(f".{folder.name}.*.{state}"):
             pid = left.name.split(".")[-2]

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, whatever its format: read once, checked before any tensor is."""
+"""Descriptions of checkpoints of all formats; one is read once, and checked before any tensor is read."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -30,9 +30,9 @@ class Base:
     """The frozen model that an adapter belongs to.
 
     Attributes:
-        path: folder, file or hub id it was loaded from.
-        sha256: of its weights; the same for every layout of the same numbers (see `formats.weights_hash`). None where
-            it was not written down: then any base of the right shapes is taken.
+        path: folder, file or hub id from which it was loaded.
+        sha256: hash of its weights, equal for all layouts of the same numbers (see `formats.weights_hash`). None if it
+            was not stored; then any base with the right shapes is accepted.
     """
 
     path: str
@@ -41,27 +41,27 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """Everything that a checkpoint says but its tensors.
+    """All contents of a checkpoint except its tensors.
 
     Attributes:
-        path: the folder or file that holds it; of a folder of runs, the newest checkpoint.
-        format: reads its tensors.
-        files: the ones that hold the tensors.
-        shapes: shape and dtype of each tensor, by the name that a VLA gives it.
+        path: the checkpoint's folder or file; for a folder of runs, the newest checkpoint.
+        format: the format that reads its tensors.
+        files: the files with the tensors.
+        shapes: shape and dtype of each tensor, by its name in a VLA.
         norm_stats: dataset name -> action statistics in the released layout.
-        vla: what `VLA.from_config` takes.
-        processor: what `Processor.from_config` takes.
-        problems: why no model or processor can be built from what it says; its weights may still fill a model that was
-            built otherwise.
-        strategy: config of the strategy it was trained with; None where that is unknown.
-        base: the model an adapter belongs to; None for a checkpoint with all weights.
+        vla: argument of `VLA.from_config`.
+        processor: argument of `Processor.from_config`.
+        problems: why no model or processor can be built from this description; the weights may still be loaded into an
+            existing model.
+        strategy: config of the training's strategy; None if it is unknown.
+        base: the model that an adapter belongs to; None for a checkpoint with all weights.
         quantisation: how the base was quantised in training.
         recipe: the resolved config of the training.
         json_files: name -> content of the JSON files of a released folder.
-        folder: where tokenizer files lie; None when they lie elsewhere.
+        folder: folder of the tokenizer files; None if there is none.
         absent: parts of the model that the files lack because training had frozen them.
-        one_dtype: whether all weights have to be of one dtype, and of which if that is stated.
-        keeps_adapters: whether the layout keeps adapters of a whole model apart, as it does for towers with FiLM.
+        one_dtype: whether all weights must have one dtype, and which one, if it is stated.
+        keeps_adapters: whether the layout stores adapters of a whole model separately, as for towers with FiLM.
     """
 
     path: Path
@@ -90,33 +90,33 @@ class Description:
 
 
 class Format(Protocol):
-    """A kind of checkpoint. One more is a file with such a class, and its name in `formats.FORMATS`."""
+    """A checkpoint format. To add one, write a module with such a class, and add it to `formats.FORMATS`."""
 
     def recognises(self, path: Path) -> bool:
-        """Whether the file or folder at `path` is of this format, as far as a glance can tell."""
+        """Whether the file or folder at `path` has this format, according to a quick check."""
 
     def describe(self, path: Path) -> Description:
-        """What the checkpoint at `path` says.
+        """The description of the checkpoint at `path`.
 
         Raises:
-            CheckpointError: naming everything that is missing, malformed or at odds with something else.
+            CheckpointError: something is missing, malformed or contradictory; it lists all problems.
         """
 
     def tensors(self, description: Description) -> Iterator[dict[str, Tensor]]:
-        """Its tensors by the names that a VLA gives them, a file at a time; they stay on disk until they are used."""
+        """Its tensors by their names in a VLA, one file at a time; they stay on disk until they are used."""
 
 
 POINTER = b"version https://git-lfs"
-"""What a file begins with that was cloned without Git LFS."""
+"""Start of a file that was cloned without Git LFS."""
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise CheckpointError for a Git LFS pointer, which stands where a file was not downloaded."""
+    """Raise CheckpointError for a Git LFS pointer, which means that the file was not downloaded."""
     try:
         with path.open("rb") as file:
             begins = file.read(len(POINTER))
     except OSError:
-        return  # whoever reads it says so
+        return  # reading it raises the error
     if begins == POINTER:
         raise CheckpointError(
             path,
@@ -128,7 +128,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: when it is unreadable or no object.
+        CheckpointError: when it is unreadable or no JSON object.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -145,10 +145,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_norm_stats(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Action statistics of a folder; those beside the weights, which fine-tuning writes, go before the config's.
+    """Action statistics of a folder; the file beside the weights, which fine-tuning writes, overrides the config.
 
     Raises:
-        CheckpointError: naming every dataset whose numbers cannot be used.
+        CheckpointError: some numbers cannot be used; it names every such dataset.
     """
     path = folder / "dataset_statistics.json"
     stats: Any = read_json(path) if path.is_file() else (config.get("norm_stats") or {})

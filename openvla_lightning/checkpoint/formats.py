@@ -1,4 +1,4 @@
-"""Every format of checkpoints that is read, and what one says, whichever it is of."""
+"""The list of checkpoint formats, and the description of a checkpoint of any format."""
 
 import hashlib
 import os
@@ -19,17 +19,17 @@ from openvla_lightning.checkpoint.training import Training
 from openvla_lightning.model.hub import check_source
 
 FORMATS: tuple[Format, ...] = (CogACT(), Prismatic(), OFT(), Released(), PeftFolder(), Training())
-"""Every format that is read; the first that recognises a path reads it."""
+"""All supported formats; the first one that recognises a path reads it."""
 
 _DOWNLOAD = ("*.json", "*.safetensors", "*.model", "*.txt", "*--*_checkpoint.pt", "adapter_model.bin")
 
 
 def describe(path: str | Path | Description) -> Description:
-    """What the checkpoint at `path` says; a hub id is downloaded unless it is in the cache.
+    """The description of the checkpoint at `path`; a hub id is downloaded unless it is in the cache.
 
     Raises:
-        FileNotFoundError: when there is nothing.
-        CheckpointError: when something is there that cannot be read.
+        FileNotFoundError: when there is nothing at `path`.
+        CheckpointError: when it cannot be read.
     """
     if isinstance(path, Description):
         return path
@@ -47,7 +47,7 @@ def describe(path: str | Path | Description) -> Description:
 
 
 def base_at(path: str | Path) -> Base:
-    """What is at `path` as the base of an adapter; its path is absolute if it is on this disk."""
+    """The checkpoint at `path` as the base of an adapter; its path is made absolute if it is on this disk."""
     local = Path(path).expanduser()
     return Base(str(local.resolve()) if local.exists() else str(path), weights_hash(path))
 
@@ -56,7 +56,7 @@ def check_base(base: Base, path: str | Path, needed_by: Path) -> None:
     """Make sure that `path` holds `base`.
 
     Raises:
-        CheckpointError: when there is nothing, or a model with other weights.
+        CheckpointError: when `path` does not exist, or holds a model with other weights.
     """
     hint = "give the one it was trained on as base=... (policy.base=... on the command line, --base for export)"
     try:
@@ -69,9 +69,9 @@ def check_base(base: Base, path: str | Path, needed_by: Path) -> None:
 
 
 def weights_hash(path: str | Path) -> str:
-    """sha256 over names, dtypes, shapes and values of a checkpoint's tensors, however they are spread over files.
+    """sha256 over names, dtypes, shapes and values of a checkpoint's tensors, for any distribution over files.
 
-    An adapter's hash covers the adapter alone: it names its own base.
+    An adapter's hash covers only the adapter, because the adapter names its own base.
     """
     description = describe(path)
     state = {name: tensor for part in description.format.tensors(description) for name, tensor in part.items()}

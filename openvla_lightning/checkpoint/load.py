@@ -1,4 +1,4 @@
-"""Loading: any known format into a model, every problem in one error, one file in memory at a time."""
+"""Loading of any known format into a model, with all problems in one error and one file in memory at a time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,17 +31,17 @@ def load_vla(
     """Load a VLA; see `VLA.from_pretrained`.
 
     Args:
-        path: what to load, or its description.
-        dtype: of the parameters; None keeps the checkpoint's. Unmerged adapters keep their own.
-        device: where they go.
+        path: the checkpoint, or its description.
+        dtype: of the parameters; None: as in the checkpoint. Unmerged adapters keep their own.
+        device: device of the parameters.
         guard: check that the image reaches the logits.
-        merge: fold LoRA adapters into the layers they adapt. None: unless the checkpoint is a whole model whose layout
-            keeps them apart, as released OpenVLA-OFT folders with FiLM do.
-        base: where an adapter's base is now; None: where it was when the adapter was trained.
-        copy: False leaves on disk what needs no cast, until it is used.
+        merge: merge LoRA adapters into their layers. None: yes, unless the checkpoint is a whole model whose layout
+            stores them separately, such as released OpenVLA-OFT folders with FiLM.
+        base: present location of an adapter's base; None: its location during training.
+        copy: False leaves tensors that need no cast on the disk until they are used.
 
     Raises:
-        CheckpointError: for anything that does not fit, the wrong base included.
+        CheckpointError: something does not fit, for example a wrong base.
     """
     description = _with_base(describe(path).check(), base)
     if description.base is not None:
@@ -86,7 +86,7 @@ def load_vla(
 
 
 def _with_base(description: Description, base: str | Path | None) -> Description:
-    """`description`; of an adapter that says nothing of its base's architecture, with what the base says."""
+    """`description`; if an adapter does not describe its architecture, that of the base is added."""
     if description.base is None or description.vla.get("llm"):
         return description
     place = description.base.path if base is None else base
@@ -110,17 +110,17 @@ def load_checkpoint(
     action_chunk: int | None = None,
     **processor_changes: Any,
 ) -> tuple[VLA, Processor, dict[str, Any]]:
-    """Load all that acting needs: model, processor, action statistics per dataset.
+    """Load everything for acting: model, processor, action statistics per dataset.
 
     Args:
         path: as in `VLA.from_pretrained`, or its description; so are `dtype`, `device` and `guard`.
         merge, base: as in `load_vla`.
-        action_chunk: T, for a folder that does not say it: one of OpenVLA-OFT. Of one whose actions are tokens it says
-            that they are predicted all at once.
+        action_chunk: T, for a folder of OpenVLA-OFT, which does not say it. For a model with action tokens, it also
+            means that all tokens are predicted in parallel.
         processor_changes: arguments of `Processor` to replace, such as `tokenizer`, `crop_area` or `cameras`.
 
     Raises:
-        CheckpointError: as in `load_vla`, or when nobody says how long a chunk is.
+        CheckpointError: as in `load_vla`, or when the length of a chunk is not known.
     """
     description = _with_base(describe(path).check(), base)
     description = replace(description, processor=_with_chunk(description, action_chunk))
@@ -130,7 +130,7 @@ def load_checkpoint(
 
 
 def _with_chunk(description: Description, action_chunk: int | None) -> dict[str, Any]:
-    """What the processor is built of, where the length of a chunk is known."""
+    """The processor's config with the length of a chunk."""
     head = dict(description.processor["action_head"])
     if action_chunk is not None:
         tokens = head.get("class", "TokenHead") == "TokenHead"
@@ -149,22 +149,21 @@ def load_weights(
     device: torch.device | str | None = None,
     copy: bool = True,
 ) -> None:
-    """Fill a model that has been built with the weights of `path`, keeping its devices, dtypes and strategy.
+    """Load the weights of `path` into an existing model, keeping its devices, dtypes and strategy.
 
     Without a `device`, parameters on the meta device become real, on the CPU, in torch's default dtype.
 
     Args:
-        vla: to be filled. Parts that a released VLA lacks (`VLA.added`) keep their own weights where the files lack
-            them.
-        path: as in `VLA.from_pretrained`; what it says of its architecture does not matter.
+        vla: the model. Parts that a released VLA lacks (`VLA.added`) keep their own weights if the files lack them.
+        path: as in `VLA.from_pretrained`; its description of the architecture is ignored.
         frozen_vision: builds the vision backbone with its own weights, for a checkpoint that lacks it because it was
             frozen.
-        dtype: of the parameters, where a `device` is given; None what the files hold.
-        device: where the parameters go.
+        dtype: of the parameters, if a `device` is given; None: as in the files.
+        device: device of the parameters.
         copy: as in `load_vla`.
 
     Raises:
-        CheckpointError: naming every key that is missing, surplus or of another shape.
+        CheckpointError: keys are missing, unexpected or of another shape; it lists all of them.
     """
     description = describe(path)
     if description.base is not None or any(".lora_" in name for name in description.shapes):
@@ -188,7 +187,7 @@ def load_weights(
 
 
 def start_from(vla: VLA) -> None:
-    """Give a model that was built with `init_from` the weights that it names; see `load_weights`. Not on meta."""
+    """Load the weights that `init_from` names into a model that was built with it; see `load_weights`. Not on meta."""
     if (start := vla.start) is not None and torch.get_default_device().type != "meta":
         device = None if start.dtype is None else "cpu"
         load_weights(vla, start.path, start.vision_backbone, dtype=start.dtype, device=device)
@@ -196,7 +195,7 @@ def start_from(vla: VLA) -> None:
 
 
 def _about(description: Description) -> About:
-    """What a model is told of what its checkpoint says."""
+    """The `About` of a model, from its checkpoint's description."""
     return About(
         norm_stats=description.norm_stats,
         recipe=description.recipe,
@@ -207,9 +206,9 @@ def _about(description: Description) -> About:
 
 @torch.inference_mode()
 def check_image_matters(vla: VLA, path: str | Path = "the model") -> None:
-    """Refuse a model that answers alike to a black and a white image (transformers once dropped the image in silence).
+    """Refuse a model with the same answer for a black and a white image (transformers once silently dropped the image).
 
-    A few of the visual tokens are enough, so the check costs little beside loading.
+    The check uses only a few of the visual tokens, so it is fast compared with loading.
 
     Raises:
         CheckpointError: when the logits are bit-equal.

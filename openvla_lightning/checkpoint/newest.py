@@ -1,4 +1,4 @@
-"""Which checkpoint below a folder is the newest: one rule, for every command. It needs no torch."""
+"""The newest checkpoint below a folder: one rule for all commands. It needs no torch."""
 
 import os
 import re
@@ -9,11 +9,11 @@ STEP = re.compile(r"step_(\d+)\.ckpt")
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint of ours below `folder`, at any depth, that was written last; None when there is none.
+    """The newest training checkpoint below `folder`, at any depth; None if there is none.
 
-    Of one run that is the one of the highest step, whatever the clock said when it was written; of several runs, the
-    one of the run that was written to last. Folders may be links. A checkpoint that is a link does not count, for it
-    leads to another one: Lightning's `last.ckpt` is such a link, or a copy.
+    Within a run, the highest step is the newest, regardless of file times. Of several runs, the one that was written to
+    last counts. Folders may be links. A checkpoint that is a link does not count, because it leads to another
+    checkpoint: Lightning's `last.ckpt` is such a link, or a copy.
     """
     runs: dict[Path, list[tuple[int, int, str]]] = {}
     for path in _checkpoints(Path(folder)):
@@ -30,7 +30,7 @@ def _checkpoints(folder: Path) -> Iterator[Path]:
     visited: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in visited:  # a link that leads back up would have us walk in circles
+        if real in visited:  # a link to a parent folder would cause an endless loop
             folders.clear()
             continue
         visited.add(real)

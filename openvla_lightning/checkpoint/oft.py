@@ -1,8 +1,8 @@
-"""Released OpenVLA-OFT folders: a released VLA, and beside it the parts that OFT added, each in a file of its own.
+"""Released OpenVLA-OFT folders: a released VLA, and beside it the parts that OFT added, each in a separate file.
 
 A folder does not say how long a chunk is, which cameras it was trained with, or how states and actions were scaled:
-the released code chooses these by a word in its command line. What it does say, in names and shapes of tensors, is read
-here and checked; the rest are the released constants of its action dimension, unless our export wrote it down.
+the released code chooses these by a word in its command line. All that names and shapes of tensors show is read and
+checked here. The other settings are the released constants for the action dimension, unless our export stored them.
 """
 
 import re
@@ -25,12 +25,12 @@ ADAPTER, _WEIGHTS = "lora_adapter", "adapter_model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What the released code fixes for a robot (`prismatic/vla/constants.py`).
+    """Constants of the released code for a robot (`prismatic/vla/constants.py`).
 
     Attributes:
         action_chunk: T, actions in a chunk.
         normalisation: how actions and states were scaled.
-        cameras: which views, in the order of `pixel_values`.
+        cameras: the views, in the order of `pixel_values`.
     """
 
     action_chunk: int
@@ -40,13 +40,13 @@ class Platform:
 
 LIBERO = Platform(8, "quantile", ("primary", "wrist"))
 LIBERO_BLIND = Platform(8, "quantile", ("primary",))
-"""Without proprioception, as in the paper's ablations: one camera."""
+"""LIBERO without proprioception, as in the paper's ablations: one camera."""
 BRIDGE = Platform(5, "quantile", ("primary",))
 ALOHA = Platform(25, "minmax", ("primary", "left_wrist", "right_wrist"))
 
 
 def platform(action_dim: int, proprio_dim: int | None) -> Platform | None:
-    """The released robot with actions and states of this width; None when there was none."""
+    """The released robot with actions and states of this width; None if there is none."""
     known = {(7, 8): LIBERO, (7, None): LIBERO_BLIND, (7, 7): BRIDGE, (14, 14): ALOHA, (14, None): ALOHA}
     return known.get((action_dim, proprio_dim))
 
@@ -55,23 +55,23 @@ class OFT:
     """Folders of OpenVLA-OFT: the released layout and parts, or a `lora_adapter/` and parts for a base elsewhere."""
 
     def recognises(self, path: Path) -> bool:
-        """Whether there is anything of OpenVLA-OFT's in the folder `path`."""
+        """Whether the folder `path` holds any file of OpenVLA-OFT."""
         if not path.is_dir():
             return False
         return any(PART_FILE.fullmatch(file.name) for file in path.iterdir()) or _is_adapter(path)
 
     def describe(self, path: Path) -> Description:
-        """What the released layout says, and what names and shapes of the parts say.
+        """The description of the released layout, extended by the names and shapes of the parts.
 
         Raises:
-            CheckpointError: as for the released layout, and naming whatever is wrong with the parts.
+            CheckpointError: as for the released layout, and for all problems of the parts.
         """
         parts = read_parts(path)
         plain = self._adapter(path) if _is_adapter(path) else Released().describe(path)
         ours = plain.json_files.get("config.json", {}).get(OURS) or {}
         problems = list(plain.problems)
         shapes = {name: shape for name, shape in plain.shapes.items() if part_of(name, parts.film) is None}
-        if plain.one_dtype[0] and not problems:  # the parts may be of others
+        if plain.one_dtype[0] and not problems:  # parts may have other dtypes
             floats = {name: dtype for name, (_, dtype) in shapes.items() if dtype.is_floating_point}
             problems += dtype_problems(floats)
         vla = {**plain.vla, "proprio_dim": parts.proprio_dim}
@@ -82,7 +82,7 @@ class OFT:
         processor = _processor(plain.processor, parts, robot, ours)
         if "action_head" in parts.files:
             head = processor["action_head"]
-            vla["action_head"] = {**head, "action_chunk": head["action_chunk"] or 1}  # no matter to its network
+            vla["action_head"] = {**head, "action_chunk": head["action_chunk"] or 1}  # not used by its network
         vla = {key: value for key, value in vla.items() if value is not None}
         strategy = plain.strategy
         if parts.adapters and strategy is None:
@@ -102,7 +102,7 @@ class OFT:
         )
 
     def tensors(self, description: Description) -> Iterator[dict[str, Tensor]]:
-        """The released VLA's tensors that no part replaces, a shard at a time, then each part's."""
+        """The released VLA's tensors that no part replaces, one shard at a time, then each part's."""
         parts = read_parts(description.path)
         if _is_adapter(description.path):
             yield read_adapter(description.path / ADAPTER).tensors()
@@ -112,7 +112,7 @@ class OFT:
         yield from parts.tensors()
 
     def _adapter(self, path: Path) -> Description:
-        """What an adapter's folder says; the architecture is its base's, and is looked up there."""
+        """The description of an adapter's folder; the architecture is read from its base."""
         adapter = read_adapter(path / ADAPTER)
         return Description(
             path=path,
@@ -127,18 +127,18 @@ class OFT:
 
 
 def _is_adapter(folder: Path) -> bool:
-    """Whether `folder` holds an adapter and no merged model; a merged one is complete without it."""
+    """Whether `folder` holds an adapter and no merged model, which would be complete without the adapter."""
     return (folder / ADAPTER / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
 def _width(norm_stats: Mapping[str, Any]) -> int | None:
-    """D, where all datasets agree on it."""
+    """D, if it is equal for all datasets; otherwise None."""
     widths = {len(stats["action"]["q01"]) for stats in norm_stats.values()}
     return widths.pop() if len(widths) == 1 else None
 
 
 def _scaled(norm_stats: Mapping[str, Any], robot: Platform | None) -> dict[str, Any]:
-    """Statistics that say how the released code scaled by them, where that is not the usual way."""
+    """Statistics with the released code's normalisation added, if it is not the default one."""
     if robot is None or robot.normalisation == "quantile":
         return dict(norm_stats)
     return {name: {"normalisation": robot.normalisation, **stats} for name, stats in norm_stats.items()}
@@ -148,7 +148,7 @@ def _processor(
     plain: Mapping[str, Any], parts: Parts, robot: Platform | None, ours: Mapping[str, Any]
 ) -> dict[str, Any]:
     chunk = robot.action_chunk if robot else None
-    if parts.head is None:  # tokens, predicted all at once
+    if parts.head is None:  # tokens, predicted in parallel
         head = {**plain.get("action_head", {}), "action_chunk": chunk, "parallel": True}
     else:
         names = {"l1": "L1Head", "diffusion": "DiffusionHead"}
@@ -164,13 +164,14 @@ def _processor(
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A `lora_adapter/` folder, as peft writes it.
+    """A `lora_adapter/` folder of peft.
 
     Attributes:
         path: the folder.
         base: the model it was trained on, a folder or hub id.
         rank, alpha: of all its adapters.
-        layers: names of the layers it adapts, as in a VLA; those under FiLM are left to the vision backbone's own file.
+        layers: names of the adapted layers in a VLA, without those in towers with FiLM, which are in the vision
+            backbone's own file.
     """
 
     path: Path
@@ -181,21 +182,21 @@ class Adapter:
 
     @property
     def weights(self) -> Path:
-        """The file with its tensors; older versions of peft pickled them."""
+        """The file with its tensors; older versions of peft wrote a pickle."""
         return _weights_of(self.path)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The adapters' tensors under the names they have in an adapted VLA."""
+        """The adapters' tensors under their names in an adapted VLA."""
         return {
             f"{layer}.lora_{kind}.{ADAPTER_NAME}.weight": t for (layer, kind), t in _adapter_tensors(self.path).items()
         }
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """What `folder`, a released `lora_adapter/`, says.
+    """The contents of `folder`, a released `lora_adapter/`.
 
     Raises:
-        CheckpointError: naming every problem.
+        CheckpointError: the folder has problems; it lists all of them.
     """
     config = read_json(folder / "adapter_config.json")
     problems = [

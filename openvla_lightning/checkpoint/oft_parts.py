@@ -1,4 +1,4 @@
-"""The files that OpenVLA-OFT puts beside a released VLA, one for each part: their names, and what they say."""
+"""The files that OpenVLA-OFT puts beside a released VLA, one for each part: their names and contents."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -21,27 +21,27 @@ PARTS = ("action_head", "proprio_projector", "noisy_action_projector", "vision_b
 
 PART_FILE = re.compile(rf"({'|'.join(PARTS)})--(\d+|latest)_checkpoint\.pt")
 ADAPTER_NAME = "default"
-"""What peft calls an adapter that nobody named; part of its tensors' names."""
+"""peft's default name of an adapter, which is part of its tensors' names."""
 FILM_NAME = re.compile(r"\.blocks\.\d+\.(scale|shift)\.")
 ALPHA = 16
-"""LoRA's alpha as released is the rank, but no more than this."""
+"""The released alpha of LoRA is the rank, but at most this."""
 
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the files beside a released VLA hold.
+    """Contents of the files beside a released VLA.
 
     Attributes:
         files: part -> file.
-        head: `l1`, `diffusion`, or None where actions are tokens.
-        action_dim: D, read off the head; None for tokens.
-        proprio_dim: P, read off the proprioception's projector; None when there is none.
+        head: `l1`, `diffusion`, or None if actions are tokens.
+        action_dim: D, from the head's shapes; None for tokens.
+        proprio_dim: P, from the shapes of the proprioception's projector; None without one.
         film: whether the towers have FiLM; then the vision backbone's weights come from its own file.
-        adapters: names of layers of the vision backbone whose LoRA adapter was kept apart.
-        rank: of these adapters.
-        shapes: of all tensors, under our names.
+        adapters: names of layers of the vision backbone whose LoRA adapter was stored separately.
+        rank: rank of these adapters.
+        shapes: shapes of all tensors, under our names.
     """
 
     files: Mapping[str, Path]
@@ -60,7 +60,7 @@ class Parts:
         return steps[0] if steps else None
 
     def tensors(self) -> Iterator[dict[str, Tensor]]:
-        """Tensors under our names, a file at a time; they live on the mapped file until copied."""
+        """Tensors under our names, one file at a time; they stay in the memory-mapped file until they are copied."""
         for part, path in self.files.items():
             yield {our_name(part, key): tensor for key, tensor in read_pickle(path).items()}
 
@@ -68,7 +68,7 @@ class Parts:
 def our_name(part: str, key: str) -> str:
     """The name in `VLA.state_dict()` of `key` in the file of `part`.
 
-    DDP left `module.` in front of all but the vision backbone, whose blocks FiLM wrapped.
+    DDP added the prefix `module.` to all parts except the vision backbone, whose blocks FiLM wrapped.
     """
     if part == "vision_backbone":
         return re.sub(r"(\.blocks\.\d+)\.block\.", r"\1.", key)
@@ -86,7 +86,7 @@ def released_name(part: str, name: str) -> str:
 
 
 def part_of(name: str, film: bool) -> str | None:
-    """The file that the tensor `name` of a VLA belongs to; None: the released VLA's own."""
+    """The part whose file holds the tensor `name` of a VLA; None: it is in the released VLA's files."""
     if name.startswith("action_head.noisy_action_projector."):
         return "noisy_action_projector"
     for part in ("action_head", "proprio_projector"):
@@ -96,10 +96,10 @@ def part_of(name: str, film: bool) -> str | None:
 
 
 def read_parts(folder: Path) -> Parts:
-    """Find the parts of a folder and what they mean; no tensor is read, only names and shapes.
+    """Find the parts of a folder and interpret them, from names and shapes only.
 
     Raises:
-        CheckpointError: naming every problem: files twice or of different steps, damaged, or at odds with each other.
+        CheckpointError: files are duplicate, of different steps, damaged or contradictory; it lists all problems.
     """
     files, problems = _files(folder)
     shapes: Shapes = {}
@@ -159,7 +159,7 @@ def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _is_said(folder: Path) -> bool:
-    """Whether the folder, an export of ours, says which head its file belongs to, and that is none of OpenVLA-OFT's."""
+    """Whether the folder is our export of a head that OpenVLA-OFT does not have."""
     path = folder / "config.json"
     said = (read_json(path).get(OURS) or {}).get("action_head") if path.is_file() else None
     return said is not None and said.get("class") not in ("L1Head", "DiffusionHead")
@@ -219,9 +219,9 @@ def _adapters(names: Shapes, files: Mapping[str, Path], problems: list[str]) -> 
 
 
 def keeps_apart(vla: VLA) -> bool:
-    """Whether the towers' adapters are such as the released loader makes: on every layer, of one rank, by its alpha.
+    """Whether the towers' adapters fit the released loader: one on every layer, with one rank and the released alpha.
 
-    Other adapters have to be merged before the towers are written.
+    Other adapters must be merged before the towers are written.
     """
     layers = {
         name: module
@@ -240,16 +240,16 @@ def keeps_apart(vla: VLA) -> bool:
 def write_parts(vla: VLA, folder: Path, step: int | str, dtype: torch.dtype | None = None, rank: int = 32) -> None:
     """Write the parts of `vla` that released VLAs lack, each into its file as released.
 
-    The released loader of a vision backbone with FiLM expects an adapter on every linear layer of the towers, of the
-    rank it is told (32). Where there are none, or others, they are merged and adapters that change nothing are written.
+    The released loader of a vision backbone with FiLM expects an adapter of a given rank (32) on every linear layer of
+    the towers. If there are no such adapters, existing ones are merged and adapters of zeros are written.
 
     Args:
         vla: the model.
-        folder: exists; files of the same parts from before are replaced.
-        step: of training, in the files' names.
-        dtype: of the action head, the towers and their adapters; projectors and FiLM keep theirs, as released. None: as
-            they are.
-        rank: of adapters that change nothing.
+        folder: an existing folder; older files of the same parts are replaced.
+        step: the training step in the files' names.
+        dtype: dtype of the action head, the towers and their adapters; projectors and FiLM keep theirs, as released.
+            None: all keep theirs.
+        rank: rank of the adapters of zeros.
     """
     film = vla.film is not None
     state: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Adapter folders as peft saves them, and the released fine-tuning script leaves them: they need their base."""
+"""Adapter folders of peft, which the released fine-tuning script also writes; they need their base."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +13,10 @@ ABOUT = "adapter_config.json"
 
 
 class PeftFolder:
-    """`adapter_config.json` and `adapter_model.safetensors`; the architecture is its base's, and is looked up there.
+    """`adapter_config.json` and `adapter_model.safetensors`; the architecture is read from the base.
 
-    The base is the one that the folder names (a folder or hub id), or `base=`. Any base of the right shapes is taken,
-    as peft writes down no hash.
+    The base is the one that the folder names (a folder or hub id), or `base=`. Any base with the right shapes is
+    accepted, because peft stores no hash.
     """
 
     def recognises(self, path: Path) -> bool:
@@ -24,10 +24,10 @@ class PeftFolder:
         return (path / ABOUT).is_file() and not (path / "config.json").is_file()
 
     def describe(self, path: Path) -> Description:
-        """What the adapter's folder says.
+        """The description of the adapter's folder.
 
         Raises:
-            CheckpointError: naming everything that is wrong with the adapter.
+            CheckpointError: the adapter has problems; it lists all of them.
         """
         adapter = read_adapter(path)
         return Description(
@@ -42,5 +42,5 @@ class PeftFolder:
         )
 
     def tensors(self, description: Description) -> Iterator[dict[str, Tensor]]:
-        """The adapters' tensors, at once."""
+        """All of the adapters' tensors at once."""
         yield read_adapter(description.path).tensors()

@@ -21,10 +21,10 @@ _AUTO_MAP = {
 
 
 def processor_arguments(path: Path, config: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
-    """What `Processor.from_config` wants, from `config.json` and `preprocessor_config.json` (empty where absent).
+    """The argument of `Processor.from_config`, from `config.json` and `preprocessor_config.json` (empty if absent).
 
     Args:
-        path: the folder, whose tokenizer files are used if it holds any.
+        path: the folder; its tokenizer files are used if there are any.
         config, images: the contents of the two files.
     """
     text = config["text_config"]
@@ -57,7 +57,7 @@ def processor_arguments(path: Path, config: dict[str, Any], images: dict[str, An
 
 
 def preprocessing_problems(config: dict[str, Any], images: dict[str, Any]) -> list[str]:
-    """What in `preprocessor_config.json` contradicts `config.json` or makes no sense; empty files have no problems."""
+    """Entries of `preprocessor_config.json` that contradict `config.json` or are not valid; none for empty files."""
     if not images:
         return []
     towers, problems = len(config["timm_model_ids"]), []
@@ -81,7 +81,7 @@ def preprocessing_problems(config: dict[str, Any], images: dict[str, Any]) -> li
 
 
 def _pixel_problems(config: dict[str, Any], images: dict[str, Any]) -> list[str]:
-    """Means and stds that no known tower was trained with, or that are stated twice and differently."""
+    """Means and stds that no known tower was trained with, or that appear twice with different values."""
     problems = []
     stated = {name: images[name] for name in ("means", "stds")}
     params = images.get("tvf_normalize_params")
@@ -154,5 +154,5 @@ def preprocessor_config(arguments: dict[str, Any], base: dict[str, Any]) -> dict
 
 
 def _rounded(values: list[float]) -> list[float]:
-    """As torchvision keeps them: float32."""
+    """Values rounded to float32, as in torchvision."""
     return [float(np.float32(value)) for value in values]

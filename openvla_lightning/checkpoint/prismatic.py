@@ -1,4 +1,4 @@
-"""Training runs of the released code, Prismatic VLMs and VLAs alike: RUN/config.json and RUN/checkpoints/*.pt."""
+"""Training runs of the released code, for Prismatic VLMs and VLAs: RUN/config.json and RUN/checkpoints/*.pt."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,18 +34,18 @@ _NAMES = (
     (re.compile(r"^projector\.projector\.(?=weight|bias)"), "projector.fc1."),
     (re.compile(r"^llm_backbone\.llm\."), "language_model."),
 )
-"""How a training run names parameters, and how the released folders do."""
+"""Parameter names in a training run, and in the released folders."""
 
 
 class Prismatic:
     """A run folder of the released training code, or one of its `.pt` files."""
 
     def recognises(self, path: Path) -> bool:
-        """Whether `path` is a `.pt`, or a folder whose `checkpoints` hold some."""
+        """Whether `path` is a `.pt`, or a folder with `.pt` files in `checkpoints`."""
         return path.suffix == ".pt" or any(path.glob("checkpoints/*.pt"))
 
     def describe(self, path: Path) -> Description:
-        """What the run's config and the shapes of its weights say.
+        """The description from the run's config and the shapes of its weights.
 
         Raises:
             CheckpointError: for a damaged file.
@@ -68,13 +68,13 @@ class Prismatic:
         )
 
     def tensors(self, description: Description) -> Iterator[dict[str, Tensor]]:
-        """All tensors at once, mapped from the one file."""
+        """All tensors at once, memory-mapped from the file."""
         for path in description.files:
             yield {modern_name(name): tensor for name, tensor in _named(path).items()}
 
 
 def checkpoint_file(path: Path) -> Path:
-    """The `.pt` that `path` is, or of a run the latest."""
+    """`path` if it is a `.pt`; for a run, its latest `.pt`."""
     if path.is_file():
         return path
     latest = path / "checkpoints" / "latest-checkpoint.pt"
@@ -85,7 +85,7 @@ def training_name(name: str, towers: Sequence[str]) -> tuple[str, str]:
     """The inverse of `_NAMES`: the part of a training run that a tensor of a VLA belongs to, and its name there.
 
     Args:
-        name: in `VLA.state_dict()`.
+        name: name in `VLA.state_dict()`.
         towers: names of the vision towers: `dino` and `siglip`, for example.
     """
     part, _, rest = name.partition(".")
@@ -100,10 +100,10 @@ def training_name(name: str, towers: Sequence[str]) -> tuple[str, str]:
 
 
 def run_config(vla: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's `config.json` says of a model, from `VLA.config`.
+    """The model's entries in a run's `config.json`, from `VLA.config`.
 
     Raises:
-        ValueError: for towers or a language model that the released code has no name for.
+        ValueError: the released code has no name for the towers or the language model.
     """
     vision, llm = vla["vision_backbone"], vla["llm"]
     towers = list(vision["towers"].values())
@@ -141,7 +141,7 @@ def _named(path: Path) -> dict[str, Tensor]:
 
 
 def _released_config(path: Path, shapes: Shapes) -> tuple[dict[str, Any], list[str]]:
-    """A released `config.json` for the run whose own is at `path`; or why there can be none."""
+    """A released `config.json` for the run whose own is at `path`, or the reasons why there is none."""
     if not path.is_file():
         hint = "a Prismatic .pt lies in RUN/checkpoints/ beside RUN/config.json; a model of yours takes it as init_from"
         return {}, [f"there is no {path}: {hint}"]
@@ -180,10 +180,10 @@ def _released_config(path: Path, shapes: Shapes) -> tuple[dict[str, Any], list[s
 
 
 def _text_config(shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """A Llama's numbers, read off its weights; the released heads are 128 wide.
+    """A Llama's config, from the shapes of its weights; the released attention heads are 128 wide.
 
-    The released code trains with Llama 2's own `rms_norm_eps` of 1e-5, while its converted folders say 1e-6: a
-    training checkpoint follows the training.
+    The released code trains with Llama 2's own `rms_norm_eps` of 1e-5, while its converted folders say 1e-6. For a
+    training checkpoint, the value of the training is used.
     """
     root = "language_model.model."
     embed = shapes.get(f"{root}embed_tokens.weight")

@@ -18,17 +18,17 @@ _PICKLED_INDEX = "pytorch_model.bin.index.json"
 
 
 class Released:
-    """Folders of the hub, and what `VLA.save_pretrained` writes."""
+    """Folders of the hub, and of `VLA.save_pretrained`."""
 
     def recognises(self, path: Path) -> bool:
         """Whether `path` is a folder with a `config.json`."""
         return (path / "config.json").is_file()
 
     def describe(self, path: Path) -> Description:
-        """What the JSON files say, checked against each other and against the headers of the weights.
+        """The description from the JSON files, which are compared with each other and with the weights' headers.
 
         Raises:
-            CheckpointError: for unreadable files, missing shards, or an index that disagrees with them.
+            CheckpointError: for unreadable files, missing shards, or an index that contradicts them.
         """
         config = read_json(path / "config.json")
         files = weight_files(path)
@@ -55,13 +55,13 @@ class Released:
         )
 
     def tensors(self, description: Description) -> Iterator[dict[str, Tensor]]:
-        """Tensors, a shard at a time."""
+        """Tensors, one shard at a time."""
         for path in description.files:
             yield {modern_name(name): tensor for name, tensor in open_tensors(path)}
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The weight files of a released folder, checked against the index when there is one.
+    """The weight files of a released folder, compared with the index if there is one.
 
     Raises:
         CheckpointError: when there are none.
@@ -79,7 +79,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def index_map(folder: Path) -> dict[str, str]:
-    """Parameter name -> file name, from the index of a sharded folder, of safetensors where there is one.
+    """Parameter name -> file name, from the index of a sharded folder; an index of safetensors is preferred.
 
     Raises:
         CheckpointError: when the index is malformed or names files that are missing or elsewhere.

@@ -1,4 +1,4 @@
-"""Saving in the released layout, which the released code and every engine that reads it can load."""
+"""Saving in the released layout, which the released code and compatible engines can load."""
 
 import json
 import shutil
@@ -33,8 +33,8 @@ def save_vla(
     """Write `vla` into `folder`; see `VLA.save_pretrained`.
 
     Raises:
-        ValueError: when the weights hold quantised values, or several dtypes and `dtype` does not say which to write;
-            when the released code would read the model and act wrongly.
+        ValueError: the weights are quantised, they have several dtypes and `dtype` is None, or the released code would
+            load the model and act wrongly.
     """
     _check_room(vla, processor)
     state = _released_state(vla)
@@ -80,7 +80,7 @@ def save_vla(
 
 
 def _check_room(vla: VLA, processor: "Processor | None") -> None:
-    """Refuse what the released code would read and act wrongly with: tokens one after the other beside what is new."""
+    """Refuse models that the released code would load and act wrongly with: sequential tokens beside added parts."""
     head = None if processor is None else processor.action_head
     if processor is None or type(head) is not TokenHead or getattr(head, "parallel", False):
         return
@@ -94,9 +94,9 @@ def _check_room(vla: VLA, processor: "Processor | None") -> None:
 
 
 def _released_state(vla: VLA) -> "dict[str, tuple[Tensor, BaseTunerLayer | None]]":
-    """What a released VLA has of `vla`, under its names: each tensor, and the adapter to be merged into it.
+    """The tensors of `vla` that a released VLA has, under its names, each with the layer whose adapter to merge.
 
-    Towers with FiLM are written apart; here they stand without their adapters, as in released OpenVLA-OFT folders.
+    Towers with FiLM have their own file; here they are without their adapters, as in released OpenVLA-OFT folders.
     """
     film = vla.film is not None
     apart = film and keeps_apart(vla)
@@ -109,7 +109,7 @@ def _released_state(vla: VLA) -> "dict[str, tuple[Tensor, BaseTunerLayer | None]
 
 
 def _unsaid(vla: VLA, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What neither names nor shapes of an OpenVLA-OFT folder say, for its `config.json`."""
+    """Settings that names and shapes of an OpenVLA-OFT folder do not show, for its `config.json`."""
     head = arguments["action_head"]
     said: dict[str, Any] = {}
     if head.get("class", "TokenHead") != "TokenHead" or head.get("parallel"):
@@ -121,7 +121,7 @@ def _unsaid(vla: VLA, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _step(vla: VLA) -> str:
-    """The step in the names of the parts that `vla` was loaded from, where these are still there."""
+    """The step in the names of the parts' files that `vla` was loaded from, if they still exist."""
     if vla.about.folder is None or not vla.about.folder.is_dir():
         return "latest"
     return read_parts(vla.about.folder).step or "latest"
@@ -144,7 +144,7 @@ def _processor_arguments(vla: VLA, processor: "Processor | None", config: dict[s
 def _save_weights(
     state: "dict[str, tuple[Tensor, BaseTunerLayer | None]]", folder: Path, max_shard_size: int, dtype: torch.dtype
 ) -> None:
-    """Write shard after shard, merging adapters on the way, then swap them in for whatever weights the folder held."""
+    """Write shard by shard and merge adapters meanwhile; then replace the folder's old weights by the new ones."""
     kinds = {key: dtype if tensor.is_floating_point() else tensor.dtype for key, (tensor, _) in state.items()}
     sizes = {key: tensor.numel() * kinds[key].itemsize for key, (tensor, _) in state.items()}
     shards: list[list[str]] = [[]]
@@ -191,7 +191,7 @@ def _save_tokenizer(vla: VLA, processor: "Processor | None", folder: Path) -> No
 
 
 def model_card(vla: VLA, config: dict[str, Any]) -> str:
-    """README.md of a saved model: what it is, what it was trained on, how to use it, with which versions."""
+    """README.md of a saved model: its contents, its training data, its use, and versions."""
     parameters = sum(p.numel() for name, p in vla.named_parameters() if ".lora_" not in name)
     expressible = OURS not in config and not any(config.get("timm_model_kwargs") or [])
     rows = [

@@ -1,4 +1,4 @@
-"""Sharded checkpoints: a folder that the processes of a training wrote together, read by one process."""
+"""Sharded checkpoints: folders that several training processes wrote together, read by one process."""
 
 import pickle
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 ABOUT = "about.pt"
-"""Everything but the tensors. It is written last: a folder without it is not a checkpoint."""
+"""File with all contents except tensors. It is written last: a folder without it is not a checkpoint."""
 
 _INDEX_IS_MADE_OF = {
     "torch.distributed.checkpoint.metadata": {
@@ -29,12 +29,12 @@ def is_sharded(path: str | Path) -> bool:
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
-    """What the checkpoint says of itself, without its tensors."""
+    """The checkpoint's contents without its tensors."""
     return torch.load(Path(path, ABOUT), map_location="cpu", weights_only=True)
 
 
 def read_shapes(path: str | Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of each of the model's tensors, from the index of the shards alone.
+    """Shape and dtype of each of the model's tensors, from the index of the shards.
 
     Raises:
         pickle.UnpicklingError: when the index holds anything else.
@@ -48,7 +48,7 @@ def read_shapes(path: str | Path) -> dict[str, tuple[tuple[int, ...], torch.dtyp
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The model's tensors, each put together from its shards; optimiser states stay on disk."""
+    """The model's tensors, each joined from its shards; optimiser states are not read."""
     weights = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in read_shapes(path).items()}
     dcp.load({"state_dict": weights}, storage_reader=ShardReader(path), no_dist=True)
     return weights

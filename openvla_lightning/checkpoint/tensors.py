@@ -1,4 +1,4 @@
-"""Tensors: out of files that are not trusted, into a model; what does not fit is named."""
+"""Loading of tensors from untrusted files into a model, with errors that name everything that does not fit."""
 
 import logging
 import struct
@@ -42,10 +42,11 @@ def open_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """What torch saved in `path`, unpickling tensors and plain types only, tensors left on disk until used.
+    """The contents of a file saved by torch. Only tensors and plain types are unpickled; tensors stay on disk until
+    used.
 
     Raises:
-        CheckpointError: for anything else, such as a truncated file or one that would run code.
+        CheckpointError: for any other file, such as a truncated one or one that would run code.
     """
     refuse_pointer(path)
     try:
@@ -60,8 +61,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def holds_text(path: Path, text: str) -> bool:
-    """Whether `text` is among the keys and values of what torch saved in `path`, without unpickling anything."""
-    wanted = b"X" + struct.pack("<I", len(text)) + text.encode()  # as protocol 2, torch's, writes a short string
+    """Whether `text` is among the keys and values of a file saved by torch, found without unpickling."""
+    wanted = b"X" + struct.pack("<I", len(text)) + text.encode()  # a short string in torch's pickle protocol 2
     try:
         with zipfile.ZipFile(path) as archive:
             return any(wanted in archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
@@ -70,27 +71,27 @@ def holds_text(path: Path, text: str) -> bool:
 
 
 def shapes_of(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of each tensor, under the name that a VLA gives it."""
+    """Shape and dtype of each tensor, under its name in a VLA."""
     return {modern_name(name): (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors}
 
 
 def modern_name(key: str) -> str:
-    """`key` with LayerScale named as released, whichever timm wrote it."""
+    """`key` with the released name of LayerScale, for files from any version of timm."""
     if key.startswith("vision_backbone.") and key.endswith((".ls1.gamma", ".ls2.gamma")):
         return key.removesuffix("gamma") + "scale_factor"
     return key
 
 
 def check_fits(description: Description, vla: VLA, found: Shapes | None = None) -> None:
-    """Compare what a checkpoint holds with what the model needs, by name, shape and dtype.
+    """Compare a checkpoint's tensors with those of the model, by name, shape and dtype.
 
     Args:
-        description: of the checkpoint.
+        description: description of the checkpoint.
         vla: the model.
-        found: what there is when the checkpoint does not hold everything itself; None: its own shapes.
+        found: shapes of all available tensors, if the checkpoint does not hold all; None: its own shapes.
 
     Raises:
-        CheckpointError: listing every difference.
+        CheckpointError: they differ; it lists all differences.
     """
     found = description.shapes if found is None else found
     wanted = {k: tuple(v.shape) for k, v in vla.state_dict().items()}
@@ -114,7 +115,7 @@ def check_fits(description: Description, vla: VLA, found: Shapes | None = None) 
 
 
 def dtype_problems(found: Mapping[str, torch.dtype]) -> list[str]:
-    """Which of these weights are of a dtype that no weights have."""
+    """Problems of weights whose dtype is not valid for weights."""
     return [
         f"{key}: is {dtype}; expected float32, bfloat16 or float16"
         for key, dtype in found.items()
@@ -123,13 +124,13 @@ def dtype_problems(found: Mapping[str, torch.dtype]) -> list[str]:
 
 
 def usual_dtype(shapes: Shapes) -> torch.dtype:
-    """The dtype of most floating weights; what a checkpoint is loaded in when nobody asks for another."""
+    """The dtype of most floating weights, which is the default for loading a checkpoint."""
     floats = Counter(dtype for _, dtype in shapes.values() if dtype in _FLOATS)
     return floats.most_common(1)[0][0] if floats else torch.float32
 
 
 def _say_dtypes(path: Path, found: Mapping[str, torch.dtype], stated: torch.dtype | None) -> None:
-    """Warn of weights that were saved again in another dtype: they are cast, which loses what it loses."""
+    """Warn of weights that were saved again in another dtype: they are cast, which may lose precision."""
     if not found:
         return
     usual, count = Counter(found.values()).most_common(1)[0]
@@ -143,7 +144,7 @@ def _say_dtypes(path: Path, found: Mapping[str, torch.dtype], stated: torch.dtyp
 
 
 def with_added(vla: VLA, shapes: Shapes) -> Shapes:
-    """`shapes`, and those of added parts that are missing there as a whole."""
+    """`shapes`, plus those of added parts that are entirely missing there."""
     names = {parameter: name for name, parameter in vla.named_parameters()}
     for part in vla.added():
         own = {names[parameter]: (tuple(parameter.shape), parameter.dtype) for parameter in part.parameters()}
@@ -153,7 +154,7 @@ def with_added(vla: VLA, shapes: Shapes) -> Shapes:
 
 
 def begin_added(vla: VLA) -> None:
-    """Give added parts that are on the meta device still, FiLM's for example, random weights to start from."""
+    """Give random weights to added parts that are still on the meta device, such as FiLM's."""
     for part in vla.added():
         for module in part.modules():
             if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
@@ -169,12 +170,12 @@ def fill(
     device: torch.device | str | None = None,
     copy: bool = True,
 ) -> None:
-    """Copy `tensors` into the model, each cast and placed on its way; without `dtype` and `device` as the model has it.
+    """Copy `tensors` into the model, cast to `dtype` and moved to `device`; None for both: as in the model.
 
-    Without `copy`, what needs neither stays where it is: on disk, for tensors of a mapped file.
+    Without `copy`, a tensor that needs neither is used where it is: on disk, if its file is memory-mapped.
 
     Raises:
-        CheckpointError: for values that are not finite, naming `path`.
+        CheckpointError: some values are not finite; it names `path`.
     """
     own = vla.state_dict()
     placed, broken = {}, []

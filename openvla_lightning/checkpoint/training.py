@@ -1,4 +1,4 @@
-"""Checkpoints that train.py and finetune.py write: whole models, or adapters that name the model they belong to."""
+"""Checkpoints of train.py and finetune.py: whole models, or adapters that name their base."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from openvla_lightning.model.vla import VLA
 
 
 class Training:
-    """A `.ckpt` of ours (sharded ones are folders), or a folder of runs, which means the newest below it."""
+    """A `.ckpt` of training (a sharded one is a folder), or a folder of runs, which means the newest one below it."""
 
     def recognises(self, path: Path) -> bool:
         """Whether `path` is a `.ckpt` or holds runs."""
@@ -26,10 +26,10 @@ class Training:
         return path.is_dir() and newest_checkpoint(path) is not None
 
     def describe(self, path: Path) -> Description:
-        """What training wrote beside the weights.
+        """The description that training stored with the weights.
 
         Raises:
-            CheckpointError: for a damaged or unfinished checkpoint, or one that something else wrote.
+            CheckpointError: for a damaged or incomplete checkpoint, or one of another program.
         """
         file = path if path.suffix == ".ckpt" else newest_checkpoint(path) or path
         content = contents(file, weights=False)
@@ -50,7 +50,7 @@ class Training:
         )
 
     def tensors(self, description: Description) -> Iterator[dict[str, Tensor]]:
-        """All tensors at once: mapped from a single file, put together from shards."""
+        """All tensors at once: memory-mapped from a single file, or joined from shards."""
         for path in description.files:
             state = _of_the_vla(contents(path)["state_dict"])
             yield {modern_name(name): tensor for name, tensor in state.items()}
@@ -61,10 +61,10 @@ def _of_the_vla(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def contents(path: Path, weights: bool = True) -> dict[str, Any]:
-    """What our checkpoint says of itself, and its tensors; without `weights` those of a sharded one are not read.
+    """The contents of a training checkpoint; without `weights`, the tensors of a sharded one are not read.
 
     Raises:
-        CheckpointError: when it was written by something else, or never finished.
+        CheckpointError: when another program wrote it, or it is incomplete.
     """
     if path.is_dir() and not is_sharded(path):
         raise CheckpointError(path, [f"there is no {ABOUT}: this sharded checkpoint was never finished"])
@@ -111,17 +111,17 @@ def _base(path: Path, about: Mapping[str, Any]) -> Base | None:
 
 
 def learnt_names(vla: VLA) -> set[str]:
-    """Names in the `state_dict` of what training changes: parameters that learn, and buffers."""
+    """Names in the `state_dict` of everything that training changes: parameters that learn, and buffers."""
     learning = {name for name, parameter in vla.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-    learning = {name.replace(_CHECKPOINT_PREFIX, "") for name in learning}  # where activations are recomputed
+    learning = {name.replace(_CHECKPOINT_PREFIX, "") for name in learning}  # with activation checkpointing
     return (learning | {name for name, _ in vla.named_buffers()}) & set(vla.state_dict())
 
 
 def check_adapter(checkpoint: Mapping[str, Any], base: Base | None, vla: VLA) -> None:
-    """Before a run goes on from the adapter in `checkpoint`: is it whole, and does it fit on `base`?
+    """Before a run resumes, check that the adapter in `checkpoint` is complete and belongs to `base`.
 
     Raises:
-        CheckpointError: when not; nothing is asked of a checkpoint that holds all weights.
+        CheckpointError: when it is not. A checkpoint with all weights is not checked.
     """
     recorded = checkpoint["openvla_lightning"].get("base")
     if recorded is None:
