@@ -1,1 +1,1 @@
-"""Rolling a policy out, or predicting held-out steps, all of it on disk: `scoring.evaluate`."""
+"""Evaluation by rollouts or on held-out steps, with all results on disk; see `scoring.evaluate`."""

@@ -1,4 +1,4 @@
-"""Does a policy listen? Its error on each task's steps when it is told each task's words."""
+"""Whether a policy follows instructions: its error on each task's steps with each task's instruction."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,33 +10,33 @@ from openvla_lightning.policy import Policy
 from openvla_lightning.types import Step
 
 TASKS, STEPS = 8, 16
-"""How many instructions are compared at most, and how many steps of each."""
+"""Largest numbers of compared instructions, and of steps of each."""
 
 
 class Confusion:
     """Collects steps of one dataset, and swaps their instructions.
 
-    A policy that listens makes its smallest error when it is told the step's own words; one that looks at pictures
-    alone makes the same error whatever it is told.
+    A policy that follows instructions has its smallest error with the step's own instruction. A policy that only looks
+    at pictures has the same error with every instruction.
     """
 
     def __init__(self) -> None:
         self.steps: dict[str, list[Step]] = {}
 
     def add(self, steps: Sequence[Step]) -> None:
-        """Keep what is needed of a batch."""
+        """Keep the needed steps of a batch."""
         for step in steps:
             kept = self.steps.setdefault(step.observation.instruction, [])
             if len(kept) < STEPS:
                 kept.append(step)
 
     def measure(self, policy: Policy) -> dict[str, Any] | None:
-        """Errors of the instructions that came most often; None where there is but one.
+        """Errors with the most frequent instructions; None if there is only one.
 
         Returns:
-            `tasks`: the instructions; `l1`: of each task's steps (rows) when told each task's words (columns),
-            normalised units, under the true past; `own_is_best`: share of rows whose
-            own words do best.
+            `tasks`: the instructions; `l1`: errors on each task's steps (rows) with each task's instruction (columns),
+            in normalised units, under the true past; `own_is_best`: share of rows whose own instruction gives the
+            smallest error.
         """
         tasks = sorted(self.steps, key=lambda task: -len(self.steps[task]))[:TASKS]
         if len(tasks) < 2:

@@ -1,4 +1,4 @@
-"""Whether the world waits for the policy: blocking control, or real time with the latency of an inference."""
+"""Blocking control, in which the world waits for the policy, and real-time control with the policy's latency."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +18,10 @@ ENSEMBLES: dict[str, Callable[..., Ensemble]] = {"adaptive": AdaptiveEnsemble, "
 
 
 class Actor(Protocol):
-    """Whatever chooses actions; `openvla_lightning.Policy` does.
+    """An object that chooses actions, such as `openvla_lightning.Policy`.
 
-    One that is told more than an image, or gives more than an action, has `act_chunk` as `Policy` does, and `history`
-    where it looks at earlier pictures, too. One that needs more than an image says in `check` what is missing.
+    If it reads more than an image or returns chunks, it has `act_chunk` like `Policy`, and `history` if it
+    reads earlier pictures. If it needs more than an image, its `check` reports missing inputs.
     """
 
     def act(self, image: Sequence[np.ndarray], instruction: Sequence[str]) -> np.ndarray:
@@ -30,26 +30,26 @@ class Actor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """How time passes while the policy thinks.
+    """How the world's time passes while the policy computes.
 
-    `blocking`: not at all, as in a simulator, or on a robot that finishes each action before it looks again.
-    `realtime`: the world executes `rate_hz` actions a second, whatever the policy does. An action arrives `delay`
-    control steps after its picture. Meanwhile the robot finishes its last action and then holds its position. So a slow
-    policy acts on old pictures, and gets fewer actions into an episode, whose limit is in the world's time.
+    `blocking`: the world stands still, as in a simulator, or on a robot that finishes each action before it looks
+    again. `realtime`: the world runs at `rate_hz` control steps per second. An action arrives `delay` control steps
+    after its picture. Meanwhile the robot finishes its last action and then holds its position. So a slow policy acts
+    on old pictures, and sends fewer actions per episode, because the episode's limit is in the world's time.
 
     Attributes:
         mode: `blocking` or `realtime`.
-        rate_hz: actions a second; None: as many as the world says of itself.
+        rate_hz: control steps per second; None: the world's own rate.
         latency: seconds from a picture to its action; None: measured on this machine, one picture at a time.
-        measured: whether `latency` was.
-        execute: how many actions of a chunk are executed before the policy looks again; None: all of them. In real time
-            the robot executes them while the policy thinks about the next ones.
-        ensemble: `adaptive` (CogACT's) or `temporal` (ACT's): the policy looks again after every action, and what its
-            chunks say about now becomes one action; None: the newest chunk alone.
+        measured: whether `latency` was measured.
+        execute: how many actions of a chunk are executed before the policy looks again; None: all of them. In real
+            time, the robot executes them while the policy computes the next ones.
+        ensemble: `adaptive` (CogACT's) or `temporal` (ACT's): the policy looks again after every action, and the
+            predictions of its chunks for the present step are averaged; None: only the newest chunk is used.
         ensemble_horizon: how many decisions count; None: 7 and 8, as published.
 
     Raises:
-        ValueError: for an unknown mode, a rate that is not positive, a latency below zero, or either with `blocking`.
+        ValueError: for an unknown mode, a rate that is not positive, a negative latency, or either with `blocking`.
     """
 
     mode: str = "blocking"
@@ -80,7 +80,7 @@ class Control:
 
     @property
     def delay(self) -> int:
-        """Actions' time from a picture to the action that it leads to."""
+        """Control steps from a picture to its action."""
         if self.mode == "blocking":
             return 0
         assert self.rate_hz is not None
@@ -88,7 +88,7 @@ class Control:
         return round(self.rate_hz * self.latency)
 
     def settle(self, policy: Actor, world_hz: float) -> "Control":
-        """Fill in what was left open: the world's own rate, and the policy's latency."""
+        """Replace None by the world's own rate and by the policy's measured latency."""
         if self.mode == "blocking":
             return self
         measured = self.latency is None
@@ -97,13 +97,13 @@ class Control:
 
     def to_dict(self) -> dict[str, Any]:
         """For results.json."""
-        later = ("execute", "ensemble", "ensemble_horizon")  # what results were written without is left out when unused
+        later = ("execute", "ensemble", "ensemble_horizon")  # omitted when unused, as in older results
         told = {name: value for name, value in asdict(self).items() if name not in later or value is not None}
         return told | ({"delay": self.delay} if self.latency is not None else {})
 
     @property
     def smoother(self) -> Ensemble | None:
-        """What makes one action of several chunks; None where the newest chunk is executed."""
+        """The ensemble that averages several chunks; None if the newest chunk is executed."""
         if self.ensemble is None:
             return None
         kind = ENSEMBLES[self.ensemble]
@@ -113,7 +113,7 @@ class Control:
         """The actions of a chunk [T, D] that are executed.
 
         Raises:
-            ValueError: when there are fewer.
+            ValueError: when the chunk has fewer actions than `execute`.
         """
         if self.execute is not None and self.execute > len(chunk):
             raise RequestError(f"eval.execute={self.execute}, but the policy gives {len(chunk)} action(s) at a time")
@@ -127,7 +127,7 @@ class Control:
 
 
 def measure_latency(policy: Actor, repeats: int = 5) -> float:
-    """Median seconds from one picture to its action, after two that warm up."""
+    """Median seconds from one picture to its action, after two warm-up calls."""
     image, words = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8), "lift the red cube"
     standing = getattr(policy, "standing", lambda image, words: Observation({"primary": image}, words))
     seconds = []
@@ -142,12 +142,12 @@ def ask(policy: Actor, observations: Sequence[Observation]) -> NDArray[np.float6
     """Chunks of actions float64 [B, T, D] for these observations.
 
     Raises:
-        RequestError: when the policy needs what the world does not show.
+        RequestError: when the world does not show an input that the policy needs.
         ValueError: when the policy's answer has another shape.
     """
     if hasattr(policy, "check"):
         with refusing():
-            policy.check(observations[0])  # one world shows all robots the same
+            policy.check(observations[0])  # all robots of one world have the same inputs
     if hasattr(policy, "act_chunk"):
         actions, shape = np.asarray(policy.act_chunk(observations), np.float64), "[B, T, D]"
     else:
@@ -163,12 +163,12 @@ def ask(policy: Actor, observations: Sequence[Observation]) -> NDArray[np.float6
 
 
 def observed(seen: Mapping[str, np.ndarray], instruction: str, past: Sequence[Mapping[str, np.ndarray]]) -> Observation:
-    """What a world shows as an observation, `image` as the view `primary`, `wrist_image` as `wrist`.
+    """A world's output as an observation, with `image` as the view `primary`, and `wrist_image` as `wrist`.
 
     Args:
-        seen: what the world shows now.
-        instruction: what the robot is told.
-        past: what it showed one step earlier, two steps earlier, and so on.
+        seen: the world's present output.
+        instruction: the robot's instruction.
+        past: the world's outputs one step earlier, two steps earlier, and so on.
     """
     images = {}
     for back, shown in enumerate([seen, *past]):

@@ -1,7 +1,7 @@
-"""One action out of the chunks of several decisions: smoother motion than executing the newest chunk alone.
+"""Averages the chunks of several decisions to one action, which gives smoother motion than the newest chunk alone.
 
-States are explicit: `step` takes the chunks remembered so far and returns those to remember, so that one object serves
-many robots, and a new episode begins with `()`.
+The state is explicit: `step` takes the remembered chunks and returns the new ones. So one object serves many robots,
+and a new episode begins with `()`.
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 Chunk = NDArray[np.float64]
-"""Actions [T, D]; or one action [D], from a policy without chunks, whose earlier actions are averaged as they are."""
+"""Actions [T, D]; or one action [D] from a policy without chunks, whose last actions are averaged."""
 Memory = tuple[Chunk, ...]
 """Chunks of the last decisions, oldest first."""
 
 
 class Ensemble(Protocol):
-    """How chunks that overlap become the action for now."""
+    """Combines overlapping chunks to the action for the present step."""
 
     def step(self, memory: Memory, chunk: Chunk) -> tuple[Memory, NDArray[np.float64]]:
-        """What to remember, and the action [D] for now, after the newest chunk [T, D]; one decision per step."""
+        """The new memory, and the action [D] for the present step, after the newest chunk [T, D]; one call per step."""
 
 
 class _Weighted:
-    """The mean of what the last `horizon` decisions said about now, each by the weight that a subclass gives it."""
+    """A weighted mean of the last `horizon` decisions' predictions for the present step; subclasses define weights."""
 
     horizon: int
 
@@ -44,20 +44,20 @@ class _Weighted:
         return memory, (weights / weights.sum()) @ predictions
 
     def _weights(self, predictions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How much each of the predictions [n, D], oldest first, counts: [n]."""
+        """Weights [n] of the predictions [n, D], oldest first."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class AdaptiveEnsemble(_Weighted):
-    """CogACT's: older predictions for now count more, the more they agree with the newest (arXiv 2411.19650, 3.4).
+    """CogACT's ensemble: older predictions count more if they agree with the newest (arXiv 2411.19650, 3.4).
 
-    Weights are exp(alpha * cosine(older, newest)), over all dimensions, the gripper among them, on actions in the
+    Weights are exp(alpha * cosine(older, newest)), over all dimensions including the gripper, on actions in the
     robot's units, as released.
 
     Args:
         horizon: how many decisions count; released: 7 on WidowX, 2 on the Google robot.
-        alpha: how much agreement counts; 0 is the plain mean.
+        alpha: influence of the agreement; 0 gives the plain mean.
     """
 
     horizon: int = 7
@@ -71,11 +71,11 @@ class AdaptiveEnsemble(_Weighted):
 
 @dataclass(frozen=True)
 class TemporalEnsemble(_Weighted):
-    """ACT's: predictions for now are averaged with weights exp(-decay * age), the oldest first (arXiv 2304.13705).
+    """ACT's ensemble: predictions are averaged with weights exp(-decay * i), i = 0 for the oldest (arXiv 2304.13705).
 
     Args:
         horizon: how many decisions count.
-        decay: ACT's m; above 0, as published, the oldest prediction weighs most; below 0 the newest.
+        decay: ACT's m; above 0, as published, the oldest prediction has the largest weight; below 0, the newest.
     """
 
     horizon: int = 8
@@ -86,7 +86,7 @@ class TemporalEnsemble(_Weighted):
 
 
 def _remember(memory: Memory, chunk: Chunk, horizon: int) -> tuple[Memory, NDArray[np.float64]]:
-    """The last chunks, and what each says about now [n, D]: a chunk of k decisions ago says it in its row k."""
+    """The last chunks, and their predictions for the present step [n, D]: row k of the chunk from k decisions ago."""
     memory = (*memory, np.asarray(chunk, np.float64))[-horizon:]
     if np.ndim(chunk) == 1:
         return memory, np.stack(memory)

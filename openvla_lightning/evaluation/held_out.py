@@ -1,4 +1,4 @@
-"""Predicting held-out demonstrations: token accuracy, L1, and whether the policy knows when it is wrong."""
+"""Predictions on held-out demonstrations: token accuracy, L1, and calibration."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,15 +23,15 @@ METRICS = ("token_accuracy", "l1", "l1_executed")
 def score_offline(policy: Actor, env: Offline, console: Console | None = None) -> dict[str, Any]:
     """Token accuracy, L1 and calibration on held-out steps, by dataset.
 
-    `token_accuracy` (of a head that chooses among ids) and `l1` are as in training, under the true past, in normalised
-    units. `l1_executed` compares what the policy would do, decoded on its own, in the dataset's units.
+    `token_accuracy` (for a head that chooses among ids) and `l1` are as in training, under the true past, in normalised
+    units. `l1_executed` is the error of the actions that the policy decodes by itself, in the dataset's units.
 
     Returns:
-        `steps`, `token_accuracy` and `l1` over all; `datasets`: name -> the same, and by action dimension, by task (its
-        instruction), by how undecided the policy was (`calibration`), and when told other tasks' words (`confusion`).
+        `steps`, `token_accuracy` and `l1` over all steps; `datasets`: name -> the same, also by action dimension, by
+        task (its instruction), by entropy (`calibration`), and with other tasks' instructions (`confusion`).
 
     Raises:
-        TypeError: for anything but a `Policy`.
+        TypeError: `policy` is no `Policy`.
         ValueError: when nothing is held out.
     """
     if not isinstance(policy, Policy):
@@ -65,7 +65,7 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
 
 
 def _score(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistics) -> dict[str, np.ndarray]:
-    """Each metric by choice or number [B, N], but [B, D] for what is executed; only `l1`s of a head without choices."""
+    """Each metric per choice or number [B, N], or [B, D] for executed actions; without choices, only `l1`s."""
     method, prediction = policy.normalisation, policy.predict(steps)
     acted = policy.act_chunk([step.observation for step in steps])[:, 0]
     told = policy.statistics.normalise(acted, method=method)
@@ -99,7 +99,7 @@ def _summarise(scores: Mapping[str, np.ndarray], words: Sequence[str]) -> dict[s
 
 
 def _by_dimension(scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Means for each dimension of an action; accuracy only where every number is a choice."""
+    """Means for each dimension of an action; accuracy only if every number is a choice."""
     dim = scores["l1_executed"].shape[1]
     apart = [name for name in METRICS if name in scores and scores[name].shape[1] in (scores["l1"].shape[1], dim)]
     means = {name: scores[name].reshape(-1, dim).mean(axis=0) for name in apart}
@@ -113,11 +113,11 @@ def calibration(entropy: np.ndarray, correct: np.ndarray, error: np.ndarray) -> 
     """Whether entropy predicts error.
 
     Args:
-        entropy, correct, error: of each token, [N].
+        entropy, correct, error: values of each token, [N].
 
     Returns:
-        `auroc`: how often a wrong token was predicted with more entropy than a right one (0.5: entropy tells nothing;
-        None without wrong or without right ones); `bins`: equally many tokens each, from the most decided.
+        `auroc`: how often a wrong token has a higher entropy than a right one (0.5: entropy has no information; None
+        without wrong or without right tokens); `bins`: with equal numbers of tokens, in order of rising entropy.
     """
     parts = np.array_split(np.argsort(entropy, kind="stable"), min(CALIBRATION_BINS, len(entropy)))
     bins = [

@@ -1,4 +1,4 @@
-"""Episodes on disk as they end, so that a killed evaluation goes on where it stopped."""
+"""Writes each episode to disk when it ends, so that a killed evaluation can resume."""
 
 import json
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ FILE_NAME = "episodes.jsonl"
 
 
 class Journal:
-    """One line per finished episode below a first line that says whose they are.
+    """A file with one line per finished episode, after a first line with the evaluation's identity.
 
     Args:
-        folder: of the evaluation; made if absent.
-        identity: what must be the same for episodes to belong together: checkpoint, world, control, versions.
+        folder: folder of the evaluation; created if absent.
+        identity: settings that must be equal for all episodes: checkpoint, world, control, versions.
 
     Raises:
-        ValueError: when the folder holds episodes of something else, naming what differs.
+        ValueError: the folder holds episodes with another identity; the message names the difference.
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]) -> None:
@@ -44,7 +44,7 @@ class Journal:
         self._write(identity, *(asdict(episode) for episode in self._episodes.values()))
 
     def find(self, task: str, seed: int, instruction: str | None) -> Episode | None:
-        """The episode that was played, if one was without an error; `instruction` None stands for the world's own."""
+        """The played episode, if there is one without an error; `instruction` None means the world's own."""
         episode = self._episodes.get((task, seed))
         played = episode is not None and episode.error is None and instruction in (None, episode.instruction)
         return episode if played else None

@@ -1,4 +1,4 @@
-"""Training steps through the path that acts: does a policy see, read, decode and scale as it did in training?"""
+"""Sends training steps through the code that acts, and compares pictures, text, decoding and units with training."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -23,22 +23,22 @@ from openvla_lightning.types import IGNORE_INDEX, Inputs, Prediction, Step
 
 log = logging.getLogger(__name__)
 SAME_PIXELS = 0.05
-"""Of normalised pixels: about two of 255 levels."""
+"""Tolerance of normalised pixels: about two of 255 levels."""
 SAME_ACTIONS = 1e-4
-"""Of normalised actions; a bin is 0.008 wide."""
+"""Tolerance of normalised actions; a bin is 0.008 wide."""
 SAME_TOKENS = 0.98
-"""Share of tokens that have to agree where only rounding may make a difference."""
+"""Share of tokens that must agree if only rounding may differ."""
 LOGGED = 20
-"""Lines of the training log that make up its end."""
+"""Number of last lines of the training log that are averaged."""
 
 
 class StageError(ValueError):
-    """Acting differs from training: in which stage, and how."""
+    """Acting differs from training; the message names the stage and the difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """One step on the way from picture to action: what is compared, whether it agrees, and what was seen."""
+    """One stage from picture to action: its name, whether it agrees with training, and the findings."""
 
     name: str
     ok: bool
@@ -48,19 +48,19 @@ class Agreement:
 def check_open_loop(
     policy: Policy | Callable[[], Policy], env: TrainingSteps, folder: str | Path, console: Console | None = None
 ) -> dict[str, float]:
-    """Compare acting with training on steps it was trained on; write `open_loop.md` into `folder`.
+    """Compare acting with training on training steps; write `open_loop.md` into `folder`.
 
     Args:
-        policy: or a callable that loads it, called after the data was seen to be there.
+        policy: the policy, or a callable that loads it, which is called after the data was found.
         env: the steps, without augmentation.
-        folder: of the report.
+        folder: folder of the report.
 
     Returns:
-        `token_accuracy` (of a head that chooses) and `l1` (normalised units) as training measures them, and
-        `l1_acting`, of the policy's own actions.
+        `token_accuracy` (for a head with choices) and `l1` (normalised units) as in training, and `l1_acting`, the
+        error of the policy's own actions.
 
     Raises:
-        StageError: naming the first stage that differs.
+        StageError: a stage differs; the message names the first one.
         ValueError: when there are no steps.
     """
     env.check()
@@ -89,7 +89,7 @@ def check_open_loop(
 def _compare(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistics) -> dict[str, np.ndarray]:
     """Each comparison for each step, [B]."""
     processor, head = policy.processor, policy.processor.action_head
-    whole = Processor.from_config({**processor.config, "crop_area": None})  # training crops by augmentation alone
+    whole = Processor.from_config({**processor.config, "crop_area": None})  # in training, only the augmentation crops
     batch = whole.collate(list(steps))
     observations, states = [step.observation for step in steps], [step.proprio for step in steps]
     prediction, dim = policy.predict(steps), statistics.action_dim
@@ -121,10 +121,10 @@ def _compare(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistic
 
 
 def _agreement(policy: Policy, inputs: Inputs, decoded: Tensor, prediction: Prediction) -> np.ndarray:
-    """Which numbers [B, T * D] of the plain decoder are what they should be.
+    """Which numbers [B, T * D] of the plain decoder are as expected.
 
-    Where every number is a choice, the prediction under the true past is the measure: up to its first mistake a policy
-    decodes what it would have said after the true tokens. Otherwise the fast decoder's numbers are.
+    If every number is a choice, they are compared with the prediction under the true past: up to its first mistake, a
+    policy decodes the same as after the true tokens. Otherwise they are compared with the fast decoder's numbers.
     """
     own = decoded.float().flatten(1).numpy()
     if prediction.correct is not None and prediction.correct.shape == own.shape:
@@ -157,17 +157,17 @@ def _stages(
         mean, noise = logged
         noise += 3 * float(found["token_accuracy"].std()) / len(found["token_accuracy"]) ** 0.5
         text = f"{accuracy:.3f} now, {mean:.3f} ± {noise:.3f} then"
-        # higher is no fault: training saw augmented pictures, and went on learning
+        # a higher accuracy is no fault: training used augmented pictures, and continued to learn
         stages.append(Agreement("training log", accuracy >= mean - noise, text))
     return stages
 
 
 def logged_accuracy(path: str | None, datasets: Sequence[str]) -> tuple[float, float] | None:
-    """Action-token accuracy at the end of a run's log, and three standard errors of it; None where there is no log.
+    """Action-token accuracy at the end of a run's log, and three standard errors of it; None without a log.
 
     Args:
-        path: of the run or its checkpoint.
-        datasets: whose accuracy; of the whole mixture if they were not logged apart.
+        path: path of the run or its checkpoint.
+        datasets: the datasets; if they were not logged separately, the accuracy of the whole mixture is used.
     """
     if path is None:
         return None

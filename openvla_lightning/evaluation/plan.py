@@ -1,4 +1,4 @@
-"""Which episodes are rolled out, in which scenes and with which words."""
+"""The plan of an evaluation: its episodes, their scenes and their instructions."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ INSTRUCTIONS = ("own", "shuffled")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One episode to roll out. `instruction` None: the words the environment gives."""
+    """One episode to roll out. `instruction` None: the environment's own instruction."""
 
     task: Task
     seed: int
@@ -23,21 +23,21 @@ class Plan:
 def plan_episodes(
     tasks: Iterable[Task], episodes_per_task: int, seed: int = 0, instructions: str = "own"
 ) -> list[Plan]:
-    """Lay out the episodes of an evaluation, tasks taking turns.
+    """Plan the episodes of an evaluation; tasks alternate.
 
-    Scenes depend on `seed`, the task's name and the episode's number alone, so that two policies meet the same scenes,
-    however many episodes and whichever other tasks are evaluated. A benchmark's fixed initial states are played in
-    their order, whatever `seed`, and one task after another: such a world is slow to change tasks.
+    Scenes depend only on `seed`, the task's name and the episode's number. So two policies meet the same scenes, for
+    any number of episodes and any other tasks. A benchmark's fixed initial states are played in order, independent of
+    `seed`, and one task after another, because such a world is slow to change tasks.
 
     Args:
-        tasks: to evaluate.
-        episodes_per_task: of each.
+        tasks: the tasks to evaluate.
+        episodes_per_task: number of episodes per task.
         seed: at least 0; another seed gives other scenes.
-        instructions: `own`, or `shuffled`: each episode gets the words of another one, never its own task's.
+        instructions: `own`, or `shuffled`: each episode gets the instruction of another one, never its own task's.
 
     Raises:
-        ValueError: for an unknown `instructions`, `shuffled` where no shuffle avoids every own instruction, or more
-            episodes than a task has initial states.
+        ValueError: for an unknown `instructions`, for `shuffled` if every shuffle gives some episode its own
+            instruction, or for more episodes than a task has initial states.
     """
     if instructions not in INSTRUCTIONS:
         raise RequestError(f"instructions={instructions!r} is not known; choose one of {', '.join(INSTRUCTIONS)}")
@@ -66,10 +66,10 @@ def _scene_seed(seed: int, task: Task, number: int) -> int:
 
 
 def shuffle_instructions(instructions: Sequence[str], seed: int = 0) -> list[str]:
-    """Permute instructions so that none stays where an equal one was.
+    """Permute instructions so that every place gets a different one from before.
 
     Raises:
-        ValueError: when one instruction makes up more than half of them, so that no such permutation exists.
+        ValueError: when more than half of them are equal, so that no such permutation exists.
     """
     rng = np.random.default_rng(seed)
     places: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""What is kept of an episode: what was shown and done, for a video or a dataset."""
+"""The kept observations and actions of an episode, for a video or a dataset."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from openvla_lightning.report.results import Episode
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """What was kept of an episode of T actions: what was shown [T + 1], the actions, and how many a second."""
+    """The kept data of an episode of T actions: observations [T + 1], the actions, and the control rate."""
 
     shown: Sequence[Mapping[str, np.ndarray]]
     actions: Sequence[np.ndarray]
@@ -20,7 +20,7 @@ class Played:
 
 
 def taken(episode: Episode, played: Played) -> Taken:
-    """An episode as it is recorded: what was shown before each action, under the names that a policy knows."""
+    """An episode in the form of a recorded dataset: the observation before each action, with a policy's view names."""
     before = [observed(shown, episode.instruction, ()) for shown in played.shown[:-1]]
     pictures = {view: [seen.images[view] for seen in before] for view in before[0].images} if before else {}
     felt = [seen.proprio for seen in before if seen.proprio is not None]

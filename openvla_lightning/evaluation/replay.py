@@ -1,4 +1,4 @@
-"""RecordedEpisode actions through the simulator: do actions, pictures and units of a dataset mean what they should?"""
+"""Replays recorded actions in the simulator, to check a dataset's actions, pictures and units."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,26 +16,26 @@ from openvla_lightning.runtime.progress import track
 from openvla_lightning.statistics import DatasetStatistics
 
 SAME_MOTION = 1e-4
-"""Metres, radians and gripper opening."""
+"""Tolerance in metres, radians and gripper opening."""
 SAME_PICTURE = 4.0
-"""Mean difference in levels of 255; storing a picture as JPEG costs about one."""
+"""Tolerated mean difference in grey levels of 255; JPEG changes a picture by about one."""
 THROUGH_TOKENS = 0.8
-"""Share of episodes that have to succeed with actions rounded to tokens: nobody mends what the rounding adds up to."""
+"""Share of episodes that must succeed with actions rounded to tokens; rounding errors add up without correction."""
 SHOWN = 4
-"""Episodes in the picture."""
+"""Number of episodes in the picture."""
 
 
 def check_replay(env: Replay, folder: str | Path, console: Console | None = None) -> dict[str, float]:
-    """Drive recorded episodes through their world; write `replay.md` and `replay.png` into `folder`.
+    """Replay recorded episodes in their world; write `replay.md` and `replay.png` into `folder`.
 
-    Each is driven twice: with the actions as they were executed, which has to give every picture again, and with these
-    actions normalised, turned into tokens and back, which is the best that any policy could say.
+    Each is replayed twice: with the executed actions, which must reproduce every picture, and with these
+    actions normalised, converted to tokens and back, which is the best that any policy could do.
 
     Returns:
         `success` and `success_through_tokens`, shares of episodes.
 
     Raises:
-        StageError: naming the first stage that differs.
+        StageError: a stage differs; the message names the first one.
         ValueError: the dataset cannot be replayed.
     """
     env.check()
@@ -57,7 +57,7 @@ def check_replay(env: Replay, folder: str | Path, console: Console | None = None
 
 
 def as_tokens(actions: NDArray[np.float64], statistics: DatasetStatistics, num_bins: int = 256) -> NDArray[np.float64]:
-    """Actions [T, D] as a policy could say them: normalised, in one of `num_bins` bins, and back."""
+    """Actions [T, D] after normalisation, rounding to one of `num_bins` bins, and conversion back."""
     tokenizer = ActionTokenizer(bins=num_bins)
     ids = tokenizer.encode(statistics.normalise(actions.astype(np.float32)))
     return statistics.unnormalise(tokenizer.decode(ids))

@@ -1,7 +1,7 @@
 """Rolling a policy out, many episodes at a time.
 
-The same arguments give the same episodes bit for bit, whatever the number of worker processes: a batch's members, and
-with them the rounding of the policy's arithmetic, depend on `num_envs` and the plan alone.
+The same arguments give the same episodes bit for bit, for any number of worker processes: the members of a batch, and
+so the rounding of the policy's arithmetic, depend only on `num_envs` and the plan.
 """
 
 from collections import deque
@@ -22,13 +22,13 @@ from openvla_lightning.report.results import Episode
 from openvla_lightning.types import Observation
 
 NUM_GROUPS = 2
-"""Slots are in two groups: one is simulated while the policy looks at the other."""
+"""Number of groups of slots: one is simulated while the policy computes actions for the other."""
 
 
 ATTEMPTS = 2
-"""How often an episode is begun before its error counts."""
+"""How often an episode is started before its error counts."""
 HOPELESS = 3
-"""So many errors, and not one episode without, end an evaluation."""
+"""An evaluation ends after this many errors if no episode ran without an error."""
 
 
 @dataclass(slots=True)
@@ -36,12 +36,12 @@ class _Running:
     """An episode that is being played.
 
     Attributes:
-        past: what was seen before `seen`, the newest first.
-        moves: what it is to do before the policy is asked again.
-        memory: what an ensemble remembers of it.
+        past: observations before `seen`, the newest first.
+        moves: moves to make before the policy is asked again.
+        memory: the ensemble's memory for this episode.
         executed: its actions [D] so far.
-        shown: what it was shown at each step, where that is kept.
-        pending: in real time, the actions [T, D] that the policy is still thinking about.
+        shown: its observation at each step, if these are kept.
+        pending: in real time, the actions [T, D] that have not arrived yet.
     """
 
     number: int
@@ -59,7 +59,7 @@ class _Running:
 
 
 OnEpisode = Callable[[int, Episode, Played | None], None]
-"""Called as each episode ends with its number in the plan, the episode, and what it was shown if that was kept."""
+"""Called when an episode ends, with its number in the plan, the episode, and its observations if they were kept."""
 
 
 def rollout(
@@ -78,28 +78,29 @@ def rollout(
 ) -> list[Episode]:
     """Roll out every planned episode; return them in the order of the plan.
 
-    A slot whose episode ends starts the next one at once, so that no environment waits for the slowest. An episode
-    whose environment raises, or dies, is begun once more; then it is recorded as an error.
+    A slot starts its next episode as soon as one ends, so that no environment waits for the slowest. An episode
+    whose environment raises or dies is started once more; then it is recorded as an error.
 
     Args:
-        policy: acts on what all ready environments of one group show; or a callable that loads it, called once the
-            environments are up and the plan is known to be good.
+        policy: acts for all ready environments of one group; or a callable that loads it, called after the
+            environments are built and the plan is checked.
         make_env: picklable; called in the worker processes.
-        plans: from the environment's tasks by name to the episodes, in the order in which they start.
-        num_envs: environments in all; half of them share a batch.
+        plans: maps the environment's tasks by name to the episodes, in the order in which they start.
+        num_envs: number of environments; half of them share a batch.
         num_workers: processes that simulate.
-        on_episode: told of each episode as it ends (then not in the order of the plan).
-        keep: asked when an episode starts whether what it is shown is to be kept for `on_episode`.
-        wanted: asked before an episode starts whether it is still needed.
-        control: whether the world waits for the policy, and how much of a chunk is executed; default: it does, all.
-        on_ready: told of `control` when what it left open is known, before the first episode.
-        on_self_test: told what the environment's self-test found and what drew its pictures, before the policy is
-            loaded; None: there is no test.
-        stopwatch: measures where the time goes.
+        on_episode: called when an episode ends (not in the order of the plan).
+        keep: called when an episode starts; returns whether to keep its observations for `on_episode`.
+        wanted: called before an episode starts; returns whether it is still needed.
+        control: whether the world waits for the policy, and how much of a chunk is executed; default: it waits, and
+            all is executed.
+        on_ready: called with the completed `control`, before the first episode.
+        on_self_test: called with the results of the environment's self-test and the name of the renderer, before the
+            policy is loaded; None: no test.
+        stopwatch: measures the times.
 
     Raises:
         WorkerError: when an environment cannot be built, or no episode runs without an error.
-        ValueError: when the policy's answer has the wrong shape, or lacks what the world shows.
+        ValueError: the policy's answer has the wrong shape, or the world lacks an input of the policy.
     """
     if num_envs < 1 or num_workers < 1:
         raise RequestError(f"num_envs and num_workers must be at least 1, got {num_envs} and {num_workers}")
@@ -116,7 +117,7 @@ def rollout(
 
 
 class Rollout:
-    """Episodes in the slots of `workers`: starts them, asks the policy, moves them, ends them; see `rollout`."""
+    """Runs episodes in the slots of `workers`: starts them, asks the policy, moves them, ends them; see `rollout`."""
 
     def __init__(
         self,
@@ -139,7 +140,7 @@ class Rollout:
         self.episodes: dict[int, Episode] = {}
 
     def play(self, num_slots: int) -> list[Episode]:
-        """Play everything; one group of slots is simulated while the policy looks at the other."""
+        """Play all episodes; one group of slots is simulated while the policy computes actions for the other."""
         groups: deque[dict[int, Command]] = deque()
         for group in range(NUM_GROUPS):
             # Slot numbers alternate between workers within each group.
@@ -158,7 +159,7 @@ class Rollout:
         return [self.episodes[number] for number in sorted(self.episodes)]
 
     def start(self, slot: int) -> Start | None:
-        """Begin the next episode in a slot; None when there is none."""
+        """Start the next episode in a slot; None if there is none."""
         if self.retries:
             episode = self.retries.popleft()
         else:
@@ -173,7 +174,7 @@ class Rollout:
         return Start(episode.plan.task.name, episode.plan.seed)
 
     def settle(self, outcomes: Mapping[int, Outcome]) -> dict[int, Command]:
-        """Take in what the slots answered; return what they are to do next."""
+        """Process the slots' answers; return their next commands."""
         commands: dict[int, Command] = {}
         ready = []
         for slot, outcome in outcomes.items():
@@ -200,7 +201,7 @@ class Rollout:
         return commands
 
     def next_move(self, episode: _Running) -> Move:
-        """What an episode does now; nobody looks within a chunk, unless pictures are kept or remembered."""
+        """The next move of an episode; within a chunk, pictures are rendered only if they are kept or for `history`."""
         move = episode.moves.popleft()
         if move.action is not None:
             episode.executed.append(move.action)
@@ -208,7 +209,7 @@ class Rollout:
         return replace(move, look=False) if unseen else move
 
     def goes_on(self, episode: _Running, outcome: Outcome) -> bool:
-        """Take in one answer; whether its episode is not over."""
+        """Process one answer; return whether its episode continues."""
         if outcome.error and episode.attempt < ATTEMPTS:
             self.retries.append(_Running(episode.number, episode.plan, episode.attempt + 1))
             return False
@@ -229,15 +230,15 @@ class Rollout:
         return False
 
     def observation(self, episode: _Running) -> Observation:
-        """What the policy is shown and told of an episode."""
+        """The policy's observation of an episode."""
         assert episode.seen is not None
         return observed(episode.seen, episode.instruction, episode.past)
 
     def moves(self, episode: _Running, actions: np.ndarray) -> deque[Move]:
-        """What becomes of the actions [T, D] that the policy chose just now.
+        """The moves after the policy chose the actions [T, D].
 
-        In real time they come `control.delay` steps later. Until then the robot executes the actions of the decision
-        before, and then stays where it was told to go.
+        In real time, these actions arrive `control.delay` steps later. Until then, the robot executes the actions of
+        the previous decision, and then holds its position.
         """
         if not self.control.delay:
             return deque(Move(action) for action in actions)
@@ -252,7 +253,7 @@ class Rollout:
         """Record an episode.
 
         Raises:
-            WorkerError: when none ran without an error so far.
+            WorkerError: after `HOPELESS` errors, if no episode ran without an error.
         """
         task = episode.plan.task
         finished = self.episodes[episode.number] = Episode(
@@ -275,10 +276,10 @@ class Rollout:
 
 
 def jerk(actions: Sequence[np.ndarray]) -> float | None:
-    """How much motion jerks: the mean size of the second difference of actions [D], their last number left out.
+    """Jerk of the motion: the mean norm of the second difference of actions [D], without the gripper (the last number).
 
-    Actions are changes of place and rotation, so their second difference is the third one of the pose. It compares
-    policies in one world, in its units. The last number is the gripper's. None for fewer than three actions.
+    Actions are changes of the pose, so their second difference is the pose's third one. It is in the world's units, and
+    compares policies in one world. None for fewer than three actions.
     """
     if len(actions) < 3:
         return None
@@ -287,7 +288,7 @@ def jerk(actions: Sequence[np.ndarray]) -> float | None:
 
 
 def loaded(policy: Actor | Callable[[], Actor]) -> Actor:
-    """The policy itself, or what the callable loads.
+    """The policy, loaded if it is a callable.
 
     Raises:
         RequestError: when loading refuses the checkpoint or an option.

@@ -26,8 +26,8 @@ from openvla_lightning.report.writing import write_report
 from openvla_lightning.statistics import UnknownDatasetError
 
 UNUSABLE = (FileNotFoundError, UnknownDatasetError, RequestError, BuildError, SelfTestError)
-"""What `evaluate` raises when it was asked for something that cannot be: a message for people says it all. Any other
-error is a fault of the code, and keeps its traceback."""
+"""Errors of `evaluate` for requests that cannot be fulfilled; their message is enough. Any other error is a bug, and
+keeps its traceback."""
 
 
 def evaluate(
@@ -66,35 +66,35 @@ def evaluate(
         policy = functools.partial(Policy.from_pretrained, "runs/train/.../step_003000.ckpt")
         evaluate(policy, functools.partial(Tabletop, image_size=96), "runs/evaluate/mine", episodes_per_task=5)
 
-    Interrupted, or stopped by a failing environment, it still writes the episodes that had finished. Called again with
-    the same folder, even after a kill, it plays only what is missing.
+    If it is interrupted, or an environment fails, it still writes the finished episodes. A second call with the same
+    folder, even after a kill, plays only the missing episodes.
 
     Args:
-        policy: a `Policy`, or for rollouts anything with its `act`; or a callable that loads it, called after the world
-            was seen to work, for that is the quicker of the two to fail.
+        policy: a `Policy`, or for rollouts any object with its `act`; or a callable that loads it, called after the
+            world's check, because that fails faster.
         env: picklable callable that builds one environment (see `openvla_lightning.env.base`), or `Offline`.
-        output_dir: made if absent.
+        output_dir: created if absent.
         tasks: `all`, or names of tasks, families or task sets of the environment.
         episodes_per_task: rollouts of each task; or `auto`: 10 to 200, until its 95 % interval is narrow.
-        interval_width: how narrow `auto` is content with, 0 to 1.
-        seed: chooses the scenes; the same seed shows every policy the same ones.
+        interval_width: the interval's width at which `auto` stops, 0 to 1.
+        seed: chooses the scenes; all policies with the same seed meet the same ones.
         instructions: `own`, or `shuffled` between episodes (see `plan_episodes`).
         control, rate_hz, latency, execute, ensemble, ensemble_horizon: see `control.Control`.
-        self_test: look first at whether the world's actions and pictures mean what they should.
+        self_test: first check that the world's actions and pictures are as they should be.
         stop: `decided` ends as soon as it is known whether this policy is better or worse than the one of `against`
             (see `stopping.Decided`); episodes are then played in a random order. `never`: all are played.
         against: results of another policy on the same scenes, for `stop=decided`.
-        margin: a difference of success rates that does not matter, for `stop=decided`; None: every one does.
-        shard: `k/n`: play every n-th episode alone, beginning with the k-th, into `output_dir/shard_k_of_n`. The shard
-            that finds the others finished writes the results of the whole into `output_dir`; see `report.shards`.
-        record: folder of a LeRobot dataset that the episodes become, see `Recorder`; None: they are not kept.
-        record_failures: keep those that fail, too, marked as such.
+        margin: a difference of success rates that does not matter, for `stop=decided`; None: every difference matters.
+        shard: `k/n`: play only every n-th episode, beginning with the k-th, into `output_dir/shard_k_of_n`. The last
+            shard to finish writes the results of the whole evaluation into `output_dir`; see `report.shards`.
+        record: folder of a LeRobot dataset of the episodes, see `Recorder`; None: they are not recorded.
+        record_failures: also record failed episodes, in a separate split.
         num_envs: environments at a time. Half of them make one batch for the policy.
-        num_workers: processes that simulate; as many as CPU cores by default. Does not change results.
-        save_videos: how many successes, and how many failures, of each task family are kept as MP4 at most.
+        num_workers: processes that simulate; by default as many as CPU cores. Does not change results.
+        save_videos: largest number of successes, and of failures, per task family that are saved as MP4.
         label: the policy's name in tables.
         task_set: name of the task set in tables; a selection of tasks is added to it.
-        config: resolved config of the run, kept in results.json.
+        config: resolved config of the run, stored in results.json.
 
     Raises:
         ValueError: for unknown tasks, instructions that cannot be shuffled, or a folder that holds episodes of another
@@ -178,7 +178,7 @@ def _recorder(folder: str | Path, failures: bool, offline: bool, control: str) -
 
 
 def _merge(folder: Path, console: Console) -> bool:
-    """Write the results of the whole, if every shard has finished; whether it has."""
+    """Write the results of the whole evaluation if all shards have finished; return whether they have."""
     try:
         whole = merge(folder)
     except ShardError as error:
@@ -197,10 +197,10 @@ def _name_tasks(tasks: str | Sequence[str], task_set: str | None) -> str:
 
 
 def _announced(world: Any, env: Any) -> Mapping[str, Task] | None:
-    """The tasks of a world that is not built yet; None: it does not say, or its own errors will say what is wrong."""
+    """The tasks of a world that is not built yet; None: it does not list them, or building it will raise the error."""
     try:
         return world.tasks_of(*getattr(env, "args", ()), **getattr(env, "keywords", {}))
-    except Exception:  # building the world fails for the same reason, and is explained where it does
+    except Exception:  # building the world fails for the same reason, and reports it
         return None
 
 
@@ -229,7 +229,7 @@ def select_tasks(known: Mapping[str, Task], chosen: str | Sequence[str]) -> list
     """Tasks by name, family or set, in the environment's order.
 
     Raises:
-        ValueError: for a name that is none of these, with the ones there are.
+        ValueError: for an unknown name; the message lists the known ones.
     """
     wanted = {chosen} if isinstance(chosen, str) else set(chosen)
     if wanted == {"all"}:

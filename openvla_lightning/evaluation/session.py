@@ -1,4 +1,4 @@
-"""Rollouts with everything about them on disk as they end: episodes, videos, what the world was like."""
+"""Rollouts whose episodes, videos and facts about the world are written to disk when each episode ends."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,16 +25,16 @@ from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.runtime.progress import Bar
 
 AUTO_FEWEST, AUTO_MOST = 10, 200
-"""Episodes of each task with `episodes_per_task=auto`."""
+"""Smallest and largest number of episodes per task with `episodes_per_task=auto`."""
 
 
 class SelfTestError(RuntimeError):
-    """The world does not behave as it should, so that scores in it would mean nothing."""
+    """The world does not behave as it should, so scores in it would be meaningless."""
 
 
 @dataclass(frozen=True, slots=True)
 class Enough:
-    """When a task has been played often enough."""
+    """Decides when a task has been played often enough."""
 
     episodes_per_task: int | str
     interval_width: float
@@ -60,7 +60,7 @@ class Enough:
 
 
 class Session:
-    """Keeps `results`, the journal, the videos and the progress bar up to date while episodes end."""
+    """Updates `results`, the journal, the videos and the progress bar when episodes end."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Session:
         num_envs: int,
         num_workers: int | None,
     ) -> None:
-        """Roll out what is missing; raises as `rollout` does."""
+        """Roll out the missing episodes; raises as `rollout` does."""
 
         def planned(known: Mapping[str, Task]) -> list[Plan]:
             self._plans = plans(known)
@@ -104,7 +104,7 @@ class Session:
 
         def ready() -> Actor:
             policy = load()
-            self._bar.restart(self._bar.label, self._bar.total)  # loading a model is no part of episodes' speed
+            self._bar.restart(self._bar.label, self._bar.total)  # loading a model does not count as episodes' time
             return policy
 
         starting = f"starting {num_envs} environments"
@@ -136,7 +136,7 @@ class Session:
 
     @contextmanager
     def _timed(self) -> Iterator[Stopwatch]:
-        """A stopwatch whose times are in the results, whatever happens."""
+        """A stopwatch whose times are written into the results, also after an error."""
         stopwatch = Stopwatch()
         try:
             yield stopwatch
@@ -156,7 +156,7 @@ class Session:
             )
 
     def _begin(self, control: Control) -> None:
-        """Take in the episodes that an earlier call left in the folder."""
+        """Add the episodes of earlier calls in the folder."""
         results = self._results
         results.control = control.to_dict()
         same = {"env": results.env, "instructions": results.instructions, "versions": results.versions}
@@ -207,7 +207,7 @@ class Session:
 
 @contextmanager
 def _torch_threads(count: int) -> Iterator[None]:
-    # Torch's threads spin while they wait, and would take the cores from the simulation.
+    # Torch's threads spin while they wait, and would take cores from the simulation.
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""When an evaluation is over: as soon as it is known which of two policies is better on the same scenes."""
+"""Early stopping of an evaluation, once it is known which of two policies is better on the same scenes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +12,14 @@ from openvla_lightning.report.sequential import LEVEL, Verdict, capital, judge
 
 
 class Decided:
-    """Compares a policy with results that are there, scene by scene, and stops when it is decided which is better.
+    """Compares a policy with existing results, scene by scene, and stops when it is decided which is better.
 
-    Scenes are looked at in the order in which they were planned, never in that in which they end: successes end sooner
-    than failures, and an evaluation that took what came first would find the new policy better than it is.
+    Scenes are used in the order of the plan, not in the order in which they end: successes end earlier than failures,
+    so the order of ending would favour the new policy.
 
     Args:
         against: results of the other policy, results.json or its folder.
-        margin: differences of the success rates below it do not matter, so that being as good is a decision, too;
+        margin: differences of the success rates below it do not matter, so that "equally good" is a decision, too;
             None: only a difference decides.
 
     Raises:
@@ -36,7 +36,7 @@ class Decided:
         self._said: tuple[int, bool] = (-1, False)
 
     def check(self, plans: Sequence[Plan]) -> None:
-        """Refuse scenes that the other policy has not met.
+        """Check that the other policy has met some of these scenes.
 
         Raises:
             ValueError: when it has met none of them.
@@ -47,7 +47,7 @@ class Decided:
             )
 
     def reached(self, plans: Sequence[Plan], finished: Mapping[int, Episode]) -> bool:
-        """Whether it is decided, after these episodes by their number in the plan."""
+        """Whether it is decided after these episodes, by their number in the plan."""
         if self._said[0] != len(finished):
             first, second = self._pairs(plans, finished)
             crossed = bool(len(first)) and bool((capital(second - first) >= 1 / LEVEL).any())
@@ -57,11 +57,11 @@ class Decided:
         return self._said[1]
 
     def verdict(self, plans: Sequence[Plan], finished: Mapping[int, Episode]) -> Verdict:
-        """What is known after these episodes; `second` is the policy that is being evaluated."""
+        """The verdict after these episodes; `second` is the policy that is being evaluated."""
         return judge(*self._pairs(plans, finished), margin=self.margin)
 
     def _pairs(self, plans: Sequence[Plan], finished: Mapping[int, Episode]) -> tuple[np.ndarray, np.ndarray]:
-        """Scores on the scenes that both met, up to the first that is still being played."""
+        """Scores on the scenes that both met, up to the first unfinished one."""
         pairs = []
         for number, plan in enumerate(plans):
             theirs = self._theirs.get((plan.task.name, plan.seed))
@@ -76,11 +76,11 @@ class Decided:
 
 
 def _score(episode: Episode) -> float:
-    """1 for a success, and for a failure the share of the task that was done."""
+    """1 for a success, or the completed share of the task for a failure."""
     return 1.0 if episode.success else min(max(episode.progress, 0.0), 1.0)
 
 
 def shuffled(plans: Sequence[Plan], seed: int) -> list[Plan]:
-    """The same episodes in a random order that `seed` fixes: no task comes first, which the test asks for."""
+    """The same episodes in a random order given by `seed`, because the test requires that no task comes first."""
     order = np.random.default_rng(seed).permutation(len(plans))
     return [plans[place] for place in order]

@@ -1,4 +1,4 @@
-"""Where an evaluation's time goes: into the simulator, into the policy, into waiting for either."""
+"""Measures an evaluation's time in the simulator, in the policy, and in waiting."""
 
 import time
 from collections.abc import Iterator
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Wall-clock seconds of rollouts; it measures and changes nothing.
+    """Wall-clock seconds of rollouts; measuring does not change them.
 
     Attributes:
-        processes: that simulate.
-        calls: of the policy.
-        actions: that these calls gave to execute.
+        processes: number of processes that simulate.
+        calls: number of the policy's calls.
+        actions: number of actions to execute from these calls.
         policy: seconds in these calls.
-        waiting: seconds in which the policy stood still because no simulator had answered.
+        waiting: seconds in which the policy waited for simulators.
         simulator: seconds of all processes together inside the world.
-        started, ended: when episodes began and ended; None before.
+        started, ended: times of the start and end of the episodes; None before.
     """
 
     processes: int = 1
@@ -31,7 +31,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self, processes: int) -> Iterator[None]:
-        """Around all episodes."""
+        """Context around all episodes."""
         self.processes, self.started = processes, time.perf_counter()
         try:
             yield
@@ -40,7 +40,7 @@ class Stopwatch:
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """Around a call of the policy."""
+        """Context around a call of the policy."""
         before = time.perf_counter()
         yield
         self.calls += 1
@@ -48,18 +48,18 @@ class Stopwatch:
 
     @contextmanager
     def idling(self) -> Iterator[None]:
-        """Around waiting for simulators."""
+        """Context around waiting for simulators."""
         before = time.perf_counter()
         yield
         self.waiting += time.perf_counter() - before
 
     def summary(self, episodes: int) -> dict[str, float]:
-        """For results.json, of this call alone: `episodes` are those it played.
+        """The times of this call for results.json; `episodes` is the number of episodes that it played.
 
         `episodes_per_hour`, `seconds_per_call`, `actions_per_call`, and three shares of the time in which episodes ran:
-        `policy_share`, in which the policy worked; `waiting_share`, in which it waited for simulators (what is left of
-        1 is bookkeeping); `simulator_share`, how busy the processes that simulate were on average. Policy and
-        simulators work at the same time, so that the shares do not add up to 1.
+        `policy_share`, in which the policy worked; `waiting_share`, in which it waited for simulators (the rest to 1 is
+        bookkeeping); `simulator_share`, the mean share in which the simulator processes were busy. Policy and
+        simulators work at the same time, so the shares do not add up to 1.
         """
         if self.started is None or self.ended is None or self.ended <= self.started:
             return {}

@@ -1,4 +1,4 @@
-"""An episode as an MP4: the camera image, the instruction under it, a green tick or a red cross beside it."""
+"""An episode as an MP4 with the camera image, the instruction under it, and a green tick or a red cross."""
 
 import textwrap
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ def write_video(
     fps: int = 10,
     width: int = 384,
 ) -> Path:
-    """Encode `frames` as H.264, with a caption burnt in.
+    """Encode `frames` as H.264, with a caption in the picture.
 
     Args:
-        path: file to write; its folder is made. A file that exists is replaced.
+        path: file to write; its folder is created. An existing file is replaced.
         frames: uint8 images [H, W, 3], one video frame each.
-        instruction: what the policy was told.
-        success: whether the episode succeeded; it is known at the end and shown throughout.
+        instruction: the policy's instruction.
+        success: whether the episode succeeded; all frames show it.
         fps: frames per second.
         width: of the video in pixels; smaller frames are enlarged to it, larger ones kept.
 
@@ -76,7 +76,7 @@ def _caption(instruction: str, success: bool, width: int) -> Image.Image:
 
 
 def _mark(draw: ImageDraw.ImageDraw, success: bool, x: int, y: int, size: int) -> None:
-    # Drawn, not written: the built-in font has no tick.
+    # Drawn as lines, because the built-in font has no tick.
     stroke = max(2, size // 6)
     if success:
         tick = [(x, y + size * 0.55), (x + size * 0.35, y + size * 0.9), (x + size, y + size * 0.1)]
@@ -87,5 +87,5 @@ def _mark(draw: ImageDraw.ImageDraw, success: bool, x: int, y: int, size: int) -
 
 
 def _even(pixels: int) -> int:
-    # 4:2:0 chroma halves both sides.
+    # 4:2:0 chroma subsampling halves both sides.
     return pixels + pixels % 2
