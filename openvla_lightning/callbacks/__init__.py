@@ -1,4 +1,4 @@
-"""Lightning callbacks: what a run shows while it works and leaves behind when it ends."""
+"""Lightning callbacks for progress, logs, warnings, checkpoints and the files that a run writes."""
 
 from openvla_lightning.callbacks.collapse import CollapseWarning
 from openvla_lightning.callbacks.costs import Costs

@@ -1,4 +1,4 @@
-"""Time as the device spends it."""
+"""Timing on the device."""
 
 import time
 from typing import Any
@@ -7,17 +7,17 @@ import torch
 
 
 class Clock:
-    """Marks points in time without waiting for the device, which works through its queue behind the host.
+    """Marks points in time without waiting for the device, which works asynchronously.
 
     Args:
-        on_gpu: time the current CUDA stream; otherwise this process.
+        on_gpu: measure the time of the current CUDA stream; otherwise of this process.
     """
 
     def __init__(self, on_gpu: bool) -> None:
         self.on_gpu = on_gpu
 
     def mark(self) -> Any:
-        """This point in the device's work."""
+        """A mark at the present point of the device's work."""
         if not self.on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -25,7 +25,7 @@ class Clock:
         return event
 
     def seconds(self, begin: Any, end: Any) -> float:
-        """Between two marks; waits until the device has come to the second."""
+        """Seconds between two marks; waits until the device has reached the second one."""
         if not self.on_gpu:
             return end - begin
         end.synchronize()

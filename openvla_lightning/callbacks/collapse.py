@@ -1,4 +1,4 @@
-"""Warnings that come early: a model that answers the same to everything, an accuracy that no longer rises."""
+"""Early warnings of a model that predicts the same for all inputs, and of an accuracy that no longer rises."""
 
 import logging
 from typing import Any
@@ -11,17 +11,17 @@ from openvla_lightning.types import Batch
 
 log = logging.getLogger(__name__)
 GOOD = 0.5
-"""Action-token accuracy above which standing still is no reason to worry."""
+"""Action-token accuracy above which there is no warning."""
 
 
 class CollapseWarning(Callback):
     """Logs `val/distinct_actions` and warns of collapse at validation.
 
-    The number is of one held-out batch: distinct predicted actions over distinct demonstrated ones, 1 when as varied.
+    The number is the ratio of distinct predicted to distinct demonstrated actions in one held-out batch.
 
     Args:
         patience: validations without a gain in `val/action_accuracy` before it counts as stuck.
-        min_gain: what counts as a gain.
+        min_gain: smallest gain that counts.
     """
 
     def __init__(self, patience: int = 4, min_gain: float = 0.01) -> None:
@@ -52,7 +52,7 @@ class CollapseWarning(Callback):
             )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notice when the accuracy stands still on a low level."""
+        """Warn if the accuracy is low and no longer rises."""
         accuracy = trainer.callback_metrics.get("val/action_accuracy")
         if accuracy is None:
             return

@@ -1,4 +1,4 @@
-"""What a run cost: parameters, memory, time of a step; read by the report on a sweep."""
+"""The costs of a run (parameters, memory, time per step), for the report on a sweep."""
 
 import resource
 from collections import deque
@@ -17,18 +17,18 @@ from openvla_lightning.report.sweeps import FILE_NAME
 from openvla_lightning.runtime.files import write_json
 
 WARM_UP = 5
-"""Steps that are not timed: allocators and caches fill."""
+"""First steps that are not timed, because allocators and caches fill."""
 TIMED = 1000
-"""The last steps, which are."""
+"""Number of last steps that are timed."""
 RESET_PEAK = "5"  # written to clear_refs: see proc(5)
 
 
 class Costs(Callback):
     """Writes `costs.json` when training ends.
 
-    It holds `parameters`, `trainable`, `checkpoint_bytes` (the newest one), `peak_memory_bytes` since the model was
-    built and `memory_of` (`gpu`: allocated by torch; `process`: all of it, resident), `step_seconds` (median of
-    optimiser steps, validation and checkpoints apart) and `steps`.
+    It holds `parameters`, `trainable`, `checkpoint_bytes` (of the newest one), `peak_memory_bytes` since the model was
+    built, `memory_of` (`gpu`: memory allocated by torch; `process`: the whole resident memory), `step_seconds` (median
+    of optimiser steps, without validation and checkpoints) and `steps`.
 
     Args:
         dirpath: folder of the run.
@@ -41,7 +41,7 @@ class Costs(Callback):
         self.started: Any = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Forget the peak of what this process did before."""
+        """Reset the peak memory of this process."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         elif (switch := Path("/proc/self/clear_refs")).exists():
@@ -50,13 +50,13 @@ class Costs(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start the clock, unless it runs since an earlier part of the same optimiser step."""
+        """Start the clock, unless an earlier batch of the same optimiser step did."""
         self.started = self.started or self.clock.mark()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the time of an optimiser step once it is complete."""
+        """Record the time of an optimiser step when it is complete."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches or self.started is None:
             return
         self.steps.append((self.started, self.clock.mark()))
@@ -83,7 +83,7 @@ class Costs(Callback):
 
 
 def peak_resident_bytes() -> int:
-    """The most memory this process had resident; on Linux since the peak was last reset."""
+    """Peak resident memory of this process; on Linux since the last reset."""
     status = Path("/proc/self/status")
     if status.exists():
         lines = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))

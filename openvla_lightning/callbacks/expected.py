@@ -1,4 +1,4 @@
-"""What this recipe reached before, beside what it reaches now."""
+"""Comparison of a run with a known learning curve of the same recipe."""
 
 import json
 import logging
@@ -15,23 +15,23 @@ from openvla_lightning.runtime.files import write_json
 
 log = logging.getLogger(__name__)
 CURVES = Path(__file__).parent / "curves"
-"""One JSON file for each recipe of the embedded world: command, hardware, what makes the recipe, and its curve."""
+"""One JSON file for each recipe of the embedded world: command, hardware, the recipe's settings, and its curve."""
 SAME = (
     *("model.vision_backbone.towers", "model.vision_backbone.image_size", "model.llm.architecture"),
     *("data.mix", "data.global_batch_size", "data.noop_filter", "data.filter_noops", "data.normalisation"),
     *("data.augment", "action_head.num_bins", "strategy.parts", "strategy.rank", "strategy.alpha"),
     *("strategy.use_rslora", "optim.lr", "optim.weight_decay", "optim.schedule", "trainer.max_steps"),
 )
-"""What makes a recipe: two that agree in these should learn alike."""
+"""Settings that define a recipe: two runs with equal ones should learn alike."""
 SLACK = {"val/action_accuracy": -0.03, "val/l1": 0.03}
-"""How far behind is still chance, by metric; the sign says which way is worse."""
+"""Differences that may be chance, by metric; the sign is the direction of worse."""
 
 
 class ExpectedCurve(Callback):
-    """Says at each validation what this recipe reached there before, and warns when this run is behind.
+    """At each validation, logs the value that this recipe reached there before, and warns if this run is worse.
 
     Args:
-        folder: of known curves; recipes without one are left alone.
+        folder: folder of known curves; recipes without one are not compared.
     """
 
     def __init__(self, folder: str | Path = CURVES) -> None:
@@ -47,7 +47,7 @@ class ExpectedCurve(Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare."""
+        """Compare this validation with the known curve."""
         step = str(trainer.global_step)
         for metric, slack in SLACK.items():
             expected, found = self.curve.get(metric, {}).get(step), trainer.callback_metrics.get(metric)
@@ -64,7 +64,7 @@ class ExpectedCurve(Callback):
 
 
 def what_makes(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved config that decides how it learns, by dotted name; what it lacks is None."""
+    """The settings of a resolved config that define its recipe, by dotted name; missing ones are None."""
     found: dict[str, Any] = {"starts from other weights": bool(recipe.get("model", {}).get("init_from"))}
     for name in SAME:
         node: Any = recipe
@@ -75,7 +75,7 @@ def what_makes(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def remember(run: Path, path: Path, command: str, hardware: str) -> None:
-    """Write the curve of a finished run, from its CSV log and newest checkpoint, as a known one."""
+    """Write the curve of a finished run, from its CSV log and newest checkpoint, as a known curve."""
     import torch
 
     checkpoint = max((run / "checkpoints").glob("step_*.ckpt"))

@@ -28,7 +28,7 @@ class LearningCurve(Callback):
 
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw what was logged; nothing, if this run has no CSV log."""
+        """Draw the logged values; do nothing if this run has no CSV log."""
         rows = read_log(self.dirpath)
         panels = {
             title: {split: points(rows, f"{split}/{metric}") for split in ("train", "val")}

@@ -1,4 +1,4 @@
-"""Stops a training whose gradients are no longer numbers, before they reach the weights."""
+"""Stops a training when gradients are not finite, before they change the weights."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from openvla_lightning.types import Batch
 
 NAMED = 8
-"""Samples that the message names at most."""
+"""Largest number of samples that the message names."""
 
 
 class NonFiniteError(RuntimeError):
@@ -21,10 +21,10 @@ class NonFiniteError(RuntimeError):
 class StopOnNonFinite(Callback):
     """Raises NonFiniteError instead of taking an optimiser step with gradients that are not finite.
 
-    The norm that tells is left in the module's `gradient_norm`, for the gradients to be clipped by.
+    It computes the gradients' norm and stores it in the module's `gradient_norm`, which clipping then uses.
 
-    The weights and every checkpoint stay as they were after the last good step. A fused optimiser leaves
-    such a step out by itself, so that nobody waits for the device; the error then comes one step later.
+    The weights and all checkpoints stay as they were after the last good step. A fused optimiser skips
+    such a step by itself, so that the host need not wait for the device; the error then comes one step later.
     """
 
     def __init__(self) -> None:
@@ -34,34 +34,34 @@ class StopOnNonFinite(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Remember what the next optimiser step is made of."""
+        """Remember the batches of the next optimiser step."""
         self.batches.append(batch)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Look at the norm of all gradients, of all ranks."""
+        """Compute the norm of all gradients over all ranks."""
         norm: Any = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
         pl_module.gradient_norm = norm
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of shards
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded
         batches, self.batches = self.batches, []
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             found: Any = optimizer
-            found.found_inf = (~norm.isfinite()).float()  # what a gradient scaler tells fused optimisers
+            found.found_inf = (~norm.isfinite()).float()  # as a gradient scaler does for fused optimisers
             self.check(trainer, pl_module)
             self.pending = found.found_inf, trainer.global_step, batches
         elif not bool(norm.isfinite()):
             self.stop(trainer, pl_module, trainer.global_step, batches)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at the last step."""
+        """Check the last step."""
         self.check(trainer, pl_module)
 
     def check(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at the step before, which the device has done by now."""
+        """Check the previous step, which the device has finished."""
         if self.pending is not None and bool(self.pending[0]):
             self.stop(trainer, pl_module, *self.pending[1:])
 
     def stop(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int, batches: list[Batch]) -> None:
-        """Find the samples and raise."""
+        """Find the faulty samples and raise NonFiniteError."""
         samples = [sample for batch in batches for sample in self.suspects(trainer, pl_module, batch)]
         where = trainer.datamodule.where  # type: ignore[attr-defined]
         named = [f"{name}, {where(number)}" for name, number in samples[:NAMED]]

@@ -1,4 +1,4 @@
-"""What learns, as a table, before it does."""
+"""A table of the parameters that learn, before training starts."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ class ParameterTable(Callback):
 
 
 def parameter_table(vla: torch.nn.Module) -> Table:
-    """Rows part, parameters, learning; the last is the sum."""
+    """A table with the columns part, parameters and learning; the last row is the sum."""
     table = Table("part", title="Parameters", title_justify="left")
     for column in ("all", "learning"):
         table.add_column(column, justify="right")

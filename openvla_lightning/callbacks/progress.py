@@ -1,4 +1,4 @@
-"""How far training is: a bar in a terminal, lines in a log; optimiser steps, samples per second, the time left."""
+"""Progress of training as a bar in a terminal or as lines in a log: steps, samples per second, remaining time."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,10 +24,10 @@ HELD_OUT |= {"val/l1": "L1 {:.4f}"}
 
 
 class Progress(ProgressBar):
-    """One bar over the whole run: a stream has no epochs, so Lightning's own bar knows no time of arrival.
+    """One bar over the whole run. Lightning's own bar shows epochs, which a stream lacks, and so no remaining time.
 
-    Where the output is a file there is a line every 30 seconds, and at least every 5 % of the steps. Each validation
-    says its numbers, in a terminal and in a file.
+    If the output is a file, it gets a line every 30 seconds, and at least every 5 % of the steps. Each validation
+    prints its numbers.
 
     Args:
         refresh_every: optimiser steps between updates.
@@ -39,11 +39,11 @@ class Progress(ProgressBar):
         self.bar: Bar | None = None
 
     def enable(self) -> None:
-        """As Lightning asks."""
+        """Enable the bar, for Lightning."""
         self.enabled = True
 
     def disable(self) -> None:
-        """As Lightning asks, on every rank but the first."""
+        """Disable the bar, which Lightning does on every rank except the first."""
         self.enabled = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -51,7 +51,7 @@ class Progress(ProgressBar):
         if not self.enabled:
             return
         total = trainer.estimated_stepping_batches
-        # max_steps=-1 runs until it is stopped: there is no total, hence no time of arrival
+        # max_steps=-1 runs until it is stopped, so there is no total and no remaining time
         steps = None if total == float("inf") else int(total)
         self.bar = Bar("training", steps, "steps", done=trainer.global_step)
         self.bar.__enter__()
@@ -64,29 +64,29 @@ class Progress(ProgressBar):
             return
         if self.bar.drawn and trainer.global_step % self.refresh_every:
             return
-        if self.bar.due(trainer.global_step):  # reading numbers waits for the device
+        if self.bar.due(trainer.global_step):  # reading values waits for the device
             self.bar.update(trainer.global_step, _shown(self.get_metrics(trainer, pl_module), SHOWN))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say that the pause is validation."""
+        """Show that validation is running."""
         if self.bar is not None:
             self.bar.describe("validating")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what was found, and that training goes on."""
+        """Print the validation's numbers, and show that training continues."""
         if self.bar is not None:
             self.bar.describe("training")
             if not trainer.sanity_checking and (found := _shown(trainer.callback_metrics, HELD_OUT)):
                 self.bar.say(f"step {trainer.global_step:,}: held out {found}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the last state on screen."""
+        """Keep the last state on the screen."""
         if self.bar is not None:
             self.bar.update(trainer.global_step)
         self._stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give the terminal back before the traceback is printed."""
+        """Release the terminal before the traceback is printed."""
         self._stop()
 
     def _stop(self) -> None:

@@ -1,4 +1,4 @@
-"""What the model sees, is asked and would do, at each validation: a table in W&B, a picture in the run's folder."""
+"""Samples of each validation (image, prompt, actions): a table in W&B, a picture in the run's folder."""
 
 import re
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ PICTURE = "samples.png"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A held-out step and what the model makes of it.
+    """A held-out step and its prediction.
 
     Attributes:
         image: uint8 array [H, V x W, 3], its views side by side.
-        prompt: the text that the model is asked.
-        dataset: where the step is from.
+        prompt: the model's prompt.
+        dataset: the step's dataset.
         demonstrated: float32 array [T, D], in the dataset's units.
         predicted: float32 array [T, D], under the demonstrated past, in the dataset's units.
         l1: mean absolute error of the chunk, in normalised units.
@@ -43,7 +43,7 @@ class Samples(Callback):
     """Shows held-out steps of each validation: the table `val/samples` in W&B, `samples.png` when training ends.
 
     Args:
-        count: how many, of the first held-out batch.
+        count: number of samples from the first held-out batch.
         dirpath: folder of the run, for the picture; None: no picture.
     """
 
@@ -60,7 +60,7 @@ class Samples(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep what the validation step predicted, and log it."""
+        """Keep the predictions of the validation step, and log them."""
         if batch_idx or dataloader_idx or trainer.sanity_checking or not batch.actions.numel():
             return
         if not trainer.is_global_zero:
@@ -102,13 +102,13 @@ def _table_row(sample: Sample) -> list[Any]:
 
 
 def _instruction(prompt: str) -> str:
-    """What stands in the released prompt between the fixed words; the whole prompt of another kind."""
+    """The instruction inside the released prompt; for another prompt, all of it."""
     found = re.search(r"robot take to (.*?) ?\?", prompt)
     return found[1] if found else prompt
 
 
 def _range(samples: Sequence[Sample], dimension: int) -> tuple[float, float]:
-    """What the actions of all samples reach in a dimension, and a little more."""
+    """Range of all samples' actions in a dimension, with a margin."""
     pairs = [(s.demonstrated, s.predicted) for s in samples if s.demonstrated.shape[1] > dimension]
     values = np.concatenate([actions[:, dimension] for pair in pairs for actions in pair])
     values = values[np.isfinite(values)]
@@ -118,7 +118,7 @@ def _range(samples: Sequence[Sample], dimension: int) -> tuple[float, float]:
 
 
 def draw(samples: Sequence[Sample], picture: Path) -> None:
-    """Draw a row per sample: image, prompt, and what was demonstrated and predicted in each dimension over time."""
+    """Draw a row per sample: image, prompt, and demonstrated and predicted actions in each dimension over time."""
     from matplotlib.figure import Figure
 
     most = max(sample.demonstrated.shape[1] for sample in samples)
@@ -136,7 +136,7 @@ def draw(samples: Sequence[Sample], picture: Path) -> None:
             axes.plot(chunk, sample.demonstrated[:, dimension], "o-", color="0.6", markersize=4)
             axes.plot(chunk, sample.predicted[:, dimension], "x-", color="C0", markersize=4)
             axes.tick_params(labelsize=5)
-            axes.set_ylim(*_range(samples, dimension))  # one scale for a dimension: small errors look small
+            axes.set_ylim(*_range(samples, dimension))  # one scale per dimension, so small errors look small
             axes.set_xticks([])
             axes.set_title(f"{dimension}", fontsize=6)
     legend = [

@@ -1,4 +1,4 @@
-"""Checkpoints every N optimiser steps, under names that can be typed on a command line."""
+"""Checkpoints every N optimiser steps, with names that can be typed on a command line."""
 
 import logging
 import signal
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Terminated(SystemExit):
-    """The system asked the run to end (SIGTERM): what it had learnt is on the disk."""
+    """The system asked the run to end (SIGTERM), and its last checkpoint is on the disk."""
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
@@ -30,17 +30,17 @@ class CheckpointFiles(TorchCheckpointIO):
     """Lightning's plugin for checkpoints that one process writes.
 
     Args:
-        asynchronous: training goes on while a copy in host memory is written.
+        asynchronous: training continues while a copy in host memory is written.
     """
 
     def __init__(self, asynchronous: bool = False) -> None:
         self.asynchronous, self.queue = asynchronous, Queue(asynchronous)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write `checkpoint`, after the one before.
+        """Write `checkpoint`, after the previous one.
 
         Raises:
-            CheckpointWriteError: when this one cannot be written, or in the background the one before.
+            CheckpointWriteError: when this one, or in the background the previous one, cannot be written.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -51,10 +51,10 @@ class CheckpointFiles(TorchCheckpointIO):
         self.queue.add(lambda: save(checkpoint, Path(path)))
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        """Read what was saved; tensors and plain values only, on the CPU.
+        """Read a checkpoint, with tensors and plain values only, on the CPU.
 
         Raises:
-            CheckpointError: for a sharded one.
+            CheckpointError: for a sharded checkpoint.
         """
         if is_sharded(path):
             problem = "it is sharded: go on from it with trainer=fsdp (trainer.devices=1 is enough), or start from its "
@@ -69,26 +69,26 @@ class CheckpointFiles(TorchCheckpointIO):
             self.queue.add(lambda: remove(Path(path)))
 
     def wait(self) -> None:
-        """Return when everything is on the disk; raise what went wrong."""
+        """Return when all checkpoints are on the disk; raise the first error."""
         self.queue.wait()
 
     def teardown(self) -> None:
-        """The training is over."""
+        """End the background thread after training."""
         self.wait()
 
 
 class Checkpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint as `step_000250.ckpt`, the last step included: whole, or not there.
+    """Lightning's ModelCheckpoint, which writes complete files `step_000250.ckpt`, also for the last step.
 
-    After SIGTERM (Slurm sends it some time before it kills, as do other schedulers) the step that is being made is
-    finished and written, on all processes the same one, and the run ends with status 143.
+    Slurm and other schedulers send SIGTERM some time before they kill a job. The present step is then finished and
+    saved, the same one on all processes, and the run ends with status 143.
 
     Args:
         dirpath: folder.
         every_n_train_steps: optimiser steps between checkpoints.
-        keep: how many of the newest to keep; -1 keeps all.
-        save_initial: also save the model before its first step, to compare with later.
-        asynchronous: write in the background, from a copy in host memory, while training goes on.
+        keep: how many of the newest checkpoints to keep; -1 keeps all.
+        save_initial: also save the model before its first step, for later comparison.
+        asynchronous: write in the background, from a copy in host memory, while training continues.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Checkpoint(ModelCheckpoint):
         self._steps = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Say how checkpoints are written; remove what a killed process has left."""
+        """Configure how checkpoints are written; remove the incomplete ones of a killed process."""
         super().setup(trainer, pl_module, stage)
         if isinstance(trainer.strategy, FSDP):
             trainer.strategy.write_in_background(self.files.asynchronous)
@@ -127,7 +127,7 @@ class Checkpoint(ModelCheckpoint):
         """Save the untrained model, if asked."""
         super().on_train_start(trainer, pl_module)
         self._steps = trainer.global_step
-        if threading.current_thread() is threading.main_thread():  # Lightning's would end the run without writing
+        if threading.current_thread() is threading.main_thread():  # Lightning's handler ends the run without saving
             self.terminating = trainer.received_sigterm
             signal.signal(signal.SIGTERM, self._note)
         if self.save_initial and trainer.global_step == 0:
@@ -140,9 +140,9 @@ class Checkpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save every so many steps, and when the run is to end."""
+        """Save every `every_n_train_steps` steps, and after SIGTERM."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.global_step != self._steps:  # not in the middle of what accumulates
+        if trainer.global_step != self._steps:  # not between accumulated batches
             self._steps = trainer.global_step
             self._end_if_asked(trainer)
 
@@ -155,12 +155,12 @@ class Checkpoint(ModelCheckpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Validation may take longer than the system waits."""
+        """End also during validation, which may take longer than the system waits."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._end_if_asked(trainer)
 
     def _end_if_asked(self, trainer: L.Trainer) -> None:
-        """Save and end, if any process was told to.
+        """Save and end, if any process received SIGTERM.
 
         Raises:
             Terminated: on all processes.
@@ -181,14 +181,14 @@ class Checkpoint(ModelCheckpoint):
         raise Terminated
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step, unless it just was, and wait until it is on the disk."""
+        """Save the last step, if it is not saved yet, and wait until it is on the disk."""
         super().on_train_end(trainer, pl_module)
         if self._last_global_step_saved != trainer.global_step:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         self._finish(trainer)
 
     def _finish(self, trainer: L.Trainer) -> None:
-        """Return when everything is on the disk."""
+        """Return when all checkpoints are on the disk."""
         if isinstance(trainer.strategy, FSDP):
             trainer.strategy.finish_checkpoints()
         else:

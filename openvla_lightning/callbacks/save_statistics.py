@@ -1,4 +1,4 @@
-"""The released `dataset_statistics.json`, beside the checkpoints."""
+"""Writes `dataset_statistics.json` of the released layout beside the checkpoints."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from openvla_lightning.runtime.files import write_text
 
 
 class SaveDatasetStatistics(Callback):
-    """Writes the statistics that training normalised by, in the released layout, when training starts.
+    """When training starts, writes the statistics of its normalisation in the released layout.
 
     Args:
         dirpath: folder of the run.

@@ -1,4 +1,4 @@
-"""How much of each dataset training was given, beside what the weights call for."""
+"""The share of each dataset that was served to training, beside the share that the weights intend."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from rich.table import Table
 
 
 class ServedSteps(Callback):
-    """Logs `mixture/served/<dataset>` and `mixture/intended/<dataset>`, shares of all samples so far; ends in a table.
+    """Logs `mixture/served/<dataset>` and `mixture/intended/<dataset>`, shares of all samples so far; prints a table.
 
-    Of one dataset alone there is nothing to say.
+    With a single dataset, it logs nothing.
     """
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log when Lightning does."""
+        """Log at the same steps as Lightning."""
         if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         served = trainer.datamodule.served()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""How fast training is and where its time goes, over windows of `trainer.log_every_n_steps`."""
+"""Speed of training and of its parts, over windows of `trainer.log_every_n_steps`."""
 
 import time
 from typing import Any
@@ -18,18 +18,18 @@ PHASES = ("data", "forward", "backward", "optimiser")
 
 
 class Throughput(Callback):
-    """Logs how fast training is.
+    """Logs the speed of training.
 
     - `train/samples_per_second`, of all ranks together;
     - `train/step_seconds` of an optimiser step and its parts `train/step_seconds/data` (waiting for a batch),
-      `forward`, `backward` and `optimiser` (with clipping); on a GPU its own time, read when a window ends;
-    - `train/data_wait`: share of the time without a batch;
-    - `train/mfu`: model FLOPs utilisation, operations that the model needs (nothing computed twice) over what the card
-      can do, where its peak is known;
+      `forward`, `backward` and `optimiser` (with clipping); on a GPU, the device's time, read when a window ends;
+    - `train/data_wait`: share of the time spent waiting for a batch;
+    - `train/mfu`: model FLOPs utilisation: the model's operations (without recomputation) per second over the card's
+      peak, if that is known;
     - `train/peak_memory_gb`, 10^9 bytes, on a GPU.
 
     Args:
-        peak_tflops: 10^12 operations a second of one device; None: as the card's data sheet says.
+        peak_tflops: 10^12 operations per second of one device; None: from the card's data sheet.
     """
 
     def __init__(self, peak_tflops: float | None = None) -> None:
@@ -37,7 +37,7 @@ class Throughput(Callback):
         self.flops_per_sample: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find the card's peak; start the clock."""
+        """Look up the card's peak and start the clock."""
         self.clock = Clock(on_gpu=trainer.strategy.root_device.type == "cuda")
         if self.peak_tflops is None and self.clock.on_gpu:
             known = card(torch.cuda.get_device_name())
@@ -57,17 +57,17 @@ class Throughput(Callback):
         self._marks.append(self.clock.mark())
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
-        """The forward pass is over."""
+        """Mark the end of the forward pass."""
         self._marks.append(self.clock.mark())
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The backward pass is over."""
+        """Mark the end of the backward pass."""
         self._marks.append(self.clock.mark())
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Count the batch; log when Lightning does."""
+        """Count the batch; log at the same steps as Lightning."""
         self._marks.append(self.clock.mark())
         self._ended = time.perf_counter()
         self._samples += len(batch)
@@ -79,7 +79,7 @@ class Throughput(Callback):
             self._restart(step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validation is not training time."""
+        """Restart the window, because validation is not training time."""
         self._restart(trainer.global_step)
 
     def _measured(self, steps: int, world_size: int) -> dict[str, float]:
@@ -108,7 +108,7 @@ class Throughput(Callback):
 
 
 def model_flops(vla: VLA, strategy: Any, head: ActionHead, batch: Batch) -> float:
-    """Operations forward and backward of one sample with normalised pixels, counted on a twin without memory."""
+    """Operations of a forward and backward pass of one sample, counted on a copy of the model without memory."""
     with torch.device("meta"):
         twin = VLA.from_config(vla.config)
         strategy.apply(twin)

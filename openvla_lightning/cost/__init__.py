@@ -1,1 +1,1 @@
-"""What a step needs: cards and their speed, operations of a forward and backward pass, memory."""
+"""Costs of a training step: operations of a forward and backward pass, memory, and the speed of cards."""

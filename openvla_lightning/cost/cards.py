@@ -1,4 +1,4 @@
-"""What accelerators can do, from their makers' data sheets: the one table that estimates, logs and benchmarks use."""
+"""Speed and memory of accelerators, from data sheets: the table for estimates, logs and benchmarks."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ class Card:
     """An accelerator.
 
     Attributes:
-        name: as torch's device name has it somewhere.
+        name: a part of torch's device name.
         memory_gb: in 10^9 bytes.
-        tflops: 10^12 bfloat16 operations a second, dense, summed in float32.
-        bandwidth_gbs: of its memory, 10^9 bytes a second.
+        tflops: 10^12 dense bfloat16 operations per second, with sums in float32.
+        bandwidth_gbs: memory bandwidth, 10^9 bytes per second.
     """
 
     name: str
@@ -20,7 +20,7 @@ class Card:
     bandwidth_gbs: float
 
 
-# A name that holds another one stands before it.
+# A name that contains another one comes before it.
 CARDS = (
     Card("GH200", 96, 989, 4000),
     Card("H200", 141, 989, 4800),
@@ -40,5 +40,5 @@ CARDS = (
 
 
 def card(device_name: str) -> Card | None:
-    """The entry for what `torch.cuda.get_device_name` says; None for a card that is not in the table."""
+    """The entry for a name from `torch.cuda.get_device_name`; None for a card that is not in the table."""
     return next((known for known in CARDS if known.name.lower() in device_name.lower()), None)

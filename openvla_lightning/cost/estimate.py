@@ -1,4 +1,4 @@
-"""What a training run will need, before it is started: memory of a device, time on each card."""
+"""Estimates a training run before it starts: memory of a device, time on each card."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ from openvla_lightning.report.tables import Rows, table
 from openvla_lightning.strategy import Strategy
 
 PROMPT_TOKENS = 26
-"""Ids of BOS and a prompt of usual length."""
+"""Ids of BOS and a prompt of typical length."""
 ACTION_DIM = 7
-"""Numbers of an action: an arm's with a gripper. Other robots' change little."""
+"""Action dimensions of an arm with a gripper; other robots' change the estimate little."""
 UTILISATION = 0.4
 """Expected share of a card's peak speed, recomputed operations included."""
 RESERVE = 1.05
-"""Factor for allocator fragmentation; the CUDA context takes `CONTEXT` bytes besides."""
+"""Factor for allocator fragmentation; the CUDA context needs `CONTEXT` more bytes."""
 CONTEXT = 1e9
 USUAL_NODE = 8
-"""GPUs of a machine, where all of them are asked for and this one has none."""
+"""GPUs per machine, if a config asks for all of them and this machine has none."""
 LESS_MEMORY = (
     "checkpoint_activations=full",
     "batch_size_per_device=1",
@@ -44,12 +44,12 @@ class Spread:
     """How a run is spread over devices.
 
     Attributes:
-        devices: all of them.
-        shards: over how many of them one copy of the model is spread; 1: each has a whole one.
+        devices: number of devices.
+        shards: number of devices over which one copy of the model is sharded; 1: each has a whole copy.
         batch: samples on one device at a time.
         global_batch: samples of an optimiser step.
-        max_steps: of the run; -1: until it is stopped.
-        mixed: compute in bfloat16 over weights of another dtype.
+        max_steps: steps of the run; -1: until it is stopped.
+        mixed: compute in bfloat16 with weights of another dtype.
     """
 
     devices: int
@@ -62,14 +62,14 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes on one device, and what the whole run takes.
+    """Memory of one device, and the size of the whole run.
 
     Attributes:
         parameters, trainable: of the model.
-        memory: what takes it -> bytes of one device.
+        memory: use -> bytes of one device.
         checkpoint: bytes of a checkpoint.
-        flops: operations of one sample, with those done twice.
-        plan: what was asked.
+        flops: operations of one sample, recomputed ones included.
+        plan: the estimated plan.
     """
 
     parameters: int
@@ -81,15 +81,15 @@ class Estimate:
 
     @property
     def peak(self) -> float:
-        """Bytes that one device needs."""
+        """Memory in bytes that one device needs."""
         return sum(self.memory.values()) * RESERVE + CONTEXT
 
     def fits(self, card: Card) -> bool:
-        """Whether `card` has that much."""
+        """Whether `card` has enough memory."""
         return self.peak <= card.memory_gb * 1e9
 
     def samples_per_second(self, card: Card) -> float:
-        """Of all devices together, if they are such cards."""
+        """Samples per second of all devices together, with this card."""
         return UTILISATION * card.tflops * 1e12 * self.plan.devices / self.flops
 
 
@@ -103,17 +103,17 @@ def estimate(
     quantisation: Quantisation | None = None,
     recompute: Recompute = "none",
 ) -> Estimate:
-    """Build a model without memory and account for it.
+    """Build a model without memory and estimate a training run of it.
 
     Args:
-        model: builds the VLA, given `action_head`; called on the meta device, twice where it computes in another dtype.
+        model: builds the VLA, given `action_head`; called on the meta device, twice if it computes in another dtype.
         strategy: which weights learn.
-        head: what actions are to the model.
-        plan: over which devices.
-        kind: of AdamW.
-        dtype: of the loaded weights.
-        quantisation: of frozen weights.
-        recompute: which blocks compute their activations again.
+        head: the action head.
+        plan: distribution over devices.
+        kind: kind of AdamW.
+        dtype: dtype of the loaded weights.
+        quantisation: quantisation of frozen weights.
+        recompute: which blocks recompute their activations.
     """
 
     made: dict[str | None, tuple[VLA, set[nn.Parameter]]] = {}
@@ -142,11 +142,11 @@ def estimate(
 
     batch = example(vla, head, PROMPT_TOKENS, ACTION_DIM)
     once = 0.0
-    if recompute != "none":  # while a block is computed again, all of its activations are there
+    if recompute != "none":  # a block has all its activations while it is recomputed
         whole = step_cost(learner("bfloat16")[0], head, batch, autocast=plan.mixed)
         once = whole.activations / len(blocks(vla))
     sharded = plan.shards > 1
-    if sharded and plan.mixed:  # computes in bfloat16 copies that FSDP gathers, block by block
+    if sharded and plan.mixed:  # FSDP gathers bfloat16 copies, block by block
         vla, _ = learner("bfloat16")
     recompute_activations(vla, recompute)
     cost = step_cost(vla, head, batch, autocast=plan.mixed)
@@ -164,12 +164,12 @@ def estimate(
 def _bytes(parameter: nn.Parameter, packed: bool, quantisation: Quantisation | None) -> float:
     if not packed or quantisation is None:
         return parameter.numel() * parameter.element_size()
-    scale = 1 / 64 if quantisation.double else 4 / 64  # of a block of 64 numbers of 4 bits
+    scale = 1 / 64 if quantisation.double else 4 / 64  # bytes per number: a block of 64 numbers shares a scale
     return parameter.numel() * (1.0 if quantisation.bits == 8 else 0.5 + scale)
 
 
 def needs(found: Estimate) -> Rows:
-    """What one device needs, as a table."""
+    """Memory that one device needs, as a table."""
     gb = [[name, f"{size / 1e9:.1f}"] for name, size in found.memory.items()]
     return [
         ["one device", "GB"],
@@ -181,7 +181,7 @@ def needs(found: Estimate) -> Rows:
 
 
 def durations(found: Estimate) -> Rows:
-    """What each card would make of it, as a table."""
+    """Speed and duration on each card, as a table."""
     rows = [["card", "GB", "fits", "samples/s", "days", "GPU-hours"]]
     for known in CARDS:
         rate = found.samples_per_second(known)
@@ -192,7 +192,7 @@ def durations(found: Estimate) -> Rows:
 
 
 def plan(recipe: Mapping[str, Any]) -> Spread:
-    """What a resolved configuration asks for."""
+    """The distribution over devices in a resolved configuration."""
     trainer, data = recipe["trainer"], recipe["data"]
     asked = trainer.get("devices", 1)
     if isinstance(asked, list):
@@ -221,7 +221,7 @@ def show(
     recipe: Mapping[str, Any],
     console: Console,
 ) -> Estimate:
-    """Print what `recipe` needs; warn when the card that is there, or every known one, has less."""
+    """Print the needs of `recipe`; warn if this machine's card, or every known card, has too little memory."""
     found = estimate(
         model,
         strategy,

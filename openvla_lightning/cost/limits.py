@@ -1,4 +1,4 @@
-"""What the hardware allows: the least time that an action can take."""
+"""The hardware's lower limit of the time per action."""
 
 from torch import Tensor, nn
 
@@ -7,13 +7,13 @@ from openvla_lightning.model.vla import VLA
 
 
 def bound(vla: VLA, hardware: Card, tokens: int, count: int) -> float:
-    """Seconds that writing a chunk id by id takes at least, at batch 1: reading weights or multiplying, stage by stage.
+    """Lower limit in seconds for writing a chunk id by id at batch 1: reading weights or computing, stage by stage.
 
     Args:
-        vla: whose weights.
-        hardware: what reads and multiplies.
-        tokens: in the prompt, visual ones included.
-        count: ids to write.
+        vla: the model.
+        hardware: the card.
+        tokens: tokens in the prompt, visual ones included.
+        count: number of ids to write.
     """
     read, times = hardware.bandwidth_gbs * 1e9, hardware.tflops * 1e12
     embedding = vla.llm.model.embed_tokens.weight
@@ -27,10 +27,10 @@ def bound(vla: VLA, hardware: Card, tokens: int, count: int) -> float:
 
 
 def stored(module: nn.Module) -> int:
-    """Bytes of a module's weights as they lie in memory; of bitsandbytes' without the scales beside them."""
+    """Bytes of a module's weights in memory; for bitsandbytes, without the scales beside them."""
 
     def size(tensor: Tensor) -> int:
-        flatten = getattr(tensor, "__tensor_flatten__", None)  # torchao's tensors consist of others
+        flatten = getattr(tensor, "__tensor_flatten__", None)  # torchao's tensors contain other tensors
         return tensor.nbytes if flatten is None else sum(size(getattr(tensor, name)) for name in flatten()[0])
 
     return sum(size(parameter) for parameter in module.parameters())

@@ -1,4 +1,4 @@
-"""What a training step computes and keeps, found by running it on tensors without memory."""
+"""Operations and activations of a training step, found by running it on tensors without memory."""
 
 import copy
 from collections import Counter
@@ -22,12 +22,12 @@ from openvla_lightning.types import Batch
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one sample, and what comes once per step.
+    """Costs of one sample, and costs that occur once per step.
 
     Attributes:
-        forward, backward: floating-point operations; `backward` holds what is computed again there.
+        forward, backward: floating-point operations; `backward` includes recomputation.
         activations: bytes that the forward pass keeps for the backward pass.
-        casts: bytes of weights in the dtype of computation, where that is not their own; once per step.
+        casts: bytes of weights that are cast to the dtype of computation; once per step.
     """
 
     forward: float
@@ -37,11 +37,11 @@ class Cost:
 
 
 def example(vla: VLA, head: ActionHead, prompt_tokens: int, action_dim: int, views: int = 1) -> Batch:
-    """A batch of one sample as training would make it; its values mean nothing.
+    """A batch of one sample with the shapes of training; its values have no meaning.
 
     Args:
-        vla: whose images and proprioception.
-        head: what is written after the prompt.
+        vla: defines images and proprioception.
+        head: writes the ids after the prompt.
         prompt_tokens: ids of BOS and prompt.
         action_dim: D.
         views: V.
@@ -63,22 +63,22 @@ def example(vla: VLA, head: ActionHead, prompt_tokens: int, action_dim: int, vie
 
 
 def step_cost(vla: VLA, head: ActionHead, batch: Batch, autocast: bool) -> Cost:
-    """Count a training step of `vla`, which must be on the meta device and is put into training.
+    """Count a training step of `vla`, which must be on the meta device and is set to training mode.
 
-    Takes seconds for a model of 7B, and no memory: operations run on shapes alone, and of blocks that are alike a few
+    This takes seconds for a 7B model, and no memory: operations run on shapes only, and only a few of equal blocks
     are run (`cost.repetition`).
 
     Args:
-        vla: what learns is chosen, what is to be recomputed too (`recompute_activations`).
-        head: whose loss.
+        vla: the model, after its strategy and `recompute_activations` were applied.
+        head: the action head with the loss.
         batch: one sample, with normalised pixels; only its shapes count (see `example`).
-        autocast: compute in bfloat16 over weights of any dtype; otherwise in the weights' own.
+        autocast: compute in bfloat16 with weights of any dtype; otherwise in the weights' dtype.
     """
-    head = copy.deepcopy(head)  # what it keeps on a device would be replaced by tensors without values
+    head = copy.deepcopy(head)  # otherwise its tensors on a device would be replaced by ones without values
     row = blocks(vla.train())
     skipped = stand_ins([signature(block) for block in row])
     asleep = {module for number in skipped for module in row[number].modules()}
-    # Heads hold constants, such as the centres of bins, that are no part of the model: they may be real.
+    # Heads have constants outside the model, such as the centres of bins, which may be real tensors.
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         _fake_values(vla, asleep),
@@ -93,8 +93,8 @@ def step_cost(vla: VLA, head: ActionHead, batch: Batch, autocast: bool) -> Cost:
 
 @contextmanager
 def _fake_values(vla: nn.Module, asleep: Collection[nn.Module]) -> Iterator[None]:
-    """Parameters and buffers on a CPU that has no memory for them, but for modules that are not run; tied ones stay
-    tied. Afterwards they are what they were."""
+    """Inside this context, parameters and buffers are fake CPU tensors without memory, except in modules that do not
+    run; tied ones stay tied. Afterwards they are restored."""
     made: dict[Tensor, Tensor] = {}
     before: list[tuple[Any, str, Tensor | None]] = []
     for module in vla.modules():
@@ -127,13 +127,13 @@ def _loss(vla: VLA, head: ActionHead, batch: Batch, autocast: bool) -> Tensor:
 
 
 class _Ledger(TorchDispatchMode):
-    """Adds up operations, and what autograd keeps, block by block.
+    """Sums operations and the tensors that autograd keeps, per block.
 
-    Copies of parameters in another dtype are apart, parameters themselves do not count.
+    Copies of parameters in another dtype are counted separately; parameters themselves do not count.
 
     Attributes:
-        block: where the model is (see `repetition.Watched`).
-        flops: block -> operations, of the pass that runs: `forward` or `backward`.
+        block: the block that is being computed (see `repetition.Watched`).
+        flops: block -> operations, for the running pass: `forward` or `backward`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -143,7 +143,7 @@ class _Ledger(TorchDispatchMode):
         self.backward: Counter[int | None] = Counter()
         self.flops = self.forward
         self.own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-        # storages are alive, so that no address comes twice
+        # storages are kept alive, so that no address is reused
         self.copies: dict[int, torch.UntypedStorage] = {}
         self.kept: dict[int, tuple[torch.UntypedStorage, int | None]] = {}
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
@@ -172,7 +172,7 @@ class _Ledger(TorchDispatchMode):
         return tensor
 
     def cost(self, weights: Mapping[int, int]) -> Cost:
-        """All of it, each block as often as `weights` says, once where it does not."""
+        """The total, where each block counts as often as `weights` says, or once."""
 
         def total(counted: Mapping[int | None, float]) -> float:
             return sum(value * (1 if block is None else weights.get(block, 1)) for block, value in counted.items())

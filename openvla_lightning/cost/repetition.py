@@ -1,4 +1,4 @@
-"""Blocks that are like their neighbours: a few of them are run, and stand for the rest."""
+"""Equal blocks of a model: only a few of them are run, and represent the others."""
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 
 class Watched(Protocol):
-    """Who wants to know in which block a computation is."""
+    """An object that is told which block is being computed."""
 
     block: int | None
     """The number of the block that is being computed, forward or backward; None: the model around the blocks."""
 
 
 def stand_ins(signatures: Sequence[Hashable]) -> dict[int, int]:
-    """Which blocks need not be run, and the number of the block that costs what each of them does.
+    """Blocks that need not be run -> number of a block with the same costs.
 
-    Of a row of equal blocks the first two and the last one are run: the second is in the middle, as those left out are.
-    Of a row that alternates the first two pairs and the last one are run.
+    In a sequence of equal blocks, the first two and the last one are run; the second one represents the inner blocks.
+    In an alternating sequence, the first two pairs and the last pair are run.
     """
     found: dict[int, int] = {}
     start = 0
@@ -40,7 +40,7 @@ def stand_ins(signatures: Sequence[Hashable]) -> dict[int, int]:
 
 
 def signature(block: nn.Module) -> Hashable:
-    """What makes two blocks cost the same: their layers, what of them learns, whether they are recomputed."""
+    """Equal for two blocks with the same costs: their layers, which weights learn, whether they are recomputed."""
     parameters = tuple((name, p.shape, p.dtype, p.requires_grad) for name, p in block.named_parameters())
     own_forward = type(vars(block).get("forward"))
     return str(block), getattr(block, "attention_type", None), own_forward, parameters
@@ -48,16 +48,16 @@ def signature(block: nn.Module) -> Hashable:
 
 @contextmanager
 def shortened(blocks: Sequence[nn.Module], skipped: dict[int, int], watched: Watched) -> Iterator[Counter[int]]:
-    """Inside, the `skipped` blocks hand on what they get, and `watched` is told in which of the others it is.
+    """Inside this context, `skipped` blocks return their input, and `watched` is told which other block runs.
 
     Args:
-        blocks: each called with a tensor [B, N, dim] first, which it returns changed.
-        skipped: as `stand_ins` says.
-        watched: its `block` is set.
+        blocks: blocks whose first argument is a tensor [B, N, dim], and which return such a tensor.
+        skipped: the result of `stand_ins`.
+        watched: gets its `block` set.
 
     Yields:
-        How many of the skipped blocks each block that is run stood for, counted when they are called: blocks above the
-        layer that a model reads are not.
+        How many skipped blocks each running block represented. They are counted when they are called, because blocks
+        above the layer that a model reads are not called.
     """
     calls: Counter[int] = Counter()
     last: list[Tensor | None] = [None]
