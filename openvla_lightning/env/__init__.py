@@ -1,1 +1,1 @@
-"""Worlds to roll policies out in."""
+"""Worlds for rollouts of policies."""

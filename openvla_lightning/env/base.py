@@ -1,4 +1,4 @@
-"""What a rollout needs of a world, and nothing more. A Gymnasium environment with `tasks` fits.
+"""The interface of a world for rollouts: a Gymnasium environment with `tasks`.
 
 An environment is built by a picklable callable without arguments (a class, or a `functools.partial` of one) inside a
 worker process. Its modules load no model, so a worker starts in a second.
@@ -13,12 +13,12 @@ import numpy as np
 
 
 class RequestError(ValueError):
-    """Something was asked of an evaluation that cannot be; the message says what can. Other ValueErrors are faults."""
+    """A request that an evaluation cannot fulfil; the message says what is possible. Other ValueErrors are bugs."""
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Around what reads a user's checkpoint, options or data: a ValueError there is a RequestError."""
+    """For code that reads a user's checkpoint, options or data: a ValueError inside becomes a RequestError."""
     try:
         yield
     except ValueError as error:
@@ -26,19 +26,20 @@ def refusing() -> Iterator[None]:
 
 
 EVALUATION_SEEDS = range(1_000_000_000, 2_000_000_000)
-"""Seeds an evaluation may use. Datasets are made from seeds below, so no evaluated scene was ever a demonstration."""
+"""Seeds of evaluations. Datasets use smaller seeds, so no evaluated scene is in a demonstration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One thing a robot can be told to do.
+    """One task for a robot.
 
     Attributes:
-        name: what `reset(options={"task": name})` takes, for example `lift_red_cube`.
-        family: tasks reported together, for example `lift`.
-        instruction: the words the policy reads, for example `lift the red cube`.
+        name: the name for `reset(options={"task": name})`, for example `lift_red_cube`.
+        family: tasks that are reported together, for example `lift`.
+        instruction: the policy's instruction, for example `lift the red cube`.
         sets: names of the task sets it belongs to, for example `pretraining`.
-        initial_states: how many scenes the benchmark fixed for it; seeds then are 0 to this. None: any seed is a scene.
+        initial_states: number of the benchmark's fixed scenes; seeds are then 0 to this number. None: any seed is a
+            scene.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at before an evaluation: what, whether it is as it should be, and what was seen."""
+    """One check of a self-test: its name, whether it passed, and the observation."""
 
     name: str
     ok: bool
@@ -58,19 +59,19 @@ class Check:
 
 
 class RolloutEnv(Protocol):
-    """A world in which episodes are rolled out.
+    """A world for rollouts.
 
-    An episode depends on its task and its seed alone, never on the episodes before it: the same pair gives the same
-    scene, whichever process renders it. A world may have an attribute `looking`, True after a reset: while it is False,
-    nobody sees what the world shows, and pictures need not be drawn.
+    An episode depends only on its task and its seed, never on earlier episodes: the same pair gives the same
+    scene in every process. A world may have an attribute `looking`, which is True after a reset: while it is False,
+    pictures are not used and need not be rendered.
 
-    A class may have a static `tasks_of(**arguments)`, which says the same as `tasks` of a world that these arguments
-    would build: what is asked of an evaluation is then checked before any world is.
+    A class may have a static method `tasks_of(**arguments)`, which returns the `tasks` of a world with these
+    arguments. Then an evaluation's settings are checked before any world is built.
     """
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        """Every task by name, in the order of a report."""
+        """All tasks by name, in the order of a report."""
 
     @property
     def max_episode_steps(self) -> int:
@@ -78,27 +79,27 @@ class RolloutEnv(Protocol):
 
     @property
     def control_hz(self) -> float:
-        """Actions that the world executes in one second of its own time."""
+        """Control steps per second of the world's own time."""
 
     def reset(self, *, seed: int, options: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Start the episode of `options["task"]`; return an observation and an info.
 
-        The observation holds `image`, uint8 [H, W, 3], the view `primary`; it may hold further views, `wrist_image` for
-        one, and `proprio`, float32 [P], in the dataset's units. The info holds `instruction`.
+        The observation holds `image`, uint8 [H, W, 3], the view `primary`. It may hold further views such as
+        `wrist_image`, and `proprio`, float32 [P], in the dataset's units. The info holds `instruction`.
         """
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Execute a float64 action [D] in the dataset's own units; return observation, reward, terminated, truncated
         and an info that holds `success`.
 
-        The info may hold `progress`, 0 to 1: how much of the task is done, for partial credit.
+        The info may hold `progress`, the completed share of the task from 0 to 1, for partial credit.
         """
 
     def wait(self) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Let as much time pass as an action takes, without a new one; return what `step` does."""
+        """Let one control step pass without a new action; return the same as `step`."""
 
     def self_test(self) -> list[Check]:
-        """Look at whether actions and pictures mean what they should. Leaves the world between episodes."""
+        """Check that actions and pictures are as they should be. Afterwards, a new episode must be started."""
 
     def close(self) -> None:
         """Free the renderer."""
@@ -108,14 +109,14 @@ EnvFactory = Callable[[], RolloutEnv]
 
 
 def world_of(env: Any) -> Any:
-    """The class behind what `env=` builds: of a `functools.partial` or an instance, its class."""
+    """The class of the object that `env=` builds: of a `functools.partial` or of an instance."""
     return getattr(env, "func", env if isinstance(env, type) else type(env))
 
 
 def kind_of(env: Any) -> str:
-    """How what `env=` builds is evaluated; the names are those of `run.evaluate.EVALUATIONS`.
+    """The kind of evaluation of the object that `env=` builds: a key of `run.evaluate.EVALUATIONS`.
 
-    A class says so with its attribute `kind`. One that says nothing is a world, in which episodes are rolled out.
+    It is the class's attribute `kind`; a class without it is a world for rollouts.
     """
     return getattr(world_of(env), "kind", "rollouts")
 

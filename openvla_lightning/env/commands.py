@@ -1,4 +1,4 @@
-"""What a world in a worker process is told, and what it answers."""
+"""Commands to a world in a worker process, and its answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from openvla_lightning.env.base import RolloutEnv
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Begin an episode."""
+    """Start an episode."""
 
     task: str
     seed: int
@@ -18,9 +18,9 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Execute an action [D], or none, and then let the world go on for `waits` more actions' time.
+    """Execute an action [D], or none, and then let `waits` control steps pass.
 
-    `look` False: nobody will see what the world shows afterwards, so a world with `looking` need not draw it.
+    With `look` False, the picture afterwards is not used, so a world with `looking` need not render it.
     """
 
     action: np.ndarray | None
@@ -30,18 +30,18 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a slot answers to a command.
+    """A slot's answer to a command.
 
     Attributes:
-        seen: what the policy is shown next: `image`, `<view>_image` uint8 [H, W, 3] and `proprio` [P]; None after an
+        seen: the policy's next observation: `image`, `<view>_image` uint8 [H, W, 3] and `proprio` [P]; None after an
             error.
         done: the episode is over; the next command must be a `Start`.
-        success: as judged so far.
-        progress: share of the task that is done, 0 to 1.
+        success: whether the episode has succeeded so far.
+        progress: completed share of the task, 0 to 1.
         steps: control steps that passed, waits included.
-        instruction: the episode's own words, in the answer to a `Start`.
+        instruction: the episode's own instruction, in the answer to a `Start`.
         error: traceback of the environment, or how its process died; the episode is lost.
-        seconds: that the world took.
+        seconds: time that the world took.
     """
 
     seen: Mapping[str, np.ndarray] | None
@@ -58,7 +58,7 @@ Command = Start | Move
 
 
 def obey(env: RolloutEnv, command: Command) -> Outcome:
-    """Do what a slot is told."""
+    """Execute a slot's command."""
     if isinstance(command, Start):
         try:
             observation, info = env.reset(seed=command.seed, options={"task": command.task})
@@ -78,5 +78,5 @@ def obey(env: RolloutEnv, command: Command) -> Outcome:
 
 
 def _shown(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of an observation, what a policy may look at."""
+    """The entries of an observation that a policy may use."""
     return {name: value for name, value in observation.items() if name.endswith("image") or name == "proprio"}

@@ -1,4 +1,4 @@
-"""Which way up a simulator's pictures are, seen from where they change when the arm moves."""
+"""Orientation of a simulator's pictures, found from the places that change when the arm moves."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ def pixel(point: np.ndarray, position: np.ndarray, matrix: np.ndarray, fovy: flo
 
     Args:
         point: [3], m.
-        position, matrix: of the camera, [3] and its axes right, up, back as columns of [3, 3].
-        fovy: field of view in degrees.
+        position, matrix: the camera's position [3], and its axes right, up, back as columns of [3, 3].
+        fovy: vertical field of view in degrees.
         mirrored: whether the picture swaps left and right.
     """
     right, up, back = (point - position) @ np.reshape(matrix, (3, 3))
@@ -22,10 +22,10 @@ def pixel(point: np.ndarray, position: np.ndarray, matrix: np.ndarray, fovy: flo
 
 
 def check_orientation(before: np.ndarray, after: np.ndarray, expected: Sequence[np.ndarray]) -> Check:
-    """Compare where two pictures differ with where the arm was and is now.
+    """Compare the places where two pictures differ with the arm's old and new position.
 
     Args:
-        before, after: uint8 [H, W, 3], square.
+        before, after: square pictures uint8 [H, W, 3].
         expected: rows and columns, 0 to 1, of the gripper in both.
     """
     change = np.abs(after.astype(float) - before).sum(-1)

@@ -1,4 +1,4 @@
-"""Recorded data in place of a world: held-out steps to predict, and recorded episodes to drive through a world."""
+"""Recorded data in place of a world: held-out steps to predict, and recorded episodes to replay in a world."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,25 +15,25 @@ from openvla_lightning.types import Step
 
 
 class HeldOut(Protocol):
-    """What this needs of a DataModule."""
+    """The part of a DataModule that evaluations need."""
 
     mix: Mapping[str, float]
 
     @property
     def statistics(self) -> Mapping[str, DatasetStatistics]:
-        """Each dataset's statistics, the ones its steps were normalised with."""
+        """Each dataset's statistics, with which its steps were normalised."""
 
     def check(self) -> None:
-        """Find out quickly whether the datasets are there."""
+        """Check quickly whether the datasets are there."""
 
     def prepare_data(self) -> None:
-        """Index the datasets, unless that was done before."""
+        """Index the datasets, if not done before."""
 
     def setup(self, stage: str) -> None:
         """Open the datasets."""
 
     def val_dataloader(self) -> Iterable[list[Step]]:
-        """Batches of the held-out split, as `collate` made them."""
+        """Batches of the held-out split, from `collate`."""
 
     def train_dataloader(self) -> Iterable[list[Step]]:
         """Batches of the mixture."""
@@ -42,13 +42,13 @@ class HeldOut(Protocol):
 class Offline:
     """Predict the actions of held-out demonstrations.
 
-    Token accuracy is the paper's measure of when to stop training (section 3.4: above 95 %), but a policy with a good
-    one may still fail closed-loop: success rates need a simulator or a robot.
+    The paper stops training by token accuracy (section 3.4: above 95 %), but a policy with a good accuracy may still
+    fail in closed loop: success rates need a simulator or a robot.
 
     Args:
-        data: builds a `VLADataModule` when called with `collate` and what a policy reads.
-        dataset: which dataset of the mixture; None: each of them.
-        num_steps: how many held-out steps of each dataset to look at; fewer when the split is smaller.
+        data: builds a `VLADataModule` when called with `collate` and a policy's `reads`.
+        dataset: the dataset of the mixture; None: all datasets.
+        num_steps: number of held-out steps per dataset; fewer if the split is smaller.
     """
 
     kind = "held_out"
@@ -60,14 +60,14 @@ class Offline:
         self.build, self.dataset, self.num_steps = data, dataset, num_steps
 
     def check(self) -> None:
-        """Find out, before a model is loaded, whether its predictions could be compared with anything.
+        """Check, before a model is loaded, whether the data for its predictions is there.
 
         Raises:
             FileNotFoundError: when the data is not there.
             ValueError: when `dataset` is unknown.
         """
         with refusing():
-            data = self.build(collate=list, image_size=1, normalisation="quantile")  # neither matters yet
+            data = self.build(collate=list, image_size=1, normalisation="quantile")  # these values do not matter here
             self._names(data)
             data.check()
 
@@ -75,11 +75,11 @@ class Offline:
         """Open the held-out split for a policy.
 
         Args:
-            reads: `Policy.reads`: image size, views, normalisation, ... that it was trained with.
+            reads: `Policy.reads`: image size, views, normalisation, ... of its training.
 
         Returns:
-            Lists of steps, each of one dataset and `num_steps` of it in all; the statistics that normalised their
-            actions, by dataset; the datasets' names.
+            Lists of steps, each list from one dataset, with `num_steps` per dataset in all; the statistics that
+            normalised their actions, by dataset; the datasets' names.
         """
         with refusing():
             data = self.build(collate=list, **reads)
@@ -113,7 +113,7 @@ class Offline:
 
 
 class TrainingSteps(Offline):
-    """The same with steps that were trained on: see `openvla_lightning.evaluation.open_loop`. Arguments as above."""
+    """As `Offline`, with training steps; see `openvla_lightning.evaluation.open_loop`."""
 
     kind = "open_loop"
     stage = "fit"
@@ -123,11 +123,11 @@ class TrainingSteps(Offline):
 
 
 class RecordedEpisode:
-    """A recorded episode: where it began, what was done, and what was seen.
+    """A recorded episode: its start, its actions, and its observations.
 
     Attributes:
-        task, seed: what `reset` takes.
-        executed: float64 [T, D], what the world was told, in the dataset's units.
+        task, seed: arguments of `reset`.
+        executed: float64 [T, D], the executed actions in the dataset's units.
         images: uint8 [H, W, 3] at each step.
         proprio: float32 [T, P].
     """
@@ -153,7 +153,7 @@ class RecordedEpisode:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What became of one episode: every picture [H, W, 3] and proprio [P] that was seen, and the judgement."""
+    """Result of a replayed episode: all its pictures [H, W, 3] and states [P], and whether it succeeded."""
 
     images: list[NDArray[np.uint8]]
     proprio: NDArray[np.float32]
@@ -161,15 +161,15 @@ class Replayed:
 
 
 class Replay:
-    """The world and the episodes of one dataset that says where each began.
+    """A world, and the episodes of a dataset that stores where each episode began.
 
     Args:
         world: builds the world, with the robot of the dataset.
         source: builds the dataset's source when called with `name`.
-        dataset: its name.
-        split: which of its splits.
-        num_episodes: how many of them, from the first on.
-        num_bins: of the token head that is to learn them.
+        dataset: name of the dataset.
+        split: split of the dataset.
+        num_episodes: number of episodes, from the first one on.
+        num_bins: bins of the token head that is to learn them.
     """
 
     kind = "replay"
@@ -212,7 +212,7 @@ class Replay:
 
 
 def drive(env: Any, episode: RecordedEpisode, actions: NDArray[np.float64]) -> Replayed:
-    """Set the world up as it was and do `actions` [T, D], to the end of the episode."""
+    """Reset the world to the episode's start and execute `actions` [T, D], until the episode ends."""
     observation, _ = env.reset(seed=episode.seed, options={"task": episode.task})
     images, proprio, success = [observation["image"]], [observation["proprio"]], False
     for action in actions:

@@ -1,7 +1,8 @@
-"""Environments in worker processes, driven in batches by slot number.
+"""Environments in worker processes, commanded in batches by slot number.
 
-Why not `gymnasium.vector.AsyncVectorEnv`: it keeps one process per environment and steps all of them in lockstep; here
-a few processes hold many environments, two groups of them overlap with the policy, and each slot starts its own task.
+`gymnasium.vector.AsyncVectorEnv` is not used, because it has one process per environment and steps all of them in
+lockstep. Here a few processes hold many environments, two groups of them overlap with the policy, and each slot starts
+its own task.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from openvla_lightning.env.commands import Command, Outcome, obey
 
 
 class WorkerError(RuntimeError):
-    """An environment failed in its worker process; the message carries the worker's traceback."""
+    """An environment failed in its worker process; the message contains the worker's traceback."""
 
 
 class BuildError(WorkerError):
@@ -32,23 +33,23 @@ class BuildError(WorkerError):
 
 _SELF_TEST = "self-test"
 PATIENCE = 600.0
-"""Seconds in which a process must answer; one that hangs for longer is ended as if it had died."""
+"""Seconds in which a process must answer; a process that hangs longer is killed."""
 
 
 class EnvWorkers:
     """`num_slots` environments over `num_workers` processes; a context manager.
 
-    Slot i lives in process i mod `num_workers`, whatever is asked of it, so results cannot depend on the number of
-    processes. Commands to one process are answered in order. A process that dies is started again; the episodes it held
-    are answered with an error.
+    Slot i is always in process i mod `num_workers`, so results do not depend on the number of processes. A process
+    answers its commands in order. A process that dies is started again; its running episodes are answered with an
+    error.
 
     Args:
         make_env: picklable; called once per slot, in the worker.
-        num_slots: environments in all.
+        num_slots: number of environments.
         num_workers: processes; never more than slots.
 
     Raises:
-        BuildError: when an environment cannot be built: what is missing, or the worker's traceback.
+        BuildError: an environment cannot be built; the message says what is missing, or has the worker's traceback.
     """
 
     def __init__(self, make_env: EnvFactory, num_slots: int, num_workers: int) -> None:
@@ -67,7 +68,7 @@ class EnvWorkers:
         self.control_hz = self._workers[0].control_hz
 
     def self_test(self) -> tuple[list[Check], str | None]:
-        """What one environment's self-test found (nothing where it has none), and what drew its pictures.
+        """Results of one environment's self-test (none if it has no self-test), and the name of its renderer.
 
         Raises:
             WorkerError: when the test itself fails.
@@ -75,7 +76,7 @@ class EnvWorkers:
         return self._workers[0].self_test()
 
     def send(self, commands: Mapping[int, Command]) -> None:
-        """Give slots their next command; `receive` with the same slots collects the answers."""
+        """Send slots their next commands; `receive` with the same slots collects the answers."""
         for worker, part in self._split(commands):
             worker.send({slot: commands[slot] for slot in part})
 
@@ -98,7 +99,7 @@ class EnvWorkers:
     def close(self) -> None:
         """End the processes."""
         for worker in self._workers:
-            worker.connection.close()  # a worker that waits for a command sees the end and leaves
+            worker.connection.close()  # a worker that waits for a command then ends
         for worker in self._workers:
             worker.end()
 
@@ -110,7 +111,7 @@ class EnvWorkers:
 
 
 class _Worker:
-    """This side of one process."""
+    """The parent's side of one worker process."""
 
     def __init__(self, context: SpawnContext, make_env: EnvFactory, name: str) -> None:
         self._context, self._make_env, self._name = context, make_env, name
@@ -125,7 +126,7 @@ class _Worker:
         theirs.close()
 
     def greet(self) -> None:
-        """Wait until its first environment is built."""
+        """Wait until the worker has built its first environment."""
         self.tasks, self.max_episode_steps, self.control_hz = self._answer(BuildError)
 
     def self_test(self) -> tuple[list[Check], str | None]:
@@ -143,7 +144,7 @@ class _Worker:
 
     def send(self, commands: dict[int, Command]) -> None:
         self._pending.append(list(commands))
-        with contextlib.suppress(OSError):  # its death shows when the answer is read, behind answers that it still gave
+        with contextlib.suppress(OSError):  # a dead worker is noticed when its answer is read
             self.connection.send(commands)
 
     def receive(self) -> dict[int, Outcome]:
@@ -157,7 +158,7 @@ class _Worker:
             return self.connection.recv()
         except (EOFError, OSError):
             self._reason = self._obituary()
-            self._lost = len(self._pending)  # sent to the dead
+            self._lost = len(self._pending)  # commands that the dead worker did not answer
             self._start()
             self.greet()
             return {slot: Outcome(None, error=self._reason) for slot in slots}
@@ -177,10 +178,10 @@ class _Worker:
 
 
 def _serve(connection: Connection, make_env: EnvFactory) -> None:
-    """Body of a worker process: answer commands until the other end closes."""
+    """Main function of a worker process: answer commands until the connection closes."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it closes the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes the pipe
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     envs: dict[int, RolloutEnv] = {}
     spare: list[RolloutEnv] = []
@@ -208,10 +209,10 @@ def _serve(connection: Connection, make_env: EnvFactory) -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     except Exception as error:
-        # What to install, to fetch, or to ask for instead: the message says it all.
+        # For these errors, the message is enough: it says what to install, to fetch, or to ask for instead.
         said = isinstance(error, ImportError | FileNotFoundError | RequestError)
         words = str(error) if said else f"in an environment process:\n{traceback.format_exc()}"
-        with contextlib.suppress(OSError):  # another process may have failed first, and nobody listens any more
+        with contextlib.suppress(OSError):  # the parent may have closed after another worker's error
             connection.send(words)
     finally:
         for env in [*envs.values(), *spare]:
@@ -219,12 +220,12 @@ def _serve(connection: Connection, make_env: EnvFactory) -> None:
 
 
 def _renderer() -> str | None:
-    """Such as `egl, llvmpipe (LLVM 15.0.6, 256 bits)`; None where nothing was drawn with OpenGL."""
+    """The renderer, such as `egl, llvmpipe (LLVM 15.0.6, 256 bits)`; None if OpenGL was not used."""
     if "OpenGL" not in sys.modules:
         return None
     from OpenGL import GL
 
-    with contextlib.suppress(Exception):  # as many kinds as there are drivers
+    with contextlib.suppress(Exception):  # the kind of error depends on the driver
         name = GL.glGetString(GL.GL_RENDERER)
         return f"{os.environ.get('PYOPENGL_PLATFORM', 'automatic')}, {name.decode()}"
     return None
@@ -234,5 +235,5 @@ def _discard(env: RolloutEnv | None) -> None:
     try:
         if env is not None:
             env.close()
-    except Exception:  # it is broken already; the first error is the one to report
+    except Exception:  # it is broken already, and the first error is reported
         traceback.print_exc()

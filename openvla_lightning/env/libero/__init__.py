@@ -1,4 +1,4 @@
-"""LIBERO (Liu et al. 2023), evaluated as the paper does: needs the extra `libero`."""
+"""LIBERO (Liu et al. 2023), evaluated as in the paper. It needs the extra `libero`."""
 
 from openvla_lightning.env.libero.environment import Libero
 from openvla_lightning.env.libero.protocol import STEP_LIMITS

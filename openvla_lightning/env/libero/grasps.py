@@ -1,4 +1,4 @@
-"""Where to hold a thing, and where to put it: from the shapes that touch."""
+"""Grasps and places of objects, from their collision shapes."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 from openvla_lightning.env.libero.geometry import Geometry, Points
 
 WIDEST = 0.072
-"""What fits between the fingers, m."""
+"""Largest width between the fingers, m."""
 LOWEST = 0.018
-"""How near to what a thing stands on the hand can close, m: lower, the fingers push against it."""
+"""Smallest height of a closing hand above the supporting surface, m; lower, the fingers push against it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grasp:
-    """Where to hold a thing.
+    """A grasp of an object.
 
     Attributes:
-        offset: from the thing's origin to the hand, m, in the world's directions as they were.
-        turn: of the hand about the vertical, rad.
+        offset: vector from the object's origin to the hand, m, in world coordinates at the time of the grasp.
+        turn: rotation of the hand about the vertical, rad.
     """
 
     offset: Points
@@ -27,9 +27,9 @@ class Grasp:
 
 
 def find_grasp(scene: Geometry, thing: str) -> Grasp:
-    """Around a thing where it fits between the fingers; else by its edge when it is hollow, or by its handle.
+    """Grasp an object around it if it fits between the fingers; otherwise by its rim if it is hollow, or by its handle.
 
-    Of all that would do, the one that turns the hand least and runs into least of what stands beside.
+    Among the possible grasps, the best one has the smallest rotation of the hand and the fewest collisions.
     """
     points, origin = scene.points(thing), scene.position(thing)
     top, bottom = points[:, 2].max(), points[:, 2].min()
@@ -54,7 +54,7 @@ def find_grasp(scene: Geometry, thing: str) -> Grasp:
 
 
 def _rim(scene: Geometry, thing: str, points: Points) -> tuple[Points, float]:
-    """Where the edge of something hollow comes between the fingers, and the hand's turn."""
+    """A grasp position on the rim of a hollow object, and the hand's rotation."""
     top = points[:, 2].max()
     edge = points[points[:, 2] > top - 0.012][:, :2]
     centre = np.array([_middle(edge[:, 0]), _middle(edge[:, 1])])
@@ -71,7 +71,7 @@ def _rim(scene: Geometry, thing: str, points: Points) -> tuple[Points, float]:
 
 
 def _hollow(points: Points) -> bool:
-    """Whether nothing is in the middle of a thing's upper half: bowls, mugs, plates."""
+    """Whether the middle of an object's upper half is empty, as in bowls, mugs and plates."""
     top, bottom = points[:, 2].max(), points[:, 2].min()
     upper = points[points[:, 2] > max(top - 0.035, (top + bottom) / 2)][:, :2]
     centre = np.array([_middle(upper[:, 0]), _middle(upper[:, 1])])
@@ -79,7 +79,7 @@ def _hollow(points: Points) -> bool:
 
 
 def find_handle(points: Points) -> tuple[Points, float]:
-    """Where to hold the handle of a pot or a mug, which is what stands out furthest, and the hand's turn."""
+    """A grasp position on the handle of a pot or mug (its part furthest out), and the hand's rotation."""
     middle = np.median(points[:, :2], axis=0)
     away = np.linalg.norm(points[:, :2] - middle, axis=1)
     out = points[np.argmax(away), :2] - middle
@@ -90,7 +90,7 @@ def find_handle(points: Points) -> tuple[Points, float]:
 
 
 def _crowd(scene: Geometry, thing: str, hand: Points, turn: float) -> int:
-    """How many points of other things the hand would run into."""
+    """Number of points of other objects that the hand would collide with."""
     others = _others(scene, thing) - hand
     along = others @ fingers_along(turn)
     across = others @ np.array([np.cos(turn), np.sin(turn), 0])
@@ -105,12 +105,12 @@ def _others(scene: Geometry, thing: str) -> Points:
 
 
 def tallest(scene: Geometry, thing: str) -> float:
-    """How high everything but a thing reaches, m."""
+    """Largest height of all other objects, m."""
     return float(_others(scene, thing)[:, 2].max(initial=scene.points(thing)[:, 2].min()))
 
 
 def find_place(scene: Geometry, thing: str, place: str) -> tuple[Points, float]:
-    """Where a thing's origin is to be, and how high its lowest point when it is let go."""
+    """Target position of an object's origin, and the height of its lowest point at release."""
     where = scene.position(place) + _aside(scene, thing, place)
     if place in scene.domain.obj_body_id:
         points = scene.points(place)
@@ -123,7 +123,7 @@ def find_place(scene: Geometry, thing: str, place: str) -> tuple[Points, float]:
 
 
 def _aside(scene: Geometry, thing: str, place: str) -> Points:
-    """Things that share a stove stand side by side."""
+    """Offset with which objects that share a stove stand side by side."""
     sharing = [goal[1] for goal in scene.domain.parsed_problem["goal_state"] if goal[2:] == [place]]
     if "cook" not in place:
         return np.zeros(3)

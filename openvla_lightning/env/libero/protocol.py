@@ -1,4 +1,4 @@
-"""The paper's LIBERO protocol, number by number: nothing here needs the simulator."""
+"""The numbers of the paper's LIBERO protocol. This module does not need the simulator."""
 
 import io
 
@@ -15,26 +15,26 @@ STEP_LIMITS = {
     "libero_10": 520,
     "libero_90": 400,
 }
-"""Actions after which an episode has failed, by suite; the settling steps come on top."""
+"""Actions after which an episode has failed, by suite, without the settling steps."""
 
 PERTURBATIONS = ("lan", "object", "swap", "task")
 REWORDED = ("lan", "task")
-"""LIBERO-PRO's perturbations of a suite, and those that come with words of their own."""
+"""LIBERO-PRO's perturbations of a suite, and those with new instructions."""
 
 VIEWS = {"primary": "agentview", "wrist": "robot0_eye_in_hand"}
-"""Our names of the views -> LIBERO's of the cameras."""
+"""Our names of the views -> LIBERO's camera names."""
 CAMERA, RENDER_SIZE = VIEWS["primary"], 256
 CONTROL_HZ = 20
 SETTLING_STEPS = 10
-"""No-op actions before the policy sees anything: objects fall onto the table in the first steps."""
+"""No-op actions before the policy's first picture, because objects fall onto the table in the first steps."""
 
 NO_OP = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
-"""LIBERO's own units: no motion, the gripper open."""
+"""A no-op in LIBERO's own units: no motion, the gripper open."""
 
 REFERENCE_VERSIONS = {"mujoco": "3.3.2", "robosuite": "1.4.0"}
-"""Versions to compare results under. In MuJoCo 3.1.0, which the field's older figures were made with, 3.3.2 and 3.3.7
-things come to rest in the same places (within 1e-5 mm); from 3.3.3 on LIBERO-Object's floor is darker than in the
-training data, and from 3.4.0 on some initial states fall apart (see `BROKEN`)."""
+"""Versions for comparable results. With MuJoCo 3.1.0 (used for older published figures), 3.3.2 and 3.3.7, objects come
+to rest in the same places (within 1e-5 mm). From 3.3.3 on, LIBERO-Object's floor is darker than in the training data,
+and from 3.4.0 on, some initial states are unstable (see `BROKEN`)."""
 
 BROKEN = {
     "3.3.3": "draws the floor of libero_object darker than in the training data (mean red of a picture 111, not 145)",
@@ -47,15 +47,15 @@ BROKEN = {
         "LIVING_ROOM_SCENE1_put_both_the_alphabet_soup_and_the_cream_cheese_box_in_the_basket"
     ),
 }
-"""MuJoCo's version -> what it and all later ones do to LIBERO."""
+"""MuJoCo's version -> the fault that it and all later versions have with LIBERO."""
 
 RAMEKIN_TASK = "pick_up_the_black_bowl_on_the_ramekin_and_place_it_on_the_plate"
 RAMEKIN_BOWL, RAMEKIN = "akita_black_bowl_1", "glazed_rim_porcelain_ramekin_1"
 SEATED = 0.025
-"""How far (m) from the ramekin's centre the bowl may rest: seated it is 0.0145 off, on the rim 0.037."""
+"""Largest distance (m) of the bowl from the ramekin's centre: it is 0.0145 when seated, and 0.037 on the rim."""
 
 STILL = 0.05
-"""How fast (m/s) anything may move when the policy gets its first picture."""
+"""Largest speed (m/s) of any object at the policy's first picture."""
 
 _STEEP = (0.6380177736282349, 0.3048497438430786, 0.30484986305236816, 0.6380177736282349)
 _LOW = (0.6182166934013367, 0.3432307541370392, 0.3432314395904541, 0.6182177066802979)
@@ -66,7 +66,7 @@ CAMERAS = {
     "libero_living_room_tabletop_manipulation": ((0.6065773716836134, 0.0, 0.96), _LOW),
     "libero_floor_manipulation": ((0.8965773716836134, 5.216182733499864e-07, 0.65), _LOW),
 }
-"""Position (m) and orientation (w, x, y, z) of the camera in each kind of scene: those of the training data."""
+"""Position (m) and orientation (w, x, y, z) of the camera in each kind of scene, as in the training data."""
 
 
 def to_simulator(action: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -77,25 +77,24 @@ def to_simulator(action: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def to_dataset(robot: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inverse of `to_simulator`, for recorded demonstrations, as the data pipeline standardises them."""
+    """The inverse of `to_simulator`, for recorded demonstrations, as in the data pipeline's standardisation."""
     action = np.array(robot, np.float64)
     action[6] = 1 - np.clip(action[6], 0, 1)
     return action
 
 
 def picture(rendered: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """What the simulator rendered, as the policy saw it in training: uint8 [size, size, 3].
+    """The simulator's picture with the processing of the training data: uint8 [size, size, 3].
 
-    Turned by 180 degrees (the training data is), through one JPEG (the training data went through one), resized by
-    Lanczos-3.
+    It is rotated by 180 degrees, encoded and decoded as JPEG, and resized by Lanczos-3.
     """
-    encoded = io.BytesIO()  # by Pillow: its coefficients are those of the released code, simplejpeg's are others
+    encoded = io.BytesIO()  # Pillow's coefficients are those of the released code, simplejpeg's are not
     Image.fromarray(np.ascontiguousarray(rendered[::-1, ::-1])).save(encoded, "JPEG", quality=95, subsampling="4:2:0")
     return resize(decode(encoded.getvalue()), size)
 
 
 def version_notes(mujoco: str) -> list[str]:
-    """What to write beside results that this version of MuJoCo gave: the tasks it breaks."""
+    """Notes for results with this version of MuJoCo: the tasks that it breaks."""
     found = _numbers(mujoco)
     done = [what for since, what in BROKEN.items() if found >= _numbers(since)]
     return [f"MuJoCo {mujoco} {what} (pip install 'mujoco>=3.3,<3.3.3')" for what in done]

@@ -1,4 +1,4 @@
-"""Whether LIBERO behaves here as it did where policies were trained."""
+"""Checks that LIBERO behaves here as in the policies' training data."""
 
 from typing import TYPE_CHECKING
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from openvla_lightning.env.libero.environment import Libero
 
 NUDGE, STEPS = 0.5, 10
-"""Half of the largest command, for half a second."""
+"""A test command: half of the largest one, for half a second."""
 TRAVEL = (0.03, 0.12)
-"""How far (m) that moves the gripper along the axis it was told."""
+"""Expected range (m) of the gripper's motion along the commanded axis."""
 
 
 def self_test(env: "Libero") -> list[Check]:
-    """Meshes, camera, settling, picture, what an action does, and which way up the picture is.
+    """Checks of meshes, camera, settling, picture, the effect of an action, and the picture's orientation.
 
-    In LIBERO-Spatial also the task whose initial states are the first to break under another physics.
+    In LIBERO-Spatial, it also checks the task whose initial states break first with other physics.
     """
     checks = [_whole(env)]
     if RAMEKIN_TASK in env.tasks and env.perturbation is None:
@@ -93,4 +93,4 @@ def _gripper_pixel(env: "Libero") -> np.ndarray:
     model, data = env.simulator.sim.model, env.simulator.sim.data
     index = model.camera_name2id(CAMERA)
     view = data.cam_xpos[index], data.cam_xmat[index], model.cam_fovy[index]
-    return pixel(env.gripper_position, *view, mirrored=True)  # as the training data is
+    return pixel(env.gripper_position, *view, mirrored=True)  # as in the training data

@@ -1,4 +1,4 @@
-"""SimplerEnv (Li et al. 2024): the Bridge and the Google robot simulated, with their own grippers and controllers."""
+"""SimplerEnv (Li et al. 2024): simulations of the Bridge and Google robots with their grippers and controllers."""
 
 from openvla_lightning.env.simpler.environment import Simpler
 from openvla_lightning.env.simpler.robots import ROBOTS, Robot

@@ -13,11 +13,11 @@ from openvla_lightning.env.simpler.robots import ROBOTS, Gripper, Robot, to_cont
 
 
 class Simpler(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
-    """One robot's tasks, pictures matched to the real ones ("visual matching").
+    """One robot's tasks, with pictures matched to the real ones ("visual matching").
 
     An action is seven numbers in the units of `bridge_orig` (WidowX) or `fractal20220817_data` (Google robot): dx, dy,
     dz (m), droll, dpitch, dyaw (rad) and the gripper (1 open, 0 closed). An observation holds `image` uint8
-    [image_size, image_size, 3] of the camera that the robot's dataset has.
+    [image_size, image_size, 3] from the camera of the robot's dataset.
 
     Args:
         robot: `widowx` or `google_robot`.
@@ -26,7 +26,7 @@ class Simpler(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     Raises:
         ValueError: for an unknown robot.
-        ImportError: when SimplerEnv is not installed, with where to get it.
+        ImportError: SimplerEnv is not installed; the message says where to get it.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}  # type: ignore[misc]
@@ -54,7 +54,7 @@ class Simpler(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        """Every task by name; its exact words are known once an episode begins."""
+        """All tasks by name; the exact instruction is known when an episode begins."""
         return _tasks(self._robot)
 
     @staticmethod
@@ -99,7 +99,7 @@ class Simpler(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return self._observe(observation), float(done), done, late and not done, self._info(done)
 
     def wait(self) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Let one control step pass: no motion, the gripper as last told."""
+        """Let one control step pass without motion; the gripper keeps its last command."""
         return self.step(np.array([*np.zeros(6), self._opening]))
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ class Simpler(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return {"image": resize(rendered, self._size)}
 
     def _info(self, success: bool) -> dict[str, Any]:
-        words = self._simulator.get_language_instruction()  # a long task's next part changes them
+        words = self._simulator.get_language_instruction()  # it changes with the parts of a long task
         return {"instruction": words, "task": self._task, "success": success}
 
 

@@ -1,4 +1,4 @@
-"""The two robots of SimplerEnv: tasks, rates, and how a policy's action becomes theirs."""
+"""The two robots of SimplerEnv: tasks, rates, and the conversion of a policy's actions."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,24 +8,24 @@ from numpy.typing import NDArray
 
 
 class Gripper(Protocol):
-    """Turns what the policy says (1 open, 0 closed) into what the controller takes."""
+    """Converts the policy's gripper value (1 open, 0 closed) to the controller's command."""
 
     def __call__(self, opening: float) -> float:
-        """The controller's number, -1 to 1."""
+        """The controller's command, -1 to 1."""
 
 
 class BinaryGripper:
-    """WidowX: 1 opens, -1 closes, decided anew at each action."""
+    """WidowX's gripper: 1 opens, -1 closes, and each action decides independently."""
 
     def __call__(self, opening: float) -> float:
         return 1.0 if opening > 0.5 else -1.0
 
 
 class StickyGripper:
-    """Google robot: its controller takes changes (1 closes, -1 opens), and a change is repeated until it has happened.
+    """The Google robot's gripper: its controller takes changes (1 closes, -1 opens), which are repeated until done.
 
-    The policy was trained on a hand that takes many steps to close, and may change its mind halfway; so a change of
-    more than 0.5 is held for `hold` actions, whatever the policy says meanwhile.
+    The policy was trained on a hand that takes many steps to close, and its prediction may change meanwhile. So a
+    change of more than 0.5 is held for `hold` actions, and later predictions are ignored.
     """
 
     def __init__(self, hold: int = 15) -> None:
@@ -49,11 +49,11 @@ class Robot:
     """One robot.
 
     Attributes:
-        tasks: names that `simpler_env.make` knows.
-        gripper: makes the gripper's rule, afresh for each episode.
-        control_hz: actions a second.
+        tasks: names for `simpler_env.make`.
+        gripper: makes a new gripper rule for each episode.
+        control_hz: actions per second.
         step_limit: actions after which an episode has failed.
-        episodes: initial states that SimplerEnv numbers; None: it draws them from the seed.
+        episodes: number of SimplerEnv's fixed initial states; None: it draws them from the seed.
     """
 
     tasks: tuple[str, ...]
@@ -92,7 +92,7 @@ ROBOTS = {
 
 
 def to_controller(action: NDArray[np.float64], gripper: Gripper) -> NDArray[np.float64]:
-    """An action [7] in the units of Bridge or RT-1 -> dx dy dz, a rotation vector, the gripper's number."""
+    """An action [7] in the units of Bridge or RT-1 -> dx dy dz, a rotation vector, the gripper's command."""
     return np.concatenate([action[:3], rotation_vector(action[3:6]), [gripper(float(action[6]))]])
 
 

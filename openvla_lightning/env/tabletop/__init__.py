@@ -1,4 +1,4 @@
-"""A small world: an arm with a parallel gripper, coloured objects, two plates, and a sentence saying what to do."""
+"""A small world with an arm, a parallel gripper, coloured objects, two plates, and instructions in words."""
 
 from openvla_lightning.env.tabletop.embodiment import EMBODIMENTS, Embodiment
 from openvla_lightning.env.tabletop.environment import TRAINING_SEEDS, Tabletop

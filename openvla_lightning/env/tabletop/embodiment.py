@@ -1,4 +1,4 @@
-"""What an action means: its units, its limits and how long it lasts."""
+"""Embodiments: the units, limits and duration of an action."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Embodiment:
-    """One robot's way of being commanded.
+    """The meaning of one robot's actions.
 
     Attributes:
-        name: what the constructor of `Tabletop` takes.
+        name: name for the constructor of `Tabletop`.
         position_unit: metres in one unit of dx, dy, dz.
         rotation_unit: radians in one unit of droll, dpitch, dyaw.
         position_limit: the largest dx, dy, dz of one action, in metres [3].
@@ -55,4 +55,4 @@ EMBODIMENTS = {
     )
 }
 """`metric` moves in metres and radians; `relative` in units of 5 cm and a quarter radian, with other limits and a
-shorter step, so a policy that mixes up the two datasets' statistics overshoots or crawls."""
+shorter step, so a policy with the other dataset's statistics overshoots or hardly moves."""

@@ -28,27 +28,27 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     An action is seven numbers: dx, dy, dz, droll, dpitch, dyaw of the fingertips, in the embodiment's units and clipped
     to its limits, and the gripper (1 open, 0 closed). An observation holds `image` uint8 [H, W, 3] from a camera that
-    faces the robot, `wrist_image` of the same shape when asked for, and `proprio` float32 [7]: x, y, z (m), roll,
-    pitch, yaw (rad), gripper opening (0 to 1). The info holds `instruction` and `success`. An episode depends on its
-    seed and its task alone.
+    faces the robot, with `wrist_camera` also `wrist_image` of the same shape, and `proprio` float32 [7]: x, y, z (m),
+    roll, pitch, yaw (rad), gripper opening (0 to 1). The info holds `instruction` and `success`. An episode depends
+    only on its seed and its task.
 
     Args:
         tasks: names, families or sets (`pretraining`, `new`) of tasks, or patterns of them (`lift_*`).
         objects: objects of the world, for example `yellow can`; each episode shows some of them.
         plates: plates of the world.
-        objects_per_scene: how many objects an episode shows, the task's own among them; default all of `objects`.
-        plates_per_scene: how many plates; default all of `plates`.
+        objects_per_scene: number of objects in an episode, the task's own included; default all of `objects`.
+        plates_per_scene: number of plates; default all of `plates`.
         embodiment: `metric` or `relative`: the units, limits and duration of an action.
         image_size: side of the square pictures, in pixels.
-        tidy: an easier world: each object keeps to its own strip of the table, in the order of `objects` from left to
-            right, nothing is turned, and the hand starts upright.
-        wrist_camera: also render the camera on the wrist, which costs as much again.
-        phrasing: `varied` says a task in one of several ways, `canonical` always in the first.
-        tolerance: how far off still counts; 1 is generous, 0.6 strict.
+        tidy: an easier world: each object stays in its own strip of the table, in the order of `objects` from left to
+            right, no object is rotated, and the hand starts upright.
+        wrist_camera: also render the wrist camera, which doubles the cost.
+        phrasing: `varied` uses one of several instructions per task, `canonical` always the first.
+        tolerance: scale of the tolerated error; 1 is generous, 0.6 strict.
         max_episode_steps: actions after which an episode has failed.
 
     Raises:
-        ValueError: if a name is not in the world, or the scene cannot hold what is asked for.
+        ValueError: if a name is not in the world, or the scene has no room for all objects.
         RuntimeError: at the first picture, if this machine has no OpenGL renderer.
     """
 
@@ -112,7 +112,7 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     @property
     def tasks(self) -> Mapping[str, TabletopTask]:
-        """Every task by name."""
+        """All tasks by name."""
         return self._tasks
 
     def reset(
@@ -135,7 +135,7 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return self._observe(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Execute an action [7]; reward 1 and termination at success, termination when it can no longer succeed.
+        """Execute an action [7]; reward 1 and termination at success, termination when success is impossible.
 
         Raises:
             ValueError: if the action does not hold seven finite numbers.
@@ -149,7 +149,7 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return self.wait()
 
     def wait(self) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Let as much time pass as an action takes; the hand goes on to where it was last told."""
+        """Let one control step pass; the hand continues to its last target."""
         mujoco.mj_step(self._model, self._data, nstep=self.embodiment.substeps)
         self._pose_arm()
         self._steps += 1
@@ -176,7 +176,7 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             self._renderer.close()
             self._renderer = None
 
-    # What the expert and the judge see of the world.
+    # State of the world for the expert and the judge.
 
     @property
     def objects(self) -> list[Thing]:
@@ -200,7 +200,7 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     @property
     def opening(self) -> float:
-        """How far the gripper is open, 0 to 1."""
+        """Opening of the gripper, 0 to 1."""
         return float(np.clip(self._data.qpos[7] / FINGER_OPEN, 0.0, 1.0))
 
     def position(self, thing: Thing) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""A scripted expert: the next action as a function of what the world looks like now.
+"""A scripted expert: the next action as a function of the world's present state.
 
-It keeps no memory, so it can take over from any state, also one that noise or a policy led to.
+It keeps no memory, so it can take over from any state, also after noise or a policy.
 """
 
 import numpy as np
@@ -9,20 +9,20 @@ from openvla_lightning.env.tabletop.environment import Tabletop
 from openvla_lightning.env.tabletop.scene import REACH, Thing
 
 HOVER = 0.10
-"""Height (m) of the fingertips while they travel over the table."""
+"""Height (m) of the fingertips during motions over the table."""
 
 NOTCHES = 6
-"""Speeds per direction, like a joystick with notches: a move is a multiple of a sixth of the limit."""
+"""Speeds per direction: a move is a multiple of a sixth of the limit, like a joystick with notches."""
 
 STEADY = 0.03
-"""Tilt (rad) below which the hand is left as it is."""
+"""Tilt (rad) of the hand that is not corrected."""
 
 GRASP_HEIGHT = 0.016
 PUSH_HEIGHT = 0.018
 
 
 def expert(env: Tabletop) -> np.ndarray:
-    """Return the action [7] that the expert takes now, in the units of the environment's embodiment."""
+    """Return the expert's next action [7], in the units of the environment's embodiment."""
     goal, gripper = _PLANS[env.task.family](env)
     goal = np.clip(goal, REACH[0], REACH[1])
     turn = np.array([0.0, 0.0, _grasp_yaw(env)]) - env.hand_rotation
@@ -36,12 +36,12 @@ def _grasp_yaw(env: Tabletop) -> float:
     target = env.task.target
     if env.task.family in ("lift", "put") and target.shape == "cube":
         yaw = env.yaw(target)
-        return (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4  # a cube looks the same every quarter turn
+        return (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4  # a cube is symmetric under quarter turns
     return 0.0
 
 
 def _descend(env: Tabletop, xy: np.ndarray, low: float, high: float = HOVER, radius: float = 0.012) -> np.ndarray:
-    """A point over `xy`, on a funnel: `low` within the radius, rising to `high` further out."""
+    """A target over `xy` on a funnel: at height `low` within the radius, rising to `high` further out."""
     away = float(np.linalg.norm(env.hand_position[:2] - xy))
     height = low + float(np.clip((away - radius) * 4.0, 0.0, max(high - low, 0.0)))
     return np.array([*xy, height])
@@ -57,7 +57,7 @@ def _push(env: Tabletop) -> tuple[np.ndarray, float]:
     way = np.array(env.task.direction)
     across = np.array([-way[1], way[0]])
     here, thing = env.hand_position, env.position(env.task.target)[:2]
-    gap = env.task.target.radius + 0.014  # half of the closed fingers, a little to spare
+    gap = env.task.target.radius + 0.014  # half of the closed fingers plus a margin
     behind, beside = float((thing - here[:2]) @ way), float((here[:2] - thing) @ across)
     if behind > gap - 0.012 and abs(beside) < 0.014 and here[2] < 0.045:
         ahead = here[:2] + way * 0.06 - across * beside
@@ -97,7 +97,7 @@ def _put(env: Tabletop) -> tuple[np.ndarray, float]:
         return np.array([*(dish[:2] + grip), rest]), 0.0
     away = float(np.linalg.norm(thing[:2] - dish[:2]))
     height = HOVER if away > 0.028 else rest
-    # Rise before travelling: a goal far ahead would drag the object over its neighbours.
+    # Rise first: a distant target would drag the object over its neighbours.
     lag = max(0.0, 0.045 - bottom)
     xy = here[:2] + (dish[:2] + grip - here[:2]) * (1.0 if lag == 0.0 else 0.0)
     return np.array([*xy, height]), 0.0

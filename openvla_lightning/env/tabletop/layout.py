@@ -1,4 +1,4 @@
-"""Which things an episode shows, and where they lie."""
+"""Choice and places of the objects in an episode."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,13 +7,13 @@ import numpy as np
 from openvla_lightning.env.tabletop.scene import TABLE_X, TABLE_Y, Thing
 
 Strip = tuple[float, float]
-"""Between which y a thing may lie, m."""
+"""Range of y in which an object may lie, m."""
 
 
 def choose(random: np.random.Generator, things: Sequence[Thing], needed: Thing | None, count: int) -> list[Thing]:
-    """Pick `count` of the things, `needed` among them.
+    """Choose `count` of the things, including `needed`.
 
-    They come in the order of `things`, so that nothing about a layout gives away which one the task is about.
+    They come in the order of `things`, so that the layout does not show which one the task is about.
     """
     others = [thing for thing in things if thing is not needed]
     picked = [] if needed is None else [needed]
@@ -54,7 +54,7 @@ def spots(
 
 
 def _free(spot: np.ndarray, thing: Thing, taken: Sequence[np.ndarray], things: Sequence[Thing]) -> bool:
-    """Is there room for the open fingers (52 mm from the middle) between this place and those taken?"""
+    """Whether there is room for the open fingers (52 mm from the middle) between this place and the taken ones."""
     return all(
         np.linalg.norm(spot - other) > thing.radius + neighbour.radius + 0.060
         for other, neighbour in zip(taken, things, strict=False)  # things not placed yet have no spot

@@ -1,4 +1,4 @@
-"""Offscreen pictures of a MuJoCo world, with whatever OpenGL this machine has."""
+"""Offscreen rendering of a MuJoCo world, with any OpenGL that this machine has."""
 
 import os
 import sys
@@ -10,8 +10,8 @@ import numpy as np
 
 
 def _import_mujoco() -> ModuleType:
-    # MuJoCo 3.3 loads the renderer that MUJOCO_GL names while it is imported, and where that is missing dies of an
-    # AttributeError in PyOpenGL. `make_context` loads it instead, and says what to install.
+    # MuJoCo 3.3 loads the renderer in MUJOCO_GL during its import; if that is missing, it fails with an
+    # AttributeError in PyOpenGL. `make_context` loads the renderer instead, and says what to install.
     chosen = os.environ.pop("MUJOCO_GL", None)
     try:
         return import_module("mujoco")
@@ -39,17 +39,17 @@ def _candidates() -> list[str]:
 
 
 def _forget_pyopengl() -> None:
-    # PyOpenGL binds itself to one platform at import; after a failed try it must be imported afresh.
+    # PyOpenGL binds itself to one platform at import; after a failed attempt it must be imported again.
     os.environ.pop("PYOPENGL_PLATFORM", None)
     for name in [n for n in sys.modules if n == "OpenGL" or n.startswith(("OpenGL.", "mujoco.egl", "mujoco.osmesa"))]:
         del sys.modules[name]
 
 
 def make_context(width: int, height: int) -> Any:
-    """Return a current OpenGL context: EGL or OSMesa on Linux, whichever works, or the one that MUJOCO_GL names.
+    """Return a current OpenGL context: on Linux EGL, else OSMesa, or the one that MUJOCO_GL names.
 
     Raises:
-        RuntimeError: naming the packages to install, when no renderer works.
+        RuntimeError: no renderer works; the message names the packages to install.
     """
     reasons = []
     for backend in _candidates():
@@ -57,7 +57,7 @@ def make_context(width: int, height: int) -> Any:
             module: ModuleType = import_module(_BACKENDS[backend])
             context = module.GLContext(width, height)
             context.make_current()
-        except Exception as error:  # a missing library shows as any of a dozen exceptions
+        except Exception as error:  # a missing library causes one of many exceptions
             reasons.append(f"{backend}: {error or type(error).__name__}")
             _forget_pyopengl()
         else:
@@ -72,8 +72,8 @@ def make_context(width: int, height: int) -> Any:
 class Renderer:
     """Draws square pictures of one model.
 
-    Costly extras (shadows, reflections, sky, haze, multisampling) are off. Edges are smoothed by drawing at twice the
-    size and averaging, which is what lets a small picture show where things are to a fraction of a pixel.
+    Costly effects (shadows, reflections, sky, haze, multisampling) are off. Pictures are rendered at twice the size and
+    averaged, so that even a small picture shows positions to a fraction of a pixel.
 
     Args:
         model: `mujoco.MjModel`.
@@ -96,7 +96,7 @@ class Renderer:
         self._pixels = np.empty((drawn, drawn, 3), np.uint8)
 
     def render(self, data: Any, camera: str) -> np.ndarray:
-        """Return what a camera sees of a `mujoco.MjData`: uint8 [size, size, 3], RGB."""
+        """Return a camera's picture of a `mujoco.MjData`: uint8 [size, size, 3], RGB."""
         view = mujoco.MjvCamera()
         view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         view.fixedcamid = self._model.camera(camera).id

@@ -1,7 +1,7 @@
-"""The table, the arm and everything that may lie on the table, as one MuJoCo model.
+"""The table, the arm and all objects, as one MuJoCo model.
 
-Lengths in metres, angles in radians. The camera faces the robot: +x comes towards the viewer, +y is to the right of the
-picture, +z is up, and the table top is z = 0.
+Lengths are in metres, angles in radians. The camera faces the robot: +x points towards the viewer, +y to the right of
+the picture, +z up, and the table top is z = 0.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ COLOURS = {
 }
 
 TABLE_X, TABLE_Y = (-0.12, 0.12), (-0.17, 0.17)
-"""Where objects are laid out."""
+"""Ranges of x and y in which objects are placed."""
 
 REACH = np.array([[-0.20, -0.25, 0.012], [0.20, 0.25, 0.26]])
-"""The box the fingertips stay in."""
+"""The box in which the fingertips stay."""
 
 FINGER_OPEN = 0.04
 """Distance of each finger from the middle of the open gripper."""
@@ -40,7 +40,7 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """The words an instruction uses, for example `red cube`."""
+        """The words in an instruction, for example `red cube`."""
         return f"{self.colour} {self.shape}"
 
     @property

@@ -1,4 +1,4 @@
-"""Whether the tabletop world draws and moves on this machine as it should."""
+"""Checks that the tabletop world renders and moves correctly on this machine."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ STEPS, PATIENCE = 4, 80
 
 
 def self_test(env: "Tabletop") -> list[Check]:
-    """The picture, what an action does, and which way up the picture is."""
+    """Checks of the picture, the effect of an action, and the picture's orientation."""
     options, seed = {"task": next(iter(env.tasks))}, EVALUATION_SEEDS[0]
     first, _ = env.reset(seed=seed, options=options)
     again, _ = env.reset(seed=seed, options=options)
@@ -28,7 +28,7 @@ def self_test(env: "Tabletop") -> list[Check]:
 
 
 def _moves(env: "Tabletop", axis: int, name: str) -> Check:
-    """Command the hand towards the middle of the table, and see how far it goes."""
+    """Command the hand towards the middle of the table, and check how far it moves."""
     env.reset(seed=EVALUATION_SEEDS[0], options={"task": next(iter(env.tasks))})
     hand = env.hand_position
     sign = -1.0 if hand[axis] > 0 else 1.0
@@ -39,7 +39,7 @@ def _moves(env: "Tabletop", axis: int, name: str) -> Check:
 
 
 def _oriented(env: "Tabletop") -> Check:
-    """In the far right corner of the table the arm is seen at the top right."""
+    """Check that the arm in the far right corner of the table appears at the top right."""
     env.reset(seed=EVALUATION_SEEDS[0], options={"task": next(iter(env.tasks))})
     before = _command(env, np.array([-1.0, 1.0, 0.0]), 4 * STEPS)
     expected = [env.hand_pixel()]
@@ -55,7 +55,7 @@ def _command(env: "Tabletop", direction: np.ndarray, steps: int) -> np.ndarray:
 
 
 def _scripted(env: "Tabletop") -> Check:
-    """The scripted expert succeeds, whatever limit the environment sets."""
+    """Check that the scripted expert succeeds, independent of the environment's step limit."""
     from openvla_lightning.env.tabletop.expert import expert
 
     env.reset(seed=EVALUATION_SEEDS[0], options={"task": next(iter(env.tasks))})

@@ -1,4 +1,4 @@
-"""What the arm can be told to do, in how many words, and when it has done it."""
+"""The tasks of the tabletop world, their instructions, and when they are done."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from openvla_lightning.env.base import Task
 from openvla_lightning.env.tabletop.scene import OBJECTS, PLATES, Thing
 
 CUBES, DISHES = ("red cube", "green cube", "blue cube"), ("white plate",)
-"""Objects and plates of a world that names none."""
+"""Default objects and plates of a world."""
 
 DIRECTIONS = {"left": (0.0, -1.0), "right": (0.0, 1.0), "away": (-1.0, 0.0), "closer": (1.0, 0.0)}
 """Directions of a push as the camera sees them: unit vectors (x, y) on the table."""
@@ -36,10 +36,10 @@ class TabletopTask(Task):
     """One task of the tabletop world.
 
     Attributes:
-        variants: ways to say it; `instruction` is the first.
-        target: the object it is about.
-        plate: where the object goes, for the family `put`.
-        direction: where the object goes, for the family `push`: a unit vector (x, y).
+        variants: alternative instructions; `instruction` is the first.
+        target: the object of the task.
+        plate: target plate, for the family `put`.
+        direction: direction of the push, for the family `push`: a unit vector (x, y).
     """
 
     variants: tuple[str, ...]
@@ -70,7 +70,7 @@ def tasks_of(
     plates: Iterable[str] = DISHES,
     **options: object,
 ) -> dict[str, TabletopTask]:
-    """Every task by name that a `Tabletop` with these arguments has; nothing is built.
+    """All tasks by name of a `Tabletop` with these arguments; nothing is built.
 
     Raises:
         ValueError: if a name is not in the world.
@@ -97,7 +97,7 @@ def all_tasks(objects: Iterable[str] = tuple(OBJECTS), plates: Iterable[str] = t
 
 
 def select_tasks(available: Sequence[TabletopTask], patterns: Iterable[str]) -> dict[str, TabletopTask]:
-    """Return the tasks that any of the patterns matches, by name: a task's name (`lift_*`), family or set.
+    """Return the tasks that match any of the patterns, by name. A pattern is a task's name (`lift_*`), family or set.
 
     Raises:
         ValueError: if a pattern matches nothing.
@@ -112,7 +112,7 @@ def select_tasks(available: Sequence[TabletopTask], patterns: Iterable[str]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Whether an episode is decided: done, and if so with success or not; and the share that is done, 0 to 1."""
+    """State of an episode: whether it is over, whether it succeeded, and the completed share of the task, 0 to 1."""
 
     success: bool = False
     failure: bool = False
@@ -126,16 +126,17 @@ def judge(
     touched: set[str],
     tolerance: float = 1.0,
 ) -> Judgement:
-    """Decide an episode.
+    """Judge an episode.
 
     Args:
-        task: what was asked.
-        start: position [3] of every thing on the table when the episode began, by body name.
-        now: the same, now.
+        task: the task.
+        start: initial position [3] of every object on the table, by body name.
+        now: present positions, likewise.
         touched: names of the bodies that the gripper is in contact with.
-        tolerance: how far from the plate's centre an object still counts, and how far a push may stray; 1 is generous.
+        tolerance: scale of the allowed distance from the plate's centre, and of a push's allowed deviation; 1 is
+            generous.
 
-    The wrong object touched (for `touch`), pushed out of place or lifted ends the episode in failure.
+    If the wrong object is touched (for `touch`), pushed out of place or lifted, the episode ends in failure.
     """
     target = task.target.body
     moved = {name: now[name] - start[name] for name in start}
