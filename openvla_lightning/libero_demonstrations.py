@@ -14,7 +14,6 @@ cannot return to it.
 import argparse
 import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from openvla_lightning.data.source.processes import worker_pool
 from openvla_lightning.data.source.writer import write_rlds
@@ -32,6 +30,7 @@ from openvla_lightning.env.libero import Libero
 from openvla_lightning.env.libero.expert import Expert
 from openvla_lightning.env.libero.protocol import RENDER_SIZE
 from openvla_lightning.runtime.files import written_whole
+from openvla_lightning.runtime.progress import Bar
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 STATES = {"val": range(10, 14), "train": range(14, 50)}
@@ -132,17 +131,14 @@ def play_all(
     wanted = [(split, task, state) for task in tasks for split in STATES for state in chosen[split]]
     files = {(split, task, state): folder / f"task_{task}_state_{state:02d}.npz" for split, task, state in wanted}
     missing = {key: path for key, path in files.items() if not path.exists()}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[news]}")) as bar:
-        line = bar.add_task(f"playing {suite}", total=len(files), completed=len(files) - len(missing), news="")
+    with Bar(f"playing {suite}", len(files), "episodes", done=len(files) - len(missing)) as bar:
         if missing:
-            failed, started = 0, time.monotonic()
+            failed = 0
             with worker_pool(min(workers, len(missing))) as pool:
                 pending = [pool.submit(play, suite, key[1], key[2], pushes, path) for key, path in missing.items()]
-                for done, future in enumerate(as_completed(pending), 1):
+                for future in as_completed(pending):
                     failed += not future.result()
-                    speed = done / (time.monotonic() - started)
-                    bar.update(line, advance=1, news=f"{speed:.2f} episodes/s  {failed} failed")
+                    bar.advance(news=f"{failed} failed")
     return {split: [path for (s, *_), path in files.items() if s == split and _succeeded(path)] for split in STATES}
 
 
