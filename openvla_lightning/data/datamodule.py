@@ -208,7 +208,7 @@ class VLADataModule(ResumableDataModule):
             for name, steps in self.train.items()
         }
         for name, report in self.filter_report.items():
-            say(self.sources[name], report, self.shares[name], self.round_trips[name])
+            say(self.train[name], report, self.shares[name], self.round_trips[name])
         if self.trainer is not None:
             refuse_actions(self.round_trips)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from openvla_lightning.data.filters import FilterReport, unused_splits
-from openvla_lightning.data.round_trip import RoundTrip, refusal, said_of
+from openvla_lightning.data.round_trip import LOOKED_AT, RoundTrip, refusal, said_of
 from openvla_lightning.data.source import Source
 from openvla_lightning.data.steps import DatasetSteps, felt_columns
 
@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 BadInstructions = Literal["skip", "error"]
 LISTED = 3
+MUCH = 0.2
+"""Share of the actions in chunks that lie past the end of a trajectory, above which a warning is given."""
 
 
 class MissingDataError(FileNotFoundError):
@@ -135,8 +137,9 @@ def refused_instructions(
     return list(reasons)
 
 
-def say(source: Source, report: FilterReport, share: float, trip: RoundTrip) -> None:
+def say(steps: DatasetSteps, report: FilterReport, share: float, trip: RoundTrip) -> None:
     """Log which steps of a dataset are served or left out, and which actions a policy cannot reproduce."""
+    source = steps.source
     name, left_out = source.name, report.first_steps + report.zero_actions + report.noops
     log.info(
         f"{name}: {report.kept:,} steps to train on ({share:.1%} of the samples); left out "
@@ -149,6 +152,11 @@ def say(source: Source, report: FilterReport, share: float, trip: RoundTrip) -> 
         log.info(f"{name}: splits that are neither trained on nor held out: {listed}")
     if said := said_of(name, trip):
         log.warning(said)
+    if steps.chunk_end == "neutral" and (beyond := steps.share_past_the_end(LOOKED_AT)) > MUCH:
+        log.warning(
+            f"{name}: {beyond:.0%} of the actions in chunks of {steps.action_chunk} lie past the end of their trajectory, "
+            "where the model learns to stand still; data.chunk_end=mask leaves them out of the loss"
+        )
     if trip.clipped:
         log.info(f"{name}: extremes are clipped, as released: {', '.join(trip.clipped)}")
 

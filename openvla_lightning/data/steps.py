@@ -89,6 +89,11 @@ class DatasetSteps:
         """Which actions of chunks [n, T] the loss leaves out; None unless `chunk_end` is `mask`."""
         return self._chunks(positions)[1] if self.chunk_end == "mask" else None
 
+    def share_past_the_end(self, most: int) -> float:
+        """Share of the actions in chunks that lie past the end of their trajectory, of about `most` steps."""
+        beyond = self._chunks(self._evenly(most))[1]
+        return float(beyond.mean()) if beyond.size else 0.0
+
     def actions(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Normalised actions [n, T, D]; `chunk_end` defines those past the end of a trajectory."""
         columns = self.statistics.relative_to
@@ -120,8 +125,10 @@ class DatasetSteps:
 
     def spread(self, most: int) -> NDArray[np.float32]:
         """Actions of at most about `most` steps, evenly spread, in the dataset's units: float32 [n, D]."""
-        positions = np.arange(0, len(self.steps), max(1, len(self.steps) // most))
-        return self.recorded(positions, self.statistics.relative_to)[0][:, 0]
+        return self.recorded(self._evenly(most), self.statistics.relative_to)[0][:, 0]
+
+    def _evenly(self, most: int) -> NDArray[np.int64]:
+        return np.arange(0, len(self.steps), max(1, len(self.steps) // most))
 
     def other(self, role: str) -> str:
         """The role that is exchanged with `role`; `role` itself if none is."""

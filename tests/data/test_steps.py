@@ -91,6 +91,13 @@ def test_mask_says_which_actions_lie_past_the_end() -> None:
     assert neutral.padded(np.arange(8)) is None
 
 
+def test_how_much_of_the_chunks_lies_past_the_end() -> None:
+    assert chunked(4, (6, 2), "neutral").share_past_the_end(100) == (1 + 2 + 3 + 2 + 3) / 32
+    assert chunked(4, (6, 5), "drop").share_past_the_end(100) == 0
+    assert chunked(1, (6, 5), "neutral").share_past_the_end(100) == 0
+    assert chunked(4, (2, 3), "drop").share_past_the_end(100) == 0, "no chunk at all"
+
+
 @pytest.mark.golden
 def test_drop_as_released_by_openvla_oft(golden: Path) -> None:
     checked = 0

@@ -55,6 +55,15 @@ def test_steps_without_words_among_others_are_left_out_and_counted(tmp_path: Pat
     assert set(drawn(data)) == {"open it", "close it"}
 
 
+def test_chunks_that_mostly_teach_standing_still_are_said(tmp_path: Path, caplog) -> None:
+    made_rlds.write(tmp_path, [made_rlds.episode(6, i) for i in range(4)])
+    opened(tmp_path, action_chunk=4)
+    assert "made: 25% of the actions in chunks of 4 lie past the end" in caplog.text
+    caplog.clear()
+    opened(tmp_path, action_chunk=4, chunk_end="mask")
+    assert "past the end" not in caplog.text
+
+
 BAD = {"x" * 5000: "tokens of 2048", "lift\x00it": "control characters", "\u200b": "is empty"}
 
 
