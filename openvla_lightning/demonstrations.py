@@ -56,6 +56,17 @@ DATASETS = {
     "tabletop_finetune": Demonstrations(
         {**THREE_CUBES, "tasks": ["push_*_left", "push_*_right"], "embodiment": "relative"}, 300, 30, 100_000_000
     ),
+    # For heads that predict chunks: what corrects a disturbance cannot be predicted before the disturbance.
+    "tabletop_steady": Demonstrations(
+        {**THREE_CUBES, "tasks": ["push_*_left", "push_*_right"], "embodiment": "relative"},
+        1200,
+        60,
+        300_000_000,
+        noise=0.1,
+        detour=0.0,
+        decoy=0.0,
+        pause=0.0,
+    ),
     "tabletop_full": Demonstrations(
         {
             "objects": ["red cube", "green cube", "blue cube", "yellow can", "red can", "blue can"],

@@ -121,6 +121,17 @@ def test_an_episode_is_a_function_of_its_number():
         np.testing.assert_array_equal(a["action"], b["action"])
 
 
+def test_steady_demonstrations_execute_nearly_what_they_record():
+    limit = demonstrations.world("tabletop_steady").embodiment.high[:3]
+    apart = {}
+    for name in ("tabletop_steady", "tabletop_finetune"):
+        steps = [step for i in range(6) for step in demonstrations.episode(name, "val", i)["steps"]]
+        moved = np.array([step["executed_action"][:3] - step["action"][:3] for step in steps]) / limit
+        apart[name] = np.abs(moved).max()
+    assert apart["tabletop_steady"] < 0.8, "noise of at most a fifth of the limit, and no detour"
+    assert apart["tabletop_finetune"] > 1, "a detour may lead the other way"
+
+
 def test_no_two_datasets_or_evaluations_share_a_scene():
     used = []
     for plan in demonstrations.DATASETS.values():

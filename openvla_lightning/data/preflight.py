@@ -154,8 +154,8 @@ def say(steps: DatasetSteps, report: FilterReport, share: float, trip: RoundTrip
         log.warning(said)
     if steps.chunk_end == "neutral" and (beyond := steps.share_past_the_end(LOOKED_AT)) > MUCH:
         log.warning(
-            f"{name}: {beyond:.0%} of the actions in chunks of {steps.action_chunk} lie past the end of their trajectory, "
-            "where the model learns to stand still; data.chunk_end=mask leaves them out of the loss"
+            f"{name}: {beyond:.0%} of the actions in chunks of {steps.action_chunk} lie past the end of their "
+            "trajectory, where the model learns to stand still; data.chunk_end=mask leaves them out of the loss"
         )
     if trip.clipped:
         log.info(f"{name}: extremes are clipped, as released: {', '.join(trip.clipped)}")

@@ -29,7 +29,7 @@ from openvla_lightning.data.oxe.rotations import euler_from_quaternion
 
 ROOT = Path(__file__).parents[2]
 
-OURS = {"tabletop_pretrain", "tabletop_finetune", "tabletop_full"}
+OURS = {"tabletop_pretrain", "tabletop_finetune", "tabletop_steady", "tabletop_full"}
 OURS |= {f"libero_{suite}_scripted" for suite in ("spatial", "object", "goal", "10")}
 
 

@@ -532,6 +532,7 @@ def utokyo_pr2(trajectory: Trajectory) -> Trajectory:
 @register(
     "tabletop_pretrain",
     "tabletop_finetune",
+    "tabletop_steady",
     "tabletop_full",
     cameras=cameras("image"),
     state=("proprio",),
