@@ -78,7 +78,7 @@ def step_cost(vla: VLA, head: ActionHead, batch: Batch, autocast: bool) -> Cost:
     row = blocks(vla.train())
     skipped = stand_ins([signature(block) for block in row])
     asleep = {module for number in skipped for module in row[number].modules()}
-    # Heads have constants outside the model, such as the centres of bins, which may be real tensors.
+    # Heads have constants outside the model, such as the centres of bins, and these may be real tensors.
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         _fake_values(vla, asleep),

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: CSV always, TensorBoard or Weights & Biases beside it."""
+"""Loggers of a run: always CSV, optionally also TensorBoard or Weights & Biases."""
 
 from openvla_lightning.logger.csv_log import CSVLogger
 from openvla_lightning.logger.evaluation import log_results

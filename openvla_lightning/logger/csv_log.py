@@ -12,14 +12,14 @@ from openvla_lightning.runtime.files import written_whole
 
 
 class CSVLogger(LightningCSVLogger):
-    """Lightning's CSVLogger, which deletes the log of a run that is resumed; this one joins the curve.
+    """Lightning's CSVLogger, but a resumed run continues its log instead of deleting it.
 
-    Rows of an earlier attempt in the same folder are kept up to the first step that is logged anew, and all of them
-    where nothing is left to train.
+    Rows of an earlier attempt in the same folder are kept up to the first step that is logged again; if nothing is left
+    to train, all of them are kept.
 
     Args:
         save_dir: the run's folder; the log is `<save_dir>/metrics.csv`.
-        flush_logs_every_n_steps: rows lost to a kill, at most.
+        flush_logs_every_n_steps: largest number of rows that a kill loses.
     """
 
     def __init__(self, save_dir: str, flush_logs_every_n_steps: int = 1) -> None:
@@ -28,17 +28,17 @@ class CSVLogger(LightningCSVLogger):
 
 
 class _Writer(ExperimentWriter):
-    """Appends rows, and writes the whole file anew, whole or not at all, where the columns change."""
+    """Appends rows; if the columns change, rewrites the whole file atomically."""
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         self.path = Path(self.metrics_file_path)
 
     def _check_log_dir_exists(self) -> None:
-        """Lightning deletes the log of an earlier attempt here."""
+        """Do nothing; Lightning deletes the log of an earlier attempt here."""
 
     def save(self) -> None:
-        """Write the rows that are new."""
+        """Write the new rows."""
         if not self.metrics:
             return
         columns = sorted({*self.metrics_keys, *(key for row in self.metrics for key in row)})
@@ -50,7 +50,7 @@ class _Writer(ExperimentWriter):
         self.metrics = []
 
     def _rewrite(self, columns: list[str]) -> None:
-        """Put rows that are there, up to the first new step after a resume, before the new ones."""
+        """Write the existing rows, after a resume only up to the first new step, and then the new ones."""
         rows: list[dict[str, Any]] = [*read_log(self.path)]
         if not self.metrics_keys:  # the first rows of this attempt
             rows = [row for row in rows if int(row["step"]) < self.metrics[0]["step"]]

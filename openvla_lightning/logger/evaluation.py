@@ -1,4 +1,4 @@
-"""What an evaluation found, in the loggers of training."""
+"""Logs an evaluation's results with the loggers of training."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +13,12 @@ from openvla_lightning.report.results import Results
 def log_results(logger: Logger, results: Results, folder: str | Path) -> None:
     """Log an evaluation under `eval/`, at the step of its checkpoint, and end the logger's run.
 
-    W&B also gets a table of tasks and one of episodes with their videos, in the group of the training that wrote the
-    checkpoint.
+    W&B also gets a table of tasks and a table of episodes with their videos, in the group of the checkpoint's training.
 
     Args:
-        logger: not yet used.
-        results: of rollouts or held-out steps.
-        folder: of the evaluation; `Episode.video` is relative to it.
+        logger: a logger that was not used before.
+        results: results of rollouts or held-out steps.
+        folder: folder of the evaluation; `Episode.video` is relative to it.
     """
     run, step = origin(Path(str(results.checkpoint.get("path", ""))))
     if isinstance(logger, WandbLogger):
@@ -33,7 +32,7 @@ def log_results(logger: Logger, results: Results, folder: str | Path) -> None:
 
 
 def origin(checkpoint: Path) -> tuple[Path, int]:
-    """The folder of the run that wrote a checkpoint, and the step; of a run's folder, that of its newest checkpoint."""
+    """The folder of a checkpoint's run, and the step; for a run's folder, the step of its newest checkpoint."""
     near = (checkpoint, *checkpoint.parents[:2])
     run = next((folder for folder in near if (folder / ".hydra").is_dir()), checkpoint)
     saved = run.glob("checkpoints/step_*.ckpt") if run == checkpoint else ()

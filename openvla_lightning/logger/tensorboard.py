@@ -6,7 +6,7 @@ from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoardL
 
 
 class TensorBoardLogger(LightningTensorBoardLogger):
-    """Writes `<save_dir>/tensorboard`; a resumed run adds a file to it, and TensorBoard joins the curve.
+    """Writes `<save_dir>/tensorboard`; a resumed run adds a file, and TensorBoard shows one continuous curve.
 
     Args:
         save_dir: the run's folder.

@@ -19,26 +19,26 @@ from openvla_lightning.report.sweeps import RUNS_OWN
 TAGGED = ("model", "strategy", "data/mix", "env")
 """Groups whose choice becomes a tag."""
 SPEED = re.compile(r"^train/(?=(samples_per_second|step_seconds|data_wait|mfu|peak_memory_gb)\b)")
-"""Of what `callbacks.Throughput` logs: W&B makes a section of each first word, and these have their own."""
+"""Metrics of `callbacks.Throughput`, which get a separate section: W&B makes a section of each first word."""
 LONGEST_NAME = 128
-"""Characters that W&B takes."""
+"""Longest name in W&B, in characters."""
 
 
 class WandbLogger(LightningWandbLogger):
     """Lightning's WandbLogger for a run's folder. If it holds a killed run, logging continues under that run's id.
 
-    Without an API key it writes offline, so that no run waits for one or loses its dashboard; `wandb sync` uploads it
-    later. The environment variable WANDB_MODE has the last word. Config columns are the resolved config, `choices`
-    (which option of each group) and `overrides` (what was typed).
+    Without an API key, it writes offline, and `wandb sync` uploads the run later; so no run waits for a login or loses
+    its dashboard. The environment variable WANDB_MODE overrides this. Config columns are the resolved config, `choices`
+    (the option of each group) and `overrides` (from the command line).
 
     Args:
         save_dir: the run's folder.
         project: W&B project.
-        group: name that runs to be seen side by side share.
-        entity: user or team; None: the default of whoever is logged in.
-        tags: added to the chosen model, strategy, mixture and environment.
-        artifacts: keep checkpoints and dataset statistics as artifacts: each checkpoint once it is saved, or at the end
-            when old ones are deleted on the way.
+        group: common name of runs that are compared.
+        entity: user or team; None: the default of the logged-in user.
+        tags: tags besides the chosen model, strategy, mixture and environment.
+        artifacts: upload checkpoints and dataset statistics as artifacts: each checkpoint when it is saved, or at the
+            end if old ones are deleted during the run.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class WandbLogger(LightningWandbLogger):
             job_type=script,
             mode=None if logged_in or "WANDB_MODE" in os.environ else "offline",
         )
-        del self._wandb_init["anonymous"]  # W&B no longer knows it
+        del self._wandb_init["anonymous"]  # W&B has removed this argument
         self.tags = tags
         self._tag()
         self._started = time.time()
         self._kept: set[Path] = set()
 
     def about(self, trained: Path, name: str) -> None:
-        """Say, before the run begins, that it evaluates what was trained in the folder `trained`.
+        """Declare, before the run begins, that it evaluates the training in the folder `trained`.
 
-        It takes over group, choices and overrides, so that its numbers stand beside those of the training.
+        The run gets the training's group, choices and overrides, so that its numbers can be compared.
         """
         self._wandb_init |= {"name": name[:LONGEST_NAME], "job_type": "evaluate"}
         choices, overrides, _ = started_with(trained)
@@ -91,7 +91,7 @@ class WandbLogger(LightningWandbLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
-        """As in Lightning, and the choices behind it."""
+        """As in Lightning, plus the choices of the config."""
         super().log_hyperparams({**params, "choices": self.choices, "overrides": self.overrides})
 
     @rank_zero_only
@@ -100,13 +100,13 @@ class WandbLogger(LightningWandbLogger):
         super().log_metrics({SPEED.sub("throughput/", name): value for name, value in metrics.items()}, step)
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Keep new checkpoints, if asked and none will be deleted before it is uploaded."""
+        """Upload new checkpoints, if requested and none will be deleted before its upload."""
         if checkpoint_callback.save_top_k == -1:
             self._keep("checkpoint", (path for path in self._checkpoints() if path.is_file()))
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Add what the run cost, keep what was asked for, and end the run: the next one of a sweep has its own."""
+        """Add the run's costs, upload the artifacts, and end the run, because the next one of a sweep is separate."""
         if self._experiment is None:
             return
         if (self.folder / COSTS).is_file():
@@ -120,7 +120,7 @@ class WandbLogger(LightningWandbLogger):
         self._experiment = None
 
     def _checkpoints(self) -> list[Path]:
-        """Those of this attempt, oldest first; what is still being written has another name."""
+        """The checkpoints of this attempt, oldest first; incomplete ones have another name."""
         found = [path for path in self.folder.glob("checkpoints/*.ckpt") if not path.is_symlink()]
         return sorted(path for path in found if path.stat().st_mtime >= self._started)
 
@@ -131,13 +131,13 @@ class WandbLogger(LightningWandbLogger):
             if path not in self._kept:
                 artifact = wandb.Artifact(f"{kind}-{self.experiment.id}", type=kind, metadata={"path": str(path)})
                 add: Any = artifact.add_dir if path.is_dir() else artifact.add_file
-                add(str(path), policy="immutable")  # read from where it lies: no copy of a model in a cache
+                add(str(path), policy="immutable")  # uploaded in place, without a copy in a cache
                 self.experiment.log_artifact(artifact, aliases=["latest", path.stem])
                 self._kept.add(path)
 
 
 def started_with(folder: Path) -> tuple[dict[str, str], list[str], str | None]:
-    """What Hydra wrote into a run's folder: option by group, overrides, name of the script."""
+    """Hydra's records in a run's folder: option by group, overrides, name of the script."""
     file = folder / ".hydra" / "hydra.yaml"
     if not file.is_file():
         return {}, [], None
@@ -151,7 +151,7 @@ def started_with(folder: Path) -> tuple[dict[str, str], list[str], str | None]:
 
 
 def begun_in(folder: Path) -> str | None:
-    """Id of the W&B run that was begun in a run's folder, if there is one."""
+    """Id of the W&B run that was started in a run's folder, if there is one."""
     attempts = (path.name for path in folder.glob("wandb/*run-*-*"))  # run-<time>-<id>, offline-run-<time>-<id>
     newest = max(attempts, key=lambda name: name.removeprefix("offline-"), default=None)
     return None if newest is None else newest.rpartition("-")[2]

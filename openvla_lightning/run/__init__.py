@@ -1,1 +1,1 @@
-"""What the commands do with a composed config: check it, build from it, run it."""
+"""Execution of a composed config: checking, building and running."""

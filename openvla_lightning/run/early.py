@@ -1,4 +1,4 @@
-"""What is wrong with a config and can be told from source files alone: within a second, before anything is imported."""
+"""Checks of a config that need only source files: within a second, before anything heavy is imported."""
 
 import ast
 import importlib.util
@@ -26,18 +26,18 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("Sequence", "list", "tuple", "List", "Iterable"), ("a list", lambda v: isinstance(v, list))),
     **dict.fromkeys(("Mapping", "dict", "Dict"), ("a dictionary", lambda v: isinstance(v, dict))),
 }
-"""Annotations that are understood: what to call them, and which values of a config fit; others fit everything."""
+"""Supported annotations -> their name in messages, and a test of config values; others accept every value."""
 
 
 class EarlyChecks(Callback):
-    """Ends a run whose config holds values of the wrong type, or names what is not there, before its folder is made."""
+    """Ends a run with config values of the wrong type or with missing files, before its folder is created."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before a single run."""
         _check(config)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Before each run of a sweep."""
+        """Check before each run of a sweep."""
         _check(config)
 
 
@@ -50,17 +50,17 @@ def _check(config: DictConfig) -> None:
 
 
 def plain_values(config: DictConfig) -> dict[str, Any]:
-    """The config as plain data, without Hydra's own; UNKNOWN where a value cannot be resolved yet."""
+    """The config as plain data, without Hydra's part; UNKNOWN for a value that cannot be resolved yet."""
     return {str(key): _plain(config, str(key)) for key in config if key != "hydra"}
 
 
 def wrong_types(plain: Mapping[str, Any]) -> list[str]:
-    """One line for each argument of a `_target_` whose value is of another type than its annotation says."""
+    """One line for each argument of a `_target_` whose value does not fit its annotation."""
     return [problem for path, node in _targets(plain) for problem in _misfits(path, node)]
 
 
 def _plain(node: Any, key: Any) -> Any:
-    """A value as plain data; UNKNOWN where it cannot be resolved yet."""
+    """A value as plain data; UNKNOWN if it cannot be resolved yet."""
     try:
         if OmegaConf.is_missing(node, key):
             return UNKNOWN
@@ -94,7 +94,7 @@ def _misfits(path: str, node: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _misfit(value: Any, annotation: ast.expr) -> str | None:
-    """What was expected instead; None when the value fits, or nobody can tell."""
+    """The expected type; None if the value fits, or this cannot be decided."""
     choices = _alternatives(annotation)
     wanted = []
     for choice in choices:
@@ -135,7 +135,7 @@ def _name(node: ast.expr) -> str:
 
 @cache
 def _annotations(target: str) -> dict[str, ast.expr]:
-    """Argument -> annotation of what a `_target_` names, as its source file has it; empty where that is not found."""
+    """Argument -> annotation of a `_target_`, from its source file; empty if that is not found."""
     module, _, name = target.rpartition(".")
     found = _definition(module, name)
     if isinstance(found, ast.ClassDef):
@@ -147,7 +147,7 @@ def _annotations(target: str) -> dict[str, ast.expr]:
 
 
 def _definition(module: str, name: str, depth: int = 0) -> ast.stmt | None:
-    """The class or function called `name` in a module, through the imports that lead to it."""
+    """The class or function called `name` in a module, following imports."""
     tree = _tree(module)
     if tree is None or depth > 5:
         owner, _, outer = module.rpartition(".")
@@ -166,7 +166,7 @@ def _definition(module: str, name: str, depth: int = 0) -> ast.stmt | None:
 
 @cache
 def _tree(module: str) -> ast.Module | None:
-    """A module's syntax tree; only the top package is looked up, so that nothing is imported."""
+    """A module's syntax tree, found from the top package's location, so that nothing is imported."""
     top, *inner = module.split(".")
     try:
         spec = importlib.util.find_spec(top)

@@ -1,4 +1,4 @@
-"""What evaluate.py does with a composed config, and how a training evaluates itself."""
+"""Execution of evaluate.py's config, and evaluation at the end of a training."""
 
 import inspect
 from collections.abc import Callable
@@ -25,10 +25,10 @@ MISSING = object()
 
 @for_people(ConfigError, CheckpointError)
 def evaluate(cfg: DictConfig) -> float | None:
-    """Evaluate what `cfg` describes; return the success rate, or for recorded steps the token accuracy.
+    """Run the evaluation of `cfg`; return the success rate, or for recorded steps the token accuracy.
 
     Raises:
-        ConfigError: naming what is wrong or missing.
+        ConfigError: something is wrong or missing; the message names it.
     """
     from openvla_lightning.env.base import kind_of  # training needs no simulator
     from openvla_lightning.evaluation.scoring import UNUSABLE
@@ -49,9 +49,9 @@ def evaluate(cfg: DictConfig) -> float | None:
 
 
 def score(cfg: DictConfig, env: Any, recipe: dict[str, Any]) -> float | None:
-    """Roll episodes out in a world, or predict held-out steps; see `scoring.evaluate`, whose arguments the config has.
+    """Roll episodes out in a world, or predict held-out steps; the config has the arguments of `scoring.evaluate`.
 
-    What is asked of every evaluation stands at the top of the config, how the policy is played under `eval`.
+    The settings of every evaluation are at the top of the config, those of rollouts under `eval`.
     """
     from openvla_lightning.evaluation import scoring
 
@@ -70,14 +70,14 @@ def score(cfg: DictConfig, env: Any, recipe: dict[str, Any]) -> float | None:
 
 
 def compare_training(cfg: DictConfig, env: Any, recipe: dict[str, Any]) -> float | None:
-    """Compare acting with training on steps that were trained on; see `open_loop.check_open_loop`."""
+    """Compare acting with training on training steps; see `open_loop.check_open_loop`."""
     from openvla_lightning.evaluation.open_loop import check_open_loop
 
     return check_open_loop(_policy(cfg), env, cfg.paths.output_dir).get("token_accuracy")
 
 
 def replay(cfg: DictConfig, env: Any, recipe: dict[str, Any]) -> float | None:
-    """Drive recorded episodes through their world; see `replay.check_replay`."""
+    """Replay recorded episodes in their world; see `replay.check_replay`."""
     from openvla_lightning.evaluation.replay import check_replay
 
     if env.source.missing():
@@ -91,20 +91,21 @@ EVALUATIONS: dict[str, Callable[[DictConfig, Any, dict[str, Any]], float | None]
     "open_loop": compare_training,
     "replay": replay,
 }
-"""The `kind` of what `env=` builds -> how it is evaluated; each returns its one number."""
+"""The `kind` of the object that `env=` builds -> its evaluation, which returns one number."""
 
 
 def _policy(cfg: DictConfig) -> Any:
-    """A callable that loads the policy: called once the world is up, or the data was seen to be there."""
+    """A callable that loads the policy; it is called after the world is built or the data was found."""
     return instantiate(cfg.policy, _convert_="all")
 
 
 def check_policy(path: str, unnorm_key: str | None) -> None:
-    """See that a checkpoint is there and knows the robot, before a world is started for it.
+    """Check that a checkpoint exists and has the robot's statistics, before a world is built.
 
     Raises:
-        ConfigError: nothing is at `path`, or it holds no statistics of `unnorm_key`; naming what there is.
-        CheckpointError: what is there cannot be read.
+        ConfigError: there is nothing at `path`, or it has no statistics of `unnorm_key`; the message lists the known
+            keys.
+        CheckpointError: the checkpoint cannot be read.
     """
     try:
         known = describe(path).norm_stats
@@ -115,16 +116,16 @@ def check_policy(path: str, unnorm_key: str | None) -> None:
 
 
 def evaluate_run(cfg: DictConfig) -> None:
-    """Evaluate what was just trained as `evaluate_after` says, into the run's own folder."""
+    """Evaluate the model of this training according to `evaluate_after`, into the run's own folder."""
     folder = cfg.paths.output_dir
     chosen = [text for text in job.overrides() if not text.startswith(RUNS_OWN)]
-    varied = [text for text in chosen if "." not in text.partition("=")[0]]  # groups and what stands at the top
+    varied = [text for text in chosen if "." not in text.partition("=")[0]]  # groups and top-level keys
     asked = {str(name): value for name, value in cfg.evaluate_after.items()}
     options = groups(CONF, "evaluate")
     evaluation = compose("evaluate", [f"{name}={value}" for name, value in asked.items() if name in options])
     values = {name: value for name, value in asked.items() if name not in options}
     values |= {"ckpt_path": folder, "paths.output_dir": f"{folder}/evaluation", "label": " ".join(varied) or "policy"}
-    for name, value in values.items():  # set, not written as text: a path may hold what Hydra's grammar reads
+    for name, value in values.items():  # set directly, because Hydra's grammar would parse special characters in a path
         if OmegaConf.select(evaluation, name, default=MISSING) is MISSING:
             raise ConfigError(f"evaluate_after: evaluate.py has no {name!r}")
         text = value.replace("${", "\\${") if isinstance(value, str) else value

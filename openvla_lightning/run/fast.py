@@ -1,4 +1,4 @@
-"""What `openvla fit-fast` does: the actions of a mixture in, the folder of a FAST tokenizer out."""
+"""Execution of `openvla fit-fast`: it fits a FAST tokenizer to the actions of a mixture."""
 
 import logging
 from pathlib import Path
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 @for_people(ConfigError)
 def fit_fast(cfg: DictConfig) -> Path:
-    """Fit, say how long sequences are and how much is lost, and return the folder.
+    """Fit a tokenizer, print the lengths of sequences and the loss of precision, and return the folder.
 
     Raises:
-        ConfigError: naming what is wrong or missing.
+        ConfigError: something is wrong or missing; the message names it.
     """
     datamodule = open_mixture(cfg)
-    with blaming_config():  # of a damaged file, or a vocabulary that is too small
+    with blaming_config():  # for a damaged file, or a vocabulary that is too small
         learnt = chunks(datamodule.train, datamodule.shares, cfg.chunks, cfg.seed)
         tokenizer = FastTokenizer.fit([chunk for part in learnt.values() for chunk in part], cfg.vocab_size, cfg.scale)
     folder = Path(cfg.paths.output_dir) / "tokenizer"
@@ -42,7 +42,7 @@ def fit_fast(cfg: DictConfig) -> Path:
 
 
 def chunks(datasets: dict[str, Any], shares: dict[str, float], most: int, seed: int) -> dict[str, NDArray[np.float32]]:
-    """Chunks [n, T, D] of each dataset, normalised and within [-1, 1], in the mixture's shares, `most` in all."""
+    """Chunks [n, T, D] of each dataset, normalised and clipped to [-1, 1], in the mixture's shares, `most` in all."""
     found = {}
     for name, steps in datasets.items():
         wanted = min(len(steps), max(1, round(most * shares[name])))
@@ -52,7 +52,7 @@ def chunks(datasets: dict[str, Any], shares: dict[str, float], most: int, seed: 
 
 
 def measured(name: str, tokenizer: FastTokenizer, actions: NDArray[np.float32]) -> dict[str, str]:
-    """One row: how many ids a chunk takes, and by how much actions come back changed."""
+    """One row of the table: the number of ids per chunk, and the errors of the decoded actions."""
     ids = tokenizer.encode(actions)
     lengths = [len(row) for row in ids]
     decoded, _ = tokenizer.decode(ids, *actions.shape[1:])

@@ -1,4 +1,4 @@
-"""What train.py and finetune.py do with a composed config."""
+"""Execution of train.py's and finetune.py's config."""
 
 import logging
 import os
@@ -51,11 +51,11 @@ FOR_PEOPLE = (
 
 @for_people(*FOR_PEOPLE)
 def fit(cfg: DictConfig) -> float | None:
-    """Train or fine-tune what `cfg` describes; return the sweep objective, if it names one.
+    """Run the training of `cfg`; return the sweep's objective, if it names one.
 
     Raises:
-        ConfigError: naming everything that is wrong or missing (arguments, data, weights, hardware), in seconds.
-        NonFiniteError: naming the samples, when training diverges.
+        ConfigError: arguments, data, weights or hardware are wrong or missing; it lists all problems, within seconds.
+        NonFiniteError: training diverges; it names the samples.
     """
     recipe = validate(cfg)
     say_devices(cfg)

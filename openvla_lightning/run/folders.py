@@ -1,4 +1,4 @@
-"""Every run has a folder of its own. Hydra asks here before it makes one; nothing heavy is imported."""
+"""Gives every run a separate folder. Hydra calls this before it creates one; nothing heavy is imported."""
 
 import copy
 import os
@@ -16,15 +16,15 @@ from openvla_lightning.config import CONF, expanded
 
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 CLAIM = "started"
-"""File in a run's `.hydra/` that its first process makes; nobody else can make it again."""
+"""File in a run's `.hydra/` that its first process creates; no other process can create it again."""
 
 
 class FreshFolder(Callback):
-    """Gives a run, or a sweep, a folder that no other one has; one that goes on keeps its own.
+    """Gives a run or a sweep a folder of its own; a resumed one keeps its folder.
 
-    Two trainings in one Slurm allocation have the same job id, and two that start in the same second the same time:
-    the second one's folder gets a number, `4242_2`. Where several processes share a run they have to agree on its name,
-    so that there a taken one is refused.
+    Two trainings in one Slurm allocation have the same job id, and two that start in the same second have the same
+    time: then the second folder gets a number, `4242_2`. If several processes share a run, they must agree on its name,
+    so an existing folder is an error.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -36,7 +36,7 @@ class FreshFolder(Callback):
             _renew(config, config.hydra.run)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Before a sweep; its jobs have folders inside its own."""
+        """Choose the folder of a sweep; its jobs have folders inside it."""
         _let_resolve(config)
         wanted = config.continue_sweep if "continue_sweep" in config else config.get("ckpt_path")
         if not (wanted == "last" and (Path(config.hydra.sweep.dir) / "multirun.yaml").exists()):
@@ -44,21 +44,21 @@ class FreshFolder(Callback):
 
 
 def log_dir(script: str = "train") -> Path:
-    """Where the runs of `script` go, environment variables and conf/local considered."""
+    """The folder of the runs of `script`, according to environment variables and conf/local."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(CONF, version_base="1.3"):
         return Path(expanded(compose(script).paths.log_dir))
 
 
 def claim(folder: Path, processes: int = 1) -> Path:
-    """Make `folder`, or with a number behind its name if it is taken, and return it.
+    """Create `folder`, with a number after its name if it exists, and return it.
 
     Args:
-        folder: where a run is to be.
-        processes: how many run it together; of several, the first one claims.
+        folder: the folder for a run.
+        processes: number of processes of the run; the first one creates the folder.
 
     Raises:
-        FileExistsError: it is taken, and several processes have agreed on it.
+        FileExistsError: it exists, and several processes share its name.
     """
     for number in count(1):
         place = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
@@ -81,7 +81,7 @@ def claim(folder: Path, processes: int = 1) -> Path:
 
 
 def _let_resolve(config: DictConfig) -> None:
-    """Let names of folders speak of Hydra's choices (`${hydra:...}`), which Hydra itself allows a moment later."""
+    """Allow Hydra's choices (`${hydra:...}`) in names of folders, which Hydra itself resolves only later."""
     if "runtime" in config.hydra:
         HydraConfig.instance().set_config(copy.deepcopy(config))
 
@@ -102,12 +102,12 @@ def _renew(config: DictConfig, node: DictConfig) -> None:
 
 
 def rank() -> int:
-    """Which of the processes of a run this is."""
+    """Number of this process among the run's processes."""
     return next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), 0)
 
 
 def processes() -> int:
-    """How many processes were started together for a run; Lightning may start more."""
+    """Number of processes that were started together for a run; Lightning may start more."""
     if "WORLD_SIZE" in os.environ:
         return int(os.environ["WORLD_SIZE"])
     return int(os.environ.get("SLURM_NTASKS", 1)) if "SLURM_PROCID" in os.environ else 1

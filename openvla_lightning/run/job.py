@@ -1,4 +1,4 @@
-"""What a run knows of the sweep it is part of: its place in it, and whether it was done before."""
+"""A run as a job of a sweep: its overrides, and whether it was finished before."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from openvla_lightning.config import ConfigError
 from openvla_lightning.runtime.files import write_json
 
 FINISHED = "finished.json"
-"""What a job of a sweep leaves when all of it is done."""
+"""File that a job of a sweep writes when it is finished."""
 
 
 def in_sweep() -> bool:
@@ -26,16 +26,16 @@ def overrides() -> list[str]:
 
 
 def finish(cfg: DictConfig, objective: float | None) -> None:
-    """Leave in this job's folder that it is done."""
+    """Write into this job's folder that it is finished."""
     facts = {"overrides": overrides(), "objective": objective}
     write_json(Path(cfg.paths.output_dir) / FINISHED, facts)
 
 
 def finished(cfg: DictConfig) -> dict[str, Any] | None:
-    """What this job of a continued sweep left when it ended; None when it did not.
+    """The result that this job wrote in an earlier run of the sweep; None if it was not finished.
 
     Raises:
-        ConfigError: when its folder holds another job: the sweep is not the one that is continued.
+        ConfigError: its folder holds another job, because the sweep is a different one.
     """
     path = Path(cfg.paths.output_dir) / FINISHED
     if not in_sweep() or cfg.ckpt_path != "last" or not path.exists():

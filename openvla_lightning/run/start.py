@@ -1,4 +1,4 @@
-"""Before a run: what it goes on from, and whether data, weights, tokenizer and hardware are there."""
+"""Steps before a run: finding its checkpoint, and checking data, weights, tokenizer and hardware."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -23,17 +23,17 @@ log = logging.getLogger(__name__)
 
 
 def resume_from(cfg: DictConfig) -> str | None:
-    """The checkpoint to resume, or None to start afresh.
+    """The checkpoint to resume from; None for a new run.
 
     Raises:
-        ConfigError: when `ckpt_path` leads nowhere.
+        ConfigError: when there is no checkpoint at `ckpt_path`.
     """
     if cfg.ckpt_path is None:
         return None
     runs = Path(cfg.paths.output_dir) if job.in_sweep() else Path(cfg.paths.log_dir) / cfg.run_name
     path = newest_checkpoint(runs) if cfg.ckpt_path == "last" else Path(cfg.ckpt_path)
     if path is None and job.in_sweep():
-        return None  # this job of a continued sweep had not begun
+        return None  # this job of a resumed sweep had not started
     if path is None:
         raise ConfigError(f"ckpt_path=last: no checkpoint below {runs}/; leave ckpt_path out to start a run")
     if not path.exists():
@@ -43,10 +43,10 @@ def resume_from(cfg: DictConfig) -> str | None:
 
 
 def check_folder(cfg: DictConfig, resume: str | None) -> None:
-    """Make the run's folder and see that no other run is in it, unless this one goes on with it.
+    """Create the run's folder and check that it holds no other run, unless this one resumes it.
 
     Raises:
-        ConfigError: it cannot be written to, or holds checkpoints or numbers of another run.
+        ConfigError: it is not writable, or holds checkpoints or numbers of another run.
     """
     folder = Path(cfg.paths.output_dir)
     if not writable(folder):
@@ -60,10 +60,10 @@ def check_folder(cfg: DictConfig, resume: str | None) -> None:
 
 
 def check_same_model(checkpoint: str, recipe: Mapping[str, Any]) -> None:
-    """See that the run that goes on builds the model that it had.
+    """Check that a resumed run builds the same model.
 
     Raises:
-        ConfigError: naming every setting of the model that differs, with both values.
+        ConfigError: settings of the model differ; it lists them with both values.
     """
     before = describe(checkpoint).recipe
     changed = []
@@ -88,9 +88,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def adapter_base(checkpoint: str, cfg: DictConfig) -> str | None:
-    """What to build before `checkpoint` is loaded: an adapter's base; None for one that brings all weights along.
+    """The adapter's base to build before `checkpoint` is loaded; None for a checkpoint with all weights.
 
-    A base that has moved may be named by `model.init_from`; its hash decides whether it is the one.
+    If the base was moved, `model.init_from` may name its new place; its hash is checked.
     """
     base = describe(checkpoint).base
     if base is None:
@@ -103,7 +103,7 @@ def adapter_base(checkpoint: str, cfg: DictConfig) -> str | None:
 
 
 def start_from(cfg: DictConfig) -> str | None:
-    """Whose weights to start from: `model.init_from`, where a folder of runs means its newest checkpoint.
+    """The checkpoint to start from: `model.init_from`, where a folder of runs means its newest checkpoint.
 
     Raises:
         ConfigError: when the folder of runs holds no checkpoint.
@@ -121,10 +121,10 @@ def start_from(cfg: DictConfig) -> str | None:
 
 
 def preflight(cfg: DictConfig, datamodule: Any, processor: Processor) -> None:
-    """Look for data, weights, tokenizer and hardware before anything slow starts.
+    """Check data, weights, tokenizer and hardware before anything slow starts.
 
     Raises:
-        ConfigError: naming all that is missing and where to get it.
+        ConfigError: something is missing; it lists everything and where to get it.
     """
 
     def find_weights() -> None:
@@ -144,7 +144,7 @@ def preflight(cfg: DictConfig, datamodule: Any, processor: Processor) -> None:
 
 
 def say_unread(datamodule: Any, processor: Any) -> None:
-    """Warn of cameras that are loaded and not looked through, and of states that are described and not loaded."""
+    """Warn of cameras that are loaded but not used, and of states that are described but not loaded."""
     read, loaded = set(getattr(processor, "cameras", ())), list(getattr(datamodule, "cameras", ()))
     if read and (idle := [camera for camera in loaded if camera not in read]):
         log.warning(
@@ -158,7 +158,7 @@ def say_unread(datamodule: Any, processor: Any) -> None:
 
 
 def say_devices(cfg: DictConfig) -> None:
-    """Warn of more processes on CPUs than there are cores; of several processes, let the first one speak alone."""
+    """Warn of more CPU processes than cores; with several processes, only the first one logs."""
     if rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)
         return
@@ -172,7 +172,7 @@ def say_devices(cfg: DictConfig) -> None:
 
 
 def check_all(**checks: Callable[[], None]) -> None:
-    """Raise ConfigError with everything that `checks`, by name, find to be missing or wrong."""
+    """Run all `checks` by name, and raise one ConfigError with all their errors."""
     problems = []
     for what, check in checks.items():
         try:
@@ -184,15 +184,15 @@ def check_all(**checks: Callable[[], None]) -> None:
 
 
 def find_data(cfg: DictConfig, datamodule: Any) -> None:
-    """Make what the embedded world can make; raise MissingDataError for the rest."""
+    """Make missing datasets of the embedded world; raise MissingDataError for others."""
     if (missing := datamodule.missing()) and "://" not in str(cfg.paths.data_dir):
         make_embedded(missing, Path(cfg.paths.data_dir))
     datamodule.check()
 
 
 def make_embedded(missing: Sequence[str], data_dir: Path) -> None:
-    """Make those of the missing datasets that the embedded world can make."""
-    from openvla_lightning import demonstrations  # brings the simulator along
+    """Make the missing datasets that belong to the embedded world."""
+    from openvla_lightning import demonstrations  # imports the simulator
 
     if names := [name for name in missing if name in demonstrations.DATASETS]:
         log.info(f"Making demonstrations that are not in {data_dir} yet: {', '.join(names)}")
@@ -200,13 +200,13 @@ def make_embedded(missing: Sequence[str], data_dir: Path) -> None:
 
 
 def open_mixture(cfg: DictConfig) -> Any:
-    """The DataModule that `cfg` describes, prepared and set up, for commands that look at data and train nothing.
+    """The DataModule of `cfg`, prepared and set up, for commands that use data without training.
 
     Raises:
-        ConfigError: naming what is wrong or missing.
+        ConfigError: something is wrong or missing; the message names it.
     """
     validate(cfg)
-    cfg.data.curriculum = None  # the shares are those of the beginning
+    cfg.data.curriculum = None  # use the shares at the start of training
     datamodule = instantiate(cfg.data, collate=list, _convert_="all")
     check_all(data=lambda: find_data(cfg, datamodule))
     with blaming_config():
@@ -217,16 +217,16 @@ def open_mixture(cfg: DictConfig) -> Any:
 
 @for_people(ConfigError)
 def data_report(cfg: DictConfig) -> None:
-    """Look at the datasets that `cfg` describes: write a report into the run's folder.
+    """Write a report on the datasets of `cfg` into the run's folder.
 
     Raises:
-        ConfigError: naming what is wrong or missing.
+        ConfigError: something is wrong or missing; the message names it.
     """
     from openvla_lightning.data.report.facts import selections
     from openvla_lightning.data.report.pages import write_report
 
     datamodule = open_mixture(cfg)
-    with blaming_config():  # a damaged file may be found only now
+    with blaming_config():  # a damaged file may be found only here
         title = f"Data: {Path(cfg.run_name).name}, no-op filter {datamodule.noop_filter}"
         path = write_report(selections(datamodule), Path(cfg.paths.output_dir), title)
     log.info(f"Written to {path.parent}: report.md, report.html")

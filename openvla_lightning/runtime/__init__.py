@@ -1,1 +1,1 @@
-"""What every part of a process needs and no library brings: files that appear whole, and progress that shows."""
+"""Atomic writing of files, progress bars, and the number of cores, for all parts of the package."""

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and where to keep what was worked out."""
+"""Atomic writing of files and folders, lock files, and cache folders."""
 
 import errno
 import fcntl
@@ -19,24 +19,24 @@ log = logging.getLogger(__name__)
 
 ENDING = ".unfinished"
 STALE = 24 * 3600.0
-"""Seconds after which something unfinished belongs to a process that is gone."""
+"""Seconds after which an incomplete file is assumed to belong to a dead process."""
 
 
 @contextmanager
 def written_whole(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
-    """Yield a place beside `path` to write to, and move it to `path` when the block ends well.
+    """Yield a temporary path beside `path`, and move it to `path` when the block ends without an error.
 
-    Nobody ever sees half of it: a reader finds the old content or the new one. A block that fails leaves nothing
-    behind, and what killed processes left unfinished is removed a day later. Modes follow the umask, so that what one
-    user writes is as readable for others as any file of theirs.
+    Readers see either the old or the new content, never a part. If the block fails, nothing remains; incomplete files
+    of killed processes are removed after a day. File modes follow the umask, so that other users can read the result
+    like any other file.
 
     Args:
-        path: where the file or folder is wanted; the folder around it is made.
-        folder: make a folder to write into.
+        path: the final path; its parent folder is created.
+        folder: yield a new folder instead of a file's path.
 
     Raises:
-        FileExistsError: `path` is a folder with content, which is left as it is.
-        OSError: the disk does not take it; the message names `path`.
+        FileExistsError: `path` is a folder with content, which is not changed.
+        OSError: it cannot be written; the message names `path`.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{uuid4().hex[:12]}{ENDING}")
@@ -58,18 +58,18 @@ def written_whole(path: str | Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, content: Any, *, indent: int | None = 1) -> None:
-    """Write `content` to `path` as JSON, whole or not at all."""
+    """Write `content` to `path` as JSON, atomically."""
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, whole or not at all."""
+    """Write `text` to `path` as UTF-8, atomically."""
     with written_whole(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def obey_umask(path: Path) -> None:
-    """Give a file the mode that a new one has: some libraries write files that nobody else can read."""
+    """Give a file the mode of a new file, because some libraries write files that other users cannot read."""
     trial = path.with_name(f".{uuid4().hex[:12]}{ENDING}")
     trial.touch()
     path.chmod(trial.stat().st_mode & 0o777)
@@ -98,7 +98,7 @@ def below(folder: str | Path, name: str) -> Iterator[Path]:
 
 
 def readable(path: Path) -> bool:
-    """Whether `path` is a file that this user can read; a folder on the way that may not be entered is no error."""
+    """Whether `path` is a file that this user can read; an inaccessible parent folder is no error."""
     try:
         with path.open("rb"):
             return True
@@ -107,7 +107,7 @@ def readable(path: Path) -> bool:
 
 
 def writable(folder: Path) -> bool:
-    """Whether this user can put files into `folder`, which is made if need be. Tried, as modes do not tell it all."""
+    """Whether this user can write into `folder`, which is created if necessary; found by trying to write."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial = folder / f".{uuid4().hex[:12]}{ENDING}"
@@ -119,7 +119,7 @@ def writable(folder: Path) -> bool:
 
 
 def user_caches() -> list[Path]:
-    """Folders for what this user's processes work out, best first; the last one is there where there is no home."""
+    """Cache folders of this user, best first; the last one also exists without a home folder."""
     own = os.environ.get("XDG_CACHE_HOME")
     homes = [Path(own)] if own else []
     with suppress(RuntimeError):  # no home is known
@@ -129,10 +129,10 @@ def user_caches() -> list[Path]:
 
 
 def user_cache() -> Path:
-    """The first of `user_caches` that can be written to.
+    """The first writable folder of `user_caches`.
 
     Raises:
-        PermissionError: none can.
+        PermissionError: none of them is writable.
     """
     for folder in (caches := user_caches()):
         if writable(folder):
@@ -144,16 +144,16 @@ def user_cache() -> Path:
 
 def _clear_stale(path: Path) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*{ENDING}"):
-        with suppress(OSError):  # somebody else's, or just moved into place
+        with suppress(OSError):  # it belongs to another user, or was just renamed
             if time.time() - left.stat().st_mtime > STALE:
                 delete(left)
 
 
 @contextmanager
 def alone(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`: of several processes that want to do the same, one does it and the others wait.
+    """Hold the lock file `path`, so that one process does a job while the others wait.
 
-    Where the file system has no locks everybody goes on at once, which costs time and nothing else.
+    If the file system has no locks, all processes do the job, which only costs time.
     """
     try:
         lock = path.open("w")
@@ -167,7 +167,7 @@ def alone(path: Path, what: str) -> Iterator[None]:
             except BlockingIOError:
                 log.info(f"another process is {what}; waiting for it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # no locks here
+        except OSError:  # the file system has no locks
             pass
         try:
             yield

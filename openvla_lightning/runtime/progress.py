@@ -1,4 +1,4 @@
-"""How far long work has come: a bar in a terminal, and a line now and then where the output is a file."""
+"""Progress of long work, as a bar in a terminal, or as occasional lines in a file."""
 
 import logging
 import sys
@@ -25,24 +25,24 @@ log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 30.0
 EVERY_SHARE = 0.05
-"""Without a terminal a line is written when this share of the work or this time has passed since the last one."""
+"""Without a terminal, a line is written after this share of the work or this time since the last line."""
 
 T = TypeVar("T")
 
 
 class Bar:
-    """How much of some work is done, at what rate, and how long the rest takes.
+    """Shows how much of some work is done, its rate, and the remaining time.
 
-    In a terminal that is a bar. Elsewhere (a file, Slurm's log) it is a line every 30 seconds, and at least every 5 %
-    of the work; lines go through `logging` where that was set up, so that a run's own log has them, else to stderr.
+    In a terminal, this is a bar. Elsewhere (a file, Slurm's log), it is a line every 30 seconds, and at least every 5 %
+    of the work. Lines go through `logging` if that is configured, so that a run's log has them, otherwise to stderr.
 
     Args:
-        label: what is done.
-        total: how much there is to do; None: nobody knows.
-        unit: what is counted, in the plural.
-        done: how much was done before.
-        visible: False for work that is usually over at once: no bar, and a line only every 30 seconds.
-        console: where bar or lines go; None: a bar to stderr, lines to the log.
+        label: name of the work.
+        total: amount of work; None: unknown.
+        unit: unit of the work, in the plural.
+        done: amount that was done before.
+        visible: False for work that is usually short: no bar, and a line only every 30 seconds.
+        console: output of bar or lines; None: a bar to stderr, lines to the log.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class Bar:
             self._say()
 
     def advance(self, by: int = 1, news: str | None = None) -> None:
-        """Count `by` more as done; `news` is what else there is to say, such as a loss."""
+        """Count `by` more as done; `news` is text to show, such as a loss."""
         self.update(self.done + by, news)
 
     def update(self, done: int, news: str | None = None) -> None:
-        """Say that so much is done in all."""
+        """Set the total amount that is done."""
         self.done, self.news = done, self.news if news is None else news
         if self._rich is None and not self.due(done):
             return
@@ -99,11 +99,11 @@ class Bar:
 
     @property
     def drawn(self) -> bool:
-        """Whether this is a bar in a terminal."""
+        """Whether there is a bar in a terminal."""
         return self._rich is not None
 
     def due(self, done: int) -> bool:
-        """Whether saying that so much is done would write anything: what news cost can be spared otherwise."""
+        """Whether `update(done)` would write anything; otherwise the caller need not compute news."""
         if self._rich is not None:
             return True
         share = (done - self._said_done) / self.total if self.total else 0.0
@@ -111,12 +111,12 @@ class Bar:
         return done != self._said_done and (late or (self.visible and share >= EVERY_SHARE - 1e-9))
 
     def describe(self, label: str) -> None:
-        """Say that something else is being done for a while."""
+        """Change the label while other work is being done."""
         if self._rich is not None:
             self._rich.update(self._task, description=label)
 
     def restart(self, label: str, total: int | None, done: int = 0) -> None:
-        """Begin with the work itself: what went before says nothing about its rate."""
+        """Restart for the actual work, so that earlier work does not count for its rate."""
         self.label, self.total, self.done, self._first = label, total, done, done
         self._began = self._said = time.monotonic()
         self._said_done = done
@@ -124,7 +124,7 @@ class Bar:
             self._rich.reset(self._task, description=label, total=total, completed=done)
 
     def say(self, text: str) -> None:
-        """Write a line of its own, above a bar."""
+        """Write a separate line, above a bar."""
         if self._rich is not None and not logging.getLogger().handlers:
             self._rich.console.print(text, highlight=False, markup=False)
         else:
@@ -132,7 +132,7 @@ class Bar:
 
     @property
     def text(self) -> str:
-        """The line: what is done of how much, at what rate, what is left, and the news."""
+        """The line: done and total amount, rate, remaining time, and the news."""
         seconds, done = time.monotonic() - self._began, self.done - self._first
         rate = done / seconds if seconds > 0 else 0.0
         of = "" if self.total is None else f" of {self.total:,}"
@@ -158,7 +158,7 @@ class Bar:
 
 
 def track(work: Iterable[T], label: str, total: int | None = None, unit: str = "steps", **options: Any) -> Iterator[T]:
-    """Yield what is in `work` and show how far it has come; the options are those of `Bar`."""
+    """Yield the items of `work` and show the progress; the options are those of `Bar`."""
     known = len(work) if total is None and isinstance(work, Sized) else total
     with Bar(label, known, unit, **options) as bar:
         for one in work:

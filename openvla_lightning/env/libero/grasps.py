@@ -29,7 +29,7 @@ class Grasp:
 def find_grasp(scene: Geometry, thing: str) -> Grasp:
     """Grasp an object around it if it fits between the fingers; otherwise by its rim if it is hollow, or by its handle.
 
-    Among the possible grasps, the best one has the smallest rotation of the hand and the fewest collisions.
+    Among the possible grasps, the chosen one has little rotation of the hand, little offset and few collisions.
     """
     points, origin = scene.points(thing), scene.position(thing)
     top, bottom = points[:, 2].max(), points[:, 2].min()
