@@ -1,1 +1,1 @@
-"""The command line: `openvla <command>`, what the commands share, and their help."""
+"""The command line: `openvla <command>`, code shared by the commands, and their help."""

@@ -1,4 +1,4 @@
-"""What surrounds every command that Hydra runs: its help page, and hints after a wrong name."""
+"""Common parts of all commands that Hydra runs: the help page, and suggestions after a wrong name."""
 
 import functools
 import sys
@@ -19,12 +19,12 @@ from openvla_lightning.config import CONF
 
 
 def command(config_name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
-    """Decorates a script, above `hydra.main`: a help page of its own, and after a wrong name the one that was meant."""
+    """Decorator for a script, above `hydra.main`, which adds a help page, and suggestions after a wrong name."""
 
     def decorate(script: Callable[[], Any]) -> Callable[[], Any]:
         @functools.wraps(script)
         def run() -> Any:
-            if {"--help", "-h"} & set(sys.argv):  # Hydra's own way takes twice as long
+            if {"--help", "-h"} & set(sys.argv):  # Hydra's own help takes twice as long
                 return print(
                     help.help_page(CONF, config_name, installed=Path(sys.argv[0]).parent.name == "cli"), end=""
                 )
@@ -41,7 +41,7 @@ def command(config_name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]
             try:
                 return script()
             except SystemExit as end:
-                if end.code == 1:  # how Hydra ends after any error
+                if end.code == 1:  # Hydra's exit code after any error
                     for hint in hints(config_name, overrides):
                         print(hint, file=sys.stderr)
                 raise
@@ -52,12 +52,12 @@ def command(config_name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]
 
 
 def named(override: str) -> list[str]:
-    """The plug-ins of `plugins=[my_lab,/path/to/another]`, which have to be known before anything is composed."""
+    """The plug-ins in `plugins=[my_lab,/path/to/another]`, which must be known before a config is composed."""
     return [name.strip(" '\"") for name in override.partition("=")[2].strip("[]").split(",") if name.strip(" '\"")]
 
 
 def hints(config_name: str, overrides: Sequence[str]) -> list[str]:
-    """Which group, option or key was meant, for each override that names none; empty when all names are right."""
+    """Suggestions of group, option or key for each override with a wrong name; empty if all names are right."""
     groups = help.groups(CONF, config_name)
     options = help.wrong_options(groups, overrides)
     chosen = [text for text in overrides if help.key_and_value(text)[0] in groups and "," not in text]

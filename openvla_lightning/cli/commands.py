@@ -1,4 +1,4 @@
-"""`openvla <command> ...`: the commands of an installed package, each the same code as its script and `-m` module."""
+"""`openvla <command> ...`: the installed package's commands, which run the same code as scripts and `-m` modules."""
 
 import os
 import runpy
@@ -20,14 +20,14 @@ COMMANDS = {
     "convert": ("openvla_lightning.data.convert", "RLDS to LeRobot, LeRobot or HDF5 to RLDS"),
     "demo": ("openvla_lightning.demo", "train, fine-tune and evaluate a small VLA in a simulator"),
 }
-"""Command -> the module that runs it, and what it does."""
+"""Command -> the module that runs it, and its description."""
 
 OF_HYDRA = ("train", "finetune", "evaluate", "serve", "data-report", "fit-fast")
 """Commands whose options Hydra completes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command as `python -m` runs its module, so that processes it starts find the same module again."""
+    """Run a command's module as `python -m` does, so that its child processes find the same module."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["completion"]:
         print(completion.script(words[1] if len(words) > 1 else "", tuple(COMMANDS), OF_HYDRA))
@@ -41,12 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first = ["export"] if words[0] == "export" else []
     sys.argv = [f"openvla {words[0]}", *first, *words[1:]]
     if sys.path[0] != os.getcwd():
-        sys.path.insert(0, os.getcwd())  # as `python -m` does: a lab's own package may lie where it works
+        sys.path.insert(0, os.getcwd())  # as `python -m` does: a lab's package may be in the working folder
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def page() -> str:
-    """What `openvla` alone prints."""
+    """The output of `openvla` without a command."""
     width = max(map(len, COMMANDS))
     rows = [f"  openvla {name:{width}}  {about}" for name, (_, about) in COMMANDS.items()]
     rows.append(f'  openvla {"completion":{width}}  complete words in a shell: eval "$(openvla completion bash)"')

@@ -1,4 +1,4 @@
-"""Completion of `openvla` in a shell: of its commands here, of their options by Hydra."""
+"""Shell completion of `openvla`: this module completes commands, Hydra completes their options."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def script(shell: str, commands: Sequence[str], of_hydra: Sequence[str]) -> str:
     Args:
         shell: `bash` or `zsh`.
         commands: all commands.
-        of_hydra: those whose further words Hydra completes.
+        of_hydra: commands whose options Hydra completes.
 
     Raises:
         SystemExit: for another shell.

@@ -15,7 +15,7 @@ from openvla_lightning.config import CONF
 @command("evaluate")
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
 def main(cfg: DictConfig) -> float | None:
-    """Evaluate what `cfg` describes."""
+    """Run the evaluation of `cfg`."""
     from openvla_lightning.run.evaluate import evaluate  # after Hydra: --help and --cfg stay instant
 
     return evaluate(cfg)

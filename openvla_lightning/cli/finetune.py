@@ -15,7 +15,7 @@ from openvla_lightning.config import CONF
 @command("finetune")
 @hydra.main(version_base="1.3", config_path=CONF, config_name="finetune")
 def main(cfg: DictConfig) -> float | None:
-    """Fine-tune what `cfg` describes."""
+    """Run the fine-tuning of `cfg`."""
     from openvla_lightning.run.fit import fit  # after Hydra: --help and --cfg stay instant
 
     return fit(cfg)

@@ -15,7 +15,7 @@ from openvla_lightning.config import CONF
 @command("fit_fast")
 @hydra.main(version_base="1.3", config_path=CONF, config_name="fit_fast")
 def main(cfg: DictConfig) -> None:
-    """Fit on the mixture that `cfg` describes."""
+    """Fit a tokenizer on the mixture of `cfg`."""
     from openvla_lightning.run.fast import fit_fast  # after Hydra: --help and --cfg stay instant
 
     fit_fast(cfg)

@@ -1,4 +1,4 @@
-"""Help for the command line, read from conf/: what can be chosen, and which name was meant."""
+"""Help for the command line, from conf/: the options, and suggestions for wrong names."""
 
 import re
 import textwrap
@@ -17,7 +17,7 @@ RENAMED = {
     "lora.use_rslora": "strategy.use_rslora",
     "processor.camera": "data.cameras",
 }
-"""Keys of earlier versions -> what they are called now."""
+"""Keys of earlier versions -> their present names."""
 
 GROUPS = {
     "model": "what is trained",
@@ -41,16 +41,16 @@ GROUPS = {
     "policy": "how a checkpoint acts",
     "env": "the world it acts in",
 }
-"""What each group of options decides."""
+"""Group of options -> what it chooses."""
 APPENDED = {
     "experiment": "whole recipes, with a leading +",
     "sweep": "many runs in one command, with a leading +",
     "debug": "any recipe in a minute, with a leading +",
     "launcher": "where the runs of a sweep go, with a leading +",
 }
-"""Groups of which a script has none until one is added."""
+"""Groups that are not in a script's defaults and must be added with `+`."""
 OWN = ("hydra", "paths", "local", "tuned")
-"""Groups without a choice for users: `tuned` follows from model and strategy."""
+"""Groups that users do not choose; `tuned` follows from model and strategy."""
 
 _OF_TRAINING = {
     "+debug=tiny": "any recipe in a minute on a CPU",
@@ -79,15 +79,15 @@ USED_MOST = {
         "save_videos=3": "videos kept, per task family and outcome",
     },
 }
-"""The ten overrides of each script that are used most."""
+"""The ten most used overrides of each script."""
 
 
 def help_page(conf: str | Path, script: str, installed: bool = False) -> str:
-    """What `--help` prints: commands, the overrides used most, all groups with their options.
+    """The text of `--help`: commands, the most used overrides, all groups with their options.
 
     Args:
         conf: the folder of configs.
-        script: name of its config, such as `train`.
+        script: name of the script's config, such as `train`.
         installed: whether it was called as `openvla train`, and not as `python train.py`.
     """
     header = _header(Path(conf) / f"{script}.yaml")
@@ -115,11 +115,11 @@ def groups(conf: str | Path, script: str) -> dict[str, list[str]]:
     found = {}
     for root in roots:
         for folder in (conf / root, *sorted(path for path in (conf / root).iterdir() if path.is_dir())):
-            options = sorted(path.stem for path in folder.glob("[!_]*.yaml"))  # _timm is what others begin with
+            options = sorted(path.stem for path in folder.glob("[!_]*.yaml"))  # _timm is a base for others
             found[folder.relative_to(conf).as_posix()] = options
     for name in APPENDED:
         files = sorted((conf / name).glob("*.yaml"))
-        if name in ("experiment", "sweep"):  # each is for one script, which its first lines name
+        if name in ("experiment", "sweep"):  # each is for one script, named in its first lines
             files = [path for path in files if f" {script}.py" in path.read_text()]
         if files and (name != "debug" or "trainer" in of_script):
             found[name] = [path.stem for path in files]
@@ -127,7 +127,7 @@ def groups(conf: str | Path, script: str) -> dict[str, list[str]]:
 
 
 def renamed(overrides: Sequence[str]) -> str | None:
-    """A message when a key goes by another name since; otherwise None."""
+    """A message if a key was renamed; otherwise None."""
     for text in overrides:
         key, _, value = key_and_value(text)
         if key in RENAMED:
@@ -136,7 +136,7 @@ def renamed(overrides: Sequence[str]) -> str | None:
 
 
 def misspelt_addition(groups: Iterable[str], overrides: Sequence[str]) -> str | None:
-    """A message when something like `+experimnt=x` would only add a value that nothing reads; otherwise None."""
+    """A message if an override such as `+experimnt=x` would only add an unused value; otherwise None."""
     for text in overrides:
         name, equals, value = text.partition("=")
         key = name.lstrip("+")
@@ -146,7 +146,7 @@ def misspelt_addition(groups: Iterable[str], overrides: Sequence[str]) -> str | 
 
 
 def wrong_options(groups: dict[str, list[str]], overrides: Sequence[str]) -> dict[str, str]:
-    """Override -> which option was meant, of those that choose none of a group's options."""
+    """Override -> a suggestion, for overrides that choose an unknown option of a group."""
     found = {}
     for text in overrides:
         key, _, value = key_and_value(text)
@@ -158,7 +158,7 @@ def wrong_options(groups: dict[str, list[str]], overrides: Sequence[str]) -> dic
 
 
 def wrong_keys(known: Sequence[str], overrides: Sequence[str], conf: str | Path) -> Iterator[str]:
-    """For each override of a key that is not known, which one was meant, or what would bring it along."""
+    """For each override of an unknown key, a suggestion, or the options with which the key exists."""
     for text in overrides:
         key, adds, _ = key_and_value(text)
         if adds or key in known or key.startswith(("hydra.", "hydra/")):
@@ -170,13 +170,13 @@ def wrong_keys(known: Sequence[str], overrides: Sequence[str], conf: str | Path)
 
 
 def key_and_value(override: str) -> tuple[str, bool, str]:
-    """Key, whether it is added or deleted rather than set, value."""
+    """Key, whether it is added or deleted (not set), and value."""
     name, _, value = override.partition("=")
     return name.lstrip("+~").partition("@")[0], name[:1] in ("+", "~"), value
 
 
 def near(key: str, known: Sequence[str]) -> list[str]:
-    """At most three of the known keys: the same last name elsewhere, alike as a whole, or with it as a part."""
+    """At most three known keys that have the same last part, are similar, or contain `key`."""
     last = key.rpartition(".")[2]
     of_last = [name for name in known if name.rpartition(".")[2] == last]
     alike = get_close_matches(key, known, 1, 0.75) or [
@@ -196,7 +196,7 @@ def _owners(key: str, conf: Path) -> Iterator[str]:
 
 
 def _header(path: Path) -> list[str]:
-    """The sentence and the commands that a config begins with."""
+    """The sentence and the commands at the start of a config."""
     comments = [line[1:].rstrip() for line in path.read_text().partition("defaults:")[0].splitlines()]
     return [comments[0].strip(), *(line for line in comments if line.startswith("   python "))]
 

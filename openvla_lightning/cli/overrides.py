@@ -1,33 +1,33 @@
-"""What is typed after a command's name, brought into a form that Hydra's grammar reads as it was meant."""
+"""Converts the words after a command's name so that Hydra's grammar reads them as intended."""
 
 import re
 import shlex
 from collections.abc import Sequence
 
 TEXTS = ("run_name", "label", "ckpt_path", "unnorm_key", "model.init_from", "paths.data_dir", "paths.log_dir")
-"""Settings whose values are texts, also those that look like numbers: `run_name=007` is no 7."""
+"""Settings whose values are always text, also if they look like numbers: `run_name=007` is not 7."""
 
 
 class OverrideError(ValueError):
-    """Something on the command line that cannot be read; the message says how to write it."""
+    """A word on the command line that cannot be read; the message says how to write it."""
 
 
 def quoted(value: str) -> str:
-    """A value in quotes, for Hydra's grammar: `=`, `,`, brackets, spaces and letters of any script mean themselves."""
+    """A value in quotes for Hydra's grammar, so that `=`, `,`, brackets, spaces and all letters are literal."""
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
     return f"'{escaped}'"
 
 
 def readable(words: Sequence[str]) -> list[str]:
-    """The same words, options first, and paths in quotes where Hydra's grammar would stumble over them.
+    """The same words, with options first, and with quotes around paths that Hydra's grammar cannot read.
 
     Args:
         words: the command line without the command.
 
     Raises:
-        OverrideError: a word is neither an option of Hydra's nor `key=value`, or its value cannot be read.
+        OverrideError: a word is neither an option of Hydra nor `key=value`, or its value cannot be read.
     """
-    from hydra._internal.utils import get_args_parser  # Hydra offers no other list of its options
+    from hydra._internal.utils import get_args_parser  # Hydra has no public list of its options
 
     known, unknown = get_args_parser().parse_known_intermixed_args(list(words))
     if unknown:
@@ -38,7 +38,7 @@ def readable(words: Sequence[str]) -> list[str]:
     overrides, options = list(known.overrides), list(words)
     for text in overrides:
         options.remove(text)
-    # Hydra wants its options in one piece
+    # Hydra needs its options together
     return [*options, *(_prepared(text, overrides[place + 1 :]) for place, text in enumerate(overrides))]
 
 
@@ -69,7 +69,7 @@ def _prepared(text: str, following: Sequence[str]) -> str:
 
 
 def _items_quoted(value: str) -> str:
-    """A list or dictionary in which texts that Hydra's grammar does not read are quoted."""
+    """A list or dictionary with quotes around texts that Hydra's grammar cannot read."""
 
     def readable_item(item: str) -> str:
         bare = item.strip()
@@ -80,7 +80,7 @@ def _items_quoted(value: str) -> str:
 
 
 def _no_text(text: str) -> bool:
-    """Whether Hydra reads the value of an override as a number, a truth, a list or a dictionary."""
+    """Whether Hydra reads the value of an override as a number, a boolean, a list or a dictionary."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     override = OverridesParser.create().parse_override(text)

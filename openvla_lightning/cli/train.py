@@ -16,7 +16,7 @@ from openvla_lightning.config import CONF
 @command("train")
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    """Train what `cfg` describes."""
+    """Run the training of `cfg`."""
     from openvla_lightning.run.fit import fit  # after Hydra: --help and --cfg stay instant
 
     return fit(cfg)

@@ -1,4 +1,4 @@
-"""Users' own YAML files, looked at before Hydra reads them: a slip in one is a sentence, not a page of a parser's."""
+"""Checks users' own YAML files before Hydra reads them, so that a mistake gives one sentence instead of a traceback."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -20,15 +20,15 @@ HINTS = {
     r"expected <block end>|expected the node content|expected ',' or": "indentation or brackets do not fit together",
     r"undefined alias|alphabetic or numeric": "a value that begins with * or & needs quotes",
 }
-"""What YAML's parser says -> what to do."""
+"""Message of YAML's parser -> advice."""
 
 
 def unreadable(words: Sequence[str], places: Sequence[Path]) -> str | None:
-    """What is wrong with a file of the user's that these words choose; None: nothing that can be seen.
+    """The problem of a user's file that these words choose; None if none is found.
 
     Args:
         words: the command line without the command.
-        places: folders of configs that are not this package's own, besides those of `--config-dir`.
+        places: users' folders of configs, besides those of `--config-dir`.
     """
     given = [Path(words[i + 1]) for i, word in enumerate(words[:-1]) if word in DIRECTORIES]
     given += [Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir=")]
@@ -52,7 +52,7 @@ def unreadable(words: Sequence[str], places: Sequence[Path]) -> str | None:
 
 
 def wrong(path: Path, option: Path) -> str | None:
-    """What is wrong with one file, which is chosen as `option`: a sentence with path and line; None: nothing."""
+    """The problem of one file, chosen as `option`, as a sentence with path and line; None if there is none."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -68,7 +68,7 @@ def wrong(path: Path, option: Path) -> str | None:
         hint = next((hint for pattern, hint in HINTS.items() if re.search(pattern, said)), said)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         return f"{path}{place}: {hint} ({_line(text, mark.line if mark else 0)})"
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a character, or a date, that there is not
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # for example an invalid character or date
         return f"{path}: {' '.join(str(error).split())[:200]}"
     if content is None:
         return None
@@ -99,7 +99,7 @@ def _keys(node: Any) -> Iterator[Any]:
 
 
 def _chosen(option: Path, content: Any) -> Iterator[Path]:
-    """What a file's own `defaults` choose."""
+    """The files that a file's own `defaults` choose."""
     for entry in (content or {}).get("defaults") or [] if isinstance(content, dict) else []:
         if isinstance(entry, str) and entry != "_self_":
             yield option.parent / entry if not entry.startswith("/") else Path(entry[1:])
@@ -111,10 +111,10 @@ def _chosen(option: Path, content: Any) -> Iterator[Path]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as OmegaConf reads it: a key that stands twice is an error."""
+    """A YAML loader like OmegaConf's: a duplicate key is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """Look at the keys first."""
+        """Check the keys first."""
         first: dict[Any, Any] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
