@@ -1,1 +1,1 @@
-"""A policy for robots on the network: `python -m openvla_lightning.serve ckpt_path=...`; see docs/serving.md."""
+"""A server for policies: `python -m openvla_lightning.serve ckpt_path=...`; see docs/serving.md."""

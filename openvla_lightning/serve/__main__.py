@@ -15,7 +15,7 @@ from openvla_lightning.config import CONF, ConfigError, expand_home, find_checkp
 @command("serve")
 @hydra.main(version_base="1.3", config_path=CONF, config_name="serve")
 def main(cfg: DictConfig) -> None:
-    """Serve the policy that `cfg` describes."""
+    """Serve the policy of `cfg`."""
     from hydra.utils import instantiate  # after Hydra: --help and --cfg stay instant
 
     from openvla_lightning.checkpoint.format import CheckpointError

@@ -33,16 +33,16 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Service:
-    """A policy with everything between it and the network but the network.
+    """A policy with reading, batching and recording of requests, without the network itself.
 
     Args:
-        policy: what acts.
+        policy: the policy.
         max_batch, max_wait, max_queue: see `Batcher`.
-        deadline: seconds after which no request is acted on; clients may ask for less.
+        deadline: seconds after which a request is not answered; clients may ask for less.
         max_bytes: largest request.
         max_pixels: largest image.
-        rate_hz: actions a second for one robot, as measured; for /info.
-        logbook: keeps what is asked and answered; None: nobody does.
+        rate_hz: measured actions per second for one robot, for /info.
+        logbook: records requests and answers; None: no recording.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class Service:
         self.batcher = Batcher(policy.act_chunk, max_batch, max_wait, max_queue, batches.observe)
         Gauge("openvla_queue", "Requests that wait", registry=self.registry).set_function(self.batcher.waiting)
         self.open = 0
-        """Requests being answered."""
+        """Number of requests that are being answered."""
         self.warnings: list[str] = []
-        """Limits that cannot be kept at the measured speed; for /health."""
+        """Limits that cannot be met at the measured speed, for /health."""
 
     async def act(
         self, transport: str, began: float, read: Callable[[], Question], robot: str = ""
     ) -> tuple[Question, np.ndarray]:
-        """Read and answer a question of `robot`: with an action [D], or where a chunk is asked for with [T, D].
+        """Read and answer a request of `robot` with an action [D], or if requested with a chunk [T, D].
 
         Raises:
             Refused: when there is no action.
@@ -111,7 +111,7 @@ class Service:
         self.answers.labels(transport, refusal.code if refusal else "ok").inc()
 
     def info(self) -> dict[str, Any]:
-        """What acts here, for robots and people."""
+        """Facts about the policy, for robots and people."""
         policy = self.policy
         statistics = {
             key: entry.to_dict() if hasattr(entry, "to_dict") else dict(entry)
@@ -146,8 +146,8 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
     """The application.
 
     Args:
-        service: what answers.
-        token: what clients must send as `Authorization: Bearer <token>`, except to /health; None: nothing.
+        service: answers the requests.
+        token: clients must send it as `Authorization: Bearer <token>`, except to /health; None: no token.
     """
     app = FastAPI(title="openvla_lightning", docs_url=None, redoc_url=None)
     app.openapi = partial(description, service.reader, service.max_bytes, token is not None)  # type: ignore[method-assign]
@@ -195,7 +195,7 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
 
 
 async def _converse(service: Service, spoken: type[OwnProtocol], socket: WebSocket) -> None:
-    """Answer the messages of one client, in order, until it hangs up."""
+    """Answer the messages of one client, in order, until it disconnects."""
     protocol = spoken(service.reader, service.info)
     await socket.accept()
     robot = f"{protocol.name} {id(socket)}"
@@ -235,7 +235,7 @@ async def _acted(
     service: Service, protocol: OwnProtocol, content: bytes | str, began: float, robot: str
 ) -> bytes | str:
     if (held := protocol.held()) is not None:
-        question = await asyncio.to_thread(protocol.read, content)  # what is asked is looked at all the same
+        question = await asyncio.to_thread(protocol.read, content)  # the request is checked in any case
         return protocol.answer(question, held, time.monotonic() - began)
     question, action = await service.act(protocol.name, began, partial(protocol.read, content), robot)
     return protocol.answer(question, action, time.monotonic() - began)

@@ -1,4 +1,4 @@
-"""Many robots, one model: whoever waits while the model works is acted on together afterwards."""
+"""Batching of requests from many robots: those that arrive while the model works form the next batch."""
 
 import logging
 import queue
@@ -26,14 +26,14 @@ class _Waiting:
 
 
 class Batcher:
-    """A thread that has the model to itself, and a bounded queue in front of it.
+    """A thread that runs the model, and a queue of limited length in front of it.
 
     Args:
         act: observations, unnorm_keys -> chunks of actions [B, T, D], as `Policy.act_chunk`.
-        max_batch: questions acted on together.
-        max_wait: seconds to wait for more of them; 0 takes what came while the model worked.
-        max_queue: questions that may wait.
-        on_batch: told the size of each batch.
+        max_batch: largest number of requests in a batch.
+        max_wait: seconds to wait for more requests; 0 takes those that came while the model worked.
+        max_queue: largest number of waiting requests.
+        on_batch: called with the size of each batch.
     """
 
     def __init__(
@@ -53,29 +53,29 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether questions are answered."""
+        """Whether the thread answers requests."""
         return self._worker.is_alive() and not self._closing
 
     def waiting(self) -> int:
-        """How many questions wait."""
+        """Number of waiting requests."""
         return self._queue.qsize()
 
     def submit(self, question: Question, until: float) -> "Future[np.ndarray]":
-        """Queue a question.
+        """Queue a request.
 
         Args:
-            question: what is asked.
-            until: on `time.monotonic`'s clock; later nobody acts on it any more.
+            question: the request.
+            until: deadline on `time.monotonic`'s clock.
 
         Returns:
-            The future actions, float64 [T, D]. It raises Refused: 504 when stale, 422 when the policy cannot act on it,
-            500 when the policy fails.
+            A future of the actions, float64 [T, D]. It raises Refused: 504 after the deadline, 422 when the policy
+            cannot act on the request, 500 when the policy fails.
 
         Raises:
-            Refused: 503, when too many wait or the server stops.
+            Refused: 503, when too many requests wait or the server stops.
         """
         waiting = _Waiting(question, until)
-        with self._lock:  # nothing is queued behind the end
+        with self._lock:  # no request is queued after closing
             if self._closing:
                 raise Refused(503, "stopping", "the server is stopping; ask again when it is back")
             try:
@@ -85,12 +85,12 @@ class Batcher:
         return waiting.answer
 
     def close(self) -> None:
-        """Take no more; what is queued is still answered."""
+        """Accept no more requests; queued ones are still answered."""
         with self._lock:
             self._closing = True
 
     def join(self) -> None:
-        """Close, and return when everything is answered."""
+        """Close, and return when all requests are answered."""
         self.close()
         self._queue.put(None)
         self._worker.join()
@@ -125,7 +125,7 @@ class Batcher:
             if len(actions) != len(batch):
                 raise RuntimeError(f"{len(actions)} actions for {len(batch)} questions")
         except Exception as error:
-            if len(batch) > 1:  # one of them may be at fault, or their actions differ in width
+            if len(batch) > 1:  # one request may be faulty, or their actions differ in width
                 for waiting in batch:
                     self._answer([waiting])
             else:
@@ -139,7 +139,7 @@ class Batcher:
 
 
 def stale() -> Refused:
-    """The answer to who waited too long."""
+    """The answer to a request whose deadline has passed."""
     return Refused(504, "stale", "the deadline passed before there was an action; send a new image")
 
 

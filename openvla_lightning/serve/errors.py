@@ -1,16 +1,16 @@
-"""What a client is told when it gets no action."""
+"""Errors that a client gets instead of an action."""
 
 from typing import Any
 
 
 class Refused(Exception):
-    """A request that is not acted on.
+    """A request that gets no action.
 
     Args:
         status: HTTP status code.
-        code: the same in a word, for programs.
+        code: the reason as a word, for programs.
         message: what was wrong and what is expected, for people.
-        facts: more for programs, such as the known keys.
+        facts: further data for programs, such as the known keys.
     """
 
     def __init__(self, status: int, code: str, message: str, **facts: Any) -> None:

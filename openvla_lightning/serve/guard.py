@@ -1,4 +1,4 @@
-"""Who may ask: whoever knows the server's token."""
+"""Authentication of clients by the server's token."""
 
 import base64
 import hmac
@@ -13,10 +13,10 @@ UNGUARDED = ("/health",)
 
 
 class Guard:
-    """Answers 401 to who does not know the token, before a byte of the body is read.
+    """Answers 401 to a client without the token, before a byte of the body is read.
 
-    It comes as `Bearer`, as openpi's client sends it (`Api-Key`), or as a password with any name (`Basic`), which
-    clients send that know an address alone: ws://robot:token@gpu-machine:8000/vla_eval.
+    The token comes as `Bearer`, as `Api-Key` (openpi's client), or as a password with any name (`Basic`). The latter is
+    for clients that only take an address: ws://robot:token@gpu-machine:8000/vla_eval.
     """
 
     def __init__(self, app: ASGIApp, token: str) -> None:
@@ -32,7 +32,7 @@ class Guard:
         return hmac.compare_digest(secret, self._token) and kind in (b"Bearer", b"Api-Key", b"Basic")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what may pass."""
+        """Pass on requests with the token."""
         if scope["type"] in ("http", "websocket") and scope["path"] not in UNGUARDED:
             said = dict(scope["headers"]).get(b"authorization", b"")
             if not self._knows(said):
@@ -47,6 +47,6 @@ class Guard:
 
 
 def refused(refusal: Refused, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The answer that says why there is no action."""
+    """The HTTP response that says why there is no action."""
     retry = {"Retry-After": "1"} if refusal.status == 503 else {}
     return JSONResponse(refusal.body, refusal.status, headers={**retry, **(headers or {})})

@@ -1,4 +1,4 @@
-"""The server's own description of what can be asked over HTTP, as OpenAPI 3.1: GET /openapi.json."""
+"""The server's description of its HTTP interface as OpenAPI 3.1: GET /openapi.json."""
 
 from typing import Any
 
@@ -45,12 +45,12 @@ NUMBERS = {"type": "array", "items": {"type": "number"}}
 
 
 def description(reader: Reader, max_bytes: int, guarded: bool) -> dict[str, Any]:
-    """The page.
+    """The OpenAPI document.
 
     Args:
-        reader: knows what the policy needs.
+        reader: knows the policy's inputs.
         max_bytes: largest request.
-        guarded: whether a token is asked for.
+        guarded: whether a token is required.
     """
     fields: dict[str, Any] = dict.fromkeys(reader.images, IMAGE)
     fields |= {

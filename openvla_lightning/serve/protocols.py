@@ -1,12 +1,12 @@
-"""The WebSocket protocols of other projects' clients, spoken beside our own; nothing of theirs is imported.
+"""Our WebSocket protocol and those of other projects' clients; their packages are not imported.
 
-`openpi` (github.com/Physical-Intelligence/openpi, packages/openpi-client): the server speaks first and says what it is;
-then an observation for an answer `{"actions": [T, D]}`. Arrays are maps with the key `b"__ndarray__"`; what is wrong is
-said in a text frame.
+`openpi` (github.com/Physical-Intelligence/openpi, packages/openpi-client): the server first sends its metadata; then
+each observation is answered with `{"actions": [T, D]}`. Arrays are maps with the key `b"__ndarray__"`; errors are
+text frames.
 
-`vla_eval` (the package vla-eval, `vla_eval.connection`): messages `{type, payload, seq, timestamp}`; HELLO is answered
-with HELLO, an OBSERVATION with an ACTION or an ERROR of the same `seq`. Arrays have the key `__ndarray__`, images
-`__image__`. Benchmarks there want the gripper as -1 (open) and 1 (closed).
+`vla_eval` (the package vla-eval, `vla_eval.connection`): messages are `{type, payload, seq, timestamp}`. HELLO is
+answered with HELLO, an OBSERVATION with an ACTION or an ERROR of the same `seq`. Arrays have the key `__ndarray__`,
+images `__image__`. Its benchmarks expect the gripper as -1 (open) and 1 (closed).
 """
 
 import time
@@ -22,17 +22,17 @@ from openvla_lightning.serve.errors import Refused
 from openvla_lightning.serve.reading import MOST_NUMBERS, Question, Reader
 
 STATES = ("i", "u", "f")
-"""Kinds of dtypes that a robot's state may come in."""
+"""Allowed kinds of dtypes for a robot's state."""
 WORDS = ("prompt", "task_description", "instruction", "task")
 FIRST_VIEWS = ("image", "exterior_image_1_left", "base_0_rgb", "cam_high")
-"""What other projects call the picture that the policy looks at first."""
+"""Other projects' names of the policy's first view."""
 WRISTS = ("wrist_image", "wrist_image_left", "left_wrist_0_rgb", "wrist")
 VERSION = 1
-"""Of the harness' protocol."""
+"""Version of the harness' protocol."""
 
 
 class OwnProtocol:
-    """Our own: one msgpack map a message, answered with one (see `Reader.from_msgpack`)."""
+    """Our own protocol: each message is one msgpack map, and so is the answer (see `Reader.from_msgpack`)."""
 
     name = "ws"
 
@@ -40,41 +40,41 @@ class OwnProtocol:
         self.reader, self.info = reader, info
 
     def greeting(self) -> bytes | None:
-        """What is sent before anything is asked; None: nothing."""
+        """The message that is sent before any request; None: no message."""
         return None
 
     def reply(self, message: bytes | str) -> bytes | str | None:
-        """What answers a message that asks for no action; None: it asks for one, or for nothing."""
+        """The answer to a message that asks for no action; None if it asks for one, or needs no answer."""
         return None
 
     def asks(self, message: bytes | str) -> bool:
-        """Whether a message is to be answered with an action."""
+        """Whether a message asks for an action."""
         return True
 
     def read(self, message: bytes | str) -> Question:
-        """The question; raises Refused where it cannot be acted on."""
+        """The request; raises Refused if it is not valid."""
         return self.reader.from_msgpack(message if isinstance(message, bytes) else b"")
 
     def held(self) -> NDArray[np.float64] | None:
-        """An action that is still to be executed before the policy is asked again."""
+        """A remaining action to execute before the policy is asked again; None: there is none."""
         return None
 
     def answer(self, question: Question, action: NDArray[np.float64], seconds: float) -> bytes | str:
-        """The message that brings an action [D], or a chunk [T, D]."""
+        """The message with an action [D], or a chunk [T, D]."""
         return msgpack.packb({"actions" if question.chunk else "action": action.tolist()})
 
     def refusal(self, error: Refused) -> bytes | str:
-        """The message that says why there is none."""
+        """The message that says why there is no action."""
         return msgpack.packb(error.body)
 
 
 class OpenPi(OwnProtocol):
-    """What `openpi_client.websocket_client_policy.WebsocketClientPolicy` speaks."""
+    """The protocol of `openpi_client.websocket_client_policy.WebsocketClientPolicy`."""
 
     name = "openpi"
 
     def greeting(self) -> bytes:
-        """What acts here, as far as it is plain numbers and words."""
+        """Facts about the policy, as far as they are plain numbers and words."""
         known = self.info()
         told = ("unnorm_key", "action_dim", "action_chunk", "cameras", "proprio")
         return msgpack.packb({key: known[key] for key in told})
@@ -84,16 +84,16 @@ class OpenPi(OwnProtocol):
         return self.reader.from_fields({**observed(self.reader, unpacked(message)), "chunk": True})
 
     def answer(self, question: Question, action: NDArray[np.float64], seconds: float) -> bytes:
-        """All actions of the chunk, and how long they took."""
+        """All actions of the chunk, and the time that they took."""
         return msgpack.packb({"actions": _array(action, b""), "server_timing": {"infer_ms": 1000 * seconds}})
 
     def refusal(self, error: Refused) -> str:
-        """A text frame is an error to this client."""
+        """A text frame, which this client treats as an error."""
         return f"{error.status} {error.code}: {error.message}"
 
 
 class VlaEval(OwnProtocol):
-    """What `vla_eval.connection.Connection` speaks. Chunks are executed to their end, as our own evaluations do."""
+    """The protocol of `vla_eval.connection.Connection`. Chunks are executed to their end, as in our own evaluations."""
 
     name = "vla_eval"
 
@@ -105,7 +105,7 @@ class VlaEval(OwnProtocol):
         self.payload: Any = None
 
     def asks(self, message: bytes | str) -> bool:
-        """Take a message apart; an observation asks for an action."""
+        """Parse a message; an observation asks for an action."""
         self.kind, self.payload = None, None
         fields = unpacked(message)
         kind, seq = fields.get("type"), fields.get("seq")
@@ -122,7 +122,7 @@ class VlaEval(OwnProtocol):
         return kind == "observation"
 
     def reply(self, message: bytes | str) -> bytes | None:
-        """HELLO is answered with what acts here; the rest with nothing."""
+        """HELLO is answered with facts about the policy; other messages get no answer here."""
         if self.kind != "hello":
             return None
         known = self.info()
@@ -155,7 +155,7 @@ class VlaEval(OwnProtocol):
         return self.waiting.pop(0) if self.waiting else None
 
     def answer(self, question: Question, action: NDArray[np.float64], seconds: float) -> bytes:
-        """The next action, its gripper as benchmarks of the harness take it; the rest of a chunk waits."""
+        """The next action, with the gripper in the harness' convention; the rest of a chunk is kept."""
         if action.ndim == 2:
             action, self.waiting = action[0], [*action[1:]]
         said = action.astype(np.float32)
@@ -172,14 +172,14 @@ class VlaEval(OwnProtocol):
 
 
 PROTOCOLS: dict[str, type[OwnProtocol]] = {"/ws": OwnProtocol, "/": OpenPi, "/openpi": OpenPi, "/vla_eval": VlaEval}
-"""Address -> what is spoken there. The client of openpi knows no addresses but the root."""
+"""Address -> its protocol. openpi's client only uses the root."""
 
 
 def unpacked(message: bytes | str) -> dict[Any, Any]:
     """A msgpack map.
 
     Raises:
-        Refused: 400, it is none.
+        Refused: 400, if it is not one.
     """
     if not isinstance(message, bytes):
         raise Refused(400, "bad_request", "not a msgpack message: a text")
@@ -193,10 +193,10 @@ def unpacked(message: bytes | str) -> dict[Any, Any]:
 
 
 def observed(reader: Reader, fields: Mapping[Any, Any]) -> dict[str, Any]:
-    """Another project's observation under our names: what the policy needs of it, and nothing else.
+    """Another project's observation under our names, with only the policy's inputs.
 
     Raises:
-        Refused: 400, something that the policy needs is not there, naming what is; 422, a state is no row of numbers.
+        Refused: 400, an input is missing (the message lists what was sent); 422, a state is no list of numbers.
     """
     flat: dict[str, Any] = {}
     for name, value in fields.items():
@@ -234,7 +234,7 @@ def _part(value: Mapping[Any, Any], name: str) -> Any:
 
 
 def _image(value: Any) -> Any:
-    """An array or a file as `Reader` takes it; anything else as it is, for it to refuse."""
+    """An array or a file in the form of `Reader`; other values are passed unchanged, and `Reader` refuses them."""
     if not _is_array(value):
         return value
     if _part(value, "format") in ("png", "jpeg"):
@@ -245,7 +245,7 @@ def _image(value: Any) -> Any:
 
 
 def _words(value: Any) -> Any:
-    """One text, also where it comes in a list of one."""
+    """One text, also from a list with one element."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
@@ -270,6 +270,6 @@ def _state(value: Any) -> Any:
 
 
 def _array(values: NDArray[Any], key: str | bytes) -> dict[Any, Any]:
-    """An array as the client's codec reads it: bytes or texts as keys."""
+    """An array in the form of the client's codec, with bytes or texts as keys."""
     described = {"__ndarray__": True, "data": values.tobytes(), "dtype": values.dtype.str, "shape": list(values.shape)}
     return {name.encode(): part for name, part in described.items()} if isinstance(key, bytes) else described

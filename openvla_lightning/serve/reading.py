@@ -1,4 +1,4 @@
-"""Bytes from the network -> what a policy is asked. Nothing here is trusted, and no pickle is ever read."""
+"""Bytes from the network -> a policy's request. All input is untrusted, and no pickle is ever read."""
 
 import base64
 import io
@@ -20,24 +20,24 @@ from openvla_lightning.types import Observation, key_of
 
 OPTIONAL = ("proprio", "unnorm_key", "deadline_ms", "chunk")
 MOST_NUMBERS = 1000
-"""Longest proprioception."""
+"""Largest number of values in a proprioceptive state."""
 MAX_WORDS = 1000
 """Longest instruction, in characters."""
 MAX_ASPECT = 4
-"""Longer side over the shorter one: preprocessing may make a square of the longer one."""
+"""Largest ratio of an image's sides, because preprocessing may pad to a square of the longer side."""
 UINT8 = ("|u1", "<u1", ">u1", "u1", "uint8")
 
 
 @dataclass(frozen=True)
 class Question:
-    """One robot asking for an action, or for a chunk of them.
+    """One robot's request for an action or a chunk.
 
     Attributes:
-        observation: what it sees, each image uint8 [S, S, 3] already as large as the model sees it, is told, and feels.
-        unnorm_key: whose units; None: those of the policy.
-        deadline_ms: after how long the robot no longer wants the answer; None: as the server says.
-        chunk: all actions that the policy gives at a time are wanted, not the first alone.
-        encoded: asked in the released way for clients without json_numpy, and to be answered so.
+        observation: the observation, with images resized to the model's size, uint8 [S, S, 3].
+        unnorm_key: dataset whose units to use; None: the policy's.
+        deadline_ms: time after which the robot does not need the answer; None: the server's deadline.
+        chunk: whether the whole chunk is requested, not only the first action.
+        encoded: whether the request was doubly encoded (the released form), so that the answer must be, too.
     """
 
     observation: Observation
@@ -48,14 +48,14 @@ class Question:
 
 
 class Reader:
-    """Reads questions; each of its methods may run in any thread.
+    """Reads requests; its methods are thread-safe.
 
     Args:
-        resize: an image of any size -> uint8 [S, S, 3], as the policy's own preprocessing does first.
-        norm_stats: unnorm_key -> statistics, of the policy.
+        resize: an image of any size -> uint8 [S, S, 3], the first step of the policy's preprocessing.
+        norm_stats: unnorm_key -> statistics of the policy.
         max_pixels: largest image.
-        views: what the policy looks at; each comes under its own name (see `types.key_of`).
-        proprio: whether the policy is told it.
+        views: the policy's views; each has its own key (see `types.key_of`).
+        proprio: whether the policy reads the robot's state.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Reader:
         self.needed = {*self.images, "instruction", *(["proprio"] if proprio else [])}
 
     def from_json(self, body: bytes) -> Question:
-        """Read what the released client posts: json_numpy, or `{"encoded": "<json_numpy>"}`.
+        """Read a request of the released client: json_numpy, or `{"encoded": "<json_numpy>"}`.
 
         Raises:
-            Refused: with 400 for what is no such JSON, 422 for a field that does not fit, 413 for too many pixels.
+            Refused: 400 for other contents, 422 for a field that is not valid, 413 for too many pixels.
         """
         fields = _json(body)
         if encoded := isinstance(fields, dict) and "encoded" in fields:
@@ -96,7 +96,7 @@ class Reader:
         return self._question(fields, False)
 
     def from_fields(self, fields: Mapping[str, Any]) -> Question:
-        """Read what another protocol has put under our names.
+        """Read fields that another protocol has converted to our names.
 
         Raises:
             Refused: as `from_json`.
@@ -160,11 +160,11 @@ class Reader:
             picture = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         except Image.DecompressionBombError:
             raise self._too_large("those of its header") from None
-        except Exception:  # Pillow raises whatever the damaged byte leads to
+        except Exception:  # damaged bytes raise any error in Pillow
             raise _wrong_image("its bytes are neither") from None
-        self._check_size(*picture.size)  # from the header: nothing is unpacked yet
+        self._check_size(*picture.size)  # from the header, before anything is decoded
         try:
-            pixels = decode(data)  # as training decodes it
+            pixels = decode(data)  # decoded as in training
         except Exception:
             raise _wrong_image(f"the {picture.format} is damaged") from None
         if pixels.shape[1::-1] != picture.size:
@@ -197,7 +197,7 @@ def _json(text: bytes | str) -> Any:
 
 
 def _base64(text: Any) -> bytes:
-    """Decode base64, also in lines (RFC 2045) and as a browser's data URL."""
+    """Decode base64, also with line breaks (RFC 2045) or as a browser's data URL."""
     if not isinstance(text, str):
         return b""
     head, comma, rest = text.partition(",")
@@ -234,7 +234,7 @@ def _wrong_image(detail: str) -> Refused:
 
 
 def _shown(value: Any) -> str:
-    """What was sent, safely and in short."""
+    """A short, safe representation of a value that was sent."""
     if isinstance(value, int) and value.bit_length() > 200:
         return "a huge number"
     text = ascii(value)

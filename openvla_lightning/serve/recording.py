@@ -1,4 +1,4 @@
-"""What robots asked and were answered, as a LeRobot dataset."""
+"""Records robots' requests and the answers as a LeRobot dataset."""
 
 import logging
 import time
@@ -13,9 +13,9 @@ from openvla_lightning.types import Observation
 
 log = logging.getLogger(__name__)
 PAUSE = 10.0
-"""Seconds without a question after which a robot's next one begins another episode."""
+"""Seconds without a request after which a robot's next request starts another episode."""
 LONGEST = 2000
-"""Steps; a longer episode is cut in two."""
+"""Largest number of steps; a longer episode is split."""
 
 
 @dataclass
@@ -27,18 +27,18 @@ class _Open:
 
 
 class Logbook:
-    """Collects the questions of each robot into episodes, and writes the dataset when the server stops.
+    """Collects each robot's requests into episodes, and writes the dataset when the server stops.
 
-    An episode is what one connection, or over HTTP one address, asks with the same words and without a pause of ten
-    seconds. It is on disk as soon as it ends. Pictures are those the policy looked at. Nobody says whether it was a
-    success. Questions for chunks are left out: between two of them the robot moves without a picture.
+    An episode consists of the requests of one connection, or over HTTP of one address, with the same instruction and
+    without a pause of ten seconds. It is stored on disk when it ends. Its pictures are those that the policy saw; its
+    success is not known. Requests for chunks are left out, because the robot moves without pictures between them.
 
     Args:
-        folder: of the dataset, see `Recorder`.
-        fps: steps per second that the dataset states.
+        folder: folder of the dataset, see `Recorder`.
+        fps: steps per second, for the dataset's metadata.
 
     Raises:
-        ValueError: the folder holds a dataset that was not recorded.
+        ValueError: the folder holds a dataset that was not made by a `Recorder`.
     """
 
     def __init__(self, folder: str | Path, fps: float) -> None:
@@ -48,7 +48,7 @@ class Logbook:
         self._number, self._told = 0, False
 
     def note(self, robot: str, asked: Observation, chunk: np.ndarray, whole: bool) -> None:
-        """One answer, the chunk [T, D]; `whole` where all of it was asked for."""
+        """Record one answer, the chunk [T, D]; `whole` if the whole chunk was requested."""
         if whole and len(chunk) > 1:
             if not self._told:
                 log.warning("server.record: robots that ask for chunks of actions are not recorded")
@@ -63,7 +63,7 @@ class Logbook:
         going.actions.append(chunk[0])
 
     def end(self, robot: str) -> None:
-        """A robot's episode is over."""
+        """End a robot's episode."""
         if going := self._open.pop(robot, None):
             self._number += 1
             self._pool.submit(self._keep, f"{time.time_ns()}_{self._number}", going)
@@ -83,5 +83,5 @@ class Logbook:
             felt = [seen.proprio for seen in going.seen if seen.proprio is not None]
             state = np.stack(felt) if len(felt) == len(going.seen) else None
             self.recorder.add(name, Taken(pictures, np.stack(going.actions), going.words, self.fps, state))
-        except Exception:  # a full disk must not take the robots' policy from them
+        except Exception:  # a full disk must not stop the server
             log.exception("an episode could not be recorded")

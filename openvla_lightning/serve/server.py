@@ -1,4 +1,4 @@
-"""The process around the application: the port, slow clients, the end."""
+"""The server process around the application: its port, slow clients, and stopping."""
 
 import asyncio
 import functools
@@ -43,24 +43,25 @@ def serve(
     record: str | Path | None = None,
     record_fps: float = 5.0,
 ) -> None:
-    """Serve a policy until SIGTERM or Ctrl-C; then answer what is queued, refuse what is new, and return.
+    """Serve a policy until SIGTERM or Ctrl-C; then answer queued requests, refuse new ones, and return.
 
     Args:
-        load: makes the policy.
+        load: loads the policy.
         host: address to listen on; `0.0.0.0` opens it to the network.
         port: 0 takes a free one; the log names it.
         token: see `build_app`.
         max_batch, max_queue: see `Batcher`.
-        max_wait_ms: milliseconds to wait for more robots before acting on one.
-        max_connections: at a time.
+        max_wait_ms: milliseconds to wait for more robots before acting for one.
+        max_connections: largest number of connections at a time.
         deadline_ms: see `Service`, in milliseconds.
-        receive_seconds: for a whole request to arrive; who takes longer gets 408.
-        stop_seconds: for what is queued, when stopping.
+        receive_seconds: time for a whole request to arrive; a slower one gets 408.
+        stop_seconds: time for queued requests when stopping.
         max_bytes, max_pixels: see `Service`.
-        record, record_fps: folder of a LeRobot dataset that questions and answers become, see `Logbook`; None: none.
+        record, record_fps: folder and rate of a LeRobot dataset of requests and answers, see `Logbook`; None: no
+            recording.
 
     Raises:
-        ValueError: for a limit that is not positive, or a port that is taken; before the policy is loaded.
+        ValueError: for a limit that is not positive, or a port in use; raised before the policy is loaded.
     """
     positive: dict[str, float] = {"max_batch": max_batch, "max_queue": max_queue, "max_connections": max_connections}
     positive |= {"deadline_ms": deadline_ms, "receive_seconds": receive_seconds, "max_bytes": max_bytes}
@@ -89,7 +90,7 @@ def serve(
         http=functools.partial(PunctualProtocol, receive_seconds),  # type: ignore[arg-type]
         ws="websockets-sansio",
         ws_max_size=max_bytes,
-        ws_per_message_deflate=False,  # images are packed already, and what unpacks can be a bomb
+        ws_per_message_deflate=False,  # images are compressed already; this also prevents decompression bombs
         limit_concurrency=max_connections,
         timeout_graceful_shutdown=int(stop_seconds) + 1,
         log_config=None,
@@ -105,7 +106,7 @@ def serve(
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise ValueError if nobody can listen there: loading a policy takes minutes, this a moment."""
+    """Raise ValueError if the port cannot be used; this is fast, while loading a policy takes minutes."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as trial:
@@ -119,10 +120,10 @@ def check_port(host: str, port: int) -> None:
 def beyond(
     latency: float, batch_latency: float, deadline_ms: float, max_wait_ms: float, max_batch: int, max_queue: int
 ) -> list[str]:
-    """Which limits cannot be kept at the measured speed, and what to set instead; empty when all can.
+    """Messages about limits that cannot be met at the measured speed, with better values; empty if all can be met.
 
     Args:
-        latency: seconds for one robot, as measured.
+        latency: measured seconds for one robot.
         batch_latency: seconds for `max_batch` robots together.
         deadline_ms, max_wait_ms, max_batch, max_queue: as in `serve`.
     """
@@ -154,14 +155,14 @@ class Server(uvicorn.Server):
         self._stop_by: float | None = None
 
     async def startup(self, *args: Any, **kwargs: Any) -> None:
-        """Listen, and say so."""
+        """Listen, and log the address."""
         await super().startup(*args, **kwargs)
         for server in self.servers:
             host, port = server.sockets[0].getsockname()[:2]
             log.info(f"Ready: http://{host}:{port}/act")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop politely; at once when asked twice."""
+        """Stop after all answers; stop at once at the second signal."""
         if self._stop_by is not None:
             self.should_exit = self.force_exit = True
             return
@@ -169,7 +170,7 @@ class Server(uvicorn.Server):
         self._stop_by = time.monotonic() + self._stop_seconds
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to end: once stopping, when nobody waits any more."""
+        """Whether to end: after a signal, when no request is waiting."""
         if self._stop_by is not None:
             self._service.batcher.close()
             late = time.monotonic() > self._stop_by
@@ -178,7 +179,7 @@ class Server(uvicorn.Server):
 
 
 class PunctualProtocol(H11Protocol):
-    """uvicorn's, but that a request has to arrive whole within some seconds."""
+    """uvicorn's protocol with a time limit for the arrival of a whole request."""
 
     def __init__(self, seconds: float, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -186,21 +187,21 @@ class PunctualProtocol(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait."""
+        """Start the timer."""
         super().connection_made(transport)
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Go on waiting while the request is incomplete."""
+        """Keep the timer running while the request is incomplete."""
         super().data_received(data)
-        upgraded = self.transport.get_protocol() is not self  # to a WebSocket, which may stay
+        upgraded = self.transport.get_protocol() is not self  # to a WebSocket, which has no time limit
         if not upgraded and self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
             self._wait()
         else:
             self._stop_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody is waited for any more."""
+        """Stop the timer."""
         self._stop_waiting()
         super().connection_lost(exc)
 
