@@ -14,6 +14,7 @@ from rich.rule import Rule
 
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.cli.overrides import quoted
+from openvla_lightning.report.tables import say
 from openvla_lightning.report.writing import compare
 from openvla_lightning.run.folders import log_dir
 
@@ -40,7 +41,7 @@ def main() -> None:
     console.print(Rule("Results"))
     report = compare([demo], demo, console)
     minutes = (time.monotonic() - started) / 60
-    console.print(f"\n{minutes:.1f} minutes. Report: {report}, picture: {demo}/success.png, videos: {demo}/*/*/videos")
+    say(console, f"\n{minutes:.1f} minutes. Report: {report}, picture: {demo}/success.png, videos: {demo}/*/*/videos")
 
 
 def evaluate(console: Console, title: str, demo: Path, label: str, checkpoint: Path, *overrides: str) -> None:
@@ -53,7 +54,7 @@ def evaluate(console: Console, title: str, demo: Path, label: str, checkpoint: P
 def run(console: Console, title: str, *command: str) -> None:
     """Print a command and run it in its own process."""
     console.print(Rule(title))
-    console.print(f"$ openvla {' '.join(command)}", style="bold", highlight=False, soft_wrap=True)
+    console.print(f"$ openvla {' '.join(command)}", style="bold", highlight=False, markup=False, soft_wrap=True)
     code = subprocess.run([sys.executable, "-m", "openvla_lightning.cli", *command]).returncode
     if code != 0:
         sys.exit(code)

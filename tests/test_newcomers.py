@@ -7,6 +7,7 @@ import re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +20,17 @@ from openvla_lightning.checkpoint.disk import save
 from openvla_lightning.config import ConfigError
 from openvla_lightning.data.report.facts import measure_words
 from openvla_lightning.data.report.verdict import _about_words
+from openvla_lightning.env.libero import Libero
+from openvla_lightning.env.simpler import Simpler
 from openvla_lightning.env.tabletop import Tabletop
 from openvla_lightning.evaluation.scoring import UNUSABLE, evaluate
 from openvla_lightning.model.hub import check_source
 from openvla_lightning.report.comparison import task_mean
 from openvla_lightning.report.results import Episode, Results
-from openvla_lightning.report.tables import table
+from openvla_lightning.report.tables import say, table
 from openvla_lightning.run import start
 from openvla_lightning.runtime.files import obey_umask
+from openvla_lightning.runtime.progress import Bar
 
 
 def test_a_folder_that_is_not_there_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +71,18 @@ def test_the_first_column_of_a_table_is_readable_in_eighty_columns() -> None:
     assert all(f"strategy=lora_{i}" in text for i in range(3))
 
 
+def test_brackets_in_names_and_paths_are_printed_and_paths_stay_on_a_line() -> None:
+    path = "/data/" + "long/" * 20 + "[/b] [copy]"
+    console = Console(width=80, record=True, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
+    console.print(table([["run", "[/i]"], ["policy [v2]", "[/]"]], "Runs [1]"))
+    say(console, f"written to {path}")
+    with Bar("policy [/v2]", 2, "episodes", console=console) as bar:
+        bar.advance(news="put it [/there]")
+    text = console.export_text()
+    for shown in ("Runs [1]", "policy [v2]", "[/i]", "[/]", f"written to {path}", "policy [/v2]", "put it [/there]"):
+        assert shown in text
+
+
 def test_a_file_of_any_library_is_as_readable_as_others(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.touch(mode=0o600)
@@ -96,15 +112,34 @@ def test_frames_show_the_grippers_value() -> None:
 
 def test_tasks_are_looked_at_before_any_world_is_built(tmp_path: Path) -> None:
     class Unbuildable(Tabletop):
-        def __init__(self, **options: object) -> None:
+        def __init__(self, tasks: object, **options: object) -> None:
             raise AssertionError("built")
 
     known = Tabletop(objects=["red cube"], plates=[]).tasks
     assert dict(Tabletop.tasks_of(objects=["red cube"], plates=[])) == dict(known)
-    world = partial(Unbuildable, objects=["red cube"], plates=[], image_size=96)
+    world = partial(Unbuildable, ["*"], objects=["red cube"], plates=[], image_size=96)
     for wrong, match in (({"tasks": ["liftt"]}, "did you mean 'lift'"), ({"episodes_per_task": 0}, "at least 1")):
         with pytest.raises(UNUSABLE, match=match):
             evaluate(lambda: pytest.fail("loaded"), world, tmp_path, **wrong)
+    with pytest.raises(UNUSABLE, match=r"no tabletop task is called \['liftt'\]"):
+        evaluate(lambda: pytest.fail("loaded"), partial(Unbuildable, ["liftt"]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("world", "match"),
+    [
+        (partial(Libero, suite="libero_long"), "choose one of libero_spatial"),
+        (partial(Libero, "libero_90", perturbation="swap"), "LIBERO-PRO has lan, object, swap, task"),
+        (partial(Simpler, robot="franka"), "choose one of widowx, google_robot"),
+        (partial(Simpler, robot="widowx"), "did you mean 'widowx_stack_cube'"),
+    ],
+)
+def test_a_simulators_tasks_are_looked_at_before_it_is_started(
+    world: Any, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openvla_lightning.evaluation.session.rollout", lambda *_, **__: pytest.fail("started"))
+    with pytest.raises(UNUSABLE, match=match):
+        evaluate(lambda: pytest.fail("loaded"), world, tmp_path, tasks=["widowx_stack_cub"])
 
 
 def test_a_first_try_takes_few_demonstrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 class ServedSteps(Callback):
@@ -39,5 +40,5 @@ class ServedSteps(Callback):
         for column in ("steps", "share", "intended"):
             table.add_column(column, justify="right")
         for name, (steps, intended) in sorted(served.items(), key=lambda item: -item[1][0]):
-            table.add_row(name, f"{steps:,}", f"{steps / total:.2%}", f"{intended / total:.2%}")
+            table.add_row(Text(name), f"{steps:,}", f"{steps / total:.2%}", f"{intended / total:.2%}")
         Console(stderr=True).print(table)

@@ -16,7 +16,7 @@ from openvla_lightning.env.recorded import TrainingSteps
 from openvla_lightning.policy import Policy
 from openvla_lightning.processor import Processor
 from openvla_lightning.report.page import write_page
-from openvla_lightning.report.tables import Rows, markdown, table
+from openvla_lightning.report.tables import Rows, markdown, say, table
 from openvla_lightning.report.training_log import read_log
 from openvla_lightning.statistics import DatasetStatistics
 from openvla_lightning.types import IGNORE_INDEX, Inputs, Prediction, Step
@@ -190,6 +190,6 @@ def _write(rows: Rows, values: dict[str, float], count: int, folder: Path, conso
         f"{count} steps of training, without augmentation: {accuracy}L1 "
         f"{values['l1']:.4f}; of the policy's own actions, as it acts, L1 {values['l1_acting']:.4f} (normalised units)."
     )
-    console.print(text)
+    say(console, text)
     page = write_page(["# Acting against training", "", markdown(rows), "", text, ""], folder / "open_loop.md")
-    console.print(f"written to {page}")
+    say(console, f"written to {page}")

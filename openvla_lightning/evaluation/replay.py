@@ -11,7 +11,7 @@ from openvla_lightning.actions import ActionTokenizer
 from openvla_lightning.env.recorded import RecordedEpisode, Replay, Replayed, drive
 from openvla_lightning.evaluation.open_loop import Agreement, StageError
 from openvla_lightning.report.page import write_page
-from openvla_lightning.report.tables import markdown, table
+from openvla_lightning.report.tables import markdown, say, table
 from openvla_lightning.runtime.progress import track
 from openvla_lightning.statistics import DatasetStatistics
 
@@ -108,7 +108,7 @@ def _write(
     draw(pairs[:SHOWN], folder / "replay.png")
     lines = [f"# {title}", "", f"{len(pairs)} episodes of its split `{env.split}`.", "", markdown(rows), ""]
     page = write_page([*lines, "![RecordedEpisode and replayed](replay.png)"], folder / "replay.md")
-    console.print(f"written to {page}")
+    say(console, f"written to {page}")
 
 
 def draw(pairs: Sequence[tuple[RecordedEpisode, Replayed]], path: Path) -> None:

@@ -1,6 +1,7 @@
 """One evaluation from end to end: a policy, a world, and a folder with the results."""
 
 import functools
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -21,6 +22,7 @@ from openvla_lightning.evaluation.session import Enough, SelfTestError, Session
 from openvla_lightning.evaluation.stopping import Decided, shuffled
 from openvla_lightning.report.results import Results
 from openvla_lightning.report.shards import EvaluationShard, ShardError, merge
+from openvla_lightning.report.tables import say
 from openvla_lightning.report.versions import mismatches, versions
 from openvla_lightning.report.writing import write_report
 from openvla_lightning.statistics import UnknownDatasetError
@@ -149,10 +151,10 @@ def evaluate(
         results.timing["seconds"] = round(time.monotonic() - started, 1)
         if results.episodes or results.offline:
             report = write_report(results, folder, console)
-            console.print(f"written to {report.parent}")
+            say(console, f"written to {report.parent}")
     whole = part is None or _merge(Path(output_dir), console)
     if recorder is not None and whole and (dataset := recorder.write()) is not None:
-        console.print(f"recorded into {dataset}")
+        say(console, f"recorded into {dataset}")
     return results
 
 
@@ -182,10 +184,10 @@ def _merge(folder: Path, console: Console) -> bool:
     try:
         whole = merge(folder)
     except ShardError as error:
-        console.print(f"not merged yet: {error}")
+        say(console, f"not merged yet: {error}")
         return False
     write_report(whole, folder, console)
-    console.print(f"all shards merged into {folder}")
+    say(console, f"all shards merged into {folder}")
     return True
 
 
@@ -197,11 +199,20 @@ def _name_tasks(tasks: str | Sequence[str], task_set: str | None) -> str:
 
 
 def _announced(world: Any, env: Any) -> Mapping[str, Task] | None:
-    """The tasks of a world that is not built yet; None: it does not list them, or building it will raise the error."""
-    try:
-        return world.tasks_of(*getattr(env, "args", ()), **getattr(env, "keywords", {}))
-    except Exception:  # building the world fails for the same reason, and reports it
+    """The tasks of a world that is not built yet; None: it does not say.
+
+    Raises:
+        RequestError: no world can be built with these arguments.
+        BuildError: something that it needs is not installed.
+    """
+    if not hasattr(world, "tasks_of"):
         return None
+    named = dict(zip(inspect.signature(world).parameters, getattr(env, "args", ()), strict=False))
+    try:
+        with refusing():
+            return world.tasks_of(**named, **getattr(env, "keywords", {}))
+    except ImportError as error:
+        raise BuildError(str(error)) from error
 
 
 def _plan(

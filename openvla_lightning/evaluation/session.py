@@ -21,6 +21,7 @@ from openvla_lightning.evaluation.timing import Stopwatch
 from openvla_lightning.evaluation.video import write_video
 from openvla_lightning.report.results import Episode, Results, success_rate
 from openvla_lightning.report.shards import EvaluationShard
+from openvla_lightning.report.tables import say
 from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.runtime.progress import Bar
 
@@ -129,7 +130,7 @@ class Session:
             against = self._decided.other.label
             self._results.verdict = {"against": against, "planned": len(self._plans), **asdict(verdict)}
             self._results.verdict["interval"] = list(verdict.interval)
-            self._console.print(f"{against} and {self._results.label}: {verdict}")
+            say(self._console, f"{against} and {self._results.label}: {verdict}")
 
     def _own(self, number: int) -> bool:
         return self._shard is None or self._shard.takes(number)
@@ -148,7 +149,7 @@ class Session:
         if renderer:
             self._results.versions["renderer"] = renderer
         for note in self._results.notes:
-            self._console.print(f"note: {note}")
+            say(self._console, f"note: {note}")
         if wrong := [f"{check.name}: {check.seen}" for check in checks if not check.ok]:
             raise SelfTestError(
                 f"this world is not as it should be ({'; '.join(wrong)}), and scores in it would mean little; "

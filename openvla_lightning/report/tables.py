@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 Rows = list[list[str]]
@@ -17,18 +18,24 @@ def markdown(rows: Rows) -> str:
 
 
 def table(rows: Rows, title: str) -> "Table":
-    """The same for a terminal."""
+    """The same for a terminal. Brackets in cells are brackets, not rich's markup."""
     from rich.table import Table
+    from rich.text import Text
 
-    grid = Table(title=title, title_justify="left")
+    grid = Table(title=Text(title), title_justify="left")
     for index, name in enumerate(rows[0]):
         widest = max((len(row[index]) for row in rows), default=1)
         grid.add_column(
-            name,
+            Text(name),
             justify="right" if index else "left",
             min_width=min(widest, FIRST) if index == 0 else None,  # a row without its name says nothing
             overflow="fold",
         )
     for index, row in enumerate(rows[1:], start=1):
-        grid.add_row(*row, end_section=index + 1 == len(rows) - 1 and row[0].startswith(" "))
+        grid.add_row(*map(Text, row), end_section=index + 1 == len(rows) - 1 and row[0].startswith(" "))
     return grid
+
+
+def say(console: "Console", text: str) -> None:
+    """Print a text as it is, on one line: a path in it can be copied, and brackets are brackets."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -62,9 +62,9 @@ class Bar:
         self._said_done = done
         self._rich: Progress | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit))
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Rate(unit))
             self._rich = Progress(
-                *columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[news]}"),
+                *columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[news]}", markup=False),
                 console=console, disable=not visible,
             )  # fmt: skip
             self._task = self._rich.add_task(label, total=total, completed=done, news="")

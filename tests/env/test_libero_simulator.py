@@ -72,6 +72,12 @@ def test_tasks_and_initial_states_are_the_benchmarks(spatial):
         spatial.reset(seed=50, options={"task": task.name})
 
 
+@pytest.mark.parametrize("perturbation", [None, "task"])
+def test_tasks_are_known_before_a_world_is_built(perturbation):
+    announced = Libero.tasks_of("libero_goal", perturbation=perturbation, views=())
+    assert announced == Libero("libero_goal", perturbation=perturbation, views=()).tasks
+
+
 def test_pictures_are_those_of_the_reference(spatial):
     """Also with another renderer, up to what 16 x 16 pixels show: so the right floor, robot and settled scene."""
     observation, info = spatial.reset(seed=0, options={"task": RAMEKIN_TASK})

@@ -136,16 +136,17 @@ def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_command_trains_evaluates_and_compares(tmp_path: Path) -> None:
+def test_one_command_trains_evaluates_and_compares_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    runs = tmp_path / "my runs (copy)" / "用户 é=,{'% [/x]#&"
     command = [sys.executable, str(ROOT / "finetune.py"), "+sweep=finetune_strategies", "+debug=tiny"]
-    command += [f"paths.log_dir={tmp_path}", "hydra.sweeper.params.strategy='last_layer,lora_8'"]
+    command += [f"paths.log_dir={runs}", "hydra.sweeper.params.strategy='last_layer,lora_8'"]
     command += ["trainer.max_steps=4", "save_every=4", "trainer.val_check_interval=2"]
     command += ["evaluate_after.episodes_per_task=1", "+evaluate_after.tasks=[push_red_cube_left]"]
     command += ["+evaluate_after.num_envs=1", "+evaluate_after.num_workers=1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    (sweep,) = (tmp_path / "finetune_strategies").iterdir()
+    (sweep,) = (runs / "finetune_strategies").iterdir()
     header, last_layer, lora = sweep_rows(find_runs(sweep))
     evaluated = [json.loads(path.read_text())["checkpoint"]["path"] for path in sweep.rglob("results.json")]
     assert {Path(path).name for path in evaluated} == {"step_000004.ckpt"}, "a folder's hash changes with what it holds"

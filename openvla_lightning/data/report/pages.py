@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape as plain
 
 from openvla_lightning.data.report.facts import Facts, Selection, gather
 from openvla_lightning.data.report.pictures import draw_actions, draw_contact_sheet, draw_lengths
 from openvla_lightning.data.report.verdict import remarks, verdict
 from openvla_lightning.report.page import escape, write_page
-from openvla_lightning.report.tables import Rows, markdown, table
+from openvla_lightning.report.tables import Rows, markdown, say, table
 from openvla_lightning.runtime.progress import track
 
 SHOWN = 20
@@ -42,7 +41,7 @@ def write_report(selections: Sequence[Selection], folder: Path, title: str, cons
     path = write_page([f"# {title}", "", markdown(rows), "", *verdicts, "", *sections], folder / "report.md")
     console.print(table(rows, title))
     for facts in every:
-        console.print(f"[bold]{plain(facts.name)}[/bold]: {plain(verdict(facts))}", highlight=False)
+        say(console, f"{facts.name}: {verdict(facts)}")
     return path
 
 

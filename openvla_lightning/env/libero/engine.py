@@ -34,18 +34,34 @@ _NAMED = 5
 """Number of files that an error names."""
 
 
-def load_benchmark(suite: str, assets: Path) -> Any:
+def load_benchmark(suite: str, perturbation: str | None, assets: Path) -> Any:
     """The engine's own description of a suite; afterwards the engine reads meshes and textures from `assets`.
 
     Raises:
         ImportError: when no engine is installed, or this MuJoCo cannot run it.
         ValueError: when this process has already loaded other meshes, which the engine keeps.
     """
-    _load(assets)
+    _loaded.add(assets)
+    if len(_loaded) > 1:
+        _loaded.remove(assets)
+        raise ValueError(
+            f"this process has loaded LIBERO with the meshes in {next(iter(_loaded))}, and its engine keeps them; use "
+            f"those in {assets} in another process"
+        )
+    return read_benchmark(suite, perturbation, assets)
+
+
+def read_benchmark(suite: str, perturbation: str | None, assets: Path) -> Any:
+    """The engine's own description of a suite, for a process that builds no world of it.
+
+    Raises:
+        ImportError: when no engine is installed, or one that this MuJoCo cannot run.
+    """
+    _import(assets)
     with quietly():
         from libero.libero import benchmark
 
-        return benchmark.get_benchmark(suite)()
+        return benchmark.get_benchmark(f"{suite}_{perturbation}" if perturbation else suite)()
 
 
 def find_assets(folder: str | Path | None) -> Path:
@@ -141,14 +157,14 @@ def _configure(assets: Path) -> TemporaryDirectory[str]:
     }
     folder = TemporaryDirectory(prefix="libero-paths-")
     (Path(folder.name) / "config.yaml").write_text("".join(f"{name}: '{path}'\n" for name, path in paths.items()))
-    os.environ["LIBERO_CONFIG_PATH"] = folder.name
     return folder
 
 
 _loaded: set[Path] = set()
+"""Whose meshes worlds of this process are made of: one folder at most."""
 
 
-def _load(assets: Path) -> None:
+def _import(assets: Path) -> None:
     if importlib.util.find_spec("libero") is None:
         raise ImportError(f"env=libero_* needs LIBERO's simulator: {INSTALL}")
     version = importlib.metadata.version("mujoco")
@@ -158,15 +174,8 @@ def _load(assets: Path) -> None:
             "mujoco-core mujoco-studio (an older one installed over it does not import), then "
             "pip install 'mujoco>=3.3,<3.3.3'"
         )
-    _loaded.add(assets)
-    if len(_loaded) > 1:
-        _loaded.remove(assets)
-        raise ValueError(
-            f"this process has loaded LIBERO with the meshes in {next(iter(_loaded))}, and its engine keeps them; use "
-            f"those in {assets} in another process"
-        )
-    _configure(assets)
-    logging.getLogger("robosuite_logs").disabled = True  # its warnings concern optional settings files
+    os.environ["LIBERO_CONFIG_PATH"] = _configure(assets).name
+    logging.getLogger("robosuite_logs").disabled = True  # about optional settings files
     with quietly():
         import libero.libero as package
     if hasattr(package, "_assets_path_cache"):  # hf-libero would otherwise download the assets

@@ -1,7 +1,6 @@
 """LIBERO's simulator as a Gymnasium environment."""
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +16,8 @@ from openvla_lightning.env.libero.protocol import (
     CAMERA,
     CONTROL_HZ,
     NO_OP,
-    PERTURBATIONS,
     REFERENCE_VERSIONS,
     RENDER_SIZE,
-    REWORDED,
     SETTLING_STEPS,
     STEP_LIMITS,
     VIEWS,
@@ -29,6 +26,7 @@ from openvla_lightning.env.libero.protocol import (
     version_notes,
 )
 from openvla_lightning.env.libero.self_test import self_test
+from openvla_lightning.env.libero.tasks import check_suite, listed, tasks_of
 
 
 class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
@@ -76,20 +74,14 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         views: Sequence[str] = ("primary",),
         proprio: bool = False,
     ) -> None:
-        if suite not in STEP_LIMITS:
-            raise RequestError(f"suite={suite!r} is unknown; choose one of {', '.join(STEP_LIMITS)}")
-        if perturbation is not None and (perturbation not in PERTURBATIONS or suite == "libero_90"):
-            raise RequestError(
-                f"perturbation={perturbation!r} of {suite} is unknown: LIBERO-PRO has {', '.join(PERTURBATIONS)} of "
-                "libero_spatial, libero_object, libero_goal and libero_10"
-            )
+        check_suite(suite, perturbation)
         if unknown := sorted(set(views) - set(VIEWS)):
             raise RequestError(f"views={list(views)} holds {unknown[0]!r}; there are {', '.join(VIEWS)}")
         self.suite, self.max_episode_steps = suite, max_episode_steps or STEP_LIMITS[suite]
         self.perturbation = perturbation
         self._size, self._views, self._proprio = image_size, tuple(views), proprio
         self.assets = engine.find_assets(assets)
-        self._benchmark = engine.load_benchmark(f"{suite}_{perturbation}" if perturbation else suite, self.assets)
+        self._benchmark = engine.load_benchmark(suite, perturbation, self.assets)
         self._simulator: Any = None
         self.task: Task | None = None
         self._closed = False
@@ -110,26 +102,9 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     @functools.cached_property
     def tasks(self) -> Mapping[str, Task]:
         """Every task by name, in the benchmark's order."""
-        with engine.quietly():
-            counts = [len(self._benchmark.get_task_init_states(index)) for index in range(self._benchmark.n_tasks)]
-        return {
-            task.name: Task(task.name, self.suite, self._instruction(index), initial_states=counts[index])
-            for index, task in enumerate(self._benchmark.tasks)
-        }
+        return listed(self._benchmark, self.suite, self.perturbation)
 
-    def _instruction(self, index: int) -> str:
-        """The instruction of a task: its file's name, as in the training data, or LIBERO-PRO's if it rewords tasks.
-
-        LIBERO-PRO keeps the file names of the tasks that it rewords. In other tasks' files it has instructions that no
-        policy was trained on ("pick up the akita black bowl ..."), although these should not change.
-        """
-        if self.perturbation not in REWORDED:
-            return self._benchmark.tasks[index].language
-        path = Path(self._benchmark.get_task_bddl_file_path(index))
-        words = re.search(r"\(:language\s+([^)]*)\)", path.read_text())
-        if words is None:
-            raise ValueError(f"{path} holds no (:language ...)")
-        return " ".join(words[1].split())
+    tasks_of = staticmethod(tasks_of)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

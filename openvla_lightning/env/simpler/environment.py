@@ -33,14 +33,12 @@ class Simpler(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     render_mode = "rgb_array"
 
     def __init__(self, robot: str, image_size: int = 224, max_episode_steps: int | None = None) -> None:
-        if robot not in ROBOTS:
-            raise ValueError(f"robot={robot!r} is unknown; choose one of {', '.join(ROBOTS)}")
+        self._robot, self._size = _robot(robot), image_size
         if importlib.util.find_spec("simpler_env") is None:
             raise ImportError(
                 "env=simpler_* needs SimplerEnv, which is installed from its repository "
                 "(https://github.com/simpler-env/SimplerEnv) and draws with Vulkan"
             )
-        self._robot, self._size = ROBOTS[robot], image_size
         self.max_episode_steps = max_episode_steps or self._robot.step_limit
         self.control_hz = self._robot.control_hz
         self._simulator: Any = None
@@ -59,8 +57,12 @@ class Simpler(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     @staticmethod
     def tasks_of(robot: str, **options: object) -> Mapping[str, Task]:
-        """The tasks of a world with these arguments; nothing is built."""
-        return _tasks(ROBOTS[robot])
+        """The tasks of a world with these arguments; nothing is built.
+
+        Raises:
+            ValueError: for an unknown robot.
+        """
+        return _tasks(_robot(robot))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -117,6 +119,12 @@ class Simpler(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def _info(self, success: bool) -> dict[str, Any]:
         words = self._simulator.get_language_instruction()  # it changes with the parts of a long task
         return {"instruction": words, "task": self._task, "success": success}
+
+
+def _robot(name: str) -> Robot:
+    if name not in ROBOTS:
+        raise ValueError(f"robot={name!r} is unknown; choose one of {', '.join(ROBOTS)}")
+    return ROBOTS[name]
 
 
 def _tasks(robot: Robot) -> Mapping[str, Task]:
