@@ -45,6 +45,7 @@ def test_a_value_of_the_wrong_type_is_named_with_what_was_expected(script: str, 
         ("train", ["model.init_from=/nope/vla"], "model.init_from=/nope/vla: there is no file or folder"),
         ("train", ["ckpt_path=./nope.ckpt"], "ckpt_path=./nope.ckpt: there is no file or folder"),
         ("train", ["data/source=rlds", "data/mix=bridge", "paths.data_dir=/nope"], "no /nope/bridge"),
+        ("evaluate", ["ckpt_path=runs/nothere"], "ckpt_path=runs/nothere: there is no file or folder"),
         ("evaluate", ["ckpt_path=/nope.ckpt"], "ckpt_path=/nope.ckpt: there is no file or folder"),
     ],
 )

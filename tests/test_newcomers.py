@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from openvla_lightning import demonstrations
+from openvla_lightning.action_head import TokenHead
 from openvla_lightning.checkpoint.disk import save
 from openvla_lightning.config import ConfigError
 from openvla_lightning.data.report.facts import measure_words
@@ -25,10 +26,12 @@ from openvla_lightning.env.simpler import Simpler
 from openvla_lightning.env.tabletop import Tabletop
 from openvla_lightning.evaluation.scoring import UNUSABLE, evaluate
 from openvla_lightning.model.hub import check_source
+from openvla_lightning.processor import Processor
 from openvla_lightning.report.comparison import task_mean
 from openvla_lightning.report.results import Episode, Results
 from openvla_lightning.report.tables import say, table
 from openvla_lightning.run import start
+from openvla_lightning.run.evaluate import check_policy
 from openvla_lightning.runtime.files import obey_umask
 from openvla_lightning.runtime.progress import Bar
 
@@ -140,6 +143,19 @@ def test_a_simulators_tasks_are_looked_at_before_it_is_started(
     monkeypatch.setattr("openvla_lightning.evaluation.session.rollout", lambda *_, **__: pytest.fail("started"))
     with pytest.raises(UNUSABLE, match=match):
         evaluate(lambda: pytest.fail("loaded"), world, tmp_path, tasks=["widowx_stack_cub"])
+
+
+def test_a_key_of_another_robot_is_told_with_the_checkpoints_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openvla_lightning.run.evaluate.describe", lambda path: SimpleNamespace(norm_stats={"mine": 1}))
+    with pytest.raises(ConfigError, match=r"tabletop_pretrain is whose units env= speaks.*was trained on mine$"):
+        check_policy("c.ckpt", "tabletop_pretrain")
+    check_policy("c.ckpt", "mine")
+
+
+def test_a_processor_shows_its_settings() -> None:
+    processor = Processor(TokenHead(), image_size=96, means=[[0.5] * 3], stds=[[0.5] * 3])
+    assert "image_size=96" in repr(processor)
+    assert "crop_area=None" in repr(processor)
 
 
 def test_a_first_try_takes_few_demonstrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,9 @@ class Processor(TextProcessor):
         self.views, self.cameras, self.history = views_of(cameras, history), tuple(cameras), history
         self.proprio = proprio
 
+    def __repr__(self) -> str:
+        return f"Processor({', '.join(f'{name}={value!r}' for name, value in self.config.items())})"
+
     @property
     def config(self) -> dict[str, Any]:
         """Plain constructor arguments, including the head's."""

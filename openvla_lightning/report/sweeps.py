@@ -19,6 +19,8 @@ from openvla_lightning.runtime.files import below
 FILE_NAME = "costs.json"
 """What `callbacks.Costs` leaves in the folder of a run."""
 CURVES = "curves.png"
+PAPER = "in the paper (7B, Franka)"
+"""Head of the column with the paper's Table 1: of another model and other tasks than a run on a laptop."""
 RUNS_OWN = (
     "paths.",
     "hydra.",
@@ -54,7 +56,7 @@ def sweep_rows(runs: Sequence[Path]) -> Rows:
         "run": list(names.values()),
         "success": [_success(found) for found in results.values()],
         "from the first": [differences.get(run, "-") for run in runs],
-        "in the paper": [reported(choices[run]) for run in runs],
+        PAPER: [reported(choices[run]) for run in runs],
         "held-out accuracy": [_last(run, "val/action_accuracy", lambda value: f"{value:.1%}") for run in runs],
         "L1": [_last(run, "val/l1", lambda value: f"{value:.3f}") for run in runs],
     }
@@ -64,7 +66,7 @@ def sweep_rows(runs: Sequence[Path]) -> Rows:
     columns["jerk"] = [_mean(found, lambda episode: episode.jerk, "{:.3f}") for found in results.values()]
     columns["actions"] = [_rate(found) for found in results.values()]
     columns["decision"] = [_latency(found) for found in results.values()]
-    optional = ("from the first", "in the paper", "L1", "steps", "jerk", "actions", "decision")
+    optional = ("from the first", PAPER, "L1", "steps", "jerk", "actions", "decision")
     shown = {name: cells for name, cells in columns.items() if name not in optional or set(cells) != {"-"}}
     return [list(shown), *(list(row) for row in zip(*shown.values(), strict=True))]
 

@@ -111,8 +111,14 @@ def check_policy(path: str, unnorm_key: str | None) -> None:
         known = describe(path).norm_stats
         if unnorm_key is not None:
             choose_key(known, unnorm_key)
-    except (FileNotFoundError, UnknownDatasetError) as error:
+    except FileNotFoundError as error:
         raise ConfigError(f"ckpt_path={path}: {error}") from error
+    except UnknownDatasetError as error:
+        raise ConfigError(
+            f"ckpt_path={path}: {error}\n"
+            f"{unnorm_key} is whose units env= speaks, unless you said unnorm_key=...; this checkpoint was trained on "
+            f"{', '.join(known)}"
+        ) from error
 
 
 def evaluate_run(cfg: DictConfig) -> None:

@@ -39,8 +39,14 @@ from openvla_lightning.run.start import (
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print and file its messages once
-logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+NOT_NEWS = ("Tip:", "TPU available")
+"""Lines of Lightning that say nothing about this run."""
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+    lambda record: not record.getMessage().startswith(NOT_NEWS)
+)
 warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 on torch 2.15
+warnings.filterwarnings("ignore", r".*module\(s\) in eval mode")  # what a strategy freezes is meant to be
+warnings.filterwarnings("ignore", ".*overridden `transfer_batch_to_device`")  # and the module's is meant to be used
 
 
 FOR_PEOPLE = (
@@ -112,7 +118,7 @@ def fit(cfg: DictConfig) -> float | None:
     if cfg.evaluate_after is not None and trainer.is_global_zero:
         evaluate_run(cfg)
     if trainer.is_global_zero and is_run(folder := Path(cfg.paths.output_dir)):
-        write_run_page(folder)
+        log.info(f"What it learned: {write_run_page(folder)}")
     objective = trainer.callback_metrics[cfg.objective].item() if cfg.objective else None
     if job.in_sweep() and trainer.is_global_zero:
         job.finish(cfg, objective)

@@ -27,10 +27,14 @@ def _weights(config: Mapping[str, Any]) -> Iterator[str]:
         named["model.init_from"] = model.get("init_from")
     logs = Path(str(paths.get("log_dir", "runs"))) if isinstance(paths, dict) else Path("runs")
     for key, value in named.items():
-        if not isinstance(value, str) or not (value.startswith((".", "/", "~")) or value.endswith((".ckpt", ".pt"))):
+        if not isinstance(value, str) or not value:
             continue
         path = Path(value).expanduser()
-        if not path.exists() and not path.is_relative_to(logs):  # of runs, what to do first is said later
+        local = value.startswith((".", "/", "~")) or value.endswith((".ckpt", ".pt")) or path.parts[0] == logs.name
+        if not local:
+            continue
+        own = path == logs or (key == "model.init_from" and path.is_relative_to(logs))
+        if not path.exists() and not own:  # of these, what to do first is said later
             yield f"{key}={value}: there is no file or folder of this name"
 
 

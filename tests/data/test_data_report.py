@@ -136,6 +136,8 @@ def test_every_planted_fault_is_in_the_verdict(facts: Facts, root: Path) -> None
     ):
         assert re.search(pattern, found, re.M), f"{pattern} is not in\n{found}"
     assert "stand still" not in found
+    (roll,) = re.findall(r"^\| roll \|(.*)\|$", "\n".join(section(facts)), re.M)
+    assert roll.split(" | ")[6:8] == ["-", "-"], "what never changes is never at -1 or 1"
     unfiltered = gather(chosen(root, filter_noops=False))
     assert "data.noop_filter=near_zero leaves them out" in verdict(unfiltered)
     assert unfiltered.idle.trained > 0.1

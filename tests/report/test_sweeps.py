@@ -47,7 +47,7 @@ def test_a_row_says_what_varied_and_what_it_cost(tmp_path: Path) -> None:
     write_run(tmp_path / "2", ["strategy=lora", "seed=1", "rank=8"], {**COSTS, "checkpoint_bytes": None})
     assert [run.name for run in find_runs(tmp_path)] == ["2", "10"]
     header, lora, full = sweep_rows(find_runs(tmp_path))
-    assert header[:4] == ["run", "success", "in the paper", "held-out accuracy"]
+    assert header[:4] == ["run", "success", "in the paper (7B, Franka)", "held-out accuracy"]
     assert lora == ["strategy=lora rank=8", "-", "-", "-", "20.0 M", "2.0%", "-", "12.30 GB", "250 ms", "-"]
     success = ["70 % (40-89)", "69.7 ± 7.2", "93.5%"]
     assert full == ["strategy=full", *success, "1,000.0 M", "100.0%", "81.0 MB", "12.30 GB", "250 ms", "9"]
@@ -57,7 +57,7 @@ def test_differences_from_the_first_run_are_paired_and_marked(tmp_path: Path) ->
     for number, (lr, successes) in enumerate(((1, 10), (2, 9), (3, 0))):
         write_run(tmp_path / str(number), [f"optim.lr={lr}"], COSTS, successes)
     header, *rows = sweep_rows(find_runs(tmp_path))
-    assert "in the paper" not in header
+    assert "in the paper (7B, Franka)" not in header
     place = header.index("from the first")
     assert [row[place] for row in rows] == ["-", "-10", "-100 *"]
 

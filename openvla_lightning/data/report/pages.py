@@ -160,7 +160,7 @@ def _dimension_rows(facts: Facts) -> Rows:
     rows = [["dimension", "min", "q01", "mean", "q99", "max", "std", "clipped", "at -1 or 1", "0 or 1"]]
     for d in facts.dimensions:
         numbers = [f"{value:.3g}" for value in (d.low, d.q01, d.mean, d.q99, d.high, d.std)]
-        scaled = [f"{d.outside:.1%}", f"{d.at_bounds:.1%}"] if d.normalised else ["-", "-"]
+        scaled = [f"{d.outside:.1%}", f"{d.at_bounds:.1%}"] if d.normalised and not d.constant else ["-", "-"]
         rows.append([d.name, *numbers, *scaled, f"{d.binary:.0%}"])
     return rows
 
