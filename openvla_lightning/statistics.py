@@ -114,7 +114,7 @@ class DatasetStatistics:
             FileNotFoundError: no such file.
             KeyError: `key` is unknown, or missing while the file has several; the message lists them.
         """
-        values = json.loads(Path(path).read_text())
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
         values = values.get("norm_stats") or values
         return cls.from_dict(values if "action" in values else choose(values, key))
 

@@ -1,6 +1,8 @@
 """Loggers, read back: what a run, a killed run and an evaluation leave in W&B, TensorBoard and CSV."""
 
 import csv
+import resource
+import signal
 from pathlib import Path
 
 import lightning as L
@@ -193,6 +195,26 @@ def test_the_curve_of_a_run_with_nothing_left_to_train_stays(tmp_path: Path) -> 
     again.save()
     again.finalize("success")
     assert rows(tmp_path) == [{"step": "7", "train/loss": "1.0"}]
+
+
+def test_rows_that_a_full_disk_does_not_take_wait_until_it_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = CSVLogger(str(tmp_path))
+    steps = 40
+    whole, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for step in range(steps):
+            if step in (10, 30):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100 if step == 10 else whole[0], whole[1]))
+            logger.log_metrics({"train/loss": float(step)} | ({"val/loss": 1.0} if step == 20 else {}), step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, whole)
+        signal.signal(signal.SIGXFSZ, before)
+    found = rows(tmp_path)
+    assert [int(row["step"]) for row in found] == [*range(steps)]
+    assert [float(row["train/loss"]) for row in found] == [*map(float, range(steps))]
+    assert len([text for text in caplog.messages if "metrics.csv cannot be written" in text]) == 1
 
 
 def test_a_line_that_a_kill_cut_short_is_left_out_of_the_curve(tmp_path: Path) -> None:

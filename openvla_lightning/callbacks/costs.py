@@ -45,7 +45,7 @@ class Costs(Callback):
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         elif (switch := Path("/proc/self/clear_refs")).exists():
-            switch.write_text(RESET_PEAK)
+            switch.write_text(RESET_PEAK, encoding="utf-8")
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -86,6 +86,6 @@ def peak_resident_bytes() -> int:
     """Peak resident memory of this process; on Linux since the last reset."""
     status = Path("/proc/self/status")
     if status.exists():
-        lines = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        lines = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
         return 1024 * int(next(lines).split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # pragma: no cover

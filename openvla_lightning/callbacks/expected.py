@@ -42,7 +42,7 @@ class ExpectedCurve(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the curve of this recipe."""
         recipe = what_makes(pl_module.hparams)
-        known = [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
+        known = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.glob("*.json"))]
         self.curve = next((one["curve"] for one in known if one["recipe"] == recipe), {})
 
     @rank_zero_only

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openvla_lightning.runtime.files import POINTER, pointer
 from openvla_lightning.statistics import DatasetStatistics
 
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -106,22 +107,10 @@ class Format(Protocol):
         """Its tensors by their names in a VLA, one file at a time; they stay on disk until they are used."""
 
 
-POINTER = b"version https://git-lfs"
-"""Start of a file that was cloned without Git LFS."""
-
-
 def refuse_pointer(path: Path) -> None:
-    """Raise CheckpointError for a Git LFS pointer, which means that the file was not downloaded."""
-    try:
-        with path.open("rb") as file:
-            begins = file.read(len(POINTER))
-    except OSError:
-        return  # reading it raises the error
-    if begins == POINTER:
-        raise CheckpointError(
-            path,
-            [f"{path.name} is a Git LFS pointer, its content was not downloaded: `git lfs pull` in {path.parent} does"],
-        )
+    """Raise CheckpointError for a Git LFS pointer, which stands where a file was not downloaded."""
+    if problem := pointer(path):
+        raise CheckpointError(path, [problem])
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -171,6 +160,11 @@ def _stats_problems(entry: Any) -> list[str]:
         return [f"the action's measures have different widths {sorted(widths)}"]
     if not np.isfinite([low, high]).all() or (low > high).any():
         return ["q01 must lie below q99, all finite"]
+    measured = {
+        f"{part}.{name}": values for part in ("action", "proprio") for name, values in entry.get(part, {}).items()
+    }
+    if broken := [name for name, values in measured.items() if not np.isfinite(np.asarray(values, float)).all()]:
+        return [f"{', '.join(broken)} must hold finite numbers"]
     if not all(isinstance(value, bool) for value in entry["action"].get("mask", [])):
         return ["mask must hold true and false"]
     return []

@@ -109,7 +109,7 @@ def help_page(conf: str | Path, script: str, installed: bool = False) -> str:
 def groups(conf: str | Path, script: str) -> dict[str, list[str]]:
     """Options of each group that `script` has or that can be added to it."""
     conf = Path(conf)
-    defaults = yaml.safe_load((conf / f"{script}.yaml").read_text())["defaults"]
+    defaults = yaml.safe_load((conf / f"{script}.yaml").read_text(encoding="utf-8"))["defaults"]
     of_script = [name for entry in defaults if isinstance(entry, dict) for name in entry]
     roots = [name for name in of_script if not name.startswith((*OWN, "optional"))]
     found = {}
@@ -119,8 +119,8 @@ def groups(conf: str | Path, script: str) -> dict[str, list[str]]:
             found[folder.relative_to(conf).as_posix()] = options
     for name in APPENDED:
         files = sorted((conf / name).glob("*.yaml"))
-        if name in ("experiment", "sweep"):  # each is for one script, named in its first lines
-            files = [path for path in files if f" {script}.py" in path.read_text()]
+        if name in ("experiment", "sweep"):  # each is for one script, which its first lines name
+            files = [path for path in files if f" {script}.py" in path.read_text(encoding="utf-8")]
         if files and (name != "debug" or "trainer" in of_script):
             found[name] = [path.stem for path in files]
     return found
@@ -190,14 +190,14 @@ def near(key: str, known: Sequence[str]) -> list[str]:
 def _owners(key: str, conf: Path) -> Iterator[str]:
     """Options that put `key` at the top of the config."""
     for path in conf.rglob("*.yaml"):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         if path.parent != conf and "@package _global_" in text and re.search(rf"^{re.escape(key)}:", text, re.M):
             yield f"{path.parent.relative_to(conf).as_posix()}={path.stem}"
 
 
 def _header(path: Path) -> list[str]:
-    """The sentence and the commands at the start of a config."""
-    comments = [line[1:].rstrip() for line in path.read_text().partition("defaults:")[0].splitlines()]
+    """The sentence and the commands that a config begins with."""
+    comments = [line[1:].rstrip() for line in path.read_text(encoding="utf-8").partition("defaults:")[0].splitlines()]
     return [comments[0].strip(), *(line for line in comments if line.startswith("   python "))]
 
 

@@ -51,11 +51,13 @@ class Journal:
 
     def add(self, episode: Episode) -> None:
         """Write one more line."""
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(episode)) + "\n")
 
     def _lines(self) -> list[dict[str, Any]]:
-        whole = self.path.read_text().split("\n")[:-1] if self.path.is_file() else []  # a kill may leave half a line
+        whole = (
+            self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.is_file() else []
+        )  # a kill may leave half a line
         return [json.loads(line) for line in whole]
 
     def _write(self, *lines: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The CSV log that every run writes."""
 
 import csv
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from openvla_lightning.report.training_log import read_log
 from openvla_lightning.runtime.files import written_whole
+
+log = logging.getLogger(__name__)
 
 
 class CSVLogger(LightningCSVLogger):
@@ -32,22 +35,28 @@ class _Writer(ExperimentWriter):
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
-        self.path = Path(self.metrics_file_path)
+        self.path, self.waiting = Path(self.metrics_file_path), False
 
     def _check_log_dir_exists(self) -> None:
         """Do nothing; Lightning deletes the log of an earlier attempt here."""
 
     def save(self) -> None:
-        """Write the new rows."""
+        """Write the rows that are new; where the disk does not take them they wait, for training matters more."""
         if not self.metrics:
             return
         columns = sorted({*self.metrics_keys, *(key for row in self.metrics for key in row)})
-        if columns == self.metrics_keys:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, columns).writerows(self.metrics)
-        else:
-            self._rewrite(columns)
-        self.metrics = []
+        try:
+            if columns == self.metrics_keys:
+                with self.path.open("a", newline="", encoding="utf-8") as file:
+                    csv.DictWriter(file, columns).writerows(self.metrics)
+            else:
+                self._rewrite(columns)
+        except OSError as error:
+            if not self.waiting:
+                log.warning(f"{self.path} cannot be written ({error.strerror}): its rows wait until it can")
+            self.waiting, self.metrics_keys = True, []  # half a row may be there: next time all is written anew
+            return
+        self.metrics, self.waiting = [], False
 
     def _rewrite(self, columns: list[str]) -> None:
         """Write the existing rows, after a resume only up to the first new step, and then the new ones."""
@@ -55,7 +64,7 @@ class _Writer(ExperimentWriter):
         if not self.metrics_keys:  # the first rows of this attempt
             rows = [row for row in rows if int(row["step"]) < self.metrics[0]["step"]]
             columns = sorted({*columns, *(key for row in rows for key in row)})
-        with written_whole(self.path) as beside, beside.open("w", newline="") as file:
+        with written_whole(self.path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows([*rows, *self.metrics])

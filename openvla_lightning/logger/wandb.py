@@ -82,7 +82,9 @@ class WandbLogger(LightningWandbLogger):
         self.choices, self.overrides = {**choices, **self.choices}, overrides or self.overrides
         self._tag()
         config = trained / ".hydra" / "config.yaml"
-        if config.is_file() and isinstance(group := yaml.safe_load(config.read_text()).get("run_name"), str):
+        if config.is_file() and isinstance(
+            group := yaml.safe_load(config.read_text(encoding="utf-8")).get("run_name"), str
+        ):
             self._wandb_init["group"] = group
 
     def _tag(self) -> None:
@@ -110,7 +112,7 @@ class WandbLogger(LightningWandbLogger):
         if self._experiment is None:
             return
         if (self.folder / COSTS).is_file():
-            costs = json.loads((self.folder / COSTS).read_text())
+            costs = json.loads((self.folder / COSTS).read_text(encoding="utf-8"))
             self._experiment.summary.update({f"costs/{name}": value for name, value in costs.items()})
         if status == "success":
             self._keep("checkpoint", self._checkpoints())
@@ -141,7 +143,7 @@ def started_with(folder: Path) -> tuple[dict[str, str], list[str], str | None]:
     file = folder / ".hydra" / "hydra.yaml"
     if not file.is_file():
         return {}, [], None
-    hydra = yaml.safe_load(file.read_text())["hydra"]
+    hydra = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]
     choices = {
         group: option
         for group, option in hydra["runtime"]["choices"].items()

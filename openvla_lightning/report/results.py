@@ -200,7 +200,7 @@ class Results:
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']}, expected {FORMAT}")
             names = set(cls.__dataclass_fields__)

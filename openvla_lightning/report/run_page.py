@@ -39,7 +39,7 @@ def write_run_page(run: str | Path) -> Path:
     lines = [f"# {escape('/'.join(run.parts[-2:]))}", "", *_typed(run)]
     lines += ["## What came out", "", markdown(metric_rows(run)), ""]
     if (run / COSTS).is_file():
-        cells = cost_cells(json.loads((run / COSTS).read_text()))
+        cells = cost_cells(json.loads((run / COSTS).read_text(encoding="utf-8")))
         lines += [", ".join(f"{name} {cell}" for name, cell in cells.items()) + ".", ""]
     for picture, caption in PICTURES.items():
         if (run / picture).is_file():
@@ -63,7 +63,7 @@ def metric_rows(run: Path) -> Rows:
 
 def _typed(run: Path) -> list[str]:
     path = run / ".hydra" / "overrides.yaml"
-    overrides: Any = yaml.safe_load(path.read_text()) if path.is_file() else None
+    overrides: Any = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     if not overrides:
         return []
     return ["Overrides: " + ", ".join(f"`{text}`" for text in overrides), ""]

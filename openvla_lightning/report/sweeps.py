@@ -60,7 +60,7 @@ def sweep_rows(runs: Sequence[Path]) -> Rows:
         "held-out accuracy": [_last(run, "val/action_accuracy", lambda value: f"{value:.1%}") for run in runs],
         "L1": [_last(run, "val/l1", lambda value: f"{value:.3f}") for run in runs],
     }
-    costs = [cost_cells(json.loads((run / FILE_NAME).read_text())) for run in runs]
+    costs = [cost_cells(json.loads((run / FILE_NAME).read_text(encoding="utf-8"))) for run in runs]
     columns |= {name: [row[name] for row in costs] for name in costs[0]}
     columns["steps"] = [_mean(found, lambda episode: episode.length, "{:.0f}") for found in results.values()]
     columns["jerk"] = [_mean(found, lambda episode: episode.jerk, "{:.3f}") for found in results.values()]
@@ -77,7 +77,7 @@ def write_sweep(folder: str | Path, console: Console | None = None) -> Path | No
     if not runs:
         return None
     rows = sweep_rows(runs)
-    memory = {json.loads((run / FILE_NAME).read_text())["memory_of"] for run in runs}
+    memory = {json.loads((run / FILE_NAME).read_text(encoding="utf-8"))["memory_of"] for run in runs}
     notes = [
         "Success with its Wilson 95 % interval; its difference from the first run paired by initial state, * when more "
         "than chance (McNemar, Holm, 5 %). Accuracy of action tokens and L1 (normalised units) at the last validation. "
@@ -108,7 +108,7 @@ def draw_sweep(runs: Sequence[Path], rows: Rows, picture: Path) -> bool:
 
 def _overrides(run: Path) -> list[str]:
     path = run / ".hydra" / "overrides.yaml"
-    texts = yaml.safe_load(path.read_text()) if path.is_file() else []
+    texts = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else []
     return [str(text) for text in texts if not str(text).startswith(RUNS_OWN)]
 
 

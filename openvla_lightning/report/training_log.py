@@ -20,7 +20,7 @@ def read_log(path: Path) -> Rows:
     path = path / LOG if path.is_dir() else path
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
 
 

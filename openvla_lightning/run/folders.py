@@ -70,7 +70,7 @@ def claim(folder: Path, processes: int = 1) -> Path:
                 continue
         try:
             (place / ".hydra").mkdir(parents=True, exist_ok=True)
-            (place / ".hydra" / CLAIM).open("x").close()
+            (place / ".hydra" / CLAIM).open("x", encoding="utf-8").close()
         except FileExistsError:
             raise FileExistsError(
                 f"{folder} belongs to another run. Go on with it (ckpt_path=last), or give this one a name of its own "

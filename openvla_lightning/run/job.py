@@ -40,7 +40,7 @@ def finished(cfg: DictConfig) -> dict[str, Any] | None:
     path = Path(cfg.paths.output_dir) / FINISHED
     if not in_sweep() or cfg.ckpt_path != "last" or not path.exists():
         return None
-    done = json.loads(path.read_text())
+    done = json.loads(path.read_text(encoding="utf-8"))
     if done["overrides"] != overrides():
         raise ConfigError(
             f"{path.parent} holds the run `{' '.join(done['overrides'])}`, this is another: to continue a sweep, "

@@ -18,6 +18,8 @@ from uuid import uuid4
 log = logging.getLogger(__name__)
 
 ENDING = ".unfinished"
+POINTER = b"version https://git-lfs"
+"""What a file begins with that was cloned without Git LFS."""
 STALE = 24 * 3600.0
 """Seconds after which an incomplete file is assumed to belong to a dead process."""
 
@@ -97,6 +99,18 @@ def below(folder: str | Path, name: str) -> Iterator[Path]:
             yield Path(place, name)
 
 
+def pointer(path: Path) -> str | None:
+    """That a file is a Git LFS pointer, which stands where nothing was downloaded, and what to do; None where not."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(POINTER))
+    except OSError:
+        return None  # whoever reads it says so
+    if begins != POINTER:
+        return None
+    return f"{path.name} is a Git LFS pointer, its content was not downloaded: `git lfs pull` in {path.parent} does"
+
+
 def readable(path: Path) -> bool:
     """Whether `path` is a file that this user can read; an inaccessible parent folder is no error."""
     try:
@@ -156,7 +170,7 @@ def alone(path: Path, what: str) -> Iterator[None]:
     If the file system has no locks, all processes do the job, which only costs time.
     """
     try:
-        lock = path.open("w")
+        lock = path.open("w", encoding="utf-8")
     except OSError:
         yield
         return

@@ -71,6 +71,18 @@ def test_a_git_lfs_pointer_is_said_to_be_one(folder: Path, tmp_path: Path, name:
         load_vla(tmp_path / "clone")
 
 
+@pytest.mark.parametrize("place", [("action", "std"), ("action", "max"), ("proprio", "q99")])
+def test_statistics_that_hold_no_numbers_are_refused(folder: Path, tmp_path: Path, place: tuple[str, str]) -> None:
+    shutil.copytree(folder, tmp_path / "nan")
+    path = tmp_path / "nan" / "dataset_statistics.json"
+    said = json.loads(path.read_text())
+    name = next(iter(said))
+    said[name].setdefault(place[0], {}).setdefault(place[1], [0.0] * 7)[0] = float("nan")
+    path.write_text(json.dumps(said))
+    with pytest.raises(CheckpointError, match=rf"statistics of '{name}': {'.'.join(place)} must hold finite numbers"):
+        describe(tmp_path / "nan").check()
+
+
 def test_weights_pickled_in_several_files_are_loaded(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "bin")
     (tmp_path / "bin" / "model.safetensors").unlink()

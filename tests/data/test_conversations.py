@@ -145,6 +145,7 @@ def test_robot_demonstrations_become_captions() -> None:
         ([{"conversations": said("only a question")}], "entry 0: .*pairs"),
         ([{"conversations": said("a", "b")}, {"conversations": said("a", "b")[::-1]}], "entry 1, turn 0: .*human"),
         ([{"conversations": [{"from": "human"}, {"from": "gpt"}]}], "turn 0"),
+        ([{"conversations": said("a", "b"), "image": ["1.png", "2.png"]}], "entry 0: `image` must be .* one image"),
     ],
 )
 def test_an_entry_that_is_no_conversation_is_named(tmp_path: Path, entries: Any, message: str) -> None:
@@ -153,11 +154,29 @@ def test_an_entry_that_is_no_conversation_is_named(tmp_path: Path, entries: Any,
         module(tmp_path)
 
 
+def test_images_are_decoded_as_everywhere_else(tmp_path: Path) -> None:
+    """Sixteen bits of grey are no white, and what cannot be read is named."""
+    grey = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "grey.png").read_bytes()[:50])
+    entries = [{"conversations": said("a", "b"), "image": name} for name in ("grey.png", "cut.png", None)]
+    (tmp_path / "chat.json").write_text(json.dumps(entries))
+    source = Conversations("set", tmp_path / "chat.json", tmp_path)
+    assert source.with_image.tolist() == [True, True, False]
+    image = source.read(0, 0).image
+    assert image is not None
+    np.testing.assert_array_equal(image[..., 0], grey >> 8)
+    with pytest.raises(ValueError, match=r"cut\.png is no image that can be read"):
+        source.read(1, 1)
+
+
 def test_what_is_missing_is_said_before_training(llava: Path, tmp_path: Path) -> None:
     assert "llava_v1_5_mix665k" in str(Conversations("set", tmp_path / "no.json", tmp_path).missing())
     (llava / "1.png").unlink()
     with pytest.raises(FileNotFoundError, match="image_root"):
         module(llava)
-    (llava / "chat.json").write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
-        module(llava)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 7121920\n"
+    for written, reason in ((b"{", "Expecting"), ('["ü"]'.encode("latin-1"), "utf-8"), (pointer, "`git lfs pull`")):
+        (llava / "chat.json").write_bytes(written)
+        with pytest.raises(ValueError, match=rf"chat\.json is not JSON: .*{reason}"):
+            module(llava)

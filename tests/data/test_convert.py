@@ -14,7 +14,7 @@ import simplejpeg
 import toy_lerobot as toy
 import toy_rlds
 
-from openvla_lightning.data.convert import lerobot, rlds, verification
+from openvla_lightning.data.convert import hdf5, lerobot, rlds, verification
 from openvla_lightning.data.convert.__main__ import main
 from openvla_lightning.data.oxe.registry import describe
 from openvla_lightning.data.source.lerobot import LeRobot
@@ -194,6 +194,24 @@ def test_robomimic_and_libero_files_become_rlds(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         index.proprio[:STEPS], np.random.default_rng(0).normal(size=(STEPS, 3)).astype(np.float32)
     )
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    whole, target = tmp_path / "a" / "x_demo.hdf5", str(tmp_path / "b" / "1.0.0")
+    whole.parent.mkdir()
+    robomimic(whole)
+    content = whole.read_bytes()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 7121920\n"
+    for bad, said in ((content[:-900], "truncated"), (b"", "truncated|signature"), (pointer, "`git lfs pull`")):
+        whole.write_bytes(bad)
+        with pytest.raises(SystemExit, match=rf"x_demo\.hdf5 cannot be read: .*({said})"):
+            main(["hdf5-to-rlds", str(tmp_path / "a"), target, "--workers", "0"])
+    assert not Path(target).exists()
+
+
+def test_demonstrations_come_in_the_order_of_their_numbers() -> None:
+    names = ["demo_10", "demo_2_again", "demo_2", "demo_0", "demo"]
+    assert sorted(names, key=hdf5._by_number) == ["demo", "demo_0", "demo_2", "demo_2_again", "demo_10"]
 
 
 def test_aloha_files_become_rlds(tmp_path: Path) -> None:

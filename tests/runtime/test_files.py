@@ -1,5 +1,6 @@
 """What is written appears whole or not at all, is as readable as its user's other files, and leaves nothing behind."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -103,3 +104,19 @@ def test_readable_and_writable_try_it(tmp_path: Path) -> None:
     assert writable(tmp_path / "new")
     assert not writable(tmp_path / "file")
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_texts_have_one_encoding_whatever_the_locale_says() -> None:
+    """An index written under one locale is read under another, and instructions hold letters of any script."""
+    package = Path(files.__file__).parents[1]
+    unsaid = []
+    for path in sorted(package.rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                continue
+            said = {keyword.arg for keyword in call.keywords}
+            mode = call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else ""
+            opened = call.func.attr == "open" and ("newline" in said or (mode and set(str(mode)) <= set("rwax+")))
+            if (opened or call.func.attr in ("read_text", "write_text")) and "encoding" not in said:
+                unsaid.append(f"{path.relative_to(package)}:{call.lineno}")
+    assert not unsaid

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from openvla_lightning.data.convert.verification import Columns, Verified, compa
 from openvla_lightning.data.images import Pixels, decode
 from openvla_lightning.data.source.rlds.episodes import Episodes, Leaf, declare, leaf_of
 from openvla_lightning.data.source.writer import write_rlds
+from openvla_lightning.runtime.files import pointer
 
 SCENE = re.compile(r"^[A-Z_]+\d+_")
 """LIBERO's prefix of the instruction in file names such as KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5."""
@@ -41,11 +43,9 @@ class Recorded:
         self.demos, self.turned = demos, turned
 
     def leaves(self, number: int) -> dict[str, NDArray[Any] | list[Any]]:
-        """Path in an RLDS step -> values [T, ...], for all data with one entry per action."""
-        import h5py
-
+        """Path in an RLDS step -> values [T, ...] of everything with as many entries as there are actions."""
         demo = self.demos[number]
-        with h5py.File(demo.path) as file:
+        with _opened(demo.path) as file:
             root = file[demo.group] if demo.group else file
             action = "actions" if "actions" in root else "action"
             steps = len(root[action])
@@ -158,13 +158,28 @@ def _as_written(target: Path, leaves: Mapping[str, Leaf]) -> Any:
     return read
 
 
-def _demos(path: Path, language: str | None) -> Iterator[Demo]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file that is read from; what is wrong with it is said with its path, which the library does not know.
+
+    Raises:
+        ValueError: it is cut short, damaged or no HDF5, or lacks what is asked of it.
+    """
     import h5py
 
-    with h5py.File(path) as file:
+    try:
+        with h5py.File(path) as file:
+            yield file
+    except (OSError, KeyError, RuntimeError) as error:
+        reason = pointer(path) or (error.args[0] if isinstance(error, KeyError) else error)
+        raise ValueError(f"{path} cannot be read: {reason}") from error
+
+
+def _demos(path: Path, language: str | None) -> Iterator[Demo]:
+    with _opened(path) as file:
         words = language or _words(file) or _from_name(path)
         if "data" in file and any(name.startswith("demo") for name in file["data"]):
-            names = sorted((n for n in file["data"] if n.startswith("demo")), key=lambda n: int(n.split("_")[-1]))
+            names = sorted((name for name in file["data"] if name.startswith("demo")), key=_by_number)
             if words is None:
                 raise ValueError(f"{path} does not say what the robot was told: give it with --language")
             yield from (Demo(path, f"data/{name}", words) for name in names)
@@ -177,6 +192,11 @@ def _demos(path: Path, language: str | None) -> Iterator[Demo]:
                 f"{path} holds {', '.join(file)}: neither data/demo_<n> (robomimic, LIBERO) nor action and "
                 "observations (ALOHA)"
             )
+
+
+def _by_number(name: str) -> list[int | str]:
+    """What to sort by, so that `demo_2` comes before `demo_10`, and `demo_2_again` between them."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _words(file: Any) -> str | None:

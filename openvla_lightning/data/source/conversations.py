@@ -9,9 +9,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from openvla_lightning.data.source import Source
+from openvla_lightning.processor.gate import as_rgb
+from openvla_lightning.runtime.files import pointer
 from openvla_lightning.types import Conversation
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ class ConversationSource(Protocol):
 class Conversations:
     """A JSON list of `{"id", "image", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}, ...]}`.
 
-    Entries without `image` are text only.
+    Entries without `image`, or with null for one, are text alone.
 
     Args:
         name: its name in metrics.
@@ -101,8 +103,8 @@ class Conversations:
         """
         try:
             entries = json.loads(self.path.read_bytes())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{self.path} is not JSON: {error}") from error
+        except ValueError as error:  # of its grammar or its encoding
+            raise ValueError(f"{self.path} is not JSON: {pointer(self.path) or error}") from error
         if not isinstance(entries, list) or not entries:
             raise ValueError(f"{self.path} holds no list of conversations")
         entries = self._with_their_images([_checked(entry, place, self.path) for place, entry in enumerate(entries)])
@@ -153,14 +155,15 @@ class Conversations:
     def _image(self, path: str) -> NDArray[np.uint8]:
         try:
             with Image.open(self.image_root / path) as image:
-                return np.asarray(image.convert("RGB"))
+                return np.asarray(as_rgb(image))
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{self.path.name} speaks of the image {path}, and there is none in {self.image_root}: say where "
                 "(data.source.image_root=...)"
             ) from None
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{self.image_root / path} is no image that can be read: {error}") from error
+        except Exception as error:  # decoders raise anything at damaged bytes
+            reason = pointer(self.image_root / path) or error
+            raise ValueError(f"{self.image_root / path} is no image that can be read: {reason}") from error
 
 
 class Captions:
@@ -212,4 +215,6 @@ def _checked(entry: Any, place: int, path: Path) -> dict[str, Any]:
         speaker = SPEAKERS[number % 2]
         if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
             raise ValueError(f'{where}, turn {number}: expected {{"from": "{speaker}", "value": "..."}}')
-    return entry
+    if not isinstance(entry.get("image"), str | None):
+        raise ValueError(f"{where}: `image` must be the path of one image, and is {entry['image']!r}")
+    return {key: value for key, value in entry.items() if key != "image" or value is not None}

@@ -92,14 +92,15 @@ class Index:
             for role, places in self.images.items():
                 np.save(beside / f"image_{role}.npy", places)
             words: dict[str, Any] = {name: getattr(self, name) for name in WORDS}
-            (beside / "index.json").write_text(json.dumps(words | {"cameras": list(self.images)}, ensure_ascii=False))
+            described = json.dumps(words | {"cameras": list(self.images)}, ensure_ascii=False)
+            (beside / "index.json").write_text(described, encoding="utf-8")
             for name, content in files.items():
-                (beside / f"{name}.json").write_text(content)
+                (beside / f"{name}.json").write_text(content, encoding="utf-8")
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Memory-map an index that `save` wrote."""
-        words = json.loads((folder / "index.json").read_text())
+        """Map what `save` wrote."""
+        words = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         arrays: dict[str, Any] = {name: _mapped(folder / f"{name}.npy") for name in ARRAYS}
         images = {role: _mapped(folder / f"image_{role}.npy") for role in words["cameras"]}
         arrays |= {name: tuple(words[name]) for name in WORDS}
@@ -124,7 +125,9 @@ class Index:
         """The selection and facts that were stored as `name`; None if there are none."""
         if self.folder is None or not readable(self.folder / f"{name}.json"):
             return None
-        return _mapped(self.folder / f"{name}.npy"), json.loads((self.folder / f"{name}.json").read_text())
+        return _mapped(self.folder / f"{name}.npy"), json.loads(
+            (self.folder / f"{name}.json").read_text(encoding="utf-8")
+        )
 
     def __reduce__(self) -> Any:
         # A worker process maps the same files instead of receiving copies.

@@ -180,7 +180,7 @@ class IndexedSource(Source):
         """The fact `name` that `_build` returned."""
         if name not in self._facts:
             self.prepare()
-            self._facts[name] = json.loads((self._home / f"{name}.json").read_text())
+            self._facts[name] = json.loads((self._home / f"{name}.json").read_text(encoding="utf-8"))
         return self._facts[name]
 
     def _check_unchanged(self, name: str, now: os.stat_result) -> None:

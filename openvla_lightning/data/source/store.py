@@ -195,11 +195,11 @@ class StoreFiles:
 def _opened(lock: Path) -> IO[str]:
     """Open a lock file; another user's lock file is opened without write permission, which is enough to lock it."""
     try:
-        return lock.open("w")
+        return lock.open("w", encoding="utf-8")
     except PermissionError:
         if not lock.exists():
             raise
-        return lock.open("r")
+        return lock.open("r", encoding="utf-8")
 
 
 def _let_go(path: Path) -> bool:

@@ -96,7 +96,7 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PLAN
     if path.exists():
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key in plan if found.get(key) != plan[key]]
         if changed:
             raise ValueError(

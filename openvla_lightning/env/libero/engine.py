@@ -156,7 +156,8 @@ def _configure(assets: Path) -> TemporaryDirectory[str]:
         "assets": assets,
     }
     folder = TemporaryDirectory(prefix="libero-paths-")
-    (Path(folder.name) / "config.yaml").write_text("".join(f"{name}: '{path}'\n" for name, path in paths.items()))
+    lines = "".join(f"{name}: '{path}'\n" for name, path in paths.items())
+    (Path(folder.name) / "config.yaml").write_text(lines, encoding="utf-8")
     return folder
 
 

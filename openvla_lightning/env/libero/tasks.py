@@ -54,7 +54,7 @@ def _words(benchmark: Any, index: int, perturbation: str | None) -> str:
     if perturbation not in REWORDED:
         return benchmark.tasks[index].language
     path = Path(benchmark.get_task_bddl_file_path(index))
-    words = re.search(r"\(:language\s+([^)]*)\)", path.read_text())
+    words = re.search(r"\(:language\s+([^)]*)\)", path.read_text(encoding="utf-8"))
     if words is None:
         raise ValueError(f"{path} holds no (:language ...)")
     return " ".join(words[1].split())

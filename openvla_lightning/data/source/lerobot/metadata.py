@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from openvla_lightning.data.source.faults import BadShardError
+from openvla_lightning.runtime.files import pointer
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 PICTURES = ("video", "image")
@@ -265,21 +266,21 @@ def read_table(path: Path, columns: list[str] | None = None) -> Any:
             raise BadShardError(f"{path} has no column {', '.join(absent)}")
         return file.read(columns)
     except (pyarrow.ArrowException, OSError) as error:
-        raise BadShardError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        raise BadShardError(f"{path} cannot be read: {pointer(path) or ' '.join(str(error).split())}") from None
 
 
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise BadShardError(f"{path} cannot be read: {error}") from None
+        raise BadShardError(f"{path} cannot be read: {pointer(path) or error}") from None
 
 
 def _json_lines(path: Path) -> list[Any]:
     if not path.exists():
         raise BadShardError(f"{path} is missing")
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     try:
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise BadShardError(f"{path} cannot be read: {error}") from None
+    except (ValueError, OSError) as error:
+        raise BadShardError(f"{path} cannot be read: {pointer(path) or error}") from None

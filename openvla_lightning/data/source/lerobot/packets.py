@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from openvla_lightning.runtime.files import pointer
+
 COLUMNS = ("pts", "offset", "size", "key")
 
 
@@ -56,6 +58,8 @@ def read_packets(full: Path, path: str, every_frame: bool = False) -> tuple[Vide
     if not full.exists():
         return Video(path, problem="the file is missing"), np.zeros((0, 4), np.int64)
     size = full.stat().st_size
+    if stands_for := pointer(full):
+        return Video(path, size=size, problem=stands_for), np.zeros((0, 4), np.int64)
     try:
         with full.open("rb") as stored, av.open(str(full)) as container:
             if not container.streams.video:

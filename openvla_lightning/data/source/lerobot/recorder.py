@@ -89,8 +89,8 @@ class Recorder:
         order = sorted(kept, key=lambda path: kept[path]["success"] is False)
         names = [path.stem for path in order]
         recorded = self.folder / RECORDED
-        if not recorded.exists() or json.loads(recorded.read_text()) != names:
-            for part in (INFO, "meta", "data", "videos"):  # first the file that marks it as a dataset
+        if not recorded.exists() or json.loads(recorded.read_text(encoding="utf-8")) != names:
+            for part in (INFO, "meta", "data", "videos"):  # first what makes it a dataset
                 delete(self.folder / part)
             write_json(recorded, names)
         failed = sum(told["success"] is False for told in kept.values())

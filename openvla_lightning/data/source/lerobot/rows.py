@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, EpisodeEntry, Feature, Metadata
+from openvla_lightning.runtime.files import pointer
 
 PICTURES_AT_ONCE = 64
 TIME_TOLERANCE = 1e-4
@@ -68,7 +69,7 @@ def read_rows(job: DataJob, path: Path) -> tuple[list[Rows], str | None]:
         if job.pictures:
             columns |= _copy_pictures(file, job)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        return [], f"it cannot be read: {' '.join(str(error).split())}"
+        return [], f"it cannot be read: {pointer(path) or ' '.join(str(error).split())}"
     numbers = columns["episode_index"]
     edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)] if len(numbers) else [0]
     found = []

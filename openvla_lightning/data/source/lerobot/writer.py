@@ -107,7 +107,7 @@ def _agree(plan: FilePlan) -> None:
     told = json.loads(json.dumps(told))
     path = plan.folder / PLAN
     if path.exists():
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         if changed := [key for key in told if found.get(key) != told[key]]:
             raise ValueError(
                 f"{plan.folder} holds a dataset (or part of one) that was made with other {', '.join(changed)}. "

@@ -7,6 +7,7 @@ from typing import Any
 
 from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.open_files import OPEN
+from openvla_lightning.runtime.files import pointer
 
 SPAN = 2**32
 """A place in a file is `record number * SPAN + offset in the record`."""
@@ -97,7 +98,7 @@ def _open(path: Path) -> Any:
     try:
         return ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
     except RuntimeError as error:
-        raise BadShardError(f"{path} is damaged: {error}.") from error
+        raise BadShardError(f"{path} is damaged: {pointer(path) or error}.") from error
 
 
 def _close(reader: Any) -> None:

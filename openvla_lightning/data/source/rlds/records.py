@@ -8,6 +8,7 @@ from pathlib import Path
 import google_crc32c
 
 from openvla_lightning.data.source.faults import BadShardError
+from openvla_lightning.runtime.files import pointer
 
 HEADER, FOOTER = 12, 4
 
@@ -43,6 +44,9 @@ def scan(path: Path) -> Iterator[tuple[int, bytes | BadShardError]]:
     """
     size = path.stat().st_size
     if not size:
+        return
+    if problem := pointer(path):
+        yield 0, BadShardError(f"{path}: {problem}.")
         return
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         position, number = 0, 0

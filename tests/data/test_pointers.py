@@ -1,0 +1,45 @@
+"""Datasets that were cloned without Git LFS, or written in another encoding: the file is named, and what to do."""
+
+from pathlib import Path
+
+import pytest
+import toy_lerobot
+import toy_rlds
+
+from openvla_lightning.data.oxe import describe
+from openvla_lightning.data.source.faults import BadShardError
+from openvla_lightning.data.source.lerobot.metadata import _json_lines
+from openvla_lightning.data.source.rlds import RLDS
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 7121920\n"
+
+
+def test_an_rlds_file_that_was_not_downloaded_is_said_to_be_one(tmp_path: Path) -> None:
+    toy_rlds.write(tmp_path / "toy" / "1.0.0")
+    shard = next(tmp_path.glob("toy/1.0.0/toy-train*"))
+    shard.write_text(POINTER)
+    with pytest.raises(BadShardError, match=rf"{shard.name} is a Git LFS pointer.*`git lfs pull` in "):
+        RLDS(tmp_path, "toy", describe("toy", toy_rlds.SPEC)).prepare()
+
+
+@pytest.mark.parametrize("kind", ["data/*/*.parquet", "videos/**/*.mp4", "meta/episodes/**/*.parquet", "meta/tasks*"])
+def test_a_lerobot_file_that_was_not_downloaded_is_said_to_be_one(tmp_path: Path, kind: str) -> None:
+    toy_lerobot.write(tmp_path / "toy")
+    file = next(tmp_path.glob(f"toy/{kind}"))
+    file.write_text(POINTER)
+    with pytest.raises(BadShardError, match=rf"{file.name} is a Git LFS pointer.*`git lfs pull` in "):
+        toy_lerobot.opened(tmp_path).prepare()
+
+
+def test_a_file_of_another_encoding_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "Läden (alt)" / "meine Daten"
+    toy_lerobot.write(folder)
+    toy_lerobot.opened(folder.parent, folder.name).prepare()
+    info = folder / "meta" / "info.json"
+    info.write_bytes(info.read_text().replace("{", '{"who": "Müller", ', 1).encode("latin-1"))
+    with pytest.raises(BadShardError, match=r"info\.json cannot be read: .*utf-8"):
+        toy_lerobot.opened(folder.parent, folder.name).prepare()
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_bytes('{"task_index": 0, "task": "öffne die Lade"}\n'.encode("latin-1"))
+    with pytest.raises(BadShardError, match=r"tasks\.jsonl cannot be read: .*utf-8"):
+        _json_lines(tasks)
