@@ -13,7 +13,7 @@ from PIL import Image
 from openvla_lightning.data.images import decode
 from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.rlds.arrays import Layout
-from openvla_lightning.data.source.rlds.words import instructions_of, numbered
+from openvla_lightning.data.source.words import instructions_of, numbered
 
 F = made_rlds.F
 
@@ -213,7 +213,7 @@ def shorter(trajectory: dict) -> dict:
 @pytest.mark.parametrize(
     ("transform", "reason"),
     [
-        ("raising", "its transform raised ZeroDivisionError: the gripper"),
+        ("raising", "its transform raising raised ZeroDivisionError: the gripper"),
         ("shorter", "there are 5 actions and 6 entries of"),
     ],
 )

@@ -15,6 +15,47 @@ from openvla_lightning.data.oxe.spec import ACTIONS, ENCODINGS, DatasetSpec, Tra
 __all__ = ["DatasetSpec", "action_paths", "check_encodings", "cut", "describe", "join_action", "register"]
 
 
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+def _several(kind: Any) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and all(isinstance(one, kind) for one in value)
+    )
+
+
+def _is(kind: Any) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind)
+
+
+def _either(*fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: any(fit(value) for fit in fits)
+
+
+WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "noop_threshold": ("a number, not below 0", _either(_is(type(None)), _number)),
+    "control_hz": ("a number above 0", _either(_is(type(None)), lambda value: _number(value) and value > 0)),
+    **dict.fromkeys(("mask", "absolute"), ("a list of true and false", _either(_is(type(None)), _several(bool)))),
+    **dict.fromkeys(("drop_first", "zero_filter"), ("true or false", _is(bool))),
+    **dict.fromkeys(("language", "where", "format"), ("a text", _is(str))),
+    **dict.fromkeys(("path", "hub", "transform"), ("a text", _is(str | None))),
+    "action": ("a path, or a list of paths that are joined", _either(_is(str), _several(str))),
+    "state": (
+        "a path, or a list of paths",
+        _either(_is(str | None), _several(str | None), lambda value: value in ([], ())),
+    ),
+    "swap": (
+        "two roles of `cameras`",
+        _either(_is(type(None)), lambda value: _several(str)(value) and len(value) == 2),
+    ),
+}
+"""Options of a user's dataset -> what to call their values, and which fit."""
+
+
 REGISTERED: dict[str, DatasetSpec] = {}
 """Filled when modules that register datasets are imported; use `catalogue` to look one up."""
 
@@ -74,11 +115,17 @@ def describe(name: str, options: Mapping[str, Any]) -> DatasetSpec:
     unknown = [key for key in options if key not in known]
     if unknown:
         raise ValueError(f"data.datasets.{name}: unknown {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    for key, (wanted, fits) in WANTED.items():
+        if key in options and not fits(options[key]):
+            raise ValueError(f"data.datasets.{name}.{key}={options[key]!r}: expected {wanted}")
     cameras = options.pop("cameras", None)
     if not isinstance(cameras, Mapping) or not cameras:
         raise ValueError(
             f"data.datasets.{name}: `cameras` maps roles to keys under observation, e.g. {{primary: image}}"
         )
+    for role, key in cameras.items():
+        if not isinstance(key, str | None):
+            raise ValueError(f"data.datasets.{name}.cameras.{role}={key!r}: expected a key under observation, or null")
     action = options.pop("action", "action")
     function = options.pop("transform", None)
     transform = partial(

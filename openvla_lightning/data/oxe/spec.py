@@ -30,6 +30,10 @@ class DescriptionError(ValueError):
     """A dataset's description names something that its files lack, or has another width than its actions."""
 
 
+class TransformError(ValueError):
+    """A user's own transform failed, or returned something else than a trajectory."""
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
     """Description of a dataset for its reader.
@@ -86,6 +90,14 @@ class DatasetSpec:
         if unknown := [role for role in self.swap or () if role not in self.cameras]:
             raise ValueError(f"{self.name}: swap names {', '.join(unknown)}; its cameras are {', '.join(self.cameras)}")
 
+    def transformed(self, raw: Trajectory) -> Trajectory:
+        """What `transform` makes of a trajectory.
+
+        Raises:
+            TransformError: the user's own function in it raised anything, or returned no dictionary.
+        """
+        return _guarded(self.transform)(raw)
+
     def action_mask(self, dim: int) -> tuple[bool, ...]:
         """Which of `dim` action dimensions are normalised."""
         return self._checked(self.mask, dim, "mask") or tuple(i not in self.grippers(dim) for i in range(dim))
@@ -125,6 +137,25 @@ class DatasetSpec:
         for key in ("format", "path", "hub", "relative"):
             del described[key]
         return hashlib.sha256(repr(sorted(described.items())).encode()).hexdigest()
+
+
+def _guarded(transform: Transform) -> Transform:
+    """The same, in which what a user wrote is blamed for its errors; what is made around it comes first."""
+    if not isinstance(transform, partial) or (first := transform.keywords.get("first")) is None:
+        return transform
+    inner = _guarded(first) if isinstance(first, partial) else partial(_own, function=first)
+    return partial(transform.func, *transform.args, **transform.keywords | {"first": inner})
+
+
+def _own(trajectory: Trajectory, function: Transform) -> Trajectory:
+    name = getattr(function, "__name__", str(function))
+    try:
+        made = function(trajectory)
+    except Exception as error:  # whatever a user's function raises is about this trajectory
+        raise TransformError(f"its transform {name} raised {type(error).__name__}: {error}") from error
+    if not isinstance(made, dict):
+        raise TransformError(f"its transform {name} returned {type(made).__name__}, not the trajectory: a dictionary")
+    return made
 
 
 def _source(function: Any) -> str:

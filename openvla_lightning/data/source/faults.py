@@ -4,10 +4,23 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from openvla_lightning.data.oxe.spec import DescriptionError, TransformError
+
 BadTrajectories = Literal["error", "skip"]
 """Treatment of unreadable trajectories: stop at the first one, or leave them out and list them."""
 
 WAY_OUT = "Get this file again, or leave such trajectories out with data.source.bad_trajectories=skip"
+
+
+MISNAMED = "Say what the files hold in the dataset's description (data.datasets.{name}, docs/data.md)"
+OWN = "Mend that function, or leave such trajectories out with data.source.bad_trajectories=skip"
+
+
+def way_out(error: Exception, name: str) -> str:
+    """What to do about what is wrong with a trajectory of the dataset `name`: a typo is no damage."""
+    if isinstance(error, TransformError):
+        return OWN
+    return MISNAMED.format(name=name) if isinstance(error, KeyError | DescriptionError) else WAY_OUT
 
 
 class BadShardError(ValueError):

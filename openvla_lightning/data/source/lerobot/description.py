@@ -79,9 +79,10 @@ def slices(metadata: Metadata, columns: Mapping[str, NDArray[Any]]) -> dict[str,
 
 
 def words(metadata: Metadata, numbers: NDArray[Any]) -> NDArray[Any]:
-    """Instructions as UTF-8 bytes [T] for task numbers; texts are used unchanged."""
-    texts = [one if isinstance(one, str) else metadata.tasks[int(one)] for one in numbers.ravel().tolist()]
-    return np.array([text.encode() for text in texts], object)
+    """Instructions, as UTF-8 bytes [T], of task numbers; texts are taken as they are. Equal ones are one object."""
+    given = numbers.ravel().tolist()
+    texts = {one: (one if isinstance(one, str) else metadata.tasks[int(one)]).encode() for one in set(given)}
+    return np.array([texts[one] for one in given], object)
 
 
 def draft(metadata: Metadata, name: str) -> str:

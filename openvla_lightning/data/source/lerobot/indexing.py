@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.oxe.leaves import leaf_at
 from openvla_lightning.data.oxe.spec import DatasetSpec
-from openvla_lightning.data.source.faults import WAY_OUT, BadShardError, BadTrajectories
+from openvla_lightning.data.source.faults import WAY_OUT, BadShardError, BadTrajectories, way_out
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.lerobot.description import camera_features, slices, words
 from openvla_lightning.data.source.lerobot.metadata import INFO, EpisodeEntry, Metadata
 from openvla_lightning.data.source.lerobot.packets import Video, match
 from openvla_lightning.data.source.lerobot.rows import Rows, check_finite, check_rows
+from openvla_lightning.data.source.words import instructions_of, numbered
 
 PACKED = ".records"
 """Ending of the files with encoded pictures that were copied out of compressed parquet."""
@@ -66,15 +67,15 @@ class Assembly:
         self.rows_found, self.problems = 0, dict[str, str]()
         self.seen: Counter[int] = Counter()
 
-    def leave_out(self, file: str, trajectory: int, reason: str) -> None:
-        """Note an unreadable episode.
+    def leave_out(self, file: str, trajectory: int, reason: str, advice: str = WAY_OUT) -> None:
+        """Note an episode that cannot be read.
 
         Raises:
             BadShardError: `bad_trajectories` is `error`.
         """
         if self.bad_trajectories == "error":
             what = f"episode {trajectory}: " if trajectory >= 0 else ""
-            raise BadShardError(f"{self.spec.name}: {self.metadata.folder / file}, {what}{reason}. {WAY_OUT}.")
+            raise BadShardError(f"{self.spec.name}: {self.metadata.folder / file}, {what}{reason}. {advice}.")
         self.skipped.append({"file": file, "trajectory": trajectory, "reason": reason})
 
     def add(self, file: str, found: Iterable[Rows], problem: str | None) -> None:
@@ -96,7 +97,8 @@ class Assembly:
             except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
                 self.parts.pop(rows.number, None)
                 blamed = error.file if isinstance(error, NoPictureError) else file
-                self.leave_out(blamed, rows.number, str(error.args[0] if error.args else error))
+                reason = str(error.args[0] if error.args else error)
+                self.leave_out(blamed, rows.number, reason, way_out(error, self.spec.name))
 
     def finish(self) -> Index:
         """The index.
@@ -115,7 +117,7 @@ class Assembly:
         parts = [self.parts[number] for number in sorted(self.parts)]
         names, split_of = self.metadata.splits()
         lengths = [len(part["action"]) for part in parts]
-        texts, instruction = np.unique(np.concatenate([p["words"] for p in parts]).astype(bytes), return_inverse=True)
+        instruction, texts = numbered(part["words"] for part in parts)
         images = {role: np.concatenate([part[f"image/{role}"] for part in parts]) for role in self.spec.cameras}
         shards, sizes = self._shards(images)
         return Index(
@@ -123,10 +125,10 @@ class Assembly:
             proprio=np.concatenate([part["proprio"] for part in parts]),
             bounds=np.cumsum([0, *lengths]),
             split=np.array([names.index(split_of[number]) for number in sorted(self.parts)], np.int16),
-            instruction=instruction.astype(np.int32),
+            instruction=instruction,
             images=images,
             splits=names,
-            instructions=tuple(text.decode("utf-8", "replace") for text in texts.tolist()),
+            instructions=tuple(text.decode("utf-8", "replace") for text in texts),
             files=tuple(self.files),
             shards=shards,
             sizes=sizes,
@@ -143,7 +145,8 @@ class Assembly:
             is_video = self.metadata.features[key].dtype == "video"
             raw[key] = self._frames(key, episode, times) if is_video else self._pictures(rows, key)
         raw |= {key: raw[feature] for role, key in self.spec.cameras.items() if key and (feature := self.cameras[role])}
-        trajectory = self.spec.transform(raw)
+        own = {name: np.array(column) for name, column in raw.items()}  # a transform may change them in place
+        trajectory = self.spec.transformed(own)
         action = np.asarray(leaf_at(trajectory, "action"), np.float32)
         if action.ndim != 2:
             raise ValueError(f"an action is no vector (shape {list(action.shape)})")
@@ -163,7 +166,10 @@ class Assembly:
             f"image/{role}": np.zeros((len(action), 3), np.int64) if key is None else np.asarray(trajectory[key])
             for role, key in self.spec.cameras.items()
         }
-        instruction = np.broadcast_to(np.asarray(leaf_at(trajectory, self.spec.language), object), (len(action),))
+        for role, found in places.items():
+            if len(found) != len(action):
+                raise ValueError(f"there are {len(action)} actions and {len(found)} pictures of {role[6:]}")
+        instruction = instructions_of(trajectory, self.spec.language, len(action))
         return {"action": action, "proprio": np.concatenate(columns, axis=1), "words": instruction} | places
 
     def _frames(self, key: str, episode: EpisodeEntry, times: NDArray[np.float64]) -> NDArray[np.int64]:

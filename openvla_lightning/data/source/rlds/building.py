@@ -22,7 +22,7 @@ from openvla_lightning.data.source.rlds.arrays import Layout
 from openvla_lightning.data.source.rlds.description import AGAIN, METADATA, read_features, read_splits
 from openvla_lightning.data.source.rlds.indexing import Job, Shard, image_layouts, join, read_shard
 from openvla_lightning.data.source.rlds.shards import Shards
-from openvla_lightning.data.source.rlds.words import numbered
+from openvla_lightning.data.source.words import numbered
 from openvla_lightning.runtime.progress import Bar
 
 log = logging.getLogger(__name__)

@@ -10,15 +10,14 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.images import decode
 from openvla_lightning.data.oxe.leaves import leaf_at
-from openvla_lightning.data.oxe.spec import DatasetSpec, DescriptionError, Trajectory
-from openvla_lightning.data.source.faults import WAY_OUT, BadShardError, BadTrajectories
+from openvla_lightning.data.oxe.spec import DatasetSpec, Trajectory
+from openvla_lightning.data.source.faults import MISNAMED, WAY_OUT, BadShardError, BadTrajectories, way_out
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.rlds.array_records import is_array_record, scan_array_record
 from openvla_lightning.data.source.rlds.arrays import Layout, layout_of, observation_features
 from openvla_lightning.data.source.rlds.records import scan
-from openvla_lightning.data.source.rlds.words import instructions_of, numbered
+from openvla_lightning.data.source.words import instructions_of, numbered
 
-MISNAMED = "Say what the files hold in the dataset's description (data.datasets.{name}, docs/data.md)"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -90,10 +89,8 @@ def read_shard(job: Job) -> Shard:
         except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
             reason = str(error.args[0] if error.args else error)
             if job.bad_trajectories == "error":
-                misnamed = isinstance(error, KeyError | DescriptionError)
                 where = f"{job.spec.name}: {job.path}, trajectory {number}"
-                way_out = MISNAMED.format(name=job.spec.name) if misnamed else WAY_OUT
-                raise BadShardError(f"{where}: {reason}. {way_out}.") from error
+                raise BadShardError(f"{where}: {reason}. {way_out(error, job.spec.name)}.") from error
             leave_out(number, reason)
     found = number + 1
     if found > job.expected or (found < job.expected and job.bad_trajectories == "error"):
@@ -155,7 +152,7 @@ def _add(shard: Shard, job: Job, raw: Trajectory, record: bytes, start: int, lay
             seen[camera] = layout.spans(record, start, f"steps/observation/{camera}", len(images))
         else:
             seen[camera] = _places(images, record, start)
-    trajectory = _transformed(spec, raw | {"observation": seen})
+    trajectory = spec.transformed(raw | {"observation": seen})
     action = np.asarray(leaf_at(trajectory, "action"), np.float32)
     if action.ndim != 2:
         raise ValueError(f"an action is not a finite vector (shape {list(action.shape)})")
@@ -180,15 +177,6 @@ def _add(shard: Shard, job: Job, raw: Trajectory, record: bytes, start: int, lay
     shard.proprio.append(np.concatenate([np.zeros((steps, 0), np.float32), *columns], axis=1))
     for role, found in places.items():
         shard.images[role].append(found)
-
-
-def _transformed(spec: DatasetSpec, raw: Trajectory) -> Trajectory:
-    try:
-        return spec.transform(raw)
-    except (KeyError, ValueError, IndexError, TypeError, AttributeError):
-        raise
-    except Exception as error:  # any error of a user's function belongs to this trajectory
-        raise ValueError(f"its transform raised {type(error).__name__}: {error}") from error
 
 
 def _check_images(images: NDArray[Any], camera: str, *, every_pixel: bool) -> None:
