@@ -1,12 +1,12 @@
-"""How long a chunk of actions takes: OpenVLA-OFT's heads our way, and the released way, its semantics written plainly.
+"""Latency of a chunk of actions: OpenVLA-OFT's heads in our code, and a plain version of the released method.
 
 python benchmarks/chunk.py                                  # two models of random weights, on the CPU
 python benchmarks/chunk.py --model openvla_7b --device cuda # at full size, with 16 chunks at a time
 python benchmarks/chunk.py --model mid --alone              # L1 against the released way and no more: less memory
 
-The released way runs every block of the towers, makes logits over the vocabulary at every position of the sequence and
-keeps all layers' hidden states; its action places hold embeddings that are multiplied by zero. Both ways have the same
-weights, take turns, and have to agree. Beside them stands one action as tokens, as OpenVLA writes them.
+The released method runs all blocks of the towers, computes logits over the vocabulary at every position of the sequence
+and keeps all layers' hidden states; embeddings at its action places are multiplied by zero. Both methods have the same
+weights, alternate, and must agree. For comparison, one action is also decoded as tokens, as in OpenVLA.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CHUNK, DIM, STATE = 8, 7, 8
 
 
 def released_way(policy: Policy) -> Callable[[Observation], np.ndarray]:
-    """A chunk of an L1 head as the released `predict_action` makes it."""
+    """A function that computes an L1 head's chunk as the released `predict_action` does."""
     vla, processor = policy.vla, policy.processor
     head: Any = processor.action_head
     with torch.device("meta"):
@@ -39,7 +39,7 @@ def released_way(policy: Policy) -> Callable[[Observation], np.ndarray]:
     llm.model, llm.lm_head = vla.llm.model, vla.llm.lm_head
 
     def features(pixels: Tensor) -> Tensor:
-        """Of each view by itself, all blocks."""
+        """Features of each view separately, through all blocks."""
         towers: list[Any] = vla.vision_backbone.featurizers
         views = []
         for view in pixels.split(3 * len(towers), dim=1):
@@ -81,7 +81,7 @@ def released_way(policy: Policy) -> Callable[[Observation], np.ndarray]:
 
 
 def clocked(ways: Sequence[Callable[[], Any]], repeats: int, cuda: bool) -> list[float]:
-    """Median seconds of each, taking turns."""
+    """Median seconds of each function, called alternately."""
     times: list[list[float]] = [[] for _ in ways]
     for _ in range(repeats):
         for way, taken in zip(ways, times, strict=True):
@@ -94,13 +94,13 @@ def clocked(ways: Sequence[Callable[[], Any]], repeats: int, cuda: bool) -> list
 
 
 Way = tuple[str, float, int]
-"""What it is, its median seconds, and how many actions that gives."""
+"""Description, median seconds, and number of actions."""
 
 
 def measure(
     name: str, device: torch.device, dtype: torch.dtype, repeats: int, denoising: int, alone: bool = False
 ) -> list[Way]:
-    """Every way to make a chunk, the released one first, one token action last; `alone`: the released way and L1."""
+    """All methods, the released one first, one token action last; with `alone` only the released one and L1."""
     config = {**MODELS[name], "proprio_dim": STATE}
     words = config["llm"]["vocab_size"]
     l1 = random_policy(config, device, dtype, None, L1Head(CHUNK, DIM), CAMERAS)
@@ -143,7 +143,7 @@ def measure(
 
 
 def table(name: str, ways: list[Way]) -> list[list[str]]:
-    """Rows of the table; the times one token action are left open where that was not measured."""
+    """Rows of the table; the ratio to one token action is empty if that was not measured."""
     (_, released, _), (_, per_action, actions) = ways[0], ways[-1]
     return [
         [

@@ -1,11 +1,11 @@
-"""The data pipeline against its own ceiling, on one CPU core.
+"""Speed of the data pipeline compared with its upper limit, on one CPU core.
 
     python benchmarks/data.py                            # a corpus of made-up pictures
     OPENVLA_GOLDEN=/path/to/golden python benchmarks/data.py    # real Bridge pictures, as stored and enlarged to 256 px
 
-Rates are frames per core-second (of the process' CPU time), medians over windows. The ceiling is decoding and resizing
-the same images in a bare loop of the same run; a pipeline adds finding, reading, normalising and stacking. Memory is
-what the process holds above what it held before it opened the dataset.
+Rates are frames per core-second (of the process' CPU time), medians over windows. The upper limit is decoding and
+resizing the same images in a bare loop of the same run; a pipeline adds finding, reading, normalising and stacking.
+Memory is the process' increase since before it opened the dataset.
 
     python benchmarks/data.py --released ENV/bin/python REPO     # beside the released pipeline, windows taking turns
     python benchmarks/data.py --beside CHECKOUT                  # beside another version of this code
@@ -134,7 +134,7 @@ def frames() -> Iterator[bytes]:
 
 
 def collate(steps: list[Step]) -> Batch:
-    """A batch without words: what the released figures are of, too."""
+    """A batch without text, like the released figures."""
     pixels = torch.from_numpy(np.stack([step.observation.images["primary"] for step in steps])).permute(0, 3, 1, 2)
     actions = torch.from_numpy(np.stack([step.action for step in steps]))
     ids = torch.zeros(len(steps), 1, dtype=torch.long)
@@ -192,7 +192,7 @@ def measure(root: Path, name: str) -> dict[str, float]:
 
 
 def endless(data: VLADataModule, augment: bool = False) -> Callable[[], int]:
-    """Serves a batch, over and over."""
+    """A function that serves the next batch, endlessly."""
 
     def batches() -> Iterator[Batch]:
         while True:
@@ -213,11 +213,11 @@ def endless(data: VLADataModule, augment: bool = False) -> Callable[[], int]:
 
 
 def compare(root: Path, corpora: Mapping[int, str], arguments: argparse.Namespace) -> None:
-    """Windows of all pipelines in turn, and the table of their rates and of our rate divided by each other one."""
+    """Alternate windows of all pipelines, and print a table of their rates and of our relative rate."""
     table = Table("images", title=f"Frames per core-second, {SIZE} px, medians of {arguments.rounds}; ratios (range)")
     here = Path(__file__)
     for size, name in corpora.items():
-        opened(root, name)  # indexed and measured before the clocks run
+        opened(root, name)  # index and measure before timing starts
         for augment in (False, True):
             other: dict[str, Served] = {}
             if arguments.released:
@@ -269,7 +269,7 @@ def show(found: dict[int, dict[str, float]]) -> None:
 
 
 def draw(found: dict[int, dict[str, float]], path: Path) -> None:
-    """Bars, and the ceiling as a line."""
+    """Draw bars, and the upper limit as a line."""
     figure, axes = plt.subplots(1, len(found), figsize=(4.5 * len(found), 3.2), squeeze=False, layout="constrained")
     for axis, (size, figures) in zip(axes[0], found.items(), strict=True):
         bars = {

@@ -1,13 +1,13 @@
-"""Every figure of the project that needs a GPU, most important first, in at most eight minutes.
+"""All measurements of the project that need a GPU, most important first, in at most eight minutes.
 
     python benchmarks/gpu.py                # on one GPU of 80 GB or more: writes gpu.json and gpu.md as figures come
     python benchmarks/gpu.py --dry          # what would be measured, and when
     python benchmarks/gpu.py --tiny         # the same code with tiny models, on a CPU
     python benchmarks/gpu.py --only train   # those whose name contains a word
 
-Weights are random and made on the device. Every measurement is a process of its own with a time limit: one that fails,
-hangs or runs out of memory costs itself. Where there is a released way to do the same, it is measured in the same run.
-`gpu_wheels.sh` collects the packages that a machine without network lacks.
+Weights are random and made on the device. Every measurement is a separate process with a time limit, so a failure, a
+hang or lack of memory affects only that measurement. If the released code has the same function, it is measured in the
+same run. `gpu_wheels.sh` collects the packages for a machine without network.
 """
 
 import argparse
@@ -36,10 +36,10 @@ class Job:
     """A measurement.
 
     Attributes:
-        name: for `--only`.
-        run: gives its figures, as they come; called in a process of its own.
-        seconds: what it should take on the GPU.
-        limit: when it is stopped.
+        name: name for `--only`.
+        run: yields its figures; called in a separate process.
+        seconds: expected time on the GPU.
+        limit: time after which it is stopped.
     """
 
     name: str
@@ -70,8 +70,8 @@ def jobs(scale: Scale) -> list[Job]:
 
 
 def run(job: Job, limit: float) -> list[Figure]:
-    """Figures of a job in a process of its own, and why there are no more of them."""
-    context = multiprocessing.get_context("fork")  # what was imported is there; this process never touches the GPU
+    """Run a job in a separate process; return its figures, and the reason if some are missing."""
+    context = multiprocessing.get_context("fork")  # imports are shared; this process never touches the GPU
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_worker, args=(job.run, theirs))
     process.start()
@@ -108,7 +108,7 @@ def _worker(measurement: Callable[[], Iterator[Figure]], pipe: Any) -> None:
 
 
 def machine(scale: Scale) -> str:
-    """Of which the figures are; asked in a process of its own, since a process that forks must not touch the GPU."""
+    """Description of the machine, from a separate process, because a process that forks must not touch the GPU."""
     if scale.device != "cuda":
         return f"{platform.processor() or platform.machine()}, torch {torch.__version__}"
     with multiprocessing.get_context("fork").Pool(1) as pool:
@@ -117,7 +117,7 @@ def machine(scale: Scale) -> str:
 
 
 def write(folder: Path, where: str, figures: list[Figure], seconds: dict[str, float]) -> str:
-    """Both files, whole after every job; returns the table."""
+    """Write both files, complete after every job; return the table."""
     folder.mkdir(parents=True, exist_ok=True)
     text = f"{where}\n\n{markdown([HEADER, *(figure.cells() for figure in figures)])}\n"
     known = {"machine": where, "figures": [asdict(figure) for figure in figures], "seconds": seconds}
@@ -128,7 +128,7 @@ def write(folder: Path, where: str, figures: list[Figure], seconds: dict[str, fl
 
 
 def plan(chosen: list[Job], budget: float) -> str:
-    """When each job would run, and whether all of them fit."""
+    """The start of each job, and whether all of them fit into the budget."""
     rows, begins = [["job", "begins at, s", "takes, s", "is stopped after, s"]], 0.0
     for job in chosen:
         rows.append([job.name, f"{begins:.0f}", f"{job.seconds:.0f}", f"{min(job.limit, budget - begins):.0f}"])

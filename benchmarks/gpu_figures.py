@@ -1,4 +1,4 @@
-"""What `gpu.py` measures: each function gives lines of its table, as they come."""
+"""The measurements of `gpu.py`: each function yields lines of its table."""
 
 import chunk  # the benchmark beside this one
 import copy
@@ -26,10 +26,10 @@ class Figure:
     """One line of the table.
 
     Attributes:
-        what: it is, with its unit.
-        ours, released: the figures; None where there is none.
-        more_is_better: a rate; False: a duration.
-        more: what belongs to it, in words.
+        what: description with unit.
+        ours, released: the figures; None if there is none.
+        more_is_better: True for a rate, False for a duration.
+        more: further remarks.
         failed: why there is no figure.
     """
 
@@ -41,7 +41,7 @@ class Figure:
     failed: str = ""
 
     def cells(self) -> list[str]:
-        """The line."""
+        """The cells of the table's line."""
         ours, released = ("" if value is None else f"{value:.4g}" for value in (self.ours, self.released))
         times = ""
         if self.ours and self.released:
@@ -51,15 +51,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scale:
-    """What is measured: full size on a GPU, or the same code on a CPU.
+    """Size of the measurements: full size on a GPU, or the same code on a CPU.
 
     Attributes:
-        device, dtype: of all that acts.
+        device, dtype: of the acting models.
         model: name in `bench_latency.MODELS`.
-        training: configuration of what trains.
-        batches: what learns -> samples in a step.
-        repeats: actions that are timed.
-        rounds: steps that are timed.
+        training: configuration of the trained model.
+        batches: strategy -> samples per step.
+        repeats: number of timed actions.
+        rounds: number of timed steps.
     """
 
     device: str
@@ -72,13 +72,13 @@ class Scale:
 
 
 def whole() -> Scale:
-    """On a GPU."""
+    """The scale for a GPU."""
     batches = {"lora": 16, "full": 32, "qlora": 16}
     return Scale("cuda", torch.bfloat16, "openvla_7b", train.LARGE, batches, repeats=50, rounds=5)
 
 
 def tiny() -> Scale:
-    """On a CPU, in a minute."""
+    """The scale for a CPU, which takes a minute."""
     small = copy.deepcopy(train.SMALL)
     small["llm"]["architecture"]["num_hidden_layers"] = 2
     for tower in small["vision_backbone"]["towers"].values():
@@ -88,7 +88,7 @@ def tiny() -> Scale:
 
 
 def training(scale: Scale, learn: str) -> Iterator[Figure]:
-    """Samples per second, share of the peak and memory; of 4 bits there is no released step."""
+    """Samples per second, share of the peak, and memory; for 4 bits there is no released step."""
     size = scale.batches[learn]
     recompute = "full" if learn == "full" else "none"
     step = partial(train.timed, config=scale.training, device=scale.device, recompute=recompute)
@@ -104,7 +104,7 @@ def training(scale: Scale, learn: str) -> Iterator[Figure]:
 
 
 def latency(scale: Scale, format_name: str | None) -> Iterator[Figure]:
-    """Milliseconds of one action; the released way beside the weights' own dtype."""
+    """Milliseconds per action; with unquantised weights also for the released method."""
     device, plain = torch.device(scale.device), format_name is None
     format_ = None if format_name is None else FORMATS[format_name]()
     if format_ is not None:
@@ -123,7 +123,7 @@ def latency(scale: Scale, format_name: str | None) -> Iterator[Figure]:
 
 
 def chunks(scale: Scale) -> Iterator[Figure]:
-    """A chunk of eight actions, alone and sixteen at a time, by each head."""
+    """Time of a chunk of eight actions, for one and sixteen at a time, with each head."""
     ways = chunk.measure(scale.model, torch.device(scale.device), scale.dtype, max(2, scale.repeats // 3), 10)
     theirs = ways[0][1]
     for what, seconds, count in ways[1:]:
@@ -132,7 +132,7 @@ def chunks(scale: Scale) -> Iterator[Figure]:
 
 
 class Pictures(torch.utils.data.Dataset[torch.Tensor]):
-    """JPEG pictures of 256 px, as often as they are asked for, decoded and resized as training does."""
+    """JPEG pictures of 256 px, decoded and resized as in training."""
 
     def __init__(self, count: int) -> None:
         import simplejpeg
@@ -151,13 +151,13 @@ class Pictures(torch.utils.data.Dataset[torch.Tensor]):
 
 
 def data(scale: Scale) -> Iterator[Figure]:
-    """Pictures per second that all cores give while the device multiplies, and what the device loses by it."""
+    """Pictures per second from all cores while the device computes, and the device's loss of speed."""
     gpu, cores = scale.device == "cuda", len(os.sched_getaffinity(0))
     side = 8192 if gpu else 64
     matrix = torch.randn(side, side, device=scale.device, dtype=scale.dtype)
 
     def products(seconds: float) -> float:
-        """How many a second."""
+        """Products per second."""
         started, count = time.perf_counter(), 0
         while time.perf_counter() - started < seconds:
             for _ in range(10):
@@ -187,7 +187,7 @@ def data(scale: Scale) -> Iterator[Figure]:
 
 
 def parity(scale: Scale) -> Iterator[Figure]:
-    """Share of the recorded answers of small checkpoints that this device gives, in float32 and in bfloat16."""
+    """Share of small checkpoints' recorded answers that this device reproduces, in float32 and in bfloat16."""
     from PIL import Image
 
     from openvla_lightning.policy import Policy

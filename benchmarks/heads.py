@@ -1,8 +1,8 @@
-"""How long a decision of each policy of a sweep takes, one robot at a time, all policies taking turns.
+"""Time per decision of each policy of a sweep, for one robot, with alternating policies.
 
     python benchmarks/heads.py runs/heads
 
-Each is asked about the same pictures and words, as one thread on the CPU in float32, or on `--device cuda` in bfloat16.
+All get the same pictures and instructions, on one CPU thread in float32, or on `--device cuda` in bfloat16.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _name(run: Path) -> str:
-    """What the run varied; of a sweep's first seed the head says it all."""
+    """Name of a run: its varied settings; for a sweep's first seed, only the head."""
     overrides = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
     return " ".join(text for text in overrides if text.startswith(("action_head=", "seed="))) or run.name
 

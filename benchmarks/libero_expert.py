@@ -3,7 +3,7 @@
     python benchmarks/libero_expert.py build/libero_expert.json --states 10     # 40 tasks, half an hour on one core
     python benchmarks/libero_expert.py build/libero_expert.json --suites libero_goal
 
-Without cameras. Goes on where an earlier run was stopped, and prints a row per suite.
+It runs without cameras, resumes an interrupted run, and prints a row per suite.
 """
 
 import argparse
@@ -20,7 +20,7 @@ SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 
 
 def play(env: Libero, task: str, state: int) -> int:
-    """Steps to success, 0 for none."""
+    """Number of steps to success, 0 without success."""
     env.reset(seed=state, options={"task": task})
     expert, steps = Expert(env), 0
     while True:
@@ -31,7 +31,7 @@ def play(env: Libero, task: str, state: int) -> int:
 
 
 def look(suites: Sequence[str], states: int, file: Path) -> dict[str, int]:
-    """Steps of every episode by `suite/task/state`; `file` keeps them as they come."""
+    """Steps of every episode by `suite/task/state`; they are saved to `file` meanwhile."""
     file.parent.mkdir(parents=True, exist_ok=True)
     played: dict[str, int] = json.loads(file.read_text()) if file.is_file() else {}
     for suite in suites:
@@ -49,7 +49,7 @@ def look(suites: Sequence[str], states: int, file: Path) -> dict[str, int]:
 
 
 def table(played: dict[str, int], suites: Sequence[str], states: int) -> str:
-    """A row per suite: successes of each task, their sum, and how long a successful episode is."""
+    """A row per suite: successes of each task, their sum, and the length of a successful episode."""
     rows = ["| suite |" + "".join(f" {n} |" for n in range(10)) + " all | steps |", "|---|" + "---:|" * 12]
     for suite in suites:
         every = [[played[f"{suite}/{task}/{state}"] for state in range(states)] for task in range(10)]

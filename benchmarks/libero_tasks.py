@@ -1,10 +1,10 @@
-"""Reset, draw and step every task of LIBERO's five suites, and draw them on one sheet.
+"""Reset, render and step every task of LIBERO's five suites, and draw them on one sheet.
 
     python benchmarks/libero_tasks.py build/libero_tasks.npz              # 130 tasks, about 20 minutes on one core
     python benchmarks/libero_tasks.py build/libero_tasks.npz --sheet docs/libero_tasks.png
 
-The first command goes on where an earlier one was stopped, and prints a table: seconds, and how fast anything still
-moves when the policy would see its first picture.
+The first command resumes an interrupted run, and prints a table of seconds, and of the largest speed of any object at
+the policy's first picture.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from PIL import Image
 from openvla_lightning.env.libero import STEP_LIMITS, Libero
 
 STEPS = 20
-"""Actions: half of them none, half at random."""
+"""Number of actions: half of them no-ops, half random."""
 COLUMNS, GAP, COLOURS = 10, 2, 256
 
 
 def look(suites: Sequence[str], file: Path) -> dict[str, np.ndarray]:
-    """The picture, the times and the speed of every task; `file` keeps them as they come."""
+    """The picture, the times and the speed of every task; they are saved to `file` meanwhile."""
     seen = dict(np.load(file)) if file.is_file() else {}
     file.parent.mkdir(parents=True, exist_ok=True)
     for suite in suites:

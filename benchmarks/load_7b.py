@@ -3,7 +3,8 @@
     python benchmarks/load_7b.py /big/disk/skeleton          # writes 15 GB of random weights, then removes them
     python benchmarks/load_7b.py /big/disk/skeleton --keep
 
-Needs no download: the folder has the released names, shapes and files, its weights and tokenizer are made up.
+It needs no download: the folder has the released names, shapes and files, with random weights and an artificial
+tokenizer.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def write_skeleton(folder: Path) -> None:
 
 
 def fill(shape: torch.Size, noise: torch.Tensor) -> torch.Tensor:
-    """Norms near one, everything else small enough for 32 layers to stay finite."""
+    """Norms near one, and all other weights small enough that 32 layers stay finite."""
     if len(shape) < 2:
         return torch.ones(shape, dtype=torch.bfloat16)
     count = shape.numel()
@@ -87,7 +88,7 @@ def fill(shape: torch.Size, noise: torch.Tensor) -> torch.Tensor:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """32,000 words and <PAD>, where Llama's has its special ids and its lone space."""
+    """A tokenizer with 32,000 words and <PAD>, with Llama's special ids and lone space."""
     words = {0: "<unk>", 1: "<s>", 2: "</s>", 29871: "▁"}
     vocabulary = {words.get(index, f"▁word{index}"): index for index in range(32000)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -97,7 +98,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def measure(folder: Path) -> None:
-    """Load, act twice, print what it took."""
+    """Load, act twice, print times and memory."""
     started = time.monotonic()
     vla = VLA.from_pretrained(folder, dtype=torch.bfloat16)
     loaded = time.monotonic() - started
@@ -120,7 +121,7 @@ def peak_gigabytes() -> float:
 
 
 def anonymous_gigabytes() -> float:
-    """Memory now held that no file backs."""
+    """Present memory that is not backed by a file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**20
 

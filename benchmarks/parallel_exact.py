@@ -3,9 +3,8 @@
     python benchmarks/parallel_exact.py runs/train --steps 1000              # passes and times, one robot
     python benchmarks/parallel_exact.py runs/train --steps 10000 --robots 16 # the same ids, sooner
 
-Steps are taken trajectory after trajectory, so each action is guessed from the one before it, as a robot would. Passes
-count readings of the language model, the prompt's among them; several robots in a batch take as many as the one that is
-guessed worst.
+Steps come trajectory by trajectory, so each action is guessed from the previous one, as on a robot. Passes count runs
+of the language model, including the prompt's; a batch of robots takes as many passes as its worst guess.
 """
 
 import argparse
@@ -33,7 +32,7 @@ def main() -> None:
         "--split", choices=["val", "train"], default="val", help="held-out trajectories, or learnt ones"
     )
     parser.add_argument("overrides", nargs="*", help="of the data that train.py reads")
-    options = parser.parse_intermixed_args()  # overrides may stand behind options
+    options = parser.parse_intermixed_args()  # overrides may follow options
     torch.set_num_threads(1)
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", ["paths.output_dir=/tmp/unused", *options.overrides])

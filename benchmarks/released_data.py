@@ -3,7 +3,7 @@
     python benchmarks/released_data.py REPO ROOT NAME SIZE AUGMENT BUFFER
 
 It is the pipeline of `RLDSDataset` in `prismatic/vla/datasets/datasets.py`, iterated to NumPy, before tokens are made.
-What it imports of the model, a logger and a part of TensorFlow Graphics, is not needed and left out.
+Its imports of the model, a logger and a part of TensorFlow Graphics are not needed and are replaced by empty modules.
 """
 
 import logging
@@ -26,7 +26,7 @@ AUGMENTED["augment_order"] = list(AUGMENTED)
 
 
 def leave_out(repo: Path) -> None:
-    """Let the packages around the pipeline be empty ones."""
+    """Replace the packages around the pipeline by empty ones."""
     for name in ("prismatic", "prismatic.vla", "prismatic.vla.datasets"):
         sys.modules[name] = ModuleType(name)
         sys.modules[name].__path__ = [str(repo / name.replace(".", "/"))]
@@ -41,12 +41,12 @@ def leave_out(repo: Path) -> None:
 
 
 def pipeline(root: str, name: str, size: int, augment: bool, buffer: int) -> Callable[[], int]:
-    """Serves a frame, over and over."""
+    """A function that serves the next frame, endlessly."""
     from prismatic.vla.datasets.rlds import make_interleaved_dataset
     from prismatic.vla.datasets.rlds.oxe import configs, get_oxe_dataset_kwargs_and_weights, transforms
     from prismatic.vla.datasets.rlds.utils.data_utils import NormalizationType
 
-    if name not in configs.OXE_DATASET_CONFIGS:  # the made-up corpus
+    if name not in configs.OXE_DATASET_CONFIGS:  # the artificial corpus
         bridge = configs.OXE_DATASET_CONFIGS["bridge_dataset"]
         configs.OXE_DATASET_CONFIGS[name] = bridge | {
             "image_obs_keys": {"primary": "image", "secondary": None, "wrist": None}

@@ -1,10 +1,10 @@
-"""Episodes an hour in the tabletop world: many simulators that share the policy's calls, against one after the other.
+"""Episodes per hour in the tabletop world: many simulators that share the policy's calls, compared with a single one.
 
     python benchmarks/rollout.py
     python benchmarks/rollout.py --envs 16 --workers 2 --episodes 24 --rounds 3
 
-The same policy of random weights plays the same scenes both ways, in turn; episodes an hour by the clock and by the CPU
-time of this process and its simulators. Every episode runs to its end, as nothing succeeds.
+The same policy with random weights plays the same scenes in both ways, alternately. Episodes per hour are by wall-clock
+time and by the CPU time of this process and its simulators. Every episode runs to its limit, because none succeeds.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def play(policy: Any, envs: int, workers: int, episodes: int) -> tuple[float, float, dict[str, float]]:
-    """Episodes an hour of playing, the same per hour of CPU time, and the shares of time."""
+    """Episodes per hour of wall-clock time, the same per hour of CPU time, and the shares of time."""
     stopwatch = Stopwatch()
     before = os.times()
     rollout(
@@ -60,7 +60,7 @@ def play(policy: Any, envs: int, workers: int, episodes: int) -> tuple[float, fl
         num_workers=workers,
         stopwatch=stopwatch,
     )
-    after = os.times()  # of simulators that have ended, too: their start is in it
+    after = os.times()  # includes simulators that have ended, with their start
     cpu = sum(after[:4]) - sum(before[:4])
     told = stopwatch.summary(episodes)
     return told["episodes_per_hour"], 3600 * episodes / cpu, told

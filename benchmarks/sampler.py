@@ -1,10 +1,10 @@
-"""The order of training at full size, without the data: 27 datasets and 60 M steps, made from their sizes alone.
+"""The order of training at full size without the data: 27 datasets and 60 M steps, made from their sizes.
 
     python benchmarks/sampler.py                 # writes 4 GB below the temporary folder, then removes them
     python benchmarks/sampler.py /big/disk/dry   # keeps them
 
-Says how long a training takes from its indexed datasets to its first sample numbers, for the first time (steps are
-selected) and from then on, what memory that takes, and how many sample numbers one process can be told in a second.
+It prints the time of a training from its indexed datasets to its first sample numbers, in the first run (which selects
+steps) and in later runs, the memory, and the rate of sample numbers in one process.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from openvla_lightning.statistics import DatasetStatistics
 CONF = Path(__file__).parents[1] / "conf"
 BATCH, NUMBERS = 2048, 4_000_000
 GROWTH = 1.05  # to 60 M steps
-# thousands of steps and trajectories of oxe_magic_soup_plus, about as published
+# thousands of steps and of trajectories in oxe_magic_soup_plus, approximately as published
 SIZES = {
     "fractal20220817_data": (3786.4, 87.2),
     "kuka": (2455.9, 209.9),
@@ -70,45 +70,45 @@ SIZES = {
 
 
 class Sizes:
-    """A dataset of which there is an index and no shard."""
+    """A dataset with an index but without shards."""
 
     def __init__(self, root: Path, name: str, spec: DatasetSpec | None = None) -> None:
         self.name, self.folder, self.spec = name, root / name, spec or dataset_spec(name)
 
     @cached_property
     def index(self) -> Index:
-        """As written by `build`."""
+        """The index that `build` wrote."""
         return Index.open(self.folder)
 
     @cached_property
     def statistics(self) -> DatasetStatistics:
-        """Of a few random actions, counted as if of all."""
+        """Statistics of a few random actions, with the count of all steps."""
         actions = np.random.default_rng(0).normal(size=(100, 7)).astype(np.float32)
         few = DatasetStatistics.from_array(actions, mask=self.spec.action_mask(7), num_trajectories=1)
         return replace(few, num_transitions=self.index.num_steps, num_trajectories=self.index.num_trajectories)
 
     def missing(self) -> str | None:
-        """Where the index is not."""
+        """The path of the index if it is missing."""
         return None if self.folder.exists() else f"no {self.folder}"
 
     def prepare(self) -> None:
         """Nothing to do."""
 
     def measure(self, steps: NDArray[np.int32]) -> DatasetStatistics:
-        """The same for any steps."""
+        """The same statistics for any steps."""
         return self.statistics
 
     def encoded(self, role: str, step: int) -> bytes | None:
-        """Nothing is stored."""
+        """None: no image is stored."""
         return None
 
     def image(self, role: str, step: int, size: int, mode: ImageMode = "released") -> Pixels | None:
-        """Black."""
+        """A black image."""
         return None
 
 
 def build(folder: Path, name: str) -> None:
-    """Write the index of a dataset; whatever is the same for all steps is one row, repeated."""
+    """Write the index of a dataset; data that is equal for all steps is one repeated row."""
     steps, trajectories = (round(1000 * GROWTH * thousands) for thousands in SIZES[name])
     action = np.full(7, 0.01, np.float32)
     Index(
@@ -141,7 +141,7 @@ def datamodule(folder: Path) -> VLADataModule:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """What a training process sees."""
+    """Measurements in a training process."""
     before, peak = _anonymous(), Peak()
     peak.start()
     start = time.perf_counter()
@@ -158,7 +158,7 @@ def measure(folder: Path) -> dict[str, float]:
         if served >= NUMBERS:
             break
     rate = served / (time.perf_counter() - start)
-    late = 180_000 * BATCH + 10**9  # in the second stage, where resuming counts what was served before
+    late = 180_000 * BATCH + 10**9  # in the second stage, where resuming counts earlier samples
     start = time.perf_counter()
     data.order(np.arange(late, late + BATCH))
     return {
@@ -171,21 +171,21 @@ def measure(folder: Path) -> dict[str, float]:
 
 
 class Peak(Thread):
-    """The most memory this process alone has needed, looked at a hundred times a second."""
+    """Peak of this process' own memory, sampled a hundred times per second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.bytes = 0.0
 
     def run(self) -> None:
-        """Look until the process ends."""
+        """Sample until the process ends."""
         while True:
             self.bytes = max(self.bytes, _anonymous())
             time.sleep(0.01)
 
 
 def _anonymous() -> float:
-    """Bytes this process alone needs; the mapped indexes are the system's to drop."""
+    """Bytes of this process' own memory, without memory-mapped indexes, which the system can drop."""
     memory = psutil.Process().memory_info()
     return float(memory.rss - memory.shared)
 

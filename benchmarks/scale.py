@@ -1,12 +1,12 @@
-"""What training openvla-7b in full needs on 1, 8, 64 and 512 GPUs, by arithmetic.
+"""Calculated needs of full training of openvla-7b on 1, 8, 64 and 512 GPUs.
 
     python benchmarks/scale.py
     python benchmarks/scale.py --ranks   # 512 processes' shares of the order of training, at its full size
 
-Communication is what each GPU receives in an optimiser step. FSDP gathers the bfloat16 weights for the forward and
-again for the backward pass of every accumulated batch, and sums its float32 gradients: (2 x 2 + 4) bytes of a
-parameter, less the share that lies there already. HSDP does the same inside a node, over the fast links; between nodes
-each GPU sums its shard of the gradients alone, there and back, once a step.
+Communication is the number of bytes that each GPU receives per optimiser step. FSDP gathers the bfloat16 weights for
+the forward and again for the backward pass of every accumulated batch, and sums its float32 gradients: (2 x 2 + 4)
+bytes per parameter, minus the GPU's own share. HSDP does the same inside a node, over the fast links; between nodes,
+each GPU sums only its shard of the gradients with an all-reduce, once per step.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from openvla_lightning.report.tables import markdown
 from openvla_lightning.strategy import TrainOnly
 
 CARD, PRICE = "H100", 2.5
-"""Which card, and dollars an hour of it."""
+"""The card, and its price in dollars per hour."""
 SAMPLES = 150_000 * 2048
-"""Of the paper's training."""
+"""Samples in the paper's training."""
 GLOBAL_BATCH, PER_DEVICE = 2048, 32
 INSIDE, BETWEEN, DISK = 450e9, 50e9, 5e9
-"""Bytes a second: what a GPU receives from its node's others (NVLink) and from other nodes (400 Gb/s each), and what a
-node writes to storage."""
+"""Bytes per second that a GPU receives inside its node (NVLink) and from other nodes (400 Gb/s each), and that a node
+writes to storage."""
 PICTURE = 40e3
 """Bytes of a stored JPEG picture of 256 px."""
 HEADER = [
@@ -44,42 +44,42 @@ HEADER = [
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that each GPU receives in an optimiser step, and how long that takes."""
+    """Bytes that each GPU receives per optimiser step, and their time."""
 
     inside: float
     between: float
 
     @property
     def seconds(self) -> float:
-        """Both networks work at the same time, but gradients wait for the sum inside the node."""
+        """Seconds of communication; both networks work at the same time, but gradients wait for the sum in the node."""
         return self.inside / INSIDE + self.between / BETWEEN
 
 
 def traffic(parameters: int, devices: int, replicas: int, batches: int) -> Traffic:
-    """See the module.
+    """The traffic per step; see the module's docstring.
 
     Args:
-        parameters: of the model; all of them learn.
-        devices: all.
-        replicas: groups that hold a whole model each; 1: FSDP over all.
-        batches: accumulated in a step.
+        parameters: number of parameters; all of them learn.
+        devices: number of all devices.
+        replicas: number of groups that hold a whole model each; 1: FSDP over all devices.
+        batches: accumulated batches per step.
     """
     group = devices // replicas
     if group == 1 and replicas == 1:
         return Traffic(0, 0)
     weights, gradients = 2 * 2.0 * parameters * batches, 4.0 * parameters * batches
     gathered = (weights + gradients) * (group - 1) / group
-    far = 2 * 4.0 * parameters / group * (replicas - 1) / replicas  # an all-reduce of each one's shard, once a step
+    far = 2 * 4.0 * parameters / group * (replicas - 1) / replicas  # an all-reduce of each shard, once per step
     if group <= USUAL_NODE:
         return Traffic(gathered, far)
     local = min(USUAL_NODE, group)
-    share = (local - 1) / (group - 1)  # of what is gathered lies in the same node
+    share = (local - 1) / (group - 1)  # share of gathered data from the same node
     return Traffic(gathered * share, gathered * (1 - share))
 
 
 @cache
 def found(shards: int) -> Estimate:
-    """Memory and operations of one device, where so many hold one model."""
+    """Memory and operations of one device, with one model over `shards` devices."""
     plan = Spread(shards, shards, PER_DEVICE, GLOBAL_BATCH, SAMPLES // GLOBAL_BATCH, mixed=True)
     parts = TrainOnly(["vision_backbone", "projector", "llm"])
     return estimate(
@@ -110,13 +110,13 @@ def row(devices: int, kind: str) -> list[str]:
 
 
 def table() -> str:
-    """All of it."""
+    """The whole table."""
     spread = [(1, "one"), (8, "FSDP"), (64, "FSDP"), (64, "HSDP"), (512, "FSDP"), (512, "HSDP")]
     return markdown([HEADER, *(row(devices, kind) for devices, kind in spread)])
 
 
 def ranks(world: int = 512, batches: int = 8, start: int = 1_400_000_000) -> str:
-    """Let every process of `world` find its part of some batches, by an order of its own; compare with one process."""
+    """Compute each process' part of some batches from its own order, and compare with a single process."""
     from sampler import BATCH, GROWTH, SIZES  # the benchmark beside this one
 
     sizes = [round(1000 * GROWTH * thousands) for thousands, _ in SIZES.values()]

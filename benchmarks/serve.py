@@ -1,9 +1,9 @@
-"""Load on a server with a small policy of random weights: who answers how fast, and is every answer for its asker?
+"""Load test of a server with a small policy of random weights: latencies, and whether each client gets its own answer.
 
 python benchmarks/serve.py                                    # 1, 8 and 64 clients, HTTP and WebSocket, 10 s each
 python benchmarks/serve.py --seconds 600 --clients 64 --transports http
 
-Each client's image holds its number. What the policy does with it is computed beforehand; another action is an error.
+Each client's image encodes its number. The policy's action for it is computed beforehand; any other action is an error.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from openvla_lightning.client import Client
 ROOT = Path(__file__).parents[1]
 INSTRUCTION = "pick up the red cube"
 PROCESSES = 2
-"""Of clients, each with threads: one alone would wait for itself."""
+"""Number of client processes, each with threads; a single process would limit itself."""
 
 
 def picture(number: int) -> np.ndarray:
@@ -57,7 +57,7 @@ def asking(transport: str, url: str, image: np.ndarray) -> Callable[[], np.ndarr
 def robots(
     transport: str, url: str, numbers: list[int], expected: np.ndarray, seconds: float, start: Barrier, results: Any
 ) -> None:
-    """Clients in threads, each asking again as soon as it is answered: puts (latencies, wrong, errors)."""
+    """Run clients in threads, which ask again after each answer; put (latencies, wrong, errors) into `results`."""
     import threading
 
     latencies: list[float] = []
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", choices=sorted(MODELS))
     args = parser.parse_args()
     policy = random_policy(MODELS[args.model], torch.device("cpu"), torch.float32, None)
-    with torch.no_grad():  # answers of random weights hardly depend on the image; those of larger ones do
+    with torch.no_grad():  # with larger random weights, answers depend more on the image
         for parameter in policy.vla.parameters():
             parameter.mul_(1.5)
     policy.vla.norm_stats = policy.norm_stats  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Frames that another process serves, a window of CPU time after the other: comparisons within one run.
+"""Frames that another process serves, in windows of CPU time, for comparisons within one run.
 
 Standard library only: the other process may run another Python.
 """
@@ -13,7 +13,7 @@ ANSWER = "frames per core-second:"
 
 
 def per_core_second(serve: Callable[[], int], seconds: float, began: float | None = None) -> float:
-    """Frames over a window of so much CPU time of this process; `began` where that is not now."""
+    """Frames per core-second over a window of `seconds` CPU time of this process; `began` is its start, if not now."""
     began = time.process_time() if began is None else began
     served, end = 0, time.process_time() + seconds
     while time.process_time() < end:
@@ -22,9 +22,9 @@ def per_core_second(serve: Callable[[], int], seconds: float, began: float | Non
 
 
 def answer(serve: Callable[[], int]) -> None:
-    """Run a window for every line on standard input, which says how many seconds long it is.
+    """Run a window for every line on standard input, which has its length in seconds.
 
-    What threads read ahead between two windows counts for the second one, which is served it.
+    Frames that threads prefetch between two windows count for the second one, which receives them.
     """
     ended = None
     for line in sys.stdin:
@@ -37,11 +37,11 @@ class Served:
     """A process that calls `answer`.
 
     Args:
-        command: starts it.
-        environment: variables it has besides those of this process, without its PYTHONPATH.
+        command: the command that starts it.
+        environment: variables besides those of this process, whose PYTHONPATH is removed.
 
     Raises:
-        SystemExit: it ended; with the last that it said.
+        SystemExit: the process ended; the message has its last output.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -68,6 +68,6 @@ class Served:
         raise SystemExit(f"{' '.join(map(str, self.process.args))} ended:\n{''.join(said[-30:])}")
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self.process.kill()
         self.process.communicate()

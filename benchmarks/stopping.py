@@ -1,9 +1,9 @@
-"""What stopping when it is decided costs in false alarms and saves in scenes, by simulation.
+"""Simulation of early stopping: its false alarms, and the scenes that it saves.
 
     python benchmarks/stopping.py --comparisons 2000
 
-Each row plays comparisons of two policies with known success rates on the same scenes, tasks in random order, and sets
-the stopping rule beside one McNemar test at the full number of scenes.
+Each row simulates comparisons of two policies with known success rates on the same scenes, with tasks in random order,
+and compares the stopping rule with one McNemar test at the full number of scenes.
 """
 
 import argparse

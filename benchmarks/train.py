@@ -1,12 +1,12 @@
-"""Our training step against the released one, in one run.
+"""Comparison of our training step with the released one, in one run.
 
     python benchmarks/train.py                     # a small model on the CPU: seconds per step, ratio
     python benchmarks/train.py gpu --learn lora    # openvla-7b with random weights on one GPU, 16 samples a step
     python benchmarks/train.py gpu --learn full --batch 32
 
-The released step, by its semantics: both towers run whole and are read at the second-to-last block, float logits of
-every position, labels shifted over the whole sequence, accuracy from the argmax of all logits, fetched from the device
-in every step. Both steps have the same weights and the same batches.
+The released step is reimplemented: both towers run all blocks and are read at the second-to-last one, there are float
+logits for every position, labels are shifted over the whole sequence, and in every step the accuracy is computed from
+the argmax of all logits and fetched from the device. Both steps have the same weights and the same batches.
 """
 
 import argparse
@@ -70,7 +70,7 @@ LARGE = {
     },
 }
 TEXT, LEARNT = 34, 8
-"""Ids in a row, and how many of them are learnt: 7 of the action and the end."""
+"""Ids in a row, and the number that is learnt: 7 of the action and the end token."""
 
 
 def batch(size: int, device: str) -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ def take_step(loss: Loss, vla: VLA, optimizer: torch.optim.Optimizer, given: dic
 
 
 def prepare(vla: VLA, learn: str) -> None:
-    """Choose what learns: `full`, `lora`, or `qlora`, adapters over 4 bits."""
+    """Choose which weights learn: `full`, `lora`, or `qlora` (adapters on a 4-bit base)."""
     if learn == "qlora":
         Quantisation(4)(vla, next(vla.parameters()).device)
     (TrainOnly(["vision_backbone", "projector", "llm"]) if learn == "full" else LoRA(32)).apply(vla)
@@ -140,7 +140,7 @@ def prepare(vla: VLA, learn: str) -> None:
 
 
 def on_cpu(learn: str, size: int, rounds: int) -> None:
-    """Interleaved steps of both kinds, medians."""
+    """Print medians of alternating steps of both kinds."""
     torch.manual_seed(0)
     model = VLA.from_config(SMALL)
     prepare(model, learn)
@@ -167,7 +167,7 @@ class Measured:
 
     Attributes:
         rate: samples per second.
-        mfu: share of the card's peak; None for a card that is not known.
+        mfu: share of the card's peak; None for an unknown card.
         peak: bytes; 0 on a CPU.
         loss: of the last step.
     """
@@ -183,7 +183,7 @@ class Measured:
 
 
 def operations(config: dict[str, Any], learn: str) -> float:
-    """Of one sample, forward and backward; nothing counts twice that is computed twice."""
+    """Operations of one sample, forward and backward, without recomputation."""
     with torch.device("meta"):
         twin = VLA.from_config(config)
     prepare(twin, "lora" if learn == "qlora" else learn)
@@ -202,7 +202,7 @@ def timed(
     device: str = "cuda",
     profile: bool = False,
 ) -> Measured:
-    """Steps of `ours` (compiled on a GPU) or the `released` way, on a whole model with random weights."""
+    """Time steps of `ours` (compiled on a GPU) or of the `released` code, on a whole model with random weights."""
     gpu = device == "cuda"
     with torch.device("meta"):
         model = VLA.from_config(config)
@@ -236,7 +236,7 @@ def timed(
 
 
 def on_gpu(learn: str, size: int, rounds: int, recompute: Any) -> None:
-    """Ours compiled, then the released step, on the whole model with random weights."""
+    """Measure our compiled step, then the released step, on the whole model with random weights."""
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {learn}, {size} samples a step")
     for name, loss in (("ours", ours), ("released", released)):
         print(f"{name}: {timed(loss, learn, size, rounds, recompute, profile=loss is ours)}", flush=True)
@@ -244,7 +244,7 @@ def on_gpu(learn: str, size: int, rounds: int, recompute: Any) -> None:
 
 
 def move_with_random_weights(model: VLA, device: str) -> None:
-    """From the meta device; buffers have their values already."""
+    """Move a model from the meta device and give it random weights; buffers have their values already."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             value = torch.empty_like(parameter, device=device).normal_(0, 0.02)

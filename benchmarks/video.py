@@ -1,11 +1,11 @@
-"""Random frames of LeRobot datasets per core-second: by codec and key frames, and from the JPEG cache.
+"""Random frames of LeRobot datasets per core-second, by codec and key-frame distance, and from the JPEG cache.
 
     python benchmarks/video.py
     python benchmarks/video.py --lerobot /path/to/python      # with lerobot installed: its own loader on the same files
 
 Rates are of the process' CPU time, on one core, medians over windows. `cold` opens the dataset and reads the first
-frames: no decoder, no packet table, no open file. `warm` goes on at random over the whole dataset. `in order` reads
-neighbouring frames as one run. The library's figure is of its `LeRobotDataset[i]`, one camera.
+frames: no decoder, no packet table, no open file. `warm` then reads randomly over the whole dataset. `in order` reads
+neighbouring frames as one run. The library's figure is for its `LeRobotDataset[i]` with one camera.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def opened(root: Path) -> LeRobot:
 
 
 def measure(root: Path) -> list[float]:
-    """Cold, warm, in order, resized; from the cache, resized."""
+    """Rates: cold, warm, in order, resized, and resized from the cache."""
     opened(root).prepare()
     began = time.process_time()
     source = opened(root)
@@ -146,14 +146,14 @@ def rate(steps: int, read: Callable[[int], object]) -> float:
     for _ in range(WINDOWS):
         began = time.process_time()
         for step in draw.integers(0, steps, WINDOW).tolist():
-            FRAMES.forget()  # in a large dataset a frame's neighbours are not the next ones asked for
+            FRAMES.forget()  # in a large dataset, the next random frame is rarely a neighbour
             read(step)
         found.append(WINDOW / (time.process_time() - began))
     return statistics.median(found)
 
 
 def library(root: Path, python: str, backend: str) -> float:
-    """The same of lerobot's own dataset."""
+    """The same rate of lerobot's own dataset."""
     command = [python, "-c", LIBRARY, str(root), backend, str(WINDOW), str(WINDOWS)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
