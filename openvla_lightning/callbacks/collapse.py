@@ -11,7 +11,7 @@ from openvla_lightning.types import Batch
 
 log = logging.getLogger(__name__)
 GOOD = 0.5
-"""Action-token accuracy above which there is no warning."""
+"""Action-token accuracy above which a plateau gives no warning."""
 
 
 class CollapseWarning(Callback):
