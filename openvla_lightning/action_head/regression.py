@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +26,27 @@ class L1Head:
     Args:
         action_chunk: T, actions in a chunk.
         action_dim: D, action dimensions.
+        error: `absolute`, as released, learns the median; `squared` learns the mean. The median of a dimension that
+            rests in most steps is rest, and a model leaves it late.
+
+    Raises:
+        ValueError: for sizes below 1, or another error.
     """
 
-    def __init__(self, action_chunk: int = 8, action_dim: int = 7) -> None:
+    def __init__(
+        self, action_chunk: int = 8, action_dim: int = 7, error: Literal["absolute", "squared"] = "absolute"
+    ) -> None:
         if action_chunk < 1 or action_dim < 1:
             raise ValueError(f"action_chunk and action_dim must be at least 1, got {action_chunk} and {action_dim}")
-        self.action_chunk, self.action_dim = action_chunk, action_dim
+        if error not in ("absolute", "squared"):
+            raise ValueError(f"action_head.error={error} is not known; choose absolute or squared")
+        self.action_chunk, self.action_dim, self.error = action_chunk, action_dim, error
 
     @property
     def config(self) -> dict[str, Any]:
         """Plain constructor arguments."""
-        return {"action_chunk": self.action_chunk, "action_dim": self.action_dim}
+        own = {} if self.error == "absolute" else {"error": self.error}
+        return {"action_chunk": self.action_chunk, "action_dim": self.action_dim, **own}
 
     @property
     def places(self) -> int:
@@ -57,9 +67,10 @@ class L1Head:
         return L1Network(dim, self.action_dim)
 
     def loss(self, vla: "VLA", batch: Batch) -> tuple[Tensor, Prediction]:
-        """Mean absolute error over all numbers of the chunk, gripper included, where the chunk is not padded."""
+        """Mean error over all numbers of the chunk, gripper included, where the chunk is not padded."""
         actions = self.predict(vla, batch)
-        error = (actions - batch.actions).abs()
+        difference = actions - batch.actions
+        error = difference.abs() if self.error == "absolute" else difference**2
         return mean_where(error, batch.padded), Prediction(actions=actions.detach(), targets=batch.actions)
 
     def metrics(self, datasets: Sequence[str]) -> "Metric":

@@ -21,6 +21,7 @@ from openvla_lightning.types import Batch, Inputs
 HEAD = "openvla_lightning.action_head.TokenHead"
 HEADS: dict[str, ActionHead] = {
     "l1": L1Head(4, 3),
+    "squared": L1Head(4, 3, error="squared"),
     "diffusion": DiffusionHead(4, 3, steps=5),
     "tokens": TokenHead(256, 768, 4, parallel=True),
 }
@@ -131,6 +132,21 @@ def test_a_step_of_learning(head: ActionHead) -> None:
         again, _ = head.loss(vla, replace(batch, actions=changed))
         if not isinstance(head, DiffusionHead):  # there they are part of what is seen
             assert torch.equal(loss, again)
+
+
+def test_the_error_of_a_regression_is_the_absolute_one_or_its_square() -> None:
+    class Answers(L1Head):
+        def predict(self, *_: Any) -> torch.Tensor:
+            return torch.tensor([[[0.5, 0.0]], [[0.0, 0.0]]])
+
+    batch: Any = type("Given", (), {"actions": torch.zeros(2, 1, 2), "padded": None})()
+    assert Answers(1, 2).loss(None, batch)[0] == 0.5 / 4  # type: ignore[arg-type]
+    assert Answers(1, 2, "squared").loss(None, batch)[0] == 0.25 / 4  # type: ignore[arg-type]
+    batch.padded = torch.tensor([[False], [True]])
+    assert Answers(1, 2, "squared").loss(None, batch)[0] == 0.25 / 2  # type: ignore[arg-type]
+    assert "error" not in L1Head(1, 2).config, "as in checkpoints from before there was a choice"
+    with pytest.raises(ValueError, match="action_head.error=huber is not known; choose absolute or squared"):
+        L1Head(1, 2, error="huber")  # type: ignore[arg-type]
 
 
 def test_config_round_trip(head: ActionHead) -> None:
