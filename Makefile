@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 help:  ## list the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 $(READY): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "Python >= 3.11 is needed: install it, or say where it is: make demo PYTHON=/path/to/python3"; exit 1; }
@@ -36,6 +36,11 @@ check: $(READY)  ## ruff and mypy
 docs: $(READY)  ## the pages and the API reference as a site: build/site/index.html
 	$(BIN)/mkdocs build --strict --quiet && echo build/site/index.html
 
+dist: $(READY)  ## wheel and sdist in build/dist, looked at as the package index looks at them (needs a network)
+	rm -rf build/dist
+	$(BIN)/python -m uv build --quiet --python $(BIN)/python --out-dir build/dist
+	$(BIN)/python -m uv tool run twine check --strict build/dist/*.whl build/dist/*.tar.gz
+
 config: $(READY)  ## print what train.py would run; make config ARGS='+experiment=oxe_full'
 	$(BIN)/python train.py --cfg job --resolve $(ARGS)
 
@@ -43,4 +48,4 @@ clean:  ## remove runs, generated data and caches (never the environment or your
 	rm -rf runs multirun data/tabletop_* .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help demo train test check docs config clean
+.PHONY: help demo train test check docs dist config clean

@@ -9,17 +9,27 @@ import shutil
 import site
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.metadata import Metadata
 from setuptools import find_packages
 from toy_rlds_lab import write_lab_arm
 
 ROOT = Path(__file__).parents[1]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests' own shell says about this checkout, or about a run, does not reach the environment under test."""
+    for name in ("PYTHONPATH", "RUN_ID", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_every_package_is_in_the_wheel() -> None:
@@ -29,27 +39,25 @@ def test_every_package_is_in_the_wheel() -> None:
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` of an environment with the wheel and our dependencies, but not this checkout."""
-    root = tmp_path_factory.mktemp("installed")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and with the wheel that was built from what the sdist holds."""
+    root = tmp_path_factory.mktemp("built")
     source = root / "source"
     for name in ("conf", "openvla_lightning"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md", "CITATION.cff"):
         shutil.copy(ROOT / name, source / name)
-    wheels = root / "wheels"
-    build = [
-        sys.executable,
-        "-m",
-        "uv",
-        "build",
-        "--wheel",
-        "--no-build-isolation",
-        "--quiet",
-        "--out-dir",
-        str(wheels),
-    ]
+    (source / "tests").mkdir()
+    (source / "tests" / "test_of_a_checkout.py").touch()
+    build = [sys.executable, "-m", "uv", "build", "--no-build-isolation", "--quiet", "--out-dir", str(root / "dist")]
     subprocess.run([*build, "--python", sys.executable, str(source)], check=True)
+    return root / "dist"
+
+
+@pytest.fixture(scope="module")
+def bare(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` of an environment with the wheel and our dependencies, but not this checkout."""
+    root = tmp_path_factory.mktemp("installed")
     venv.create(root / "env", with_pip=False)
     python = root / "env/bin/python"
     packages = Path(subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"],
@@ -57,18 +65,38 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Dependencies come from here; a plain path, so that the link to this checkout is not followed.
     (packages / "dependencies.pth").write_text(f"{site.getsitepackages()[0]}\n")
     install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--python", str(python)]
-    subprocess.run([*install, str(next(wheels.glob("*.whl")))], check=True)
+    subprocess.run([*install, str(next(built.glob("*.whl")))], check=True)
     subprocess.run([*install, "--no-build-isolation", str(shutil.copytree(ROOT / "tests/my_lab", root / "my_lab"))],
                    check=True)  # fmt: skip
     return root / "env/bin"
 
 
-def openvla(bare: Path, folder: Path, *words: str, fails: bool = False, **variables: str) -> str:
+def test_the_sdist_and_the_wheel_are_complete_and_valid(built: Path) -> None:
+    (sdist,), (wheel,) = built.glob("*.tar.gz"), built.glob("*.whl")
+    with tarfile.open(sdist) as archive:
+        sources = {name.partition("/")[2]: name for name in archive.getnames()}
+        said = archive.extractfile(sources["PKG-INFO"])
+        assert said is not None
+        about = [said.read()]
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        about += [archive.read(name) for name in names if name.endswith(".dist-info/METADATA")]
+    for text in about:
+        metadata = Metadata.from_email(text, validate=True)  # raises with every field that the index would refuse
+        assert metadata.name == "openvla-lightning"
+        assert metadata.description_content_type == "text/markdown"
+        assert metadata.description == (ROOT / "README.md").read_text()
+    assert {"CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "pyproject.toml"} <= set(sources)
+    assert not [name for name in sources if name.startswith("tests")], "without their fixtures they cannot run"
+    files = {path.relative_to(ROOT) for top in ("openvla_lightning", "conf") for path in (ROOT / top).rglob("*.*")}
+    shipped = {f for f in files if f.suffix in (".py", ".yaml", ".json") and "local" not in f.parts}
+    inside = {str(Path("openvla_lightning") / f) if f.parts[0] == "conf" else str(f) for f in shipped}
+    assert inside <= set(names), sorted(inside - set(names))
+
+
+def openvla(bare: Path, folder: Path, *words: str, fails: bool = False) -> str:
     """Run `openvla ...` in `folder`; return what it printed."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RUN_ID", "SLURM_JOB_ID")}
-    done = subprocess.run(
-        [bare / "openvla", *words], cwd=folder, env=clean | variables, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([bare / "openvla", *words], cwd=folder, capture_output=True, text=True, timeout=300)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -150,10 +178,9 @@ def test_a_loose_folder_is_named_and_a_missing_package_is_asked_for(bare: Path, 
     assert "loose_smooth" in refused
     openvla(bare, tmp_path / "work", "train", f"plugins=[{loose}]", *run)
     code = "import openvla_lightning as o; o.Policy.from_pretrained('runs/train', device='cpu')"
-    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     arguments = {"cwd": tmp_path / "work", "capture_output": True, "text": True}
-    done = subprocess.run([bare / "python", "-c", code], env=clean, **arguments)
+    done = subprocess.run([bare / "python", "-c", code], **arguments)
     assert "the package loose_lab is not known here" in done.stderr
     assert "plugins=[loose_lab]" in done.stderr
-    named = clean | {"OPENVLA_LIGHTNING_PLUGINS": str(loose)}
+    named = os.environ | {"OPENVLA_LIGHTNING_PLUGINS": str(loose)}
     subprocess.run([bare / "python", "-c", code], env=named, check=True, **arguments)

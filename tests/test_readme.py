@@ -84,7 +84,7 @@ def test_an_installed_command_exists_and_composes(
         validate(composed(match[1], re.sub(r'"?plugins=\S+', "", match[2]), own))
 
 
-@pytest.mark.parametrize("match", commands(r"make (\w+)"))
+@pytest.mark.parametrize("match", commands(r"make ([\w-]+)"))
 def test_a_make_target_exists(match: re.Match[str]) -> None:
     assert re.search(rf"^{match[1]}:", (ROOT / "Makefile").read_text(), re.M)
 
