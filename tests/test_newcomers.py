@@ -29,7 +29,7 @@ from openvla_lightning.model.hub import check_source
 from openvla_lightning.processor import Processor
 from openvla_lightning.report.comparison import task_mean
 from openvla_lightning.report.results import Episode, Results
-from openvla_lightning.report.tables import say, table
+from openvla_lightning.report.tables import fitting, say, table
 from openvla_lightning.run import start
 from openvla_lightning.run.evaluate import check_policy
 from openvla_lightning.runtime.files import obey_umask
@@ -84,6 +84,20 @@ def test_brackets_in_names_and_paths_are_printed_and_paths_stay_on_a_line() -> N
     text = console.export_text()
     for shown in ("Runs [1]", "policy [v2]", "[/i]", "[/]", f"written to {path}", "policy [/v2]", "put it [/there]"):
         assert shown in text
+
+
+def test_a_table_wider_than_the_terminal_becomes_several() -> None:
+    header = ["run", *(f"a long column {i}" for i in range(9))]
+    rows = [header, *([f"strategy=lora_{i}", *["12.3 ± 4.5"] * 9] for i in range(3))]
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    grids = fitting(rows, "Runs", console.width)
+    for grid in grids:
+        console.print(grid)
+    shown = console.export_text()
+    assert shown.count("strategy=lora_2") == len(grids) == 3
+    assert all(name in shown for name in header)
+    assert len(fitting(rows, "Runs", 300)) == 1
+    assert len(fitting([["run", "a", "b"], ["x" * 200, "1", "2"]], "Runs", 80)) == 1
 
 
 def test_a_file_of_any_library_is_as_readable_as_others(tmp_path: Path) -> None:

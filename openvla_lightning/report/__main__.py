@@ -10,7 +10,7 @@ from pathlib import Path
 from openvla_lightning.report.results import FILE_NAME
 from openvla_lightning.report.run_page import is_run, write_run_page
 from openvla_lightning.report.shards import ShardError, merge
-from openvla_lightning.report.sweeps import write_sweep
+from openvla_lightning.report.sweeps import find_runs, write_sweep
 from openvla_lightning.report.writing import compare, write_report
 from openvla_lightning.runtime.files import below
 
@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sweeps = [page for path in options.paths if path.is_dir() and (page := write_sweep(path)) is not None]
     for page in sweeps:
         print(f"written to {page}")
-    if sweeps and not any(True for path in options.paths for _ in below(path, FILE_NAME)):
+    runs = {run.resolve() for path in options.paths if path.is_dir() for run in find_runs(path)}
+    results = [file.resolve() for path in options.paths for file in below(path, FILE_NAME)]
+    if sweeps and all(runs & {*file.parents} for file in results):  # these are on the sweep's page
         return
     try:
         print(f"written to {compare(options.paths, options.out)}")

@@ -30,7 +30,7 @@ def draw_chart(bars: dict[str, dict[str, SuccessRate]], path: str | Path, title:
         for place, (_, rate) in zip(places, present, strict=True):
             axes.text(place, 100 * rate.interval[1] + 1.5, f"{100 * rate.rate:.0f}", ha="center", fontsize=8)
     labels = _short(list(bars))
-    long = max(map(len, labels)) > 18
+    long = len(bars) > 1 and max(map(len, labels)) > 18
     axes.set_xticks(range(len(bars)), labels, rotation=35 if long else 20 if len(bars) > 4 else 0)
     for label in axes.get_xticklabels() if long else []:
         label.set(ha="right", rotation_mode="anchor", fontsize=7)

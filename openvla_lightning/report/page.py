@@ -9,15 +9,24 @@ from pathlib import Path
 
 from openvla_lightning.runtime.files import write_text
 
+RUN_PAGE = "report.md"
+"""Name of the page in the folder of a training run, or of an evaluation; the HTML stands beside it."""
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222 }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }}
 table {{ border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto }}
-th, td {{ padding: .25em .8em; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums }}
+th, td {{ padding: .25em .6em; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums }}
+td[style*="right"] {{ white-space: nowrap }}
+th:first-child, td:first-child {{ position: sticky; left: 0; background: #fff }}
 img {{ max-width: 100% }}
 code {{ overflow-wrap: anywhere }}
 video {{ width: 320px; max-width: 100%; display: block }}
+@media (max-width: 640px) {{  /* wide pictures keep their letters, and move sideways as tables do */
+p:has(> img) {{ overflow-x: auto }}
+img {{ max-width: none }}
+h1 {{ overflow-wrap: anywhere }}
+}}
 </style></head><body>
 {body}</body></html>
 """

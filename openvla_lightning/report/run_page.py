@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from openvla_lightning.report.page import escape, write_page
+from openvla_lightning.report.page import RUN_PAGE, escape, write_page
 from openvla_lightning.report.results import FILE_NAME, Results
 from openvla_lightning.report.sweeps import FILE_NAME as COSTS
 from openvla_lightning.report.sweeps import cost_cells
@@ -15,7 +15,6 @@ from openvla_lightning.report.training_log import LOG, points, read_log
 from openvla_lightning.report.writing import task_rows
 from openvla_lightning.runtime.files import below
 
-NAME = "report.md"
 PICTURES = {
     "learning_curve.png": "Loss, accuracy and L1 on training and held-out steps",
     "samples.png": "Held-out steps of the last validation: image, instruction, and for each dimension of the action "
@@ -47,7 +46,7 @@ def write_run_page(run: str | Path) -> Path:
     for path in sorted(below(run, FILE_NAME)):
         lines += _rollouts(run, path)
     lines += ["## Files", "", *(f"- `{path.relative_to(run)}`" for path in sorted(run.glob("checkpoints/*.ckpt")))]
-    return write_page(lines, run / NAME)
+    return write_page(lines, run / RUN_PAGE)
 
 
 def metric_rows(run: Path) -> Rows:

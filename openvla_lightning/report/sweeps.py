@@ -1,4 +1,4 @@
-"""A sweep as one table: what each run varied, what it cost, how well its policy does."""
+"""A sweep on one page: what each run varied, what it cost, how well its policy does, curves over each other."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -8,17 +8,18 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from openvla_lightning.report.chart import draw_chart
 from openvla_lightning.report.comparison import compare_two, holm, scenes
-from openvla_lightning.report.page import write_page
+from openvla_lightning.report.page import RUN_PAGE, escape, write_page
 from openvla_lightning.report.paper import reported
 from openvla_lightning.report.results import Episode, Results, find_results, success_rate
-from openvla_lightning.report.tables import Rows, markdown, table
+from openvla_lightning.report.tables import Rows, fitting, markdown
 from openvla_lightning.report.training_log import draw_curves, points, read_log
 from openvla_lightning.runtime.files import below
 
 FILE_NAME = "costs.json"
 """What `callbacks.Costs` leaves in the folder of a run."""
-CURVES = "curves.png"
+CURVES, RATES = "curves.png", "success.png"
 PAPER = "in the paper (7B, Franka)"
 """Head of the column with the paper's Table 1: of another model and other tasks than a run on a laptop."""
 RUNS_OWN = (
@@ -72,38 +73,73 @@ def sweep_rows(runs: Sequence[Path]) -> Rows:
 
 
 def write_sweep(folder: str | Path, console: Console | None = None) -> Path | None:
-    """Print the table of the runs below `folder` and write it as `sweep.md`; None when there are no runs."""
-    runs = find_runs(folder)
+    """Print the table of the runs below `folder`; write it with pictures as `sweep.md` and `sweep.html`.
+
+    Returns:
+        Path of sweep.md; None when there are no runs.
+    """
+    folder, runs = Path(folder), find_runs(folder)
     if not runs:
         return None
     rows = sweep_rows(runs)
     memory = {json.loads((run / FILE_NAME).read_text(encoding="utf-8"))["memory_of"] for run in runs}
-    notes = [
+    for grid in fitting(rows, "Runs", (console := console or Console()).width):
+        console.print(grid)
+    linked = [rows[0], *([_linked(row[0], run, folder), *row[1:]] for row, run in zip(rows[1:], runs, strict=True))]
+    lines = ["# Runs", "", markdown(linked), ""]
+    named = dict(zip(_labels(folder, runs, rows), runs, strict=True))
+    if draw_rates(named, folder / RATES):
+        lines += [f"![Success rates]({RATES})", ""]
+    if draw_sweep(named, folder / CURVES):
+        lines += [f"![Learning curves]({CURVES})", ""]
+    lines += [
         "Success with its Wilson 95 % interval; its difference from the first run paired by initial state, * when more "
         "than chance (McNemar, Holm, 5 %). Accuracy of action tokens and L1 (normalised units) at the last validation. "
         "Peak memory of the " + " or the ".join(sorted(memory)) + "; the median optimiser step; steps of an episode; "
         "jerk as the mean second difference of actions in the world's units; actions a second, and the time of a "
         "decision, of the batches of the evaluation.",
         "",
-        *(f"- {row[0]}: `{run}`" for row, run in zip(rows[1:], runs, strict=True)),
+        *(f"- {escape(name)}: `{run}`" for name, run in named.items()),
     ]
-    pictures = [f"![Learning curves]({CURVES})", ""] if draw_sweep(runs, rows, Path(folder) / CURVES) else []
-    (console or Console()).print(table(rows, "Runs"))
-    return write_page(["# Runs", "", markdown(rows), "", *notes, "", *pictures], Path(folder) / "sweep.md")
+    return write_page(lines, folder / "sweep.md")
 
 
-def draw_sweep(runs: Sequence[Path], rows: Rows, picture: Path) -> bool:
-    """Draw the runs' learning curves over each other; False when none was logged."""
+def draw_sweep(named: Mapping[str, Path], picture: Path) -> bool:
+    """Draw the learning curves of the runs, by their names, over each other; False when none was logged."""
     metrics = {
         "train/loss": "training loss",
         "val/action_accuracy": "held-out action-token accuracy",
         "val/l1": "held-out L1",
     }
-    names = [row[0] for row in rows[1:]]
-    labels = [f"{name} ({run.name})" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)]
-    logs = {label: read_log(run) for label, run in zip(labels, runs, strict=True)}
+    logs = {name: read_log(run) for name, run in named.items()}
     panels = {title: {name: points(log, metric) for name, log in logs.items()} for metric, title in metrics.items()}
     return draw_curves(panels, picture, marked=[metrics["val/action_accuracy"], metrics["val/l1"]])
+
+
+def draw_rates(named: Mapping[str, Path], picture: Path) -> bool:
+    """Draw the success rates of the runs, by their names, on each set of tasks; False when none was rolled out."""
+    bars: dict[str, dict[str, list[Episode]]] = {}
+    for name, run in named.items():
+        for result in _results(run):
+            bars.setdefault(f"{result.task_set} tasks", {}).setdefault(name, []).extend(result.episodes)
+    if not bars:
+        return False
+    rates = {group: {name: success_rate(played) for name, played in found.items()} for group, found in bars.items()}
+    draw_chart(rates, picture, "Success rate")
+    return True
+
+
+def _labels(folder: Path, runs: Sequence[Path], rows: Rows) -> list[str]:
+    """What each run varied, and where it lies when others varied the same."""
+    names = [row[0] for row in rows[1:]]
+    places = [run.relative_to(folder).as_posix() for run in runs]
+    return [f"{name} ({place})" if names.count(name) > 1 else name for name, place in zip(names, places, strict=True)]
+
+
+def _linked(name: str, run: Path, folder: Path) -> str:
+    """A run's name, leading to its own page where there is one."""
+    page = (run / RUN_PAGE).with_suffix(".html")
+    return f"[{escape(name)}](<{page.relative_to(folder).as_posix()}>)" if page.is_file() else escape(name)
 
 
 def _overrides(run: Path) -> list[str]:

@@ -39,3 +39,15 @@ def table(rows: Rows, title: str) -> "Table":
 def say(console: "Console", text: str) -> None:
     """Print a text as it is, on one line: a path in it can be copied, and brackets are brackets."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def fitting(rows: Rows, title: str, width: int) -> "list[Table]":
+    """The same for a terminal of so many columns: as many tables as it takes, each with the first column."""
+    widths = [max(len(row[index]) for row in rows) + 3 for index in range(len(rows[0]))]
+    widths[0] = min(widths[0], width // 2)  # a long name is folded
+    parts: list[list[int]] = [[]]
+    for index in range(1, len(widths)):
+        if parts[-1] and 1 + widths[0] + sum(widths[i] for i in [*parts[-1], index]) > width:
+            parts.append([])
+        parts[-1].append(index)
+    return [table([[row[0], *(row[i] for i in part)] for row in rows], title) for part in parts]

@@ -12,12 +12,12 @@ from rich.console import Console
 from openvla_lightning.report.chart import draw_chart
 from openvla_lightning.report.comparison import SIGNIFICANT, compare_all, power, task_mean
 from openvla_lightning.report.held_out import CAVEAT, offline_lines, offline_rows
-from openvla_lightning.report.page import escape, write_page
+from openvla_lightning.report.page import RUN_PAGE, escape, write_page
 from openvla_lightning.report.paper import SUCCESS
 from openvla_lightning.report.results import Results, SuccessRate, find_results, success_rate
 from openvla_lightning.report.tables import Rows, markdown, table
 
-CHART_NAME, REPORT_NAME = "success.png", "report.md"
+CHART_NAME = "success.png"
 
 
 def task_rows(results: Results) -> Rows:
@@ -142,7 +142,7 @@ def write_report(results: Results, folder: str | Path, console: Console | None =
     console.print(table(rows, title))
     if results.offline:
         console.print(CAVEAT)
-    return write_page(lines, folder / REPORT_NAME)
+    return write_page(lines, folder / RUN_PAGE)
 
 
 def _mean_line(results: Results) -> str:
@@ -219,7 +219,7 @@ def compare(paths: Sequence[str | Path], folder: str | Path | None = None, conso
         )
         lines += [f"  - {note}" for note in result.notes]
     (console or Console()).print(table(rows, "Success rate and its 95 % interval"))
-    return write_page(lines, folder / REPORT_NAME)
+    return write_page(lines, folder / RUN_PAGE)
 
 
 def _grouped(results: Mapping[Path, Results]) -> dict[str, dict[str, list[Results]]]:

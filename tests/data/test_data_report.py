@@ -14,7 +14,7 @@ from faulty_rlds import GRIPPER, TRAIN, VAL, X, Z, chosen
 
 from openvla_lightning.data import VLADataModule
 from openvla_lightning.data.report.facts import Facts, gather, selections
-from openvla_lightning.data.report.motion import Duplicates, measure_idle
+from openvla_lightning.data.report.motion import Duplicates, measure_idle, movement
 from openvla_lightning.data.report.pages import section
 from openvla_lightning.data.report.pictures import draw_lengths
 from openvla_lightning.data.report.verdict import remarks, verdict
@@ -187,3 +187,11 @@ def test_what_could_not_be_read_is_listed(facts: Facts) -> None:
     assert "a.tfrecord | 20" not in text
     assert "And 10 more" in text
     assert "could not be read" not in "\n".join(section(facts))
+
+
+def test_how_far_an_action_goes_is_a_change_or_the_difference_of_positions() -> None:
+    actions = np.array([[0.0, 5.0, 1.0], [3.0, 9.0, 0.0], [0.0, 9.0, 0.0]], np.float32)
+    std = np.array([1.0, 1.0, 0.0])
+    changes = movement(actions, np.array([False, False, True]), std)
+    np.testing.assert_allclose(changes, np.hypot([0, 3, 0], [5, 9, 9]))
+    np.testing.assert_allclose(movement(actions, np.array([True, True, True]), std), [0, 5, 3])

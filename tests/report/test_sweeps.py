@@ -90,7 +90,33 @@ def test_the_report_writes_it_as_markdown(tmp_path: Path, capsys: pytest.Capture
     write_run(tmp_path / "2", ["strategy=last_layer"], COSTS, successes=3)
     main([str(tmp_path)])
     assert "30 %" in (tmp_path / "sweep.md").read_text()
-    assert "strategy=last_layer" in (tmp_path / "report.md").read_text()
+    assert "![Success rates](success.png)" in (tmp_path / "sweep.md").read_text()
+
+
+def test_a_page_holds_runs_whose_evaluations_are_called_alike(tmp_path: Path) -> None:
+    for lr in (1, 2):
+        write_run(tmp_path / str(lr), [f"optim.lr={lr}"], COSTS, successes=5 + lr)
+        (tmp_path / str(lr) / "report.html").touch()
+        results = Results.load(tmp_path / str(lr) / "evaluation" / "results.json")
+        results.label = "policy"  # as `evaluate_after` calls what differs in values alone
+        results.save(tmp_path / str(lr) / "evaluation")
+    main([str(tmp_path)])
+    page = (tmp_path / "sweep.html").read_text()
+    assert page.count("data:image/png;base64,") == 2, "success rates, and curves"
+    assert '<a href="1/report.html">optim.lr=1</a>' in page
+    assert not (tmp_path / "report.md").exists()
+    write_run(tmp_path / "elsewhere", ["optim.lr=3"], COSTS)
+    Results("other", "toy", episodes=[Episode("lift", "lift", 1, "lift", True, 9)]).save(tmp_path / "other")
+    (tmp_path / "2" / "evaluation" / "results.json").unlink()
+    main([str(tmp_path)])
+    assert "other" in (tmp_path / "report.md").read_text(), "what no run of the sweep has is compared as ever"
+
+
+def test_runs_that_varied_the_same_are_told_apart_by_their_place(tmp_path: Path) -> None:
+    for day in ("monday", "tuesday"):
+        write_run(tmp_path / day / "0", ["optim.lr=1"], COSTS, successes=5)
+    main([str(tmp_path)])
+    assert "- 0 (monday/0): `" in (tmp_path / "sweep.md").read_text()
 
 
 def test_four_bits_count_as_what_they_stand_for() -> None:

@@ -145,6 +145,22 @@ def measure_actions(
     return tuple(dimensions), _share(beyond)
 
 
+def movement(actions: NDArray[Any], absolute: NDArray[np.bool_], std: NDArray[Any]) -> NDArray[np.float64]:
+    """How far each step of a trajectory goes: the norm over its dimensions, each in standard deviations of its values.
+
+    Args:
+        actions: [T, D] of one trajectory.
+        absolute: bool [D], the dimensions that are positions: what counts is how they differ from the step before.
+        std: [D]; dimensions that never change (0) do not count.
+
+    Returns:
+        float64 [T].
+    """
+    moved = np.array(actions, np.float64)
+    moved[:, absolute] = np.diff(moved[:, absolute], axis=0, prepend=moved[:1, absolute])
+    return np.linalg.norm(moved[:, std > 0] / std[std > 0], axis=1)
+
+
 def _edges(low: float, high: float, least: float, most: float) -> NDArray[np.float64]:
     margin = 0.25 * (high - low) or 0.5
     ends = max(least, low - margin), min(most, high + margin)

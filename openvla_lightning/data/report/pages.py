@@ -78,7 +78,8 @@ def section(facts: Facts) -> list[str]:
         f"![Frames of {facts.name}]({facts.name}_frames.jpg)",
         "",
         "A row for each of a spread of trajectories: the first camera over time, then the others half-way, made square "
-        "as the policy sees them.",
+        "as the policy sees them. Red: the gripper's value in the action. Green: how far the action goes, full for the "
+        "farthest one of these trajectories.",
         "",
         "### Actions",
         "",

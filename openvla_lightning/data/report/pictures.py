@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from openvla_lightning.data.report.facts import Facts, spread
-from openvla_lightning.data.report.motion import Dimension
+from openvla_lightning.data.report.motion import Dimension, movement
 from openvla_lightning.data.source import Source
 
 COLUMNS = 4
@@ -76,7 +76,8 @@ def draw_contact_sheet(source: Source, path: Path) -> Path:
     """Draw one row of frames for each of some trajectories: the first camera over time, then one frame per other
     camera.
 
-    Each frame shows the gripper's value in the action, as a number and as a bar, to compare with the picture.
+    Each frame shows the gripper's value in the action, as a number and as a bar, and the length of the action, as a bar
+    that is full for the longest action of these trajectories, to compare them with the picture.
 
     Raises:
         BadShardError: an image cannot be decoded.
@@ -87,10 +88,15 @@ def draw_contact_sheet(source: Source, path: Path) -> Path:
     sheet = Image.new("RGB", (columns * TILE, len(chosen) * (TILE + CAPTION)), "white")
     draw, font = ImageDraw.Draw(sheet), _font(13)
     dim = source.index.action.shape[1]
-    gripper = next((i for i, held in enumerate(source.spec.absolute_mask(dim)) if held), dim - 1)
-    low, high = (float(source.statistics.action[name][gripper]) for name in ("min", "max"))
+    absolute, facts = np.array(source.spec.absolute_mask(dim)), source.statistics.action
+    gripper = next(iter(source.spec.grippers(dim)), dim - 1)
+    low, high = (float(facts[name][gripper]) for name in ("min", "max"))
+    others = np.array(facts["std"]) * ~np.isin(np.arange(dim), [gripper, *source.spec.grippers(dim)])
+    bounds = [source.index.bounds[one : one + 2].tolist() for one in chosen]
+    moved = [movement(source.index.action[start:end], absolute, others) for start, end in bounds]
+    farthest = max((float(one.max()) for one in moved if len(one)), default=0.0) or 1.0
     for row, trajectory in enumerate(chosen):
-        start, end = source.index.bounds[trajectory : trajectory + 2].tolist()
+        start, end = bounds[row]
         moments = np.linspace(start, end - 1, MOMENTS).round().astype(int).tolist()
         frames = [(role, step) for role in cameras[:1] for step in moments]
         frames += [(role, (start + end) // 2) for role in cameras[1:]]
@@ -99,19 +105,20 @@ def draw_contact_sheet(source: Source, path: Path) -> Path:
         for column, (role, step) in enumerate(frames):
             pixels = source.image(role, step, TILE - 2)
             tile = Image.new("RGB", (TILE - 2, TILE - 2)) if pixels is None else Image.fromarray(pixels)
-            _draw_gripper(tile, float(source.index.action[step, gripper]), low, high)
+            held = float(source.index.action[step, gripper])
+            _draw_bar(tile, 14, f"grip {held:.2f}", (held - low) / (high - low) if high > low else 1.0, OUTSIDE)
+            _draw_bar(tile, 28, "move", float(moved[row][step - start]) / farthest, PLAIN)
             sheet.paste(tile, (column * TILE + 1, top + CAPTION + 1))
     sheet.save(path, quality=88)
     return path
 
 
-def _draw_gripper(tile: Image.Image, value: float, low: float, high: float) -> None:
-    """Write the gripper's value at the bottom of a frame, beside a bar that is full at the largest value."""
-    draw, top = ImageDraw.Draw(tile), tile.height - 14
-    draw.rectangle((0, top, tile.width, tile.height), "black")
-    share = (value - low) / (high - low) if high > low else 1.0
-    draw.rectangle((58, top + 4, 58 + max(1, round(share * (tile.width - 64))), tile.height - 4), OUTSIDE)
-    draw.text((3, top), f"grip {value:.2f}", "white", _font(11))
+def _draw_bar(tile: Image.Image, above: int, text: str, share: float, colour: str) -> None:
+    """Write `text` into a frame, so many pixels above its lower end, beside a bar that is full where `share` is 1."""
+    draw, top = ImageDraw.Draw(tile), tile.height - above
+    draw.rectangle((0, top, tile.width, top + 14), "black")
+    draw.rectangle((58, top + 4, 58 + max(1, round(share * (tile.width - 64))), top + 10), colour)
+    draw.text((3, top), text, "white", _font(11))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
