@@ -7,8 +7,7 @@ if _ABSENT:
     sys.modules["wandb"] = None  # type: ignore[assignment]  # as if it were not installed
 try:
     import timm
-    from timm.layers import LayerScale
-    from timm.models.vision_transformer import Block
+    from timm.models.vision_transformer import Block, LayerScale  # before 1.0.21 not the one of timm.layers
 finally:
     if _ABSENT:
         del sys.modules["wandb"]
