@@ -17,11 +17,13 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from hydra_plugins_needed import skip_without_plugin
 
-from openvla_lightning import plugins
+from openvla_lightning import Policy, plugins
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.cli.commands import COMMANDS
 from openvla_lightning.config import validate
 from openvla_lightning.plugins import USUAL_HEAD, describe, rebuild
+from openvla_lightning.run.fit import fit
+from openvla_lightning.types import Observation
 
 ROOT = Path(__file__).parents[1]
 ROBOT, EXTEND = ROOT / "docs" / "finetune-your-robot.md", ROOT / "docs" / "extending.md"
@@ -127,6 +129,34 @@ def test_recordings_become_a_dataset_as_the_page_says(own: Path, tmp_path: Path)
     step = next(iter(datamodule.train_dataloader()))[0]
     assert step.observation.instruction == "Go"
     assert step.action.shape == (1, 7)
+
+
+def test_recordings_of_two_cameras_at_a_high_rate_are_learnt_with_the_state_and_acted_on(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recordings").mkdir()
+    for i in range(10):
+        pose = np.column_stack([np.arange(13) * (i + 1) / 100, np.zeros((13, 5))])
+        images, wrist = (np.full((13, 48, 64, 3), 10 * i + shade, np.uint8) for shade in (0, 100))
+        file = tmp_path / "recordings" / f"{i:02d}.npz"
+        np.savez(file, images=images, wrist_images=wrist, pose=pose, gripper=np.arange(13) % 2, instruction="Go")
+    code = blocks(ROBOT, "python")[0]
+    code = code.replace('{"image": "images"}', '{"image": "images", "wrist_image": "wrist_images"}')
+    (tmp_path / "convert.py").write_text(code.replace("KEEP = 1", "KEEP = 3"))
+    subprocess.run([sys.executable, "convert.py"], cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.chdir(tmp_path)
+    (command,) = re.findall(r"^python finetune\.py (.*data\.cameras.*)$", ROBOT.read_text(), re.M)
+    small = "+debug=tiny data/source=rlds trainer.max_steps=1 save_every=1 data.num_workers=0"
+    where = f"paths.data_dir={tmp_path}/data paths.output_dir={tmp_path}/run logger=csv"
+    cfg = composed("finetune", f"{command} {small} {where} +data.datasets.my_robot.cameras.wrist=wrist_image", own)
+    fit(cfg)
+    policy = Policy.from_pretrained(tmp_path / "run")
+    assert policy.statistics.num_transitions == 40, "every third of 13 moments makes five, and what lies between four"
+    np.testing.assert_allclose(policy.statistics.action["max"][0], 0.3, rtol=1e-5)
+    views = {name: np.zeros((48, 64, 3), np.uint8) for name in ("primary", "wrist")}
+    assert policy.act_chunk([Observation(views, "go", np.zeros(7, np.float32))]).shape == (1, 8, 7)
+    with pytest.raises(ValueError, match="proprio"):
+        policy.act_chunk([Observation(views, "go")])
 
 
 def test_the_head_of_the_page_differs_from_the_released_one_in_its_loss_alone(own: Path) -> None:

@@ -4,13 +4,18 @@ import json
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from test_scoring import Colourblind, play
 from toy_world import Walker
 
+from openvla_lightning import Policy
+from openvla_lightning.config import CONF
+from openvla_lightning.data.source.lerobot.__main__ import main as draft
 from openvla_lightning.data.source.lerobot.reading import EpisodeReader
 from openvla_lightning.data.source.lerobot.recorder import Recorder, Taken
 from openvla_lightning.env.base import RequestError
 from openvla_lightning.report.results import Results
+from openvla_lightning.run.fit import fit
 
 
 def read(folder):
@@ -104,6 +109,25 @@ def test_two_cameras_and_a_state_are_recorded_to_the_last_bit_or_the_codec(tmp_p
         for step, picture in enumerate(shown):
             lost = np.abs(cameras[f"observation.images.{name}"](step).astype(int) - picture)
             assert lost.mean() < 6
+
+
+def test_what_was_recorded_is_trained_on_and_acts(tmp_path, capsys):
+    play(tmp_path / "played", Walker(), record=tmp_path / "walked")
+    capsys.readouterr()
+    draft([str(tmp_path / "walked")])
+    (tmp_path / "conf" / "data" / "mix").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "mix" / "walked.yaml").write_text(capsys.readouterr().out)
+    words = ["data=finetune", "data/mix=walked", f"hydra.searchpath=[file://{tmp_path}/conf]", "model.init_from=null"]
+    words += ["+debug=tiny", "data/source=rlds", "trainer.max_steps=2", "save_every=2", "data.num_workers=0"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("finetune", [*words, "strategy=full", f"paths.output_dir={tmp_path}/trained"])
+    fit(cfg)
+    policy = Policy.from_pretrained(tmp_path / "trained")
+    episodes = read(tmp_path / "walked")[1]
+    assert policy.statistics.num_transitions == sum(len(columns["action"]) for columns, _ in episodes)
+    columns, cameras = episodes[0]
+    picture = cameras["observation.images.primary"](0)
+    assert policy.act(picture, columns["task"][0]).shape == columns["action"][0].shape
 
 
 @pytest.mark.parametrize("options", [{"control": "realtime", "latency": 0.2, "rate_hz": 5}])
