@@ -2,6 +2,7 @@
 
 import resource
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +22,7 @@ WARM_UP = 5
 TIMED = 1000
 """Number of last steps that are timed."""
 RESET_PEAK = "5"  # written to clear_refs: see proc(5)
+SWITCH = Path("/proc/self/clear_refs")
 
 
 class Costs(Callback):
@@ -44,8 +46,9 @@ class Costs(Callback):
         """Reset the peak memory of this process."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        elif (switch := Path("/proc/self/clear_refs")).exists():
-            switch.write_text(RESET_PEAK, encoding="utf-8")
+        elif SWITCH.exists():
+            with suppress(OSError):  # some containers show it and let nobody write: the peak is then of the process
+                SWITCH.write_text(RESET_PEAK, encoding="utf-8")
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

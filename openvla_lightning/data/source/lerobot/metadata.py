@@ -1,6 +1,6 @@
 """The metadata of a LeRobot folder: `meta/` of the layouts v2.0, v2.1 and v3.0, in one form."""
 
-import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from openvla_lightning.data.source.faults import BadShardError
-from openvla_lightning.runtime.files import pointer
+from openvla_lightning.data.source.lerobot.meta_files import read_json, read_json_lines, read_table
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 PICTURES = ("video", "image")
@@ -118,7 +118,8 @@ class Metadata:
         numbers = [episode.number for episode in self.episodes]
         found: dict[int, str] = {}
         listed = 0
-        for name, text in dict(self.info.get("splits") or {}).items():
+        given = self.info.get("splits")
+        for name, text in given.items() if isinstance(given, Mapping) else ():
             first, _, last = str(text).partition(":")
             if not (first.isdigit() and last.isdigit()):
                 return ("train",), dict.fromkeys(numbers, "train")
@@ -129,10 +130,21 @@ class Metadata:
         return tuple(dict.fromkeys(found.values())), found
 
     def data_files(self, there: Iterable[str]) -> list[str]:
-        """All parquet files with rows, in order; `there` are the names of the files that exist."""
-        if self.version == "v3.0":  # the data file that an episode names is not always right
-            return sorted(name for name in there if name.startswith("data/") and name.endswith(".parquet"))
-        return sorted({episode.data for episode in self.episodes})
+        """Every parquet file with rows, in their order; `there` are the names of the files that exist.
+
+        Only files that are called as `info.json` says: a copy beside one, or what an archive of macOS brings, is none.
+        """
+        if self.version != "v3.0":
+            return sorted({episode.data for episode in self.episodes})
+        # what episodes say of their data file is not always right
+        called = re.sub(r"\\\{.*?\\\}", "[0-9]+", re.escape(self.info["data_path"]))
+        return _called(called, (name for name in there if name.startswith("data/") and name.endswith(".parquet")))
+
+
+def _called(pattern: str, names: Iterable[str]) -> list[str]:
+    """Those names that fit, sorted; where none does, all that are not hidden."""
+    seen = sorted(name for name in names if not name.rpartition("/")[2].startswith("."))
+    return [name for name in seen if re.fullmatch(pattern, name)] or seen
 
 
 def read_info(folder: Path) -> Metadata:
@@ -146,7 +158,9 @@ def read_info(folder: Path) -> Metadata:
         if (folder / "meta_data").is_dir():
             raise BadShardError(f"{folder}: {V1}")
         raise BadShardError(f"{folder} holds no {INFO}, so it is no LeRobot dataset")
-    info = _json(path)
+    info = read_json(path)
+    if not isinstance(info, dict):
+        raise BadShardError(f"{path} holds no JSON object")
     version = info.get("codebase_version")
     if isinstance(version, str) and version.startswith("v1."):
         raise BadShardError(f"{path}: {V1}")
@@ -154,8 +168,13 @@ def read_info(folder: Path) -> Metadata:
         raise BadShardError(f"{path}: codebase_version {version!r} is not read, only {', '.join(VERSIONS)}")
     if absent := [key for key in ("fps", "features", "data_path") if not info.get(key)]:
         raise BadShardError(f"{path} lacks {', '.join(absent)}")
+    if not isinstance(info["fps"], int | float) or not info["fps"] > 0:
+        raise BadShardError(f"{path}: fps is {info['fps']!r}, not a number above 0")
+    described = info["features"].items() if isinstance(info["features"], dict) else [("", None)]
+    if vague := [name for name, entry in described if not isinstance(entry, dict) or "dtype" not in entry]:
+        raise BadShardError(f"{path}: features.{vague[0]} does not say its dtype")
     modality = folder / "meta" / "modality.json"
-    return Metadata(folder, info, modality=_json(modality) if modality.exists() else {})
+    return Metadata(folder, info, modality=read_json(modality) if modality.exists() else {})
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -181,9 +200,9 @@ def stored_statistics(metadata: Metadata) -> dict[str, dict[str, np.ndarray]]:
     folder = metadata.folder / "meta"
     numeric = {name for name, feature in metadata.features.items() if not feature.is_picture}
     if (path := folder / "stats.json").exists():
-        stored = [_json(path)]
+        stored = [read_json(path)]
     elif (path := folder / "episodes_stats.jsonl").exists():
-        stored = [line["stats"] for line in _json_lines(path)]
+        stored = [line["stats"] for line in read_json_lines(path)]
     else:
         return {}
     found = {}
@@ -207,7 +226,7 @@ def _pooled(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def _episodes_v2(bare: Metadata) -> Iterator[EpisodeEntry]:
     info, chunk = bare.info, int(bare.info.get("chunks_size") or 1000)
     videos = [name for name, feature in bare.features.items() if feature.dtype == "video"]
-    for line in _json_lines(bare.folder / "meta" / "episodes.jsonl"):
+    for line in read_json_lines(bare.folder / "meta" / "episodes.jsonl"):
         number = int(line["episode_index"])
         place = {"episode_chunk": number // chunk, "episode_index": number}
         clips = {key: Clip(info["video_path"].format(video_key=key, **place)) for key in videos}
@@ -218,11 +237,12 @@ def _episodes_v3(bare: Metadata) -> Iterator[EpisodeEntry]:
     videos = [name for name, feature in bare.features.items() if feature.dtype == "video"]
     columns = ["episode_index", "length", "dataset_from_index", "data/chunk_index", "data/file_index"]
     columns += [f"videos/{key}/{what}" for key in videos for what in ("chunk_index", "file_index", "from_timestamp")]
-    files = sorted((bare.folder / "meta" / "episodes").glob("**/*.parquet"))
+    home = bare.folder / "meta" / "episodes"
+    files = _called(r"chunk-\d+/file-\d+\.parquet", (p.relative_to(home).as_posix() for p in home.glob("**/*.parquet")))
     if not files:
-        raise BadShardError(f"{bare.folder}/meta/episodes holds no parquet file")
-    for path in files:
-        for row in read_table(path, columns).to_pylist():
+        raise BadShardError(f"{home} holds no parquet file")
+    for name in files:
+        for row in read_table(home / name, columns).to_pylist():
             clips = {}
             for key in videos:
                 chunk, file, start = (
@@ -238,7 +258,7 @@ def _episodes_v3(bare: Metadata) -> Iterator[EpisodeEntry]:
 
 def _tasks(bare: Metadata) -> dict[int, str]:
     if bare.version != "v3.0":
-        lines = _json_lines(bare.folder / "meta" / "tasks.jsonl")
+        lines = read_json_lines(bare.folder / "meta" / "tasks.jsonl")
         return {int(line["task_index"]): str(line["task"]) for line in lines}
     path = bare.folder / "meta" / "tasks.parquet"
     table = read_table(path)
@@ -247,40 +267,3 @@ def _tasks(bare: Metadata) -> dict[int, str]:
         raise BadShardError(f"{path} has no column `task`, only {', '.join(table.column_names)}")
     numbers, texts = table.column("task_index").to_pylist(), table.column(words[0]).to_pylist()
     return dict(zip(numbers, texts, strict=True))
-
-
-def read_table(path: Path, columns: list[str] | None = None) -> Any:
-    """A whole parquet file, or some of its columns, as a `pyarrow.Table`.
-
-    Raises:
-        BadShardError: the file is missing or damaged, or lacks a column.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    if not path.exists():
-        raise BadShardError(f"{path} is missing")
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        if absent := [name for name in columns or () if name not in file.schema_arrow.names]:
-            raise BadShardError(f"{path} has no column {', '.join(absent)}")
-        return file.read(columns)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BadShardError(f"{path} cannot be read: {pointer(path) or ' '.join(str(error).split())}") from None
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise BadShardError(f"{path} cannot be read: {pointer(path) or error}") from None
-
-
-def _json_lines(path: Path) -> list[Any]:
-    if not path.exists():
-        raise BadShardError(f"{path} is missing")
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-        return [json.loads(line) for line in lines]
-    except (ValueError, OSError) as error:
-        raise BadShardError(f"{path} cannot be read: {pointer(path) or error}") from None
