@@ -145,7 +145,7 @@ def test_the_error_of_a_regression_is_the_absolute_one_or_its_square() -> None:
     batch.padded = torch.tensor([[False], [True]])
     assert Answers(1, 2, "squared").loss(None, batch)[0] == 0.25 / 2  # type: ignore[arg-type]
     assert "error" not in L1Head(1, 2).config, "as in checkpoints from before there was a choice"
-    with pytest.raises(ValueError, match="action_head.error=huber is not known; choose absolute or squared"):
+    with pytest.raises(ValueError, match="error=huber is not known; choose absolute or squared"):
         L1Head(1, 2, error="huber")  # type: ignore[arg-type]
 
 
