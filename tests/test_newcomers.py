@@ -113,12 +113,12 @@ def test_a_file_of_any_library_is_as_readable_as_others(tmp_path: Path) -> None:
 
 
 def test_frames_show_the_grippers_value() -> None:
-    from openvla_lightning.data.report.pictures import _draw_gripper, _font
+    from openvla_lightning.data.report.pictures import _draw_bar, _font
 
     tiles = []
     for value in (0.0, 1.0):
         tile = Image.new("RGB", (126, 126), "white")
-        _draw_gripper(tile, value, 0.0, 1.0)
+        _draw_bar(tile, 14, f"grip {value:.2f}", value, "red")
         tiles.append(np.asarray(tile))
     assert not np.array_equal(*tiles)
     assert (tiles[1][112:] != tiles[0][112:]).any()
