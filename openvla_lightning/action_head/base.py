@@ -115,8 +115,8 @@ def options_of(head: object, acting: Acting, known: Mapping[str, Any]) -> dict[s
     Raises:
         ValueError: for an option that is not in `known`.
     """
-    given = dict(acting.options or {})
-    if unknown := sorted(given.keys() - known.keys()):
+    options = dict(acting.options or {})
+    if unknown := sorted(options.keys() - known.keys()):
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
         raise ValueError(f"{type(head).__name__} does not act with {', '.join(unknown)}: {takes}")
-    return {**known, **given}
+    return {**known, **options}

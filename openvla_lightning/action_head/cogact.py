@@ -130,8 +130,8 @@ class CogACTHead:
         actions = batch.actions.repeat(times, 1, 1)
         noisy = self.schedule.noised(actions, noise, timesteps)
         network: Any = vla.action_head
-        kind = network.positional_embedding.dtype
-        predicted = network(noisy.to(kind), timesteps, cognition.repeat(times, 1, 1).to(kind), dropped).float()
+        dtype = network.positional_embedding.dtype
+        predicted = network(noisy.to(dtype), timesteps, cognition.repeat(times, 1, 1).to(dtype), dropped).float()
         padded = None if batch.padded is None else batch.padded.repeat(times, 1)
         loss = mean_where((predicted - noise) ** 2, padded)
         return loss, self.schedule.clean(noisy, predicted.detach(), timesteps).clamp(-1, 1)
@@ -156,11 +156,11 @@ class CogACTHead:
             draws: see `steps`.
         """
         network: Any = vla.action_head
-        kind = network.positional_embedding.dtype
-        cognition = cognition.to(kind)
+        dtype = network.positional_embedding.dtype
+        cognition = cognition.to(dtype)
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            return network.guided(noisy.to(kind), timestep, cognition, guidance).float()
+            return network.guided(noisy.to(dtype), timestep, cognition, guidance).float()
 
         if steps is None:
             if draws is None:
@@ -188,20 +188,20 @@ class CogACTHead:
 
         All robots of a batch start from the same noise, so that an action does not depend on the batch.
         """
-        own = options_of(self, acting, {"steps": self.steps, "guidance": self.guidance})
-        if own["steps"]:
-            self.schedule.kept(own["steps"])
+        options = options_of(self, acting, {"steps": self.steps, "guidance": self.guidance})
+        if options["steps"]:
+            self.schedule.kept(options["steps"])
 
         @torch.inference_mode()
         def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
-            given = on_device(inputs, vla, acting)
-            cognition = self.cognition(vla, given)
+            device_inputs = on_device(inputs, vla, acting)
+            cognition = self.cognition(vla, device_inputs)
             acting.clock("prefill")
-            fresh = 0 if own["steps"] else self.schedule.steps
+            fresh = 0 if options["steps"] else self.schedule.steps
             drawn = torch.randn(1 + fresh, 1, self.action_chunk, self.action_dim, generator=generator)
-            noise, *draws = drawn.to(given.input_ids.device).expand(-1, len(given), -1, -1)
+            noise, *draws = drawn.to(device_inputs.input_ids.device).expand(-1, len(device_inputs), -1, -1)
             later = torch.stack(draws) if draws else None
-            actions = self.sample(vla, cognition, noise, own["steps"] or None, own["guidance"], later)
+            actions = self.sample(vla, cognition, noise, options["steps"] or None, options["guidance"], later)
             acting.clock("decode")
             return actions
 

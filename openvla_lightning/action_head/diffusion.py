@@ -46,8 +46,8 @@ class DiffusionHead(L1Head):
     @property
     def config(self) -> dict[str, Any]:
         """Plain constructor arguments."""
-        own = {"train_steps": self.schedule.steps, "steps": self.steps, "seed": self.seed}
-        return {**super().config, **own}
+        arguments = {"train_steps": self.schedule.steps, "steps": self.steps, "seed": self.seed}
+        return {**super().config, **arguments}
 
     def network(self, dim: int) -> nn.Module | None:
         """The network that embeds noisy actions and predicts the noise from hidden states `dim` wide."""
@@ -123,8 +123,8 @@ class DiffusionHead(L1Head):
 
             def plain(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
                 noise = start_noise(len(inputs), chunk, generator)
-                given = on_device(inputs, vla, acting)
-                *_, actions = self.denoise(vla, given, noise.to(given.input_ids.device), steps)
+                device_inputs = on_device(inputs, vla, acting)
+                *_, actions = self.denoise(vla, device_inputs, noise.to(device_inputs.input_ids.device), steps)
                 return actions
 
             return plain
@@ -139,12 +139,12 @@ class DiffusionHead(L1Head):
         @torch.inference_mode()
         def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
             noise = start_noise(len(inputs), chunk, generator)
-            given = reader.arranged(inputs)
-            rows = torch.arange(len(given)).clamp(max=len(inputs) - 1)  # the rows of `given`
+            arranged = reader.arranged(inputs)
+            rows = torch.arange(len(arranged)).clamp(max=len(inputs) - 1)  # the rows of `arranged`
             acting.clock("copy")
-            visual = see(given)
+            visual = see(arranged)
             acting.clock("vision")
-            few = replace(given, pixel_values=given.pixel_values[:, :0])  # seen already, so not copied at each step
+            few = replace(arranged, pixel_values=arranged.pixel_values[:, :0])  # not copied at each step
 
             def noise_at(sample: Tensor, levels: Tensor) -> Tensor:
                 return predict(few, visual, sample, levels)

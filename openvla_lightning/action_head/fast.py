@@ -125,9 +125,13 @@ class FastHead:
         columns = torch.stack([predicted, targets]).cpu()  # chunks are decoded on the host, which a step waits for
         rows = self._counted(columns[1])
         spelt = [self._decoded(ids, rows, batch.actions.shape[2]) for ids in columns]
-        actions, told = (torch.from_numpy(chunk).float().to(logits.device, non_blocking=True) for chunk in spelt)
+        actions, target_actions = (
+            torch.from_numpy(chunk).float().to(logits.device, non_blocking=True) for chunk in spelt
+        )
         correct, counted = predicted == targets, self._counted(targets)
-        return Prediction(actions=actions, targets=told, correct=correct, logits=logits.detach(), counted=counted)
+        return Prediction(
+            actions=actions, targets=target_actions, correct=correct, logits=logits.detach(), counted=counted
+        )
 
     def _counted(self, targets: Tensor) -> Tensor:
         return (targets >= self.first_id) & (targets < self.vocab_size)
@@ -144,11 +148,11 @@ class FastHead:
         Its options are `constrained` (True: only ids that lead to a complete chunk) and `temperature`. Sequences that
         encode no complete chunk, which only an unconstrained head writes, are counted and logged.
         """
-        own = options_of(self, acting, {"constrained": True, "temperature": 0.0})
-        grammar = FastGrammar(self.tokenizer).to(next(vla.parameters()).device) if own["constrained"] else None
+        options = options_of(self, acting, {"constrained": True, "temperature": 0.0})
+        grammar = FastGrammar(self.tokenizer).to(next(vla.parameters()).device) if options["constrained"] else None
         spell = ArrivalCounter(self.tokenizer)
         known = vla.llm.architecture["model_type"] in FAMILIES
-        if acting.static and known and grammar is not None and own["temperature"] == 0:
+        if acting.static and known and grammar is not None and options["temperature"] == 0:
             fast = StaticFastDecoder(vla, acting.normalise, self.first_id, grammar, acting.compile)
 
             def write(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
@@ -158,11 +162,13 @@ class FastHead:
             return write
 
         def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
-            given = on_device(inputs, vla, acting)
-            embeddings, prefix = vla.prompt(given.pixel_values, given.input_ids, given.attention_mask, given.proprio)
+            device_inputs = on_device(inputs, vla, acting)
+            embeddings, prefix = vla.prompt(
+                device_inputs.pixel_values, device_inputs.input_ids, device_inputs.attention_mask, device_inputs.proprio
+            )
             acting.clock("vision")
             alike = bool(inputs.attention_mask.all())
-            lengths = None if alike else given.attention_mask.sum(1) + prefix.shape[1]
+            lengths = None if alike else device_inputs.attention_mask.sum(1) + prefix.shape[1]
             ids = write_fast_tokens(
                 vla.llm,
                 embeddings,
@@ -171,7 +177,7 @@ class FastHead:
                 self.first_id,
                 _end(vla),
                 grammar,
-                own["temperature"],
+                options["temperature"],
                 generator,
             )
             acting.clock("decode")

@@ -246,11 +246,11 @@ class FastTokenizer:
     @cached_property
     def bytes_of_ids(self) -> list[bytes | None]:
         """The bytes that each id writes; None for unused ids, which a fit of the public class leaves."""
-        found: list[bytes | None] = [None] * self.vocab_size
+        bytes_by_id: list[bytes | None] = [None] * self.vocab_size
         for token, index in self.bpe.get_vocab().items():
             if all(symbol in _BYTE for symbol in token):
-                found[index] = bytes(_BYTE[symbol] for symbol in token)
-        return found
+                bytes_by_id[index] = bytes(_BYTE[symbol] for symbol in token)
+        return bytes_by_id
 
 
 def _coefficients(actions: NDArray[np.floating], scale: float) -> NDArray[np.int64]:

@@ -152,9 +152,9 @@ class FlowHead:
     def sample(self, vla: VLA, read: Read, proprio: Tensor | None, noise: Tensor, steps: int | None = None) -> Tensor:
         """Sample actions float32 [B, T, D] from noise of the same shape."""
         network: Any = vla.action_head
-        seen = network.read(read.states.to(network.action_in.weight.dtype))
+        keys_values = network.read(read.states.to(network.action_in.weight.dtype))
         *_, (actions, _) = self.flow.sample(
-            lambda moving, time: self._velocity(vla, moving, time, seen, read.prompt, proprio), noise, steps
+            lambda moving, time: self._velocity(vla, moving, time, keys_values, read.prompt, proprio), noise, steps
         )
         return actions
 
@@ -169,16 +169,16 @@ class FlowHead:
 
         All robots of a batch start from the same noise, so that an action does not depend on the batch.
         """
-        own = options_of(self, acting, {"steps": self.flow.steps})
+        options = options_of(self, acting, {"steps": self.flow.steps})
 
         @torch.inference_mode()
         def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
-            given = on_device(inputs, vla, acting)
-            read = vla.read(given, self.read_layer)
+            device_inputs = on_device(inputs, vla, acting)
+            read = vla.read(device_inputs, self.read_layer)
             acting.clock("prefill")
             noise = torch.randn(1, self.action_chunk, self.action_dim, generator=generator)
-            noise = noise.to(given.input_ids.device).expand(len(given), -1, -1)
-            actions = self.sample(vla, read, given.proprio, noise, own["steps"])
+            noise = noise.to(device_inputs.input_ids.device).expand(len(device_inputs), -1, -1)
+            actions = self.sample(vla, read, device_inputs.proprio, noise, options["steps"])
             acting.clock("decode")
             return actions
 
@@ -188,10 +188,10 @@ class FlowHead:
         self, vla: VLA, moving: Tensor, time: Tensor, context: Any, prompt: Tensor, proprio: Tensor | None
     ) -> Tensor:
         network: Any = vla.action_head
-        kind = network.action_in.weight.dtype
+        dtype = network.action_in.weight.dtype
         if isinstance(context, Tensor):
-            context = context.to(kind)
-        return network(moving.to(kind), time, context, prompt, proprio if self.proprio_dim else None).float()
+            context = context.to(dtype)
+        return network(moving.to(dtype), time, context, prompt, proprio if self.proprio_dim else None).float()
 
 
 def _repeated(values: Tensor | None, times: int) -> Tensor | None:

@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from openvla_lightning.action_head.flow_matching import time_embedding
 
-Seen = Sequence[tuple[Tensor, Tensor]]
+KeysValues = Sequence[tuple[Tensor, Tensor]]
 """Keys and values [B, heads, S, head_dim] of the context, for each block."""
 
 
@@ -62,11 +62,11 @@ class FlowNetwork(nn.Module):
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.action_out.weight)
 
-    def read(self, context: Tensor) -> Seen:
+    def read(self, context: Tensor) -> KeysValues:
         """Keys and values of all blocks for hidden states [B, S, context_dim]."""
         return self._read(context)
 
-    def _read(self, context: Tensor) -> Seen:
+    def _read(self, context: Tensor) -> KeysValues:
         # `forward` must not call `read`: with sharded weights, FSDP would free them when `read` returns.
         context = self.context_in(self.context_norm(context))
         return [block.read(context) for block in self.blocks]  # type: ignore[operator]
@@ -75,7 +75,7 @@ class FlowNetwork(nn.Module):
         self,
         moving: Tensor,
         time: Tensor,
-        context: Tensor | Seen,
+        context: Tensor | KeysValues,
         mask: Tensor | None = None,
         proprio: Tensor | None = None,
     ) -> Tensor:
@@ -96,8 +96,8 @@ class FlowNetwork(nn.Module):
         tokens = tokens + self.positions
         condition = self.time_in(time_embedding(time, tokens.shape[-1]).to(tokens.dtype))
         where = None if mask is None else mask[:, None, None]
-        seen = self._read(context) if isinstance(context, Tensor) else context
-        for block, kept in zip(self.blocks, seen, strict=True):
+        keys_values = self._read(context) if isinstance(context, Tensor) else context
+        for block, kept in zip(self.blocks, keys_values, strict=True):
             tokens = block(tokens, condition, kept, where)
         scale, shift = self.modulate(condition)[:, None].chunk(2, dim=-1)
         return self.action_out(self.norm(tokens[:, -self.horizon :]) * (1 + scale) + shift)
@@ -120,7 +120,9 @@ class _Block(nn.Module):
         keys, values = self.cross_in(context).chunk(2, dim=-1)
         return self._split(keys), self._split(values)
 
-    def forward(self, tokens: Tensor, condition: Tensor, seen: tuple[Tensor, Tensor], where: Tensor | None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, condition: Tensor, keys_values: tuple[Tensor, Tensor], where: Tensor | None
+    ) -> Tensor:
         scales = self.modulate(condition)[:, None].chunk(9, dim=-1)
 
         def modulated(place: int) -> Tensor:
@@ -129,7 +131,7 @@ class _Block(nn.Module):
         queries, keys, values = map(self._split, self.self_in(modulated(0)).chunk(3, dim=-1))
         tokens = tokens + scales[2] * self.self_out(self._join(scaled_dot_product_attention(queries, keys, values)))
         queries = self._split(self.cross_query(modulated(1)))
-        looked = self._join(scaled_dot_product_attention(queries, *seen, attn_mask=where))
+        looked = self._join(scaled_dot_product_attention(queries, *keys_values, attn_mask=where))
         tokens = tokens + scales[5] * self.cross_out(looked)
         return tokens + scales[8] * self.mlp(modulated(2))
 

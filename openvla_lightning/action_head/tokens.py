@@ -119,15 +119,15 @@ class TokenHead:
         guesses the ids of the action before and verifies them in one pass: the same ids, in fewer passes.
         """
         usual = {"action_ids_only": False, "temperature": 0.0, "top_k": None, "decoding": "stepwise"}
-        own = options_of(self, acting, usual)
-        if own["decoding"] not in ("stepwise", "parallel_exact"):
-            raise ValueError(f"decoding={own['decoding']} is not known; choose stepwise or parallel_exact")
-        within = (self.tokenizer.first_id, self.tokenizer.vocab_size) if own["action_ids_only"] else None
-        choice = Sampling(own["temperature"], own["top_k"], within)
+        options = options_of(self, acting, usual)
+        if options["decoding"] not in ("stepwise", "parallel_exact"):
+            raise ValueError(f"decoding={options['decoding']} is not known; choose stepwise or parallel_exact")
+        within = (self.tokenizer.first_id, self.tokenizer.vocab_size) if options["action_ids_only"] else None
+        choice = Sampling(options["temperature"], options["top_k"], within)
         if self.parallel:
             return self._parallel_decoder(vla, acting, choice)
         fast: StaticDecoder | JacobiDecoder | None = None
-        if own["decoding"] == "parallel_exact":
+        if options["decoding"] == "parallel_exact":
             middle = self.tokenizer.first_id + self.tokenizer.num_bins // 2
             fast = JacobiDecoder(vla, acting.normalise, choice, middle)
         elif acting.static:
@@ -138,12 +138,12 @@ class TokenHead:
             if fast is not None:
                 ids = fast(inputs, count, generator, acting.clock)
             else:
-                given = on_device(inputs, vla, acting)
+                device_inputs = on_device(inputs, vla, acting)
                 ids = vla.generate(
-                    pixel_values=given.pixel_values,
-                    input_ids=given.input_ids,
-                    attention_mask=given.attention_mask,
-                    proprio=given.proprio,
+                    pixel_values=device_inputs.pixel_values,
+                    input_ids=device_inputs.input_ids,
+                    attention_mask=device_inputs.attention_mask,
+                    proprio=device_inputs.proprio,
                     max_new_tokens=count,
                     choice=choice,
                     generator=generator,
@@ -171,12 +171,12 @@ class TokenHead:
         @torch.inference_mode()
         def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
             device = next(vla.parameters()).device
-            given = inputs.to(device) if reader is None else reader.arranged(inputs)
-            noise = choice.noise(vla.llm, len(given), self.action_chunk * dim, generator)
+            device_inputs = inputs.to(device) if reader is None else reader.arranged(inputs)
+            noise = choice.noise(vla.llm, len(device_inputs), self.action_chunk * dim, generator)
             acting.clock("copy")
-            found = write(given) if noise is None else write(given, noise.to(device))
+            written = write(device_inputs) if noise is None else write(device_inputs, noise.to(device))
             acting.clock("decode")
-            return self.decode(found[: len(inputs)]).reshape(len(inputs), self.action_chunk, dim)
+            return self.decode(written[: len(inputs)]).reshape(len(inputs), self.action_chunk, dim)
 
         return decode
 
