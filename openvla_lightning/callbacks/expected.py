@@ -43,18 +43,18 @@ class ExpectedCurve(Callback):
         """Find the curve of this recipe."""
         recipe = what_makes(pl_module.hparams)
         known = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.glob("*.json"))]
-        self.curve = next((one["curve"] for one in known if one["recipe"] == recipe), {})
+        self.curve = next((entry["curve"] for entry in known if entry["recipe"] == recipe), {})
 
     @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare this validation with the known curve."""
         step = str(trainer.global_step)
         for metric, slack in SLACK.items():
-            expected, found = self.curve.get(metric, {}).get(step), trainer.callback_metrics.get(metric)
-            if expected is None or found is None:
+            expected, measured = self.curve.get(metric, {}).get(step), trainer.callback_metrics.get(metric)
+            if expected is None or measured is None:
                 continue
-            text = f"step {step}: {metric} {float(found):.3f}, expected {expected:.3f}"
-            if (float(found) - expected - slack) * slack > 0:
+            text = f"step {step}: {metric} {float(measured):.3f}, expected {expected:.3f}"
+            if (float(measured) - expected - slack) * slack > 0:
                 log.warning(
                     f"{text}. This recipe learnt faster before: look at the data (python -m "
                     "openvla_lightning.data.report) and at what changed since"
@@ -65,13 +65,13 @@ class ExpectedCurve(Callback):
 
 def what_makes(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a resolved config that define its recipe, by dotted name; missing ones are None."""
-    found: dict[str, Any] = {"starts from other weights": bool(recipe.get("model", {}).get("init_from"))}
+    settings: dict[str, Any] = {"starts from other weights": bool(recipe.get("model", {}).get("init_from"))}
     for name in SAME:
         node: Any = recipe
         for key in name.split("."):
             node = node.get(key) if isinstance(node, Mapping) else None
-        found[name] = node
-    return found
+        settings[name] = node
+    return settings
 
 
 def remember(run: Path, path: Path, command: str, hardware: str) -> None:

@@ -44,10 +44,10 @@ class StopOnNonFinite(Callback):
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded
         batches, self.batches = self.batches, []
         if getattr(optimizer, "_step_supports_amp_scaling", False):
-            found: Any = optimizer
-            found.found_inf = (~norm.isfinite()).float()  # as a gradient scaler does for fused optimisers
+            fused: Any = optimizer
+            fused.found_inf = (~norm.isfinite()).float()  # as a gradient scaler does for fused optimisers
             self.check(trainer, pl_module)
-            self.pending = found.found_inf, trainer.global_step, batches
+            self.pending = fused.found_inf, trainer.global_step, batches
         elif not bool(norm.isfinite()):
             self.stop(trainer, pl_module, trainer.global_step, batches)
 
@@ -83,10 +83,10 @@ class StopOnNonFinite(Callback):
 
     def suspects(self, trainer: L.Trainer, pl_module: Any, batch: Batch) -> list[tuple[str, int]]:
         """(dataset, number) of the samples whose own loss is not finite."""
-        found = []
+        not_finite = []
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for row, (name, number) in enumerate(zip(batch.dataset_names, batch.numbers, strict=True)):
-                one = batch.rows(row, row + 1)
-                if not bool(pl_module(one)[0].isfinite()):
-                    found.append((name, number))
-        return found
+                sample = batch.rows(row, row + 1)
+                if not bool(pl_module(sample)[0].isfinite()):
+                    not_finite.append((name, number))
+        return not_finite

@@ -76,8 +76,8 @@ class Progress(ProgressBar):
         """Print the validation's numbers, and show that training continues."""
         if self.bar is not None:
             self.bar.describe("training")
-            if not trainer.sanity_checking and (found := _shown(trainer.callback_metrics, HELD_OUT)):
-                self.bar.say(f"step {trainer.global_step:,}: held out {found}")
+            if not trainer.sanity_checking and (shown := _shown(trainer.callback_metrics, HELD_OUT)):
+                self.bar.say(f"step {trainer.global_step:,}: held out {shown}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the last state on the screen."""

@@ -81,7 +81,7 @@ class Samples(Callback):
         true, predicted = batch.actions.cpu().numpy(), prediction.actions[: len(batch)].float().cpu().numpy()
         samples = []
         for row, name in enumerate(batch.dataset_names):
-            asked = batch.attention_mask[row] & (batch.labels[row] == IGNORE_INDEX)
+            in_prompt = batch.attention_mask[row] & (batch.labels[row] == IGNORE_INDEX)
             views = batch.pixel_values[row].unflatten(0, (-1, 3)).permute(2, 0, 3, 1).flatten(1, 2)
             statistics = data.statistics[name]
             demonstrated, said = (
@@ -89,7 +89,7 @@ class Samples(Callback):
                 for actions in (true, predicted)
             )
             error = float(np.abs(true[row] - predicted[row]).mean())
-            prompt = tokenizer.decode(batch.input_ids[row][asked], skip_special_tokens=True)
+            prompt = tokenizer.decode(batch.input_ids[row][in_prompt], skip_special_tokens=True)
             samples.append(Sample(views.cpu().numpy(), prompt, name, demonstrated, said, error))
         return samples
 
@@ -103,8 +103,8 @@ def _table_row(sample: Sample) -> list[Any]:
 
 def _instruction(prompt: str) -> str:
     """The instruction inside the released prompt; for another prompt, all of it."""
-    found = re.search(r"robot take to (.*?) ?\?", prompt)
-    return found[1] if found else prompt
+    match = re.search(r"robot take to (.*?) ?\?", prompt)
+    return match[1] if match else prompt
 
 
 def _range(samples: Sequence[Sample], dimension: int) -> tuple[float, float]:

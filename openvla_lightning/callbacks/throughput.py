@@ -50,8 +50,8 @@ class Throughput(Callback):
         """Count the time since the last batch ended as waiting for data."""
         if self.peak_tflops is not None and self.flops_per_sample is None:
             module: Any = pl_module
-            one = module.processor.normalise(batch.rows(0, 1))
-            self.flops_per_sample = model_flops(module.vla, module.strategy, module.action_head, one)
+            sample = module.processor.normalise(batch.rows(0, 1))
+            self.flops_per_sample = model_flops(module.vla, module.strategy, module.action_head, sample)
             self._restart(trainer.global_step)
         self._seconds["data"] += time.perf_counter() - self._ended
         self._marks.append(self.clock.mark())
