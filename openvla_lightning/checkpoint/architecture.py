@@ -91,9 +91,9 @@ def config_problems(config: dict[str, Any]) -> list[str]:
         "arch_specifier": str,
         "text_config": dict,
     }
-    for name, kind in wanted.items():
-        if not isinstance(config.get(name), kind):
-            problems.append(f"config.json: {name} must be a {kind.__name__}, is {config.get(name)!r}"[:300])
+    for name, expected in wanted.items():
+        if not isinstance(config.get(name), expected):
+            problems.append(f"config.json: {name} must be a {expected.__name__}, is {config.get(name)!r}"[:300])
     if config.get("model_type") not in _MODELS:
         problems.append(f"config.json: model_type must be one of {list(_MODELS)}, is {config.get('model_type')!r}")
     elif config.get("architectures") not in (None, [_MODELS[config["model_type"]]]):
@@ -206,14 +206,14 @@ def released_config(config: dict[str, Any], base: dict[str, Any], dtype: torch.d
     extras = [{k: v for k, v in t.items() if k not in (*TOWER_KEYS, "act_layer")} for t in towers]
     sizes = [vision["image_size"]] * len(towers)
     text["torch_dtype"] = str(dtype).removeprefix("torch.")
-    kind = config["projector"]["kind"]
+    projector_kind = config["projector"]["kind"]
     arch, usual_kind = _ARCHITECTURES[len(towers)]
     vision_id = next((k for k, v in VISION_IDS.items() if v == (ids, sizes)), "+".join(ids))
     if base.get("timm_model_ids") is not None and _pinned(base["timm_model_ids"]) == _pinned(ids):
         ids, vision_id = base["timm_model_ids"], base["vision_backbone_id"]
     name = config["llm"]["name"]
     result: dict[str, Any] = {
-        "arch_specifier": arch if kind == usual_kind else f"no-align+{kind}",
+        "arch_specifier": arch if projector_kind == usual_kind else f"no-align+{projector_kind}",
         "architectures": ["OpenVLAForActionPrediction"],
         "auto_map": AUTO_MAP,
         "hf_llm_id": name,
@@ -236,7 +236,7 @@ def released_config(config: dict[str, Any], base: dict[str, Any], dtype: torch.d
     }
     if any(extras):
         result["timm_model_kwargs"] = extras
-    ours = {"fusion": vision["fusion"], "feature_layer": vision["feature_layer"], "projector": kind}
+    ours = {"fusion": vision["fusion"], "feature_layer": vision["feature_layer"], "projector": projector_kind}
     if ours != {"fusion": "channel", "feature_layer": -2, "projector": usual_kind}:
         result[OURS] = ours
     kept = {"auto_map", "image_resize_strategy", "llm_max_length", "n_action_bins", "transformers_version"}

@@ -77,10 +77,10 @@ def _said(path: Path) -> dict[str, Any] | None:
 def _head(shapes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The config of a released head from its shapes, or the reasons why it is none."""
     needed = ("positional_embedding", "x_embedder.linear.weight")
-    found = {name: shapes.get(f"action_head.{name}", ((),))[0] for name in needed}
-    if missing := [f"{_PART}.net.{name}: missing" for name, shape in found.items() if len(shape) != 2]:
+    needed_shapes = {name: shapes.get(f"action_head.{name}", ((),))[0] for name in needed}
+    if missing := [f"{_PART}.net.{name}: missing" for name, shape in needed_shapes.items() if len(shape) != 2]:
         return {}, missing
-    (tokens, hidden), (_, dim) = found.values()
+    (tokens, hidden), (_, dim) = needed_shapes.values()
     depth = len({name.split(".")[2] for name in shapes if name.startswith("action_head.blocks.")})
     if hidden not in HEADS:
         known = ", ".join(map(str, HEADS))
@@ -128,10 +128,10 @@ def save_cogact(
     for key, (tensor, adapter) in merged_state(vla).items():
         value = (tensor if adapter is None else merged_weight(adapter)).detach().cpu().contiguous()
         value = value.to(dtype) if dtype is not None and value.is_floating_point() else value
-        part, own = _PART, f"net.{key.removeprefix('action_head.')}"
+        part, name_in_part = _PART, f"net.{key.removeprefix('action_head.')}"
         if not key.startswith("action_head."):
-            part, own = training_name(key, list(vla.vision_backbone.towers))
-        parts.setdefault(part, {})[own] = value
+            part, name_in_part = training_name(key, list(vla.vision_backbone.towers))
+        parts.setdefault(part, {})[name_in_part] = value
     path = folder / "checkpoints" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -133,8 +133,8 @@ def quantisation_gap(
     def act(vla: VLA, dim: int) -> tuple[Tensor, Tensor]:
         vla.eval()
         dtype = stored_dtype(vla)
-        given: dict[str, Any] = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
-        return vla.generate(**given, max_new_tokens=head.action_chunk * dim), vla(**given).next_token_logits[:, -1]
+        cast: dict[str, Any] = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
+        return vla.generate(**cast, max_new_tokens=head.action_chunk * dim), vla(**cast).next_token_logits[:, -1]
 
     exact = load_vla(source, guard=False, merge=False, base=base, copy=False)
     dim = max(len(stats["action"]["q01"]) for stats in exact.norm_stats.values())

@@ -63,9 +63,9 @@ def check_base(base: Base, path: str | Path, needed_by: Path) -> None:
         check_source(path)
     except FileNotFoundError as error:
         raise CheckpointError(needed_by, [f"it is an adapter and its base is gone: {error}", hint]) from error
-    if base.sha256 is not None and (found := weights_hash(path)) != base.sha256:
+    if base.sha256 is not None and (sha256 := weights_hash(path)) != base.sha256:
         problem = f"it is an adapter for other weights than those of {path}"
-        raise CheckpointError(needed_by, [f"{problem}: sha256 {found[:12]}, needed {base.sha256[:12]}", hint])
+        raise CheckpointError(needed_by, [f"{problem}: sha256 {sha256[:12]}, needed {base.sha256[:12]}", hint])
 
 
 def weights_hash(path: str | Path) -> str:

@@ -61,11 +61,11 @@ def load_vla(
     except Exception as error:  # a file from outside can be wrong in any way
         problem = f"what it says describes no model that can be built: {type(error).__name__}: {error}"
         raise CheckpointError(description.path, [problem]) from error
-    found = dict(description.shapes)
+    available = dict(description.shapes)
     if description.base is not None:
         learnt = learnt_names(vla)
-        found |= {k: (tuple(v.shape), v.dtype) for k, v in vla.state_dict().items() if k not in learnt}
-    check_fits(description, vla, found)
+        available |= {k: (tuple(v.shape), v.dtype) for k, v in vla.state_dict().items() if k not in learnt}
+    check_fits(description, vla, available)
     if dtype is None and description.one_dtype[0]:
         dtype = usual_dtype(description.shapes)
     for tensors in description.format.tensors(description):
@@ -177,8 +177,8 @@ def load_weights(
         vla.vision_backbone = frozen_vision()
         if vla.film is not None:
             vla.vision_backbone.add_film(vla.llm.dim)
-        own = vla.vision_backbone.state_dict()
-        shapes |= {f"vision_backbone.{k}": (tuple(v.shape), v.dtype) for k, v in own.items()}
+        vision_state = vla.vision_backbone.state_dict()
+        shapes |= {f"vision_backbone.{k}": (tuple(v.shape), v.dtype) for k, v in vision_state.items()}
     check_fits(description, vla, with_added(vla, shapes))
     for tensors in batches:
         fill(description.path, vla, tensors, dtype, device, copy)

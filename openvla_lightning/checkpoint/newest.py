@@ -37,5 +37,5 @@ def _checkpoints(folder: Path) -> Iterator[Path]:
         sharded = [name for name in folders if name.endswith(".ckpt")]
         folders[:] = [name for name in folders if name not in sharded]
         if os.path.basename(place) == "checkpoints":
-            found = [Path(place, name) for name in (*files, *sharded) if name.endswith(".ckpt") and name != "last.ckpt"]
-            yield from (path for path in found if not path.is_symlink())
+            paths = [Path(place, name) for name in (*files, *sharded) if name.endswith(".ckpt") and name != "last.ckpt"]
+            yield from (path for path in paths if not path.is_symlink())

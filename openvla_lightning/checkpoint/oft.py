@@ -237,11 +237,11 @@ def _adapter_tensors(folder: Path) -> dict[tuple[str, str], Tensor]:
     path = _weights_of(folder)
     if not path.is_file():
         raise CheckpointError(folder, [f"{path.name} is missing"])
-    found = {}
+    tensors = {}
     for key, tensor in open_tensors(path):
         if (match := _ADAPTER_KEY.fullmatch(key)) is not None:
             if not match.group(1).startswith("vision_backbone.vision_backbone."):
-                found[match.group(1), match.group(2)] = tensor
+                tensors[match.group(1), match.group(2)] = tensor
         elif not key.endswith((".base_layer.weight", ".lm_head.weight")):  # peft copies an adapted head's own weights
             raise CheckpointError(folder, [f"{path.name}: {key} is no part of a LoRA adapter"])
-    return found
+    return tensors

@@ -103,7 +103,7 @@ def read_parts(folder: Path) -> Parts:
     """
     files, problems = _files(folder)
     shapes: Shapes = {}
-    own: dict[str, Shapes] = {}
+    shapes_by_part: dict[str, Shapes] = {}
     for part, path in files.items():
         try:
             content = read_pickle(path)
@@ -112,20 +112,20 @@ def read_parts(folder: Path) -> Parts:
             continue
         strange = [key for key, value in content.items() if not isinstance(value, Tensor)]
         problems += [f"{path.name}: {key} is no tensor" for key in strange]
-        own[part] = {
+        shapes_by_part[part] = {
             our_name(part, key): (tuple(value.shape), value.dtype)
             for key, value in content.items()
             if isinstance(value, Tensor)
         }
-        shapes |= own[part]
+        shapes |= shapes_by_part[part]
     if problems:
         raise CheckpointError(folder, problems)
-    head, action_dim = (None, None) if _is_said(folder) else _head(files, own, problems)
+    head, action_dim = (None, None) if _is_said(folder) else _head(files, shapes_by_part, problems)
     proprio = shapes.get("proprio_projector.fc1.weight")
     if "proprio_projector" in files and (proprio is None or len(proprio[0]) != 2):
         problems.append(f"{files['proprio_projector'].name}: there is no module.fc1.weight [dim, proprio_dim]")
-    adapters, rank = _adapters(own.get("vision_backbone", {}), files, problems)
-    if "vision_backbone" in own and not any(".scale." in name for name in own["vision_backbone"]):
+    adapters, rank = _adapters(shapes_by_part.get("vision_backbone", {}), files, problems)
+    if "vision_backbone" in shapes_by_part and not any(".scale." in name for name in shapes_by_part["vision_backbone"]):
         problems.append(f"{files['vision_backbone'].name}: holds no FiLM layers (scale, shift)")
     if problems:
         raise CheckpointError(folder, problems)
@@ -142,20 +142,20 @@ def read_parts(folder: Path) -> Parts:
 
 
 def _files(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    found: dict[str, list[Path]] = {}
+    paths_by_part: dict[str, list[Path]] = {}
     steps = set()
     for path in sorted(folder.iterdir()):
         if match := PART_FILE.fullmatch(path.name):
-            found.setdefault(match.group(1), []).append(path)
+            paths_by_part.setdefault(match.group(1), []).append(path)
             steps.add(match.group(2))
     problems = [
         f"several files for {part}: {', '.join(path.name for path in paths)}; keep one"
-        for part, paths in found.items()
+        for part, paths in paths_by_part.items()
         if len(paths) > 1
     ]
     if not problems and len(steps) > 1:
         problems.append(f"the parts are of different steps: {', '.join(sorted(steps))}")
-    return {part: found[part][0] for part in PARTS if part in found}, problems
+    return {part: paths_by_part[part][0] for part in PARTS if part in paths_by_part}, problems
 
 
 def _is_said(folder: Path) -> bool:
@@ -166,24 +166,24 @@ def _is_said(folder: Path) -> bool:
 
 
 def _head(
-    files: Mapping[str, Path], own: Mapping[str, Shapes], problems: list[str]
+    files: Mapping[str, Path], shapes_by_part: Mapping[str, Shapes], problems: list[str]
 ) -> tuple[Literal["l1", "diffusion"] | None, int | None]:
     if "action_head" not in files:
         if "noisy_action_projector" in files:
             problems.append(f"{files['noisy_action_projector'].name}: there is no action_head--N_checkpoint.pt with it")
         return None, None
-    names, file = own["action_head"], files["action_head"].name
+    names, file = shapes_by_part["action_head"], files["action_head"].name
     kinds: dict[str, Literal["l1", "diffusion"]] = {
         "action_head.model.": "l1",
         "action_head.noise_predictor.mlp_resnet.": "diffusion",
     }
-    found = {kind for name in names for start, kind in kinds.items() if name.startswith(start)}
+    heads = {kind for name in names for start, kind in kinds.items() if name.startswith(start)}
     strange = [name for name in names if not name.startswith(tuple(kinds))]
     problems += [f"{file}: {name.removeprefix('action_head.')} belongs to no known head" for name in strange]
-    if len(found) != 1:
-        problems.append(f"{file}: holds {' and '.join(sorted(found)) or 'no'} head; expected l1 or diffusion")
+    if len(heads) != 1:
+        problems.append(f"{file}: holds {' and '.join(sorted(heads)) or 'no'} head; expected l1 or diffusion")
         return None, None
-    head = found.pop()
+    head = heads.pop()
     start = next(start for start, kind in kinds.items() if kind == head)
     last, first = names.get(f"{start}fc2.weight"), names.get(f"{start}fc1.weight")
     if (head == "diffusion") != ("noisy_action_projector" in files):

@@ -92,8 +92,8 @@ def training_name(name: str, towers: Sequence[str]) -> tuple[str, str]:
     if part == "language_model":
         return "llm_backbone", f"llm.{rest}"
     if part == "projector":
-        layer, _, kind = rest.partition(".")
-        return part, f"projector.{2 * (int(layer.removeprefix('fc')) - 1)}.{kind}"
+        layer, _, parameter = rest.partition(".")
+        return part, f"projector.{2 * (int(layer.removeprefix('fc')) - 1)}.{parameter}"
     place, _, rest = rest.partition(".")
     tower = "featurizer" if len(towers) == 1 else f"{towers[place == 'fused_featurizer']}_featurizer"
     return part, f"{tower}.{rest.replace('scale_factor', 'gamma')}"

@@ -102,7 +102,7 @@ def index_map(folder: Path) -> dict[str, str]:
 
 def _shapes(folder: Path, files: tuple[Path, ...]) -> Shapes:
     """Shapes from the headers of `files`, which must agree with the index."""
-    found: dict[str, Any] = {}
+    shapes: dict[str, Any] = {}
     problems: list[str] = []
     where: dict[str, str] = {}
     for path in files:
@@ -110,7 +110,7 @@ def _shapes(folder: Path, files: tuple[Path, ...]) -> Shapes:
             for key, tensor in open_tensors(path):
                 if key in where:
                     problems.append(f"{key} is in both {where[key]} and {path.name}")
-                found |= shapes_of([(key, tensor)])
+                shapes |= shapes_of([(key, tensor)])
                 where[key] = path.name
         except CheckpointError as error:
             problems += error.problems
@@ -122,7 +122,7 @@ def _shapes(folder: Path, files: tuple[Path, ...]) -> Shapes:
         problems += [f"{k}: in {where[k]} but not in the index" for k in where if k not in mapping]
     if problems:
         raise CheckpointError(folder, problems)
-    return found
+    return shapes
 
 
 def _layer_problems(config: dict[str, Any], shapes: Shapes) -> list[str]:

@@ -84,11 +84,11 @@ def _check_room(vla: VLA, processor: "Processor | None") -> None:
     head = None if processor is None else processor.action_head
     if processor is None or type(head) is not TokenHead or getattr(head, "parallel", False):
         return
-    own = [name for name in ("proprio_projector",) if hasattr(vla, name)] + (["film"] if vla.film else [])
-    own += [f"the views {', '.join(processor.views)}"] if len(processor.views) > 1 else []
-    if own:
+    added = [name for name in ("proprio_projector",) if hasattr(vla, name)] + (["film"] if vla.film else [])
+    added += [f"the views {', '.join(processor.views)}"] if len(processor.views) > 1 else []
+    if added:
         raise ValueError(
-            f"the released layout has no place for {', '.join(own)} beside tokens written one after the other: "
+            f"the released layout has no place for {', '.join(added)} beside tokens written one after the other: "
             "keep the checkpoint of training, which Policy.from_pretrained reads as well"
         )
 
@@ -179,12 +179,12 @@ def _save_tokenizer(vla: VLA, processor: "Processor | None", folder: Path) -> No
     sources = [Path(processor.config["tokenizer"])] if processor is not None else []
     sources += [vla.about.folder] if vla.about.folder is not None else []
     for source in sources:
-        found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
-        if found and source.resolve() == folder.resolve():
+        files = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+        if files and source.resolve() == folder.resolve():
             return
-        for file in found:
+        for file in files:
             shutil.copyfile(file, folder / file.name)
-        if found:
+        if files:
             return
     if processor is not None and processor.config["tokenizer"] != "tiny":
         processor.tokenizer.save_pretrained(folder)
@@ -234,10 +234,10 @@ def model_card(vla: VLA, config: dict[str, Any]) -> str:
 
 
 def _versions() -> list[str]:
-    found = [f"torch {torch.__version__}"]
+    versions = [f"torch {torch.__version__}"]
     for package in ("openvla-lightning", "transformers", "timm", "peft"):
         try:
-            found.append(f"{package} {version(package)}")
+            versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    return found
+    return versions

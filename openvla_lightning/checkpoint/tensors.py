@@ -82,31 +82,33 @@ def modern_name(key: str) -> str:
     return key
 
 
-def check_fits(description: Description, vla: VLA, found: Shapes | None = None) -> None:
+def check_fits(description: Description, vla: VLA, available: Shapes | None = None) -> None:
     """Compare a checkpoint's tensors with those of the model, by name, shape and dtype.
 
     Args:
         description: description of the checkpoint.
         vla: the model.
-        found: shapes of all available tensors, if the checkpoint does not hold all; None: its own shapes.
+        available: shapes of all available tensors, if the checkpoint does not hold all; None: its own shapes.
 
     Raises:
         CheckpointError: they differ; it lists all differences.
     """
-    found = description.shapes if found is None else found
+    available = description.shapes if available is None else available
     wanted = {k: tuple(v.shape) for k, v in vla.state_dict().items()}
     optional = {"language_model.lm_head.weight"} if vla.language_model.tied else set()
-    problems = [f"{key}: missing, should be {list(wanted[key])}" for key in wanted if key not in {*found, *optional}]
-    problems += [f"{key}: the model has no such parameter" for key in found if key not in wanted]
+    problems = [
+        f"{key}: missing, should be {list(wanted[key])}" for key in wanted if key not in {*available, *optional}
+    ]
+    problems += [f"{key}: the model has no such parameter" for key in available if key not in wanted]
     one_dtype, stated = description.one_dtype
-    if one_dtype and optional & set(found):
+    if one_dtype and optional & set(available):
         problems.append("language_model.lm_head.weight: the config ties it to the embedding, the file holds another")
-    for key, (shape, _) in found.items():
+    for key, (shape, _) in available.items():
         if key in wanted and shape != wanted[key]:
             problems.append(f"{key}: is {list(shape)}, should be {list(wanted[key])}")
     if one_dtype:
         floats = {k for k, v in vla.state_dict().items() if v.is_floating_point()}
-        dtypes = {k: dtype for k, (_, dtype) in found.items() if k in floats}
+        dtypes = {k: dtype for k, (_, dtype) in available.items() if k in floats}
         problems += dtype_problems(dtypes)
         if not problems:
             _say_dtypes(description.path, dtypes, stated)
@@ -114,11 +116,11 @@ def check_fits(description: Description, vla: VLA, found: Shapes | None = None) 
         raise CheckpointError(description.path, problems)
 
 
-def dtype_problems(found: Mapping[str, torch.dtype]) -> list[str]:
+def dtype_problems(dtypes: Mapping[str, torch.dtype]) -> list[str]:
     """Problems of weights whose dtype is not valid for weights."""
     return [
         f"{key}: is {dtype}; expected float32, bfloat16 or float16"
-        for key, dtype in found.items()
+        for key, dtype in dtypes.items()
         if dtype not in _FLOATS
     ]
 
@@ -129,12 +131,12 @@ def usual_dtype(shapes: Shapes) -> torch.dtype:
     return floats.most_common(1)[0][0] if floats else torch.float32
 
 
-def _say_dtypes(path: Path, found: Mapping[str, torch.dtype], stated: torch.dtype | None) -> None:
+def _say_dtypes(path: Path, dtypes: Mapping[str, torch.dtype], stated: torch.dtype | None) -> None:
     """Warn of weights that were saved again in another dtype: they are cast, which may lose precision."""
-    if not found:
+    if not dtypes:
         return
-    usual, count = Counter(found.values()).most_common(1)[0]
-    if others := [f"{key} ({dtype})" for key, dtype in found.items() if dtype != usual]:
+    usual, count = Counter(dtypes.values()).most_common(1)[0]
+    if others := [f"{key} ({dtype})" for key, dtype in dtypes.items() if dtype != usual]:
         shown = ", ".join(others[:3])
         log.warning(f"{path}: {count:,} weights are {usual}, {len(others):,} are not ({shown}): all are cast alike")
     if stated is not None and stated != usual:
@@ -147,9 +149,9 @@ def with_added(vla: VLA, shapes: Shapes) -> Shapes:
     """`shapes`, plus those of added parts that are entirely missing there."""
     names = {parameter: name for name, parameter in vla.named_parameters()}
     for part in vla.added():
-        own = {names[parameter]: (tuple(parameter.shape), parameter.dtype) for parameter in part.parameters()}
-        if not own.keys() & shapes.keys():
-            shapes = {**shapes, **own}
+        part_shapes = {names[parameter]: (tuple(parameter.shape), parameter.dtype) for parameter in part.parameters()}
+        if not part_shapes.keys() & shapes.keys():
+            shapes = {**shapes, **part_shapes}
     return shapes
 
 
@@ -177,19 +179,19 @@ def fill(
     Raises:
         CheckpointError: some values are not finite; it names `path`.
     """
-    own = vla.state_dict()
+    state = vla.state_dict()
     placed, broken = {}, []
     for key, tensor in tensors.items():
-        there = own[key]
+        there = state[key]
         if device is None:
             on_meta = there.device.type == "meta"
-            place, kind = ("cpu", torch.get_default_dtype()) if on_meta else (there.device, there.dtype)
+            place, target_dtype = ("cpu", torch.get_default_dtype()) if on_meta else (there.device, there.dtype)
         else:
-            place, kind = device, dtype or tensor.dtype
+            place, target_dtype = device, dtype or tensor.dtype
         if tensor.is_floating_point():
             if not bool(tensor.sum(dtype=torch.float32).isfinite()) and not bool(tensor.isfinite().all()):
                 broken.append(f"{key}: holds values that are not finite")
-            placed[key] = tensor.to(place, kind, copy=copy)
+            placed[key] = tensor.to(place, target_dtype, copy=copy)
         else:
             placed[key] = tensor.to(place, copy=copy)
     if broken:
