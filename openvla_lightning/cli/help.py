@@ -112,18 +112,18 @@ def groups(conf: str | Path, script: str) -> dict[str, list[str]]:
     defaults = yaml.safe_load((conf / f"{script}.yaml").read_text(encoding="utf-8"))["defaults"]
     of_script = [name for entry in defaults if isinstance(entry, dict) for name in entry]
     roots = [name for name in of_script if not name.startswith((*OWN, "optional"))]
-    found = {}
+    options_by_group = {}
     for root in roots:
         for folder in (conf / root, *sorted(path for path in (conf / root).iterdir() if path.is_dir())):
             options = sorted(path.stem for path in folder.glob("[!_]*.yaml"))  # _timm is a base for others
-            found[folder.relative_to(conf).as_posix()] = options
+            options_by_group[folder.relative_to(conf).as_posix()] = options
     for name in APPENDED:
         files = sorted((conf / name).glob("*.yaml"))
         if name in ("experiment", "sweep"):  # each is for one script, which its first lines name
             files = [path for path in files if f" {script}.py" in path.read_text(encoding="utf-8")]
         if files and (name != "debug" or "trainer" in of_script):
-            found[name] = [path.stem for path in files]
-    return found
+            options_by_group[name] = [path.stem for path in files]
+    return options_by_group
 
 
 def renamed(overrides: Sequence[str]) -> str | None:
@@ -147,14 +147,14 @@ def misspelt_addition(groups: Iterable[str], overrides: Sequence[str]) -> str | 
 
 def wrong_options(groups: dict[str, list[str]], overrides: Sequence[str]) -> dict[str, str]:
     """Override -> a suggestion, for overrides that choose an unknown option of a group."""
-    found = {}
+    suggestions = {}
     for text in overrides:
         key, _, value = key_and_value(text)
         for option in value.split(",") if key in groups and "(" not in value else ():
             if option not in groups[key] and (close := get_close_matches(option, groups[key], 3)):
                 meant = (f"{text.partition('=')[0]}={name}" for name in close)
-                found[text] = f"did you mean {' or '.join(meant)}?"
-    return found
+                suggestions[text] = f"did you mean {' or '.join(meant)}?"
+    return suggestions
 
 
 def wrong_keys(known: Sequence[str], overrides: Sequence[str], conf: str | Path) -> Iterator[str]:

@@ -14,7 +14,7 @@ class OverrideError(ValueError):
 
 def quoted(value: str) -> str:
     """A value in quotes for Hydra's grammar, so that `=`, `,`, brackets, spaces and all letters are literal."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), value)
     return f"'{escaped}'"
 
 

@@ -30,9 +30,9 @@ def unreadable(words: Sequence[str], places: Sequence[Path]) -> str | None:
         words: the command line without the command.
         places: users' folders of configs, besides those of `--config-dir`.
     """
-    given = [Path(words[i + 1]) for i, word in enumerate(words[:-1]) if word in DIRECTORIES]
-    given += [Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir=")]
-    folders, seen = [*given, *places], set[Path]()
+    directories = [Path(words[i + 1]) for i, word in enumerate(words[:-1]) if word in DIRECTORIES]
+    directories += [Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir=")]
+    folders, visited = [*directories, *places], set[Path]()
     pending = [Path("local/default")]
     for word in words:
         key, _, value = key_and_value(word)
@@ -42,9 +42,9 @@ def unreadable(words: Sequence[str], places: Sequence[Path]) -> str | None:
         option = pending.pop()
         for folder in folders:
             path = folder / f"{option}.yaml"
-            if path in seen or not path.is_file():
+            if path in visited or not path.is_file():
                 continue
-            seen.add(path)
+            visited.add(path)
             if problem := wrong(path, option):
                 return problem
             pending += _chosen(option, yaml.load(path.read_text(encoding="utf-8-sig"), _Loader))
