@@ -168,37 +168,41 @@ def _bytes(parameter: nn.Parameter, packed: bool, quantisation: Quantisation | N
     return parameter.numel() * (1.0 if quantisation.bits == 8 else 0.5 + scale)
 
 
-def needs(found: Estimate) -> Rows:
+def needs(estimated: Estimate) -> Rows:
     """Memory that one device needs, as a table."""
-    gb = [[name, f"{size / 1e9:.1f}"] for name, size in found.memory.items()]
+    gb = [[name, f"{size / 1e9:.1f}"] for name, size in estimated.memory.items()]
     return [
         ["one device", "GB"],
         *gb,
         ["shuffle buffer (the order is computed)", "0.0"],
-        ["at the peak, with context and reserve", f"{found.peak / 1e9:.1f}"],
-        ["a checkpoint, on disk", f"{found.checkpoint / 1e9:.1f}"],
+        ["at the peak, with context and reserve", f"{estimated.peak / 1e9:.1f}"],
+        ["a checkpoint, on disk", f"{estimated.checkpoint / 1e9:.1f}"],
     ]
 
 
-def durations(found: Estimate) -> Rows:
+def durations(estimated: Estimate) -> Rows:
     """Speed and duration on each card, as a table."""
     rows = [["card", "GB", "fits", "samples/s", "days", "GPU-hours"]]
     for known in CARDS:
-        rate = found.samples_per_second(known)
-        days = found.plan.max_steps * found.plan.global_batch / rate / 86_400
-        ends = [f"{days:.1f}", f"{days * 24 * found.plan.devices:,.0f}"] if found.plan.max_steps > 0 else ["", ""]
-        rows.append([known.name, f"{known.memory_gb:.0f}", "yes" if found.fits(known) else "no", f"{rate:,.0f}", *ends])
+        rate = estimated.samples_per_second(known)
+        days = estimated.plan.max_steps * estimated.plan.global_batch / rate / 86_400
+        ends = (
+            [f"{days:.1f}", f"{days * 24 * estimated.plan.devices:,.0f}"] if estimated.plan.max_steps > 0 else ["", ""]
+        )
+        rows.append(
+            [known.name, f"{known.memory_gb:.0f}", "yes" if estimated.fits(known) else "no", f"{rate:,.0f}", *ends]
+        )
     return rows
 
 
 def plan(recipe: Mapping[str, Any]) -> Spread:
     """The distribution over devices in a resolved configuration."""
     trainer, data = recipe["trainer"], recipe["data"]
-    asked = trainer.get("devices", 1)
-    if isinstance(asked, list):
-        asked = len(asked)
+    per_node = trainer.get("devices", 1)
+    if isinstance(per_node, list):
+        per_node = len(per_node)
     nodes = trainer.get("num_nodes", 1)
-    devices = nodes * (int(asked) if str(asked).isdigit() else torch.cuda.device_count() or USUAL_NODE)
+    devices = nodes * (int(per_node) if str(per_node).isdigit() else torch.cuda.device_count() or USUAL_NODE)
     engine = trainer.get("strategy")
     sharded = isinstance(engine, Mapping) and str(engine["_target_"]).endswith(".FSDP")
     whole = data["global_batch_size"]
@@ -222,7 +226,7 @@ def show(
     console: Console,
 ) -> Estimate:
     """Print the needs of `recipe`; warn if this machine's card, or every known card, has too little memory."""
-    found = estimate(
+    estimated = estimate(
         model,
         strategy,
         head,
@@ -232,18 +236,18 @@ def show(
         quantisation=quantisation,
         recompute=recipe["checkpoint_activations"],
     )
-    asked = found.plan
+    spread = estimated.plan
     console.print(
-        f"{found.parameters:,} parameters, {found.trainable:,} learn. {asked.devices} device(s), {asked.batch} samples "
-        f"at a time on each, {asked.global_batch} in a step, {asked.max_steps:,} steps; "
-        f"{found.flops / 1e12:.1f} TFLOPs a sample."
+        f"{estimated.parameters:,} parameters, {estimated.trainable:,} learn. {spread.devices} device(s), "
+        f"{spread.batch} samples at a time on each, {spread.global_batch} in a step, {spread.max_steps:,} steps; "
+        f"{estimated.flops / 1e12:.1f} TFLOPs a sample."
     )
-    console.print(table(needs(found), "Memory"))
-    console.print(table(durations(found), f"Time, at {UTILISATION:.0%} of each card's peak"))
+    console.print(table(needs(estimated), "Memory"))
+    console.print(table(durations(estimated), f"Time, at {UTILISATION:.0%} of each card's peak"))
     here = card(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    if not any(found.fits(known) for known in ([here] if here else CARDS)):
+    if not any(estimated.fits(known) for known in ([here] if here else CARDS)):
         console.print(
             f"This will not fit on {here.name if here else 'any of these'}. Less memory: {', '.join(LESS_MEMORY)}.",
             style="bold red",
         )
-    return found
+    return estimated

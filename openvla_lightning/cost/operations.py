@@ -142,7 +142,7 @@ class _Ledger(TorchDispatchMode):
         self.forward: Counter[int | None] = Counter()
         self.backward: Counter[int | None] = Counter()
         self.flops = self.forward
-        self.own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self.weight_storages = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         # storages are kept alive, so that no address is reused
         self.copies: dict[int, torch.UntypedStorage] = {}
         self.kept: dict[int, tuple[torch.UntypedStorage, int | None]] = {}
@@ -161,7 +161,7 @@ class _Ledger(TorchDispatchMode):
         result = function(*args, **kwargs)
         if (count := flop_registry.get(function._overloadpacket)) is not None:
             self.flops[self.block] += count(*args, **kwargs, out_val=result)
-        elif function is torch.ops.aten._to_copy.default and args[0].untyped_storage()._cdata in self.own:
+        elif function is torch.ops.aten._to_copy.default and args[0].untyped_storage()._cdata in self.weight_storages:
             self.copies[result.untyped_storage()._cdata] = result.untyped_storage()
         return result
 
@@ -180,6 +180,6 @@ class _Ledger(TorchDispatchMode):
         activations: Counter[int | None] = Counter()
         casts: Counter[int | None] = Counter()
         for key, (storage, block) in self.kept.items():
-            if key not in self.own:
+            if key not in self.weight_storages:
                 (casts if key in self.copies else activations)[block] += storage.nbytes()
         return Cost(total(self.forward), total(self.backward), total(activations), total(casts))

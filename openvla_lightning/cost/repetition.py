@@ -21,7 +21,7 @@ def stand_ins(signatures: Sequence[Hashable]) -> dict[int, int]:
     In a sequence of equal blocks, the first two and the last one are run; the second one represents the inner blocks.
     In an alternating sequence, the first two pairs and the last pair are run.
     """
-    found: dict[int, int] = {}
+    replacements: dict[int, int] = {}
     start = 0
     while start < len(signatures):
         length = 1
@@ -33,10 +33,10 @@ def stand_ins(signatures: Sequence[Hashable]) -> dict[int, int]:
                 length = end - start
                 left_out = length - 3 * period - length % period
                 skipped = range(start + 2 * period, start + 2 * period + left_out)
-                found |= {number: start + period + (number - start) % period for number in skipped}
+                replacements |= {number: start + period + (number - start) % period for number in skipped}
                 break
         start += length
-    return found
+    return replacements
 
 
 def signature(block: nn.Module) -> Hashable:
@@ -93,8 +93,8 @@ def shortened(blocks: Sequence[nn.Module], skipped: dict[int, int], watched: Wat
     try:
         yield calls
     finally:
-        for block, own in zip(blocks, before, strict=True):
-            if own is None:
+        for block, previous in zip(blocks, before, strict=True):
+            if previous is None:
                 del block.forward
             else:
-                block.forward = own
+                block.forward = previous
