@@ -43,12 +43,12 @@ class Augmentation:
                 near = get_close_matches(name, OPERATIONS, n=1)
                 hint = f" (did you mean {near[0]}?)" if near else ""
                 raise ValueError(f"data.augment: unknown operation {name!r}{hint}; known: {', '.join(OPERATIONS)}")
-            own = _ranges(name, operations[name])
-            ranges += own
+            bounds = _ranges(name, operations[name])
+            ranges += bounds
             if names[place - 1 : place + 1] == ["random_saturation", "random_hue"]:  # both in one pass
                 self.operations[-1] = (saturation_and_hue, 2)
             else:
-                self.operations.append((OPERATIONS[name], len(own)))
+                self.operations.append((OPERATIONS[name], len(bounds)))
         self.shared_draw, self.num_draws = shared_draw, len(ranges)
         self._ranges = {CPU: torch.tensor(ranges).reshape(-1, 2).T}
 

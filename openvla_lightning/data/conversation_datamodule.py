@@ -46,12 +46,12 @@ class ConversationOrder:
             here = np.flatnonzero(epochs == epoch)
             batch, row = np.divmod(numbers[here] % self.samples, self.batch_size)
             batch = permute(batch, int(self.ends[-1]), key(self.seed, 11, epoch))
-            kind = np.searchsorted(self.ends, batch, side="right")
-            first = np.concatenate([[0], self.ends[:-1]])[kind]
+            group_numbers = np.searchsorted(self.ends, batch, side="right")
+            first = np.concatenate([[0], self.ends[:-1]])[group_numbers]
             for i, group in enumerate(self.groups):
-                own = kind == i
-                within = ((batch - first)[own] * self.batch_size + row[own]) % len(group)
-                places[here[own]] = group[permute(within, len(group), key(self.seed, 12, epoch, i))]
+                in_group = group_numbers == i
+                within = ((batch - first)[in_group] * self.batch_size + row[in_group]) % len(group)
+                places[here[in_group]] = group[permute(within, len(group), key(self.seed, 12, epoch, i))]
         return places
 
 
@@ -109,8 +109,10 @@ class ConversationDataModule(ResumableDataModule):
         super().__init__(collate, global_batch_size, num_workers)
         if not 0 <= val_fraction < 1:
             raise ValueError(f"data.val_fraction={val_fraction}: a share of the conversations, 0 <= val_fraction < 1")
-        found = source(name=name)
-        self.source: ConversationSource = found if isinstance(found, Conversations) else Captions(found, image_size)
+        dataset = source(name=name)
+        self.source: ConversationSource = (
+            dataset if isinstance(dataset, Conversations) else Captions(dataset, image_size)
+        )
         self.val_fraction, self.seed = val_fraction, seed
 
     def missing(self) -> list[str]:

@@ -53,8 +53,10 @@ class CoTraining:
     ) -> None:
         if share <= 0:
             raise ValueError(f"data.conversations.share={share}: above 0; data.conversations=null trains without words")
-        found = source(name=name)
-        self.source: ConversationSource = found if isinstance(found, Conversations) else Captions(found, image_size)
+        dataset = source(name=name)
+        self.source: ConversationSource = (
+            dataset if isinstance(dataset, Conversations) else Captions(dataset, image_size)
+        )
         self.share, self.seed = share, seed
 
     def check(self) -> None:
@@ -77,11 +79,13 @@ class CoTraining:
         first = np.array([numbers[0]], np.uint64)
         group = kinds[int(uniform(first ^ key(self.seed, 21))[0] >= len(kinds[0]) / len(with_image))]
         count = max(1, round(self.share * len(numbers)))
-        asked = np.array([numbers[place % len(numbers)] + place // len(numbers) for place in range(count)], np.int64)
-        epochs, within = np.divmod(asked, len(group))
+        sample_numbers = np.array(
+            [numbers[place % len(numbers)] + place // len(numbers) for place in range(count)], np.int64
+        )
+        epochs, within = np.divmod(sample_numbers, len(group))
         seeds = np.array([key(self.seed, 22, epoch) for epoch in epochs.tolist()], np.uint64)
         places = group[permute(within, len(group), seeds)].tolist()
-        return [self._read(place, number) for place, number in zip(places, asked.tolist(), strict=True)]
+        return [self._read(place, number) for place, number in zip(places, sample_numbers.tolist(), strict=True)]
 
     def _read(self, place: int, number: int) -> Conversation:
         try:

@@ -44,7 +44,7 @@ def read_curriculum(mix: Mapping[str, float], changes: Sequence[Mapping[str, Any
     Raises:
         ValueError: a change has another form, comes before the previous one, or leaves no dataset to draw from.
     """
-    found: list[Change] = []
+    curriculum: list[Change] = []
     weights = dict(mix)
     for change in changes or []:
         if set(change) != {"after", "mix"} or not isinstance(change["mix"], Mapping):
@@ -57,12 +57,14 @@ def read_curriculum(mix: Mapping[str, float], changes: Sequence[Mapping[str, Any
             )
         weights |= change["mix"]
         check_weights(weights)
-        found.append(Change(after, dict(change["mix"])))
-    if len({change.after >= 1 for change in found}) > 1:
+        curriculum.append(Change(after, dict(change["mix"])))
+    if len({change.after >= 1 for change in curriculum}) > 1:
         raise ValueError("data.curriculum: give every `after` as a share, or every one in optimiser steps")
-    if [change.after for change in found] != sorted({change.after for change in found}):
-        raise ValueError(f"data.curriculum: changes must follow each other, got {[change.after for change in found]}")
-    return found
+    if [change.after for change in curriculum] != sorted({change.after for change in curriculum}):
+        raise ValueError(
+            f"data.curriculum: changes must follow each other, got {[change.after for change in curriculum]}"
+        )
+    return curriculum
 
 
 def stages(
@@ -76,14 +78,14 @@ def stages(
 ) -> list[Stage]:
     """The stages of the curriculum, in sample numbers; datasets are in the order of `sizes`."""
     weights = {name: mix.get(name, 0.0) for name in sizes}
-    found = [Stage(0, list(mixture_weights(weights, sizes, balance).values()))]
+    planned = [Stage(0, list(mixture_weights(weights, sizes, balance).values()))]
     for change in changes:
         weights |= {name: weight for name, weight in change.mix.items() if name in sizes}  # others are never drawn
         step = change.step(max_steps)
         if 0 < max_steps <= step:
             log.warning(f"data.curriculum: trainer.max_steps={max_steps} ends before the change at step {step}")
-        found.append(Stage(step * global_batch_size, list(mixture_weights(weights, sizes, balance).values())))
-    return found
+        planned.append(Stage(step * global_batch_size, list(mixture_weights(weights, sizes, balance).values())))
+    return planned
 
 
 def intended(stages: Sequence[Stage], samples: int) -> list[float]:

@@ -145,11 +145,11 @@ class VLADataModule(ResumableDataModule):
         processor = getattr(collate, "__self__", None)
         self.refuses: Callable[[str, int], str | None] = getattr(processor, "refuses", lambda words, dim: None)
         self.augmentation, self.crop_area = read_augmentation(augment)
-        own = {name: describe(name, options) for name, options in (datasets or {}).items()}
+        specs = {name: describe(name, options) for name, options in (datasets or {}).items()}
         drawn = dict.fromkeys(name for part in weights for name, weight in part.items() if weight > 0)
-        check_encodings(own.get(name) or dataset_spec(name) for name in drawn)
+        check_encodings(specs.get(name) or dataset_spec(name) for name in drawn)
         self.sources: dict[str, Source] = {
-            name: cached(source(name=name, spec=own.get(name)), cache, self.cameras) for name in drawn
+            name: cached(source(name=name, spec=specs.get(name)), cache, self.cameras) for name in drawn
         }
         self.cotraining = beside(conversations, image_size, seed, proprio)
         self.filter_report: dict[str, FilterReport] = {}
@@ -213,7 +213,7 @@ class VLADataModule(ResumableDataModule):
             refuse_actions(self.round_trips)
 
     def _steps(self, split: str) -> dict[str, DatasetSteps]:
-        found = {}
+        steps_by_name = {}
         for name, source in self.sources.items():
             steps, report = select(
                 source,
@@ -224,11 +224,12 @@ class VLADataModule(ResumableDataModule):
             )
             felt = felt_columns(source) if self.proprio else None
             if split == "train":
-                own = measure(source, steps if self.measure_training_split else None, self.action_chunk)
-                self.filter_report[name], self.statistics[name] = report, own if felt is None else own.felt(felt)
+                measured = measure(source, steps if self.measure_training_split else None, self.action_chunk)
+                self.filter_report[name] = report
+                self.statistics[name] = measured if felt is None else measured.felt(felt)
             scale = (self.statistics[name], self.normalisation)
-            found[name] = DatasetSteps(source, steps, *scale, self.action_chunk, self.chunk_end, felt)
-        return found
+            steps_by_name[name] = DatasetSteps(source, steps, *scale, self.action_chunk, self.chunk_end, felt)
+        return steps_by_name
 
     @property
     def proprio_dim(self) -> int | None:

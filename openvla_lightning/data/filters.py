@@ -90,18 +90,18 @@ def select(
     fits[list(refused)] = False
     kept = []
     for first, last in pieces(index):
-        own, told = usable[index.trajectory[first:last]], index.instruction[first:last]
+        served, instruction = usable[index.trajectory[first:last]], index.instruction[first:last]
         for what, left_out in (
-            ("wordless", ~has_words[told]),
-            ("refused", ~fits[told]),
+            ("wordless", ~has_words[instruction]),
+            ("refused", ~fits[instruction]),
             ("first_steps", begins(index, spec, first, last, noop_filter)),
             ("zero_actions", zero_actions(source, first, last) if noop_filter != "none" else None),
             ("noops", noops(index, spec, first, last) if noop_filter == "near_zero" else None),
         ):
             if left_out is not None:
-                report[what] += int((own & left_out).sum())
-                own &= ~left_out
-        kept.append((np.flatnonzero(own) + first).astype(np.int32))
+                report[what] += int((served & left_out).sum())
+                served &= ~left_out
+        kept.append((np.flatnonzero(served) + first).astype(np.int32))
     steps = np.concatenate(kept) if kept else np.zeros(0, np.int32)
     report["kept"] = len(steps)
     return index.keep(name, steps, report), FilterReport(**report)
@@ -156,20 +156,20 @@ def spoken(index: Index) -> NDArray[np.bool_]:
 def labelled(index: Index) -> NDArray[np.bool_]:
     """Which trajectories have an instruction at any step, bool [K]."""
     has_words = spoken(index)
-    found = np.zeros(index.num_trajectories, bool)
+    has_instruction = np.zeros(index.num_trajectories, bool)
     for first, last in pieces(index):
-        found[index.trajectory[first:last][has_words[index.instruction[first:last]]]] = True
-    return found
+        has_instruction[index.trajectory[first:last][has_words[index.instruction[first:last]]]] = True
+    return has_instruction
 
 
 def begins(index: Index, spec: DatasetSpec, first: int, last: int, noop_filter: NoopFilter) -> NDArray[np.bool_] | None:
     """Which of the steps first .. last are left out as the first of a trajectory; None: the filter leaves out none."""
     if noop_filter == "none" or not (spec.drop_first or noop_filter == "first_step"):
         return None
-    found = np.zeros(last - first, bool)
+    left_out = np.zeros(last - first, bool)
     starts = index.bounds[:-1][np.diff(index.bounds) > 0]
-    found[starts[(starts >= first) & (starts < last)] - first] = True
-    return found
+    left_out[starts[(starts >= first) & (starts < last)] - first] = True
+    return left_out
 
 
 def zero_actions(source: Source, first: int, last: int) -> NDArray[np.bool_] | None:
@@ -203,7 +203,7 @@ def noops(index: Index, spec: DatasetSpec, first: int = 0, last: int | None = No
     held = action[:, absolute]
     same = np.append(False, (held[1:] == held[:-1]).all(axis=1))
     steps = np.arange(len(action))
-    own = trajectory - trajectory[0]
-    first_kept = np.full(own[-1] + 1, len(action))
-    np.minimum.at(first_kept, own[~still], steps[~still])
-    return still & (same | (steps < first_kept[own]))
+    trajectory_index = trajectory - trajectory[0]
+    first_kept = np.full(trajectory_index[-1] + 1, len(action))
+    np.minimum.at(first_kept, trajectory_index[~still], steps[~still])
+    return still & (same | (steps < first_kept[trajectory_index]))

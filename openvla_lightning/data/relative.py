@@ -41,13 +41,13 @@ def state_columns(spec: DatasetSpec, dim: int, states: int) -> NDArray[np.int64]
         columns = spec.relative
     if len(columns) != dim:
         raise ValueError(f"{spec.name}: `relative_to` has {len(columns)} entries, its actions have {dim} dimensions")
-    found = np.array([-1 if column is None else column for column in columns], np.int64)
-    if found.max() >= states or found.min() < -1:
+    indices = np.array([-1 if column is None else column for column in columns], np.int64)
+    if indices.max() >= states or indices.min() < -1:
         raise ValueError(
-            f"{spec.name}: actions=delta_from_state needs state {found.max()}, and `state` holds {states} numbers. "
+            f"{spec.name}: actions=delta_from_state needs state {indices.max()}, and `state` holds {states} numbers. "
             "Name the states in `state`, and with `relative_to` which of them each action dimension is relative to"
         )
-    return found
+    return indices
 
 
 def measure(source: Source, steps: NDArray[np.int32] | None, action_chunk: int) -> DatasetStatistics:

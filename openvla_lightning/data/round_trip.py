@@ -63,38 +63,38 @@ def round_trip(
     back = statistics.unnormalise(tokenizer.decode(tokenizer.encode(normalised)), normalisation)
     ends = np.stack([np.full(values.shape[1], -1.0), np.full(values.shape[1], 1.0)])
     low, high = statistics.unnormalise(ends, normalisation)
-    found = RoundTrip(values, back, (high - low) / (tokenizer.num_bins - 1), (), (), ())
+    trip = RoundTrip(values, back, (high - low) / (tokenizer.num_bins - 1), (), (), ())
     outside, remarks, clipped = [], [], []
     for d, name in enumerate(dimension_names(values.shape[1])):
         column = some[:, d]
         binary = float(np.isin(column, (-1, 0, 1)).mean())
-        if not statistics.mask[d] and np.abs(values[[0, 2], d]).max() > 1 + found.bins[d] / 2:
+        if not statistics.mask[d] and np.abs(values[[0, 2], d]).max() > 1 + trip.bins[d] / 2:
             outside.append(f"{name} lies in {values[0, d]:.4g}..{values[2, d]:.4g}")
             continue
-        said = list(_about(d, name, found, statistics, binary, values.shape[1], spec))
+        said = list(_about(d, name, trip, statistics, binary, values.shape[1], spec))
         remarks += said
-        if not said and found.lost[:, d].any():
+        if not said and trip.lost[:, d].any():
             clipped.append(name)
-    return RoundTrip(values, back, found.bins, tuple(outside), tuple(remarks), tuple(clipped))
+    return RoundTrip(values, back, trip.bins, tuple(outside), tuple(remarks), tuple(clipped))
 
 
 def _about(
-    d: int, name: str, found: RoundTrip, statistics: DatasetStatistics, binary: float, dim: int, spec: DatasetSpec
+    d: int, name: str, trip: RoundTrip, statistics: DatasetStatistics, binary: float, dim: int, spec: DatasetSpec
 ) -> Iterator[str]:
-    numbers, (low, _, high) = statistics.action, found.values[:, d]
-    lost = found.lost[:, d]
+    numbers, (low, _, high) = statistics.action, trip.values[:, d]
+    lost = trip.lost[:, d]
     if low == high:
         if lost.any():
-            yield f"{name} is always {low:.4g} and comes back as {found.back[0, d]:.3g} (`mask: true` for it keeps it)"
+            yield f"{name} is always {low:.4g} and comes back as {trip.back[0, d]:.3g} (`mask: true` for it keeps it)"
         return
     if statistics.mask[d]:
         if numbers["q01"][d] == numbers["q99"][d] and lost.any():
             yield f"{name} is {numbers['q01'][d]:.4g} so often that {low:.4g}..{high:.4g} cannot be said besides it"
         elif lost[1]:
-            yield f"{name}'s middle value {found.values[1, d]:.4g} comes back as {found.back[1, d]:.4g}"
+            yield f"{name}'s middle value {trip.values[1, d]:.4g} comes back as {trip.back[1, d]:.4g}"
         return
     if binary < BINARY:
-        bins = (high - low) / found.bins[d]
+        bins = (high - low) / trip.bins[d]
         if bins < FEW_BINS:
             yield f"{name} is not normalised and spans only {bins:.0f} of 255 bins ({low:.4g}..{high:.4g})"
         if spec.encoding is None and spec.mask is None and d == dim - 1:

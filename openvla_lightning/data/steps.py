@@ -216,19 +216,19 @@ class StepBatches:
         self.swap_seed, self.proprio = swap_seed, proprio
 
     def __getitem__(self, numbers: Sequence[int]) -> list[Step]:
-        asked = np.asarray(numbers, np.int64)
-        chosen, positions = self.order(asked)
-        actions: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(asked)
-        padded: list[NDArray[np.bool_] | None] = [None] * len(asked)
+        sample_numbers = np.asarray(numbers, np.int64)
+        chosen, positions = self.order(sample_numbers)
+        actions: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(sample_numbers)
+        padded: list[NDArray[np.bool_] | None] = [None] * len(sample_numbers)
         for i in np.unique(chosen).tolist():
-            own = np.flatnonzero(chosen == i)
-            for row, action in zip(own.tolist(), self.datasets[i].actions(positions[own]), strict=True):
+            rows = np.flatnonzero(chosen == i)
+            for row, action in zip(rows.tolist(), self.datasets[i].actions(positions[rows]), strict=True):
                 actions[row] = action
-            if (past := self.datasets[i].padded(positions[own])) is not None:
-                for row, mask in zip(own.tolist(), past, strict=True):
+            if (past := self.datasets[i].padded(positions[rows])) is not None:
+                for row, mask in zip(rows.tolist(), past, strict=True):
                     padded[row] = mask
         places = [(self.datasets[i], p) for i, p in zip(chosen.tolist(), positions.tolist(), strict=True)]
-        images = {view: self._images(view, places, asked) for view in self.views}
+        images = {view: self._images(view, places, sample_numbers) for view in self.views}
         steps = []
         for row, (dataset, position) in enumerate(places):
             state = dataset.proprio(position) if self.proprio else None
@@ -238,7 +238,7 @@ class StepBatches:
                     observation=Observation(pictures, dataset.instruction(position), state),
                     action=actions[row],
                     dataset_name=self.names[chosen[row]],
-                    number=int(asked[row]),
+                    number=int(sample_numbers[row]),
                     proprio=None if state is None else dataset.normalised(state),
                     padded=padded[row],
                 )

@@ -55,12 +55,12 @@ def open_is_one(
     return trajectory | {"action": action}
 
 
-def meaning(name: str, given: Any) -> tuple[float, float]:
+def meaning(name: str, option: Any) -> tuple[float, float]:
     """The values for open and closed in `gripper`, a dataset's option such as `{open: 1, closed: -1}`.
 
     Raises:
         ValueError: it has another form.
     """
-    if not isinstance(given, Mapping) or given.keys() != {"open", "closed"} or given["open"] == given["closed"]:
-        raise ValueError(f"data.datasets.{name}.gripper={given}: two numbers that differ, {{open: 1, closed: -1}}")
-    return float(given["open"]), float(given["closed"])
+    if not isinstance(option, Mapping) or option.keys() != {"open", "closed"} or option["open"] == option["closed"]:
+        raise ValueError(f"data.datasets.{name}.gripper={option}: two numbers that differ, {{open: 1, closed: -1}}")
+    return float(option["open"]), float(option["closed"])

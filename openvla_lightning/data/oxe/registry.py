@@ -19,17 +19,17 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
-def _several(kind: Any) -> Callable[[Any], bool]:
+def _list_of(expected_type: Any) -> Callable[[Any], bool]:
     return lambda value: (
         isinstance(value, Sequence)
         and not isinstance(value, str)
         and len(value) > 0
-        and all(isinstance(one, kind) for one in value)
+        and all(isinstance(entry, expected_type) for entry in value)
     )
 
 
-def _is(kind: Any) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, kind)
+def _instance_of(expected_type: Any) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, expected_type)
 
 
 def _either(*fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -37,20 +37,22 @@ def _either(*fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "noop_threshold": ("a number, not below 0", _either(_is(type(None)), _number)),
-    "control_hz": ("a number above 0", _either(_is(type(None)), lambda value: _number(value) and value > 0)),
-    **dict.fromkeys(("mask", "absolute"), ("a list of true and false", _either(_is(type(None)), _several(bool)))),
-    **dict.fromkeys(("drop_first", "zero_filter"), ("true or false", _is(bool))),
-    **dict.fromkeys(("language", "where", "format"), ("a text", _is(str))),
-    **dict.fromkeys(("path", "hub", "transform"), ("a text", _is(str | None))),
-    "action": ("a path, or a list of paths that are joined", _either(_is(str), _several(str))),
+    "noop_threshold": ("a number, not below 0", _either(_instance_of(type(None)), _number)),
+    "control_hz": ("a number above 0", _either(_instance_of(type(None)), lambda value: _number(value) and value > 0)),
+    **dict.fromkeys(
+        ("mask", "absolute"), ("a list of true and false", _either(_instance_of(type(None)), _list_of(bool)))
+    ),
+    **dict.fromkeys(("drop_first", "zero_filter"), ("true or false", _instance_of(bool))),
+    **dict.fromkeys(("language", "where", "format"), ("a text", _instance_of(str))),
+    **dict.fromkeys(("path", "hub", "transform"), ("a text", _instance_of(str | None))),
+    "action": ("a path, or a list of paths that are joined", _either(_instance_of(str), _list_of(str))),
     "state": (
         "a path, or a list of paths",
-        _either(_is(str | None), _several(str | None), lambda value: value in ([], ())),
+        _either(_instance_of(str | None), _list_of(str | None), lambda value: value in ([], ())),
     ),
     "swap": (
         "two roles of `cameras`",
-        _either(_is(type(None)), lambda value: _several(str)(value) and len(value) == 2),
+        _either(_instance_of(type(None)), lambda value: _list_of(str)(value) and len(value) == 2),
     ),
 }
 """Options of a user's dataset -> what to call their values, and which fit."""

@@ -160,6 +160,8 @@ def _own(trajectory: Trajectory, function: Transform) -> Trajectory:
 
 def _source(function: Any) -> str:
     if isinstance(function, partial):
-        told = sorted((key, _source(value) if callable(value) else value) for key, value in function.keywords.items())
-        return f"{_source(function.func)}{function.args}{told}"
+        arguments = sorted(
+            (key, _source(value) if callable(value) else value) for key, value in function.keywords.items()
+        )
+        return f"{_source(function.func)}{function.args}{arguments}"
     return inspect.getsource(function)
