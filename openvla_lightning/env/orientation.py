@@ -41,5 +41,7 @@ def check_orientation(before: np.ndarray, after: np.ndarray, expected: Sequence[
         "turned by 180 degrees": (1 - row, 1 - column),
     }
     distances = {name: float(np.linalg.norm(np.subtract(p, np.mean(expected, axis=0)))) for name, p in places.items()}
-    seen = min(distances, key=distances.__getitem__)
-    return Check("orientation", seen == "upright", f"{seen}, to {100 * distances[seen]:.0f} % of the picture's side")
+    closest = min(distances, key=distances.__getitem__)
+    return Check(
+        "orientation", closest == "upright", f"{closest}, to {100 * distances[closest]:.0f} % of the picture's side"
+    )

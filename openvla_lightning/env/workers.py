@@ -106,7 +106,7 @@ class EnvWorkers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, error_type: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
 
@@ -133,13 +133,13 @@ class _Worker:
         self.connection.send(_SELF_TEST)
         return self._answer(WorkerError)
 
-    def _answer(self, kind: type[WorkerError]) -> Any:
+    def _answer(self, error_type: type[WorkerError]) -> Any:
         try:
             answer = self.connection.recv()
         except (EOFError, OSError):
-            raise kind(self._obituary()) from None
+            raise error_type(self._obituary()) from None
         if isinstance(answer, str):
-            raise kind(answer)
+            raise error_type(answer)
         return answer
 
     def send(self, commands: dict[int, Command]) -> None:

@@ -40,16 +40,16 @@ def spots(
         ValueError: if there is no room.
     """
     for _ in range(1000):
-        found: list[np.ndarray] = []
+        placed: list[np.ndarray] = []
         for thing in things:
             left, right = where(thing)
             tries = random.uniform((TABLE_X[0], left), (TABLE_X[1], right), (20, 2))
-            room = [spot for spot in tries if _free(spot, thing, found, things)]
+            room = [spot for spot in tries if _free(spot, thing, placed, things)]
             if not room:
                 break
-            found.append(room[0])
+            placed.append(room[0])
         else:
-            return found
+            return placed
     raise ValueError(f"no room on the table for {[thing.name for thing in things]}: ask for fewer objects per scene")
 
 

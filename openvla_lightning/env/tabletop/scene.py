@@ -73,11 +73,11 @@ def _rgba(colour: str) -> str:
 def _object(thing: Thing) -> str:
     half = thing.height / 2
     size = f"{thing.radius} {thing.radius} {half}" if thing.shape == "cube" else f"{thing.radius} {half}"
-    kind = "box" if thing.shape == "cube" else "cylinder"
+    shape = "box" if thing.shape == "cube" else "cylinder"
     return f"""
     <body name="{thing.body}" pos="0 0 {half}">
       <freejoint/>
-      <geom name="{thing.body}" type="{kind}" size="{size}" rgba="{_rgba(thing.colour)}" mass="0.06" class="object"/>
+      <geom name="{thing.body}" type="{shape}" size="{size}" rgba="{_rgba(thing.colour)}" mass="0.06" class="object"/>
     </body>"""
 
 

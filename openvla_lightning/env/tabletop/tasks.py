@@ -104,9 +104,9 @@ def select_tasks(available: Sequence[TabletopTask], patterns: Iterable[str]) -> 
     """
     patterns = list(patterns)
     matches = {p: [t for t in available if any(fnmatch(n, p) for n in (t.name, t.family, *t.sets))] for p in patterns}
-    if idle := [pattern for pattern, found in matches.items() if not found] or ([] if patterns else ["nothing"]):
+    if idle := [pattern for pattern, tasks in matches.items() if not tasks] or ([] if patterns else ["nothing"]):
         raise ValueError(f"no tabletop task is called {idle}; the tasks are {[task.name for task in available]}")
-    wanted = {task.name for found in matches.values() for task in found}
+    wanted = {task.name for tasks in matches.values() for task in tasks}
     return {task.name: task for task in available if task.name in wanted}
 
 
