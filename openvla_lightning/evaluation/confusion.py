@@ -41,14 +41,14 @@ class Confusion:
         tasks = sorted(self.steps, key=lambda task: -len(self.steps[task]))[:TASKS]
         if len(tasks) < 2:
             return None
-        errors = np.array([[_error(policy, self.steps[task], told) for told in tasks] for task in tasks])
-        own = errors.argmin(axis=1) == np.arange(len(tasks))
-        return {"tasks": tasks, "l1": errors.tolist(), "own_is_best": float(own.mean())}
+        errors = np.array([[_error(policy, self.steps[task], instruction) for instruction in tasks] for task in tasks])
+        own_is_best = errors.argmin(axis=1) == np.arange(len(tasks))
+        return {"tasks": tasks, "l1": errors.tolist(), "own_is_best": float(own_is_best.mean())}
 
 
-def _error(policy: Policy, steps: Sequence[Step], told: str) -> float:
-    return float(policy.predict([_told(step, told) for step in steps]).error.mean())
+def _error(policy: Policy, steps: Sequence[Step], instruction: str) -> float:
+    return float(policy.predict([_with_instruction(step, instruction) for step in steps]).error.mean())
 
 
-def _told(step: Step, instruction: str) -> Step:
+def _with_instruction(step: Step, instruction: str) -> Step:
     return replace(step, observation=replace(step.observation, instruction=instruction))

@@ -98,16 +98,16 @@ class Control:
     def to_dict(self) -> dict[str, Any]:
         """For results.json."""
         later = ("execute", "ensemble", "ensemble_horizon")  # omitted when unused, as in older results
-        told = {name: value for name, value in asdict(self).items() if name not in later or value is not None}
-        return told | ({"delay": self.delay} if self.latency is not None else {})
+        settings = {name: value for name, value in asdict(self).items() if name not in later or value is not None}
+        return settings | ({"delay": self.delay} if self.latency is not None else {})
 
     @property
     def smoother(self) -> Ensemble | None:
         """The ensemble that averages several chunks; None if the newest chunk is executed."""
         if self.ensemble is None:
             return None
-        kind = ENSEMBLES[self.ensemble]
-        return kind() if self.ensemble_horizon is None else kind(self.ensemble_horizon)
+        ensemble_class = ENSEMBLES[self.ensemble]
+        return ensemble_class() if self.ensemble_horizon is None else ensemble_class(self.ensemble_horizon)
 
     def chosen(self, chunk: NDArray[np.float64]) -> NDArray[np.float64]:
         """The actions of a chunk [T, D] that are executed.
@@ -162,17 +162,19 @@ def ask(policy: Actor, observations: Sequence[Observation]) -> NDArray[np.float6
     return actions
 
 
-def observed(seen: Mapping[str, np.ndarray], instruction: str, past: Sequence[Mapping[str, np.ndarray]]) -> Observation:
+def observed(
+    output: Mapping[str, np.ndarray], instruction: str, past: Sequence[Mapping[str, np.ndarray]]
+) -> Observation:
     """A world's output as an observation, with `image` as the view `primary`, and `wrist_image` as `wrist`.
 
     Args:
-        seen: the world's present output.
+        output: the world's present output.
         instruction: the robot's instruction.
         past: the world's outputs one step earlier, two steps earlier, and so on.
     """
     images = {}
-    for back, shown in enumerate([seen, *past]):
+    for back, shown in enumerate([output, *past]):
         for key in (key for key in shown if key.endswith("image")):
             camera = key.removesuffix("image").removesuffix("_") or "primary"
             images[f"{camera}@-{back}" if back else camera] = shown[key]
-    return Observation(images, instruction, seen.get("proprio"))
+    return Observation(images, instruction, output.get("proprio"))

@@ -37,20 +37,20 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
     if not isinstance(policy, Policy):
         raise TypeError(f"env=offline looks into the model, so it needs a Policy, not {type(policy).__name__}")
     batches, statistics, names = env.open(**policy.reads)
-    found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in names}
+    parts_by_name: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in names}
     words: dict[str, list[str]] = {name: [] for name in names}
     confusions = {name: Confusion() for name in names}
     with Bar("predicting held-out steps", env.num_steps * len(names), console=console) as bar:
         for steps in batches:
             name = steps[0].dataset_name
-            found[name].append(_score(policy, steps, statistics[name]))
+            parts_by_name[name].append(_score(policy, steps, statistics[name]))
             words[name] += [step.observation.instruction for step in steps]
             confusions[name].add(steps)
             bar.advance(len(steps))
     datasets = {
         name: _summarise({key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, words[name])
         | {"confusion": confusions[name].measure(policy)}
-        for name, parts in found.items()
+        for name, parts in parts_by_name.items()
         if parts
     }
     if not datasets:
@@ -68,11 +68,11 @@ def _score(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistics)
     """Each metric per choice or number [B, N], or [B, D] for executed actions; without choices, only `l1`s."""
     method, prediction = policy.normalisation, policy.predict(steps)
     acted = policy.act_chunk([step.observation for step in steps])[:, 0]
-    told = policy.statistics.normalise(acted, method=method)
+    executed = policy.statistics.normalise(acted, method=method)
     first = np.stack([step.action[0] for step in steps]).astype(np.float64)
-    both = statistics.unnormalise(np.stack([told, first]), method=method)
-    found = {"token_accuracy": prediction.correct, "l1": prediction.error, "entropy": prediction.entropy}
-    scores = {name: values.float().cpu().numpy() for name, values in found.items() if values is not None}
+    both = statistics.unnormalise(np.stack([executed, first]), method=method)
+    metrics = {"token_accuracy": prediction.correct, "l1": prediction.error, "entropy": prediction.entropy}
+    scores = {name: values.float().cpu().numpy() for name, values in metrics.items() if values is not None}
     return scores | {"l1_executed": np.abs(both[0] - both[1])}
 
 

@@ -74,10 +74,10 @@ def check_open_loop(
         names += [step.dataset_name for step in steps]
     if not parts:
         raise RequestError("there are no training steps to look at")
-    found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    comparisons = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     measured: list[str] = ["token_accuracy", "l1", "l1_acting"]
-    values = {name: float(found[name].mean()) for name in measured if name in found}
-    stages = _stages(found, policy, values.get("token_accuracy"), sorted(set(names)))
+    values = {name: float(comparisons[name].mean()) for name in measured if name in comparisons}
+    stages = _stages(comparisons, policy, values.get("token_accuracy"), sorted(set(names)))
     rows = [["stage", "agrees", "seen"], *([stage.name, "yes" if stage.ok else "NO", stage.seen] for stage in stages)]
     _write(rows, values, len(names), Path(folder), console or Console())
     if wrong := next((stage for stage in stages if not stage.ok), None):
@@ -103,7 +103,7 @@ def _compare(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistic
     acted = policy.act_chunk(observations)[:, 0]
     expected = statistics.unnormalise(decoded[:, 0].double().numpy(), method=policy.normalisation)
     back = statistics.normalise(acted, method=policy.normalisation)
-    found = {
+    comparisons = {
         "pixels": (_floats(whole, shown.pixel_values) - _floats(whole, batch.pixel_values))
         .abs()
         .flatten(1)
@@ -116,8 +116,8 @@ def _compare(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistic
         "l1_acting": np.abs(back - batch.actions[:, 0].numpy()).mean(axis=1),
     }
     if prediction.correct is not None:
-        found["token_accuracy"] = prediction.correct.cpu().numpy().mean(axis=1)
-    return found
+        comparisons["token_accuracy"] = prediction.correct.cpu().numpy().mean(axis=1)
+    return comparisons
 
 
 def _agreement(policy: Policy, inputs: Inputs, decoded: Tensor, prediction: Prediction) -> np.ndarray:
@@ -126,14 +126,14 @@ def _agreement(policy: Policy, inputs: Inputs, decoded: Tensor, prediction: Pred
     If every number is a choice, they are compared with the prediction under the true past: up to its first mistake, a
     policy decodes the same as after the true tokens. Otherwise they are compared with the fast decoder's numbers.
     """
-    own = decoded.float().flatten(1).numpy()
-    if prediction.correct is not None and prediction.correct.shape == own.shape:
+    plain = decoded.float().flatten(1).numpy()
+    if prediction.correct is not None and prediction.correct.shape == plain.shape:
         correct = prediction.correct.cpu().numpy()
-        untouched = np.hstack([np.ones((len(own), 1), bool), correct[:, :-1].cumprod(axis=1).astype(bool)])
-        return (own == prediction.actions.float().flatten(1).cpu().numpy()) | ~untouched
+        untouched = np.hstack([np.ones((len(plain), 1), bool), correct[:, :-1].cumprod(axis=1).astype(bool)])
+        return (plain == prediction.actions.float().flatten(1).cpu().numpy()) | ~untouched
     head, generator = policy.processor.action_head, torch.Generator().manual_seed(0)
     fast = head.decoder(policy.vla, replace(policy.acting, options=None))(inputs, decoded.shape[2], generator)
-    return np.abs(own - fast.float().flatten(1).cpu().numpy()) < SAME_ACTIONS
+    return np.abs(plain - fast.float().flatten(1).cpu().numpy()) < SAME_ACTIONS
 
 
 def _floats(processor: Processor, pixels: Tensor) -> Tensor:
@@ -142,10 +142,10 @@ def _floats(processor: Processor, pixels: Tensor) -> Tensor:
 
 
 def _stages(
-    found: dict[str, np.ndarray], policy: Policy, accuracy: float | None, datasets: Sequence[str]
+    comparisons: dict[str, np.ndarray], policy: Policy, accuracy: float | None, datasets: Sequence[str]
 ) -> list[Agreement]:
-    pixels, units = float(found["pixels"].max()), float(found["units"].max())
-    prompts, decoding = float(found["prompts"].mean()), float(found["decoding"].mean())
+    pixels, units = float(comparisons["pixels"].max()), float(comparisons["units"].max())
+    prompts, decoding = float(comparisons["prompts"].mean()), float(comparisons["decoding"].mean())
     stages = [
         Agreement("pictures", pixels < SAME_PIXELS, f"at most {pixels:.4f} apart"),
         Agreement("words", prompts == 1, f"{prompts:.1%} the same"),
@@ -155,7 +155,7 @@ def _stages(
     logged = logged_accuracy(policy.provenance.get("path"), datasets)
     if logged is not None and accuracy is not None:
         mean, noise = logged
-        noise += 3 * float(found["token_accuracy"].std()) / len(found["token_accuracy"]) ** 0.5
+        noise += 3 * float(comparisons["token_accuracy"].std()) / len(comparisons["token_accuracy"]) ** 0.5
         text = f"{accuracy:.3f} now, {mean:.3f} ± {noise:.3f} then"
         # a higher accuracy is no fault: training used augmented pictures, and continued to learn
         stages.append(Agreement("training log", accuracy >= mean - noise, text))

@@ -123,7 +123,7 @@ def evaluate(
         shard=None if part is None else str(part),
     )
     results.notes = mismatches(getattr(world, "reference_versions", {}), results.versions)
-    results.notes += getattr(world, "version_notes", lambda found: [])(results.versions)
+    results.notes += getattr(world, "version_notes", lambda versions: [])(results.versions)
 
     def load() -> Actor:
         actor = loaded(policy)

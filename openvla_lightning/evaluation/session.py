@@ -98,9 +98,9 @@ class Session:
             self._plans = plans(known)
             if self._decided is not None:
                 self._decided.check(self._plans)
-            total = None if self._enough.auto else sum(map(self._own, range(len(self._plans))))
+            total = None if self._enough.auto else sum(map(self._in_shard, range(len(self._plans))))
             self._bar.restart(self._results.row, total)
-            self._others = {(p.task.name, p.seed) for n, p in enumerate(self._plans) if not self._own(n)}
+            self._others = {(p.task.name, p.seed) for n, p in enumerate(self._plans) if not self._in_shard(n)}
             return self._plans
 
         def ready() -> Actor:
@@ -132,7 +132,7 @@ class Session:
             self._results.verdict["interval"] = list(verdict.interval)
             say(self._console, f"{against} and {self._results.label}: {verdict}")
 
-    def _own(self, number: int) -> bool:
+    def _in_shard(self, number: int) -> bool:
         return self._shard is None or self._shard.takes(number)
 
     @contextmanager
@@ -167,7 +167,7 @@ class Session:
         key = results.checkpoint.get("unnorm_key")
         self._journal = Journal(self._folder, {**identity, "unnorm_key": key, "control": results.control | measured})
         for number, plan in enumerate(self._plans):
-            if self._own(number) and (episode := self._journal.find(plan.task.name, plan.seed, plan.instruction)):
+            if self._in_shard(number) and (episode := self._journal.find(plan.task.name, plan.seed, plan.instruction)):
                 self._count(number, episode)
 
     def _wanted(self, plan: Plan) -> bool:
@@ -185,8 +185,8 @@ class Session:
         return films or self._recorder is not None
 
     def _take(self, number: int, episode: Episode, played: Played | None) -> None:
-        kind = episode.family, episode.success
-        if played and self._kept[kind] < self._save_videos:
+        outcome = episode.family, episode.success
+        if played and self._kept[outcome] < self._save_videos:
             name = f"videos/{episode.task}_{'success' if episode.success else 'failure'}_{number:04d}.mp4"
             frames = [shown["image"] for shown in played.shown]
             write_video(self._folder / name, frames, episode.instruction, episode.success)

@@ -64,13 +64,13 @@ class Stopwatch:
         if self.started is None or self.ended is None or self.ended <= self.started:
             return {}
         seconds = self.ended - self.started
-        found = {
+        times = {
             "episodes_per_hour": round(3600 * episodes / seconds, 1),
             "policy_share": round(self.policy / seconds, 3),
             "waiting_share": round(self.waiting / seconds, 3),
             "simulator_share": round(self.simulator / (seconds * self.processes), 3),
         }
         if self.calls:
-            found["seconds_per_call"] = round(self.policy / self.calls, 6)
-            found["actions_per_call"] = round(self.actions / self.calls, 2)
-        return found
+            times["seconds_per_call"] = round(self.policy / self.calls, 6)
+            times["actions_per_call"] = round(self.actions / self.calls, 2)
+        return times
