@@ -123,15 +123,17 @@ class WandbLogger(LightningWandbLogger):
 
     def _checkpoints(self) -> list[Path]:
         """The checkpoints of this attempt, oldest first; incomplete ones have another name."""
-        found = [path for path in self.folder.glob("checkpoints/*.ckpt") if not path.is_symlink()]
-        return sorted(path for path in found if path.stat().st_mtime >= self._started)
+        paths = [path for path in self.folder.glob("checkpoints/*.ckpt") if not path.is_symlink()]
+        return sorted(path for path in paths if path.stat().st_mtime >= self._started)
 
-    def _keep(self, kind: str, paths: Iterable[Path]) -> None:
+    def _keep(self, artifact_type: str, paths: Iterable[Path]) -> None:
         import wandb
 
         for path in paths if self.artifacts else ():
             if path not in self._kept:
-                artifact = wandb.Artifact(f"{kind}-{self.experiment.id}", type=kind, metadata={"path": str(path)})
+                artifact = wandb.Artifact(
+                    f"{artifact_type}-{self.experiment.id}", type=artifact_type, metadata={"path": str(path)}
+                )
                 add: Any = artifact.add_dir if path.is_dir() else artifact.add_file
                 add(str(path), policy="immutable")  # uploaded in place, without a copy in a cache
                 self.experiment.log_artifact(artifact, aliases=["latest", path.stem])
