@@ -43,13 +43,13 @@ class FiLMBlock(nn.Module):
 
     def forward(self, x: Tensor, language: Tensor) -> Tensor:
         """Tokens [B, N, D_tower] and mean language embeddings [B, dim] -> tokens [B, N, D_tower]."""
-        own: Any = self
-        x = x + own.drop_path1(own.ls1(own.attn(own.norm1(x))))
+        block: Any = self
+        x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
         # Released files keep FiLM in float32 beside towers in bfloat16.
-        told = language.to(self.scale.weight.dtype)
-        gamma, beta = (layer(told)[:, None].to(x.dtype) for layer in (self.scale, self.shift))
+        condition = language.to(self.scale.weight.dtype)
+        gamma, beta = (layer(condition)[:, None].to(x.dtype) for layer in (self.scale, self.shift))
         x = x * (1 + gamma) + beta
-        return x + own.drop_path2(own.ls2(own.mlp(own.norm2(x))))
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
 def add_film(tower: nn.Module, language_dim: int) -> None:

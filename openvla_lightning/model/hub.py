@@ -49,7 +49,7 @@ def _beside(path: Path) -> str:
     """What the folder around `path` contains, if that folder exists; for error messages."""
     if not path.parent.is_dir():
         return ""
-    there = sorted(one.name for one in path.parent.iterdir() if not one.name.startswith("."))
+    there = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
     near = get_close_matches(path.name, there, 3) or there[-3:]
     return f"; {path.parent} holds {', '.join(near)}" if near else f"; {path.parent} is empty"
 

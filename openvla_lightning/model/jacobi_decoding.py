@@ -55,12 +55,14 @@ class JacobiDecoder:
     ) -> Tensor:
         """Ids [B, count] on the device; arguments as for `StaticDecoder`, with padding on the right."""
         alike = bool(inputs.attention_mask.all())
-        given = inputs.to(next(self.vla.parameters()).device)
+        device_inputs = inputs.to(next(self.vla.parameters()).device)
         clock("copy")
-        pixels = self.normalise(given.pixel_values)
-        embeddings, prefix = self.vla.prompt(pixels, given.input_ids, given.attention_mask, given.proprio)
+        pixels = self.normalise(device_inputs.pixel_values)
+        embeddings, prefix = self.vla.prompt(
+            pixels, device_inputs.input_ids, device_inputs.attention_mask, device_inputs.proprio
+        )
         clock("vision")
-        lengths = None if alike else given.attention_mask.long().sum(1) + prefix.shape[1]
+        lengths = None if alike else device_inputs.attention_mask.long().sum(1) + prefix.shape[1]
         draft = self._last
         if draft is None or draft.shape != (len(inputs), count):
             draft = torch.full((len(inputs), count), self.first)

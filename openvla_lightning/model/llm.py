@@ -170,21 +170,21 @@ class CausalLM(nn.Module):
         """
         config, width = self.model.config, embeddings.shape[1]
         hidden: Tensor | None = None if mask is None else mask.bool()
-        given: Tensor | None
+        attention_mask: Tensor | None
         if self.attention == "eager":  # `eager` adds the mask to the scores
             hidden = torch.ones(1, width, dtype=torch.bool, device=embeddings.device) if hidden is None else hidden
             scores = torch.zeros(hidden.shape, dtype=embeddings.dtype, device=embeddings.device)
             scores = scores.masked_fill(~hidden, torch.finfo(embeddings.dtype).min)
-            given, name = scores[:, None, None].expand(-1, 1, width, -1), "eager"
+            attention_mask, name = scores[:, None, None].expand(-1, 1, width, -1), "eager"
         elif self.attention == "sdpa":
-            given = None if hidden is None else hidden[:, None, None].expand(-1, 1, width, -1)
+            attention_mask = None if hidden is None else hidden[:, None, None].expand(-1, 1, width, -1)
             name = _CAUSAL
         else:
-            given, name = hidden, self.attention
+            attention_mask, name = hidden, self.attention
         config._attn_implementation = name
         return self.model(
             inputs_embeds=embeddings,
-            attention_mask=given,
+            attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=False,
             output_hidden_states=output_hidden_states,
@@ -257,11 +257,11 @@ def _load_pretrained(decoder: nn.Module, name: str) -> None:
             "Give a local folder (model.llm.name=/path/to/folder), or start from a whole VLA with model.init_from=..."
         ) from error
     state = source.state_dict()
-    own = decoder.state_dict()
+    initial = decoder.state_dict()
     for key, value in state.items():
-        if key in own and own[key].shape != value.shape and own[key].shape[1:] == value.shape[1:]:
-            rows = min(len(value), len(own[key]))
-            state[key] = torch.cat([value[:rows], own[key][rows:]])
+        if key in initial and initial[key].shape != value.shape and initial[key].shape[1:] == value.shape[1:]:
+            rows = min(len(value), len(initial[key]))
+            state[key] = torch.cat([value[:rows], initial[key][rows:]])
     decoder.load_state_dict(state)
 
 

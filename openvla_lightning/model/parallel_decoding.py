@@ -56,18 +56,18 @@ class ParallelReader:
         if self._family not in FAMILIES or llm.attention != "sdpa":
             return vla.states(inputs, slots=slots, extra=extra, causal=False, visual=visual)
         hidden, mask, places = vla._sequence(inputs, slots, extra, visual)
-        seen = None if mask is None else mask[:, None, None].expand(-1, 1, hidden.shape[1], -1)
+        attention_mask = None if mask is None else mask[:, None, None].expand(-1, 1, hidden.shape[1], -1)
         decoder = llm.model
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         llm.attend_without_mask()
         rotary = decoder.rotary_emb(hidden, positions)
         *most, last = decoder.layers
         for layer in most:
-            hidden = self._layer(layer, hidden, seen, rotary)
+            hidden = self._layer(layer, hidden, attention_mask, rotary)
         if self._family in _READS_ALONE:
-            hidden = _last_layer(last, hidden, seen, rotary, places)
+            hidden = _last_layer(last, hidden, attention_mask, rotary, places)
         else:
-            hidden = at(self._layer(last, hidden, seen, rotary), places)
+            hidden = at(self._layer(last, hidden, attention_mask, rotary), places)
         norm = decoder.final_layernorm if hasattr(decoder, "final_layernorm") else decoder.norm
         return norm(hidden)
 
@@ -88,18 +88,18 @@ class ParallelReader:
         graphs: dict[tuple[Any, ...], tuple[list[Tensor], Tensor, torch.cuda.CUDAGraph]] = {}
 
         @torch.inference_mode()
-        def call(*given: Inputs | Tensor) -> Tensor:
+        def call(*arguments: Inputs | Tensor) -> Tensor:
             if not self.graph:
-                return function(*given)
-            tensors = [tensor for argument in given for tensor in _tensors(argument).values() if tensor is not None]
+                return function(*arguments)
+            tensors = [tensor for argument in arguments for tensor in _tensors(argument).values() if tensor is not None]
             key = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
             if key not in graphs:
                 try:
-                    graphs[key] = self._capture(function, given)
+                    graphs[key] = self._capture(function, arguments)
                 except RuntimeError as error:  # an operation that cannot be captured, or no memory left to do it
                     log.warning(f"No CUDA graphs, so actions take longer: {str(error).splitlines()[0]}")
                     self.graph = False
-                    return function(*given)
+                    return function(*arguments)
             static, out, graph = graphs[key]
             for place, tensor in zip(static, tensors, strict=True):
                 place.copy_(tensor, non_blocking=True)
@@ -109,9 +109,9 @@ class ParallelReader:
         return call
 
     def _capture(
-        self, function: Callable[..., Tensor], given: tuple[Inputs | Tensor, ...]
+        self, function: Callable[..., Tensor], arguments: tuple[Inputs | Tensor, ...]
     ) -> tuple[list[Tensor], Tensor, torch.cuda.CUDAGraph]:
-        static = [_cloned(argument) for argument in given]
+        static = [_cloned(argument) for argument in arguments]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles, and makes what libraries make on first use
@@ -136,27 +136,27 @@ def bucketed(inputs: Inputs) -> Inputs:
     """The same with padding to a shape that others share; rows beyond the first ones repeat the last."""
     count = len(inputs.input_ids)
     rows = torch.arange(1 << (count - 1).bit_length(), device=inputs.input_ids.device).clamp(max=count - 1)
-    given = _tensors(inputs)
-    values: dict[str, Any] = {name: None if tensor is None else tensor[rows] for name, tensor in given.items()}
+    tensors = _tensors(inputs)
+    values: dict[str, Any] = {name: None if tensor is None else tensor[rows] for name, tensor in tensors.items()}
     more = -inputs.input_ids.shape[1] % BUCKET
     for name in ("input_ids", "attention_mask"):
         values[name] = nn.functional.pad(values[name], (0, more))
     return replace(inputs, **values)
 
 
-def _tensors(given: Inputs | Tensor) -> dict[str, Tensor | None]:
-    if isinstance(given, Tensor):
-        return {"": given}
-    found = {field.name: getattr(given, field.name) for field in fields(given)}
-    return {name: value for name, value in found.items() if value is None or isinstance(value, Tensor)}
+def _tensors(argument: Inputs | Tensor) -> dict[str, Tensor | None]:
+    if isinstance(argument, Tensor):
+        return {"": argument}
+    values = {field.name: getattr(argument, field.name) for field in fields(argument)}
+    return {name: value for name, value in values.items() if value is None or isinstance(value, Tensor)}
 
 
-def _cloned(given: Inputs | Tensor) -> Inputs | Tensor:
-    if isinstance(given, Tensor):
-        return given.clone()
-    tensors = _tensors(given)
+def _cloned(argument: Inputs | Tensor) -> Inputs | Tensor:
+    if isinstance(argument, Tensor):
+        return argument.clone()
+    tensors = _tensors(argument)
     copies: dict[str, Any] = {name: None if tensor is None else tensor.clone() for name, tensor in tensors.items()}
-    return replace(given, **copies)
+    return replace(argument, **copies)
 
 
 def _layer(layer: nn.Module, hidden: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
@@ -183,13 +183,13 @@ def _last_layer(layer: Any, hidden: Tensor, mask: Tensor | None, rotary: Any, pl
     keys, values = (project(normed).view(shape).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))
     turn = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     _, keys = turn(keys, keys, *rotary)
-    own = tuple(at(wave.expand(len(hidden), -1, -1), places) for wave in rotary)
+    rotary_at_places = tuple(at(wave.expand(len(hidden), -1, -1), places) for wave in rotary)
     few = at(hidden, places)
-    seen = None if mask is None else mask[:, :, :1].expand(-1, 1, places.shape[1], -1)
+    attention_mask = None if mask is None else mask[:, :, :1].expand(-1, 1, places.shape[1], -1)
     attended, _ = attention(
         hidden_states=layer.input_layernorm(few),
-        position_embeddings=own,
-        attention_mask=seen,
+        position_embeddings=rotary_at_places,
+        attention_mask=attention_mask,
         past_key_values=_KeysValues(keys, values),
         is_causal=False,
     )

@@ -21,8 +21,8 @@ class Projector(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """Plain data for `from_config`; the dimensions come from vision backbone and language model."""
-        own = type(self).__module__ == __name__
-        return {"kind": self.kind if own else f"{type(self).__module__}.{type(self).__qualname__}"}
+        built_in = type(self).__module__ == __name__
+        return {"kind": self.kind if built_in else f"{type(self).__module__}.{type(self).__qualname__}"}
 
     @staticmethod
     def from_config(config: dict[str, Any], in_dim: int, out_dim: int) -> "Projector":

@@ -217,18 +217,18 @@ class StaticDecoder:
         lengths = action.text_lengths + action.prefix
         action.ids = decode(self.vla.llm, action.embeddings, lengths, action.count, self.choice, action.noise)
 
-    def _ready(self, given: _Buffers) -> tuple[_Buffers, list[Callable[[], None]]]:
-        """The graphs for these shapes, captured if they are new, with `given` copied into their input tensors."""
-        key = (*given.pixels.shape, *given.input_ids.shape, given.count)
+    def _ready(self, buffers: _Buffers) -> tuple[_Buffers, list[Callable[[], None]]]:
+        """The graphs for these shapes, captured if they are new, with `buffers` copied into their input tensors."""
+        key = (*buffers.pixels.shape, *buffers.input_ids.shape, buffers.count)
         if key not in self._captured:
             action = _Buffers(
-                given.pixels, given.input_ids, given.text_lengths, given.noise, given.proprio, given.count
+                buffers.pixels, buffers.input_ids, buffers.text_lengths, buffers.noise, buffers.proprio, buffers.count
             )
             _move(action, self.device)
             self._captured[key] = action, self._capture(action)
         action, stages = self._captured[key]
         for name in _INPUTS:
-            value = getattr(given, name)
+            value = getattr(buffers, name)
             if value is not None:
                 getattr(action, name).copy_(value.pin_memory(), non_blocking=True)
         return action, stages

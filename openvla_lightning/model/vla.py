@@ -111,8 +111,8 @@ class VLA(SequenceModel):
     ) -> None:
         super().__init__()
         self.about = About()
-        kind = None if dtype is None else floating(dtype)
-        self.start = None if init_from is None else Start(str(init_from), kind, vision_backbone)
+        start_dtype = None if dtype is None else floating(dtype)
+        self.start = None if init_from is None else Start(str(init_from), start_dtype, vision_backbone)
         self.quantisation: dict[str, Any] | None = None
         self.film = None if not film else check_padding("released" if film is True else film)
         self.proprio_dim = proprio_dim
@@ -178,8 +178,8 @@ class VLA(SequenceModel):
 
         They start from random weights. Every strategy lets them learn in full, and they are never quantised.
         """
-        own = [getattr(self, name) for name in ADDED if hasattr(self, name)]
-        return [*own, *film_layers(self.vision_backbone)]
+        parts = [getattr(self, name) for name in ADDED if hasattr(self, name)]
+        return [*parts, *film_layers(self.vision_backbone)]
 
     def part(self, name: str) -> list[nn.Module]:
         """Modules of a named part, for strategies.
