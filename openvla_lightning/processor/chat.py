@@ -47,8 +47,8 @@ class ChatProcessor(Processor):
         """Ids and labels. Questions and answers are tokenised separately, as released."""
         ids, labels = [self._bos()], [IGNORE_INDEX]
         for place, (question, answer) in enumerate(turns):
-            asked = self._text(build_turn(question, self.prompt, first=place == 0))
-            answered = [*self._text(answer or " "), self.eos_token_id]
-            ids += asked + answered
-            labels += [IGNORE_INDEX] * len(asked) + answered
+            question_ids = self._text(build_turn(question, self.prompt, first=place == 0))
+            answer_ids = [*self._text(answer or " "), self.eos_token_id]
+            ids += question_ids + answer_ids
+            labels += [IGNORE_INDEX] * len(question_ids) + answer_ids
         return ids[: self.max_length], labels[: self.max_length]

@@ -166,15 +166,15 @@ class Processor(TextProcessor):
     @property
     def needs(self) -> str:
         """The model's inputs, in words."""
-        told = " and is told its robot's proprioception" if self.proprio else ""
-        return f"looks at {', '.join(self.views)}{told}"
+        proprio = " and is told its robot's proprioception" if self.proprio else ""
+        return f"looks at {', '.join(self.views)}{proprio}"
 
-    def check(self, seen: Observation) -> None:
+    def check(self, observation: Observation) -> None:
         """Raise ValueError when an observation lacks an input of the model; the message names it."""
-        if absent := [view for view in self.views if view not in seen.images]:
-            has = ", ".join(seen.images) or "none"
+        if absent := [view for view in self.views if view not in observation.images]:
+            has = ", ".join(observation.images) or "none"
             raise ValueError(f"this policy {self.needs}: there is no image {', '.join(absent)}, but {has}")
-        if self.proprio and seen.proprio is None:
+        if self.proprio and observation.proprio is None:
             raise ValueError(f"this policy {self.needs}: there is no proprio")
 
     def _pixels(self, observations: Sequence[Observation], owners: Sequence[str] | None = None) -> Tensor:
