@@ -137,13 +137,13 @@ def _name(node: ast.expr) -> str:
 def _annotations(target: str) -> dict[str, ast.expr]:
     """Argument -> annotation of a `_target_`, from its source file; empty if that is not found."""
     module, _, name = target.rpartition(".")
-    found = _definition(module, name)
-    if isinstance(found, ast.ClassDef):
-        found = next((f for f in found.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
-    if not isinstance(found, ast.FunctionDef):
+    definition = _definition(module, name)
+    if isinstance(definition, ast.ClassDef):
+        definition = next((f for f in definition.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
+    if not isinstance(definition, ast.FunctionDef):
         return {}
-    arguments = [*found.args.posonlyargs, *found.args.args, *found.args.kwonlyargs]
-    return {one.arg: one.annotation for one in arguments if one.annotation is not None}
+    arguments = [*definition.args.posonlyargs, *definition.args.args, *definition.args.kwonlyargs]
+    return {argument.arg: argument.annotation for argument in arguments if argument.annotation is not None}
 
 
 def _definition(module: str, name: str, depth: int = 0) -> ast.stmt | None:
@@ -151,8 +151,8 @@ def _definition(module: str, name: str, depth: int = 0) -> ast.stmt | None:
     tree = _tree(module)
     if tree is None or depth > 5:
         owner, _, outer = module.rpartition(".")
-        found = _definition(owner, outer, depth + 1) if owner and depth <= 5 else None
-        return next((f for f in getattr(found, "body", ()) if getattr(f, "name", None) == name), None)
+        definition = _definition(owner, outer, depth + 1) if owner and depth <= 5 else None
+        return next((f for f in getattr(definition, "body", ()) if getattr(f, "name", None) == name), None)
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return node

@@ -55,8 +55,8 @@ def score(cfg: DictConfig, env: Any, recipe: dict[str, Any]) -> float | None:
     """
     from openvla_lightning.evaluation import scoring
 
-    asked = inspect.signature(scoring.evaluate).parameters
-    arguments = {name: value for name, value in recipe.items() if name in asked and name not in ("policy", "env")}
+    parameters = inspect.signature(scoring.evaluate).parameters
+    arguments = {name: value for name, value in recipe.items() if name in parameters and name not in ("policy", "env")}
     loggers = list(instantiate(cfg.logger).values())
     results = scoring.evaluate(_policy(cfg), env, cfg.paths.output_dir, config=recipe, **arguments, **recipe["eval"])
     folder = (
@@ -126,10 +126,10 @@ def evaluate_run(cfg: DictConfig) -> None:
     folder = cfg.paths.output_dir
     chosen = [text for text in job.overrides() if not text.startswith(RUNS_OWN)]
     varied = [text for text in chosen if "." not in text.partition("=")[0]]  # groups and top-level keys
-    asked = {str(name): value for name, value in cfg.evaluate_after.items()}
+    settings = {str(name): value for name, value in cfg.evaluate_after.items()}
     options = groups(CONF, "evaluate")
-    evaluation = compose("evaluate", [f"{name}={value}" for name, value in asked.items() if name in options])
-    values = {name: value for name, value in asked.items() if name not in options}
+    evaluation = compose("evaluate", [f"{name}={value}" for name, value in settings.items() if name in options])
+    values = {name: value for name, value in settings.items() if name not in options}
     values |= {"ckpt_path": folder, "paths.output_dir": f"{folder}/evaluation", "label": " ".join(varied) or "policy"}
     for name, value in values.items():  # set directly, because Hydra's grammar would parse special characters in a path
         if OmegaConf.select(evaluation, name, default=MISSING) is MISSING:

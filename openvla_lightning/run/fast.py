@@ -43,12 +43,12 @@ def fit_fast(cfg: DictConfig) -> Path:
 
 def chunks(datasets: dict[str, Any], shares: dict[str, float], most: int, seed: int) -> dict[str, NDArray[np.float32]]:
     """Chunks [n, T, D] of each dataset, normalised and clipped to [-1, 1], in the mixture's shares, `most` in all."""
-    found = {}
+    chunks_by_name = {}
     for name, steps in datasets.items():
         wanted = min(len(steps), max(1, round(most * shares[name])))
         positions = np.sort(np.random.default_rng(seed).choice(len(steps), wanted, replace=False))
-        found[name] = steps.actions(positions).clip(-1, 1)
-    return found
+        chunks_by_name[name] = steps.actions(positions).clip(-1, 1)
+    return chunks_by_name
 
 
 def measured(name: str, tokenizer: FastTokenizer, actions: NDArray[np.float32]) -> dict[str, str]:

@@ -30,8 +30,8 @@ class FreshFolder(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before a single run."""
         _let_resolve(config)
-        given = Path(config.hydra.run.dir)
-        goes_on = config.get("ckpt_path") == "last" and any(given.glob("checkpoints/*.ckpt"))
+        folder = Path(config.hydra.run.dir)
+        goes_on = config.get("ckpt_path") == "last" and any(folder.glob("checkpoints/*.ckpt"))
         if not goes_on:
             _renew(config, config.hydra.run)
 
@@ -87,16 +87,16 @@ def _let_resolve(config: DictConfig) -> None:
 
 
 def _renew(config: DictConfig, node: DictConfig) -> None:
-    given = Path(node.dir)
+    folder = Path(node.dir)
     chosen = any(text.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for text in config.hydra.overrides.hydra)
     again = any(int(os.environ.get(name, 0)) for name in RESTARTS) and processes() > 1  # the folder is this run's
     if chosen or again or rank() > 0:
         return
     try:
-        place = claim(given, processes())
+        place = claim(folder, processes())
     except FileExistsError as error:
         raise SystemExit(f"error: {error}") from None
-    if place != given:
+    if place != folder:
         with open_dict(node):
             node.dir = str(place)
 

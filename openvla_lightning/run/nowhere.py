@@ -33,8 +33,8 @@ def _weights(config: Mapping[str, Any]) -> Iterator[str]:
         local = value.startswith((".", "/", "~")) or value.endswith((".ckpt", ".pt")) or path.parts[0] == logs.name
         if not local:
             continue
-        own = path == logs or (key == "model.init_from" and path.is_relative_to(logs))
-        if not path.exists() and not own:  # of these, what to do first is said later
+        in_logs = path == logs or (key == "model.init_from" and path.is_relative_to(logs))
+        if not path.exists() and not in_logs:  # of these, what to do first is said later
             yield f"{key}={value}: there is no file or folder of this name"
 
 
@@ -48,8 +48,10 @@ def _datasets(config: Mapping[str, Any]) -> Iterator[str]:
     root, described = source.get("root"), data.get("datasets")
     if not isinstance(root, str) or "://" in root:
         return
-    own = described if isinstance(described, dict) else {}
-    absent = [name for name in mix if name not in own and not Path(root).expanduser().joinpath(str(name)).exists()]
+    in_config = described if isinstance(described, dict) else {}
+    absent = [
+        name for name in mix if name not in in_config and not Path(root).expanduser().joinpath(str(name)).exists()
+    ]
     problems = [problem for name in absent if (problem := _absent(str(name), root))]
     if problems:
         yield from [*problems, "Point paths.data_dir=... or OPENVLA_LIGHTNING_DATA to where the datasets are"]
