@@ -134,8 +134,8 @@ def writable(folder: Path) -> bool:
 
 def user_caches() -> list[Path]:
     """Cache folders of this user, best first; the last one also exists without a home folder."""
-    own = os.environ.get("XDG_CACHE_HOME")
-    homes = [Path(own)] if own else []
+    xdg_cache = os.environ.get("XDG_CACHE_HOME")
+    homes = [Path(xdg_cache)] if xdg_cache else []
     with suppress(RuntimeError):  # no home is known
         homes.append(Path.home() / ".cache")
     homes.append(Path(tempfile.gettempdir()) / f"cache-{os.getuid() if hasattr(os, 'getuid') else 'user'}")

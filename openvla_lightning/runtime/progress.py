@@ -76,11 +76,11 @@ class Bar:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._rich is not None:
             self._rich.stop()
-        elif kind is None and self.visible and self._said_done != self.done:
+        elif error_type is None and self.visible and self._said_done != self.done:
             self._say()
 
     def advance(self, by: int = 1, news: str | None = None) -> None:
@@ -161,8 +161,8 @@ def track(work: Iterable[T], label: str, total: int | None = None, unit: str = "
     """Yield the items of `work` and show the progress; the options are those of `Bar`."""
     known = len(work) if total is None and isinstance(work, Sized) else total
     with Bar(label, known, unit, **options) as bar:
-        for one in work:
-            yield one
+        for item in work:
+            yield item
             bar.advance()
 
 
