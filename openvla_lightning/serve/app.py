@@ -60,8 +60,8 @@ class Service:
         self.logbook = logbook
         self.policy, self.deadline, self.max_bytes, self.rate_hz = policy, deadline, max_bytes, rate_hz
         processor = policy.processor
-        views, told = processor.views, processor.proprio
-        self.reader = Reader(processor.transform.resize, policy.norm_stats, max_pixels, views, told)
+        views, proprio = processor.views, processor.proprio
+        self.reader = Reader(processor.transform.resize, policy.norm_stats, max_pixels, views, proprio)
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.answers = Counter(

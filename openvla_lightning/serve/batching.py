@@ -119,9 +119,9 @@ class Batcher:
         if not batch:
             return
         self._on_batch(len(batch))
-        asked = [waiting.question for waiting in batch]
+        questions = [waiting.question for waiting in batch]
         try:
-            actions = self._act([q.observation for q in asked], [q.unnorm_key for q in asked])
+            actions = self._act([q.observation for q in questions], [q.unnorm_key for q in questions])
             if len(actions) != len(batch):
                 raise RuntimeError(f"{len(actions)} actions for {len(batch)} questions")
         except Exception as error:

@@ -23,13 +23,13 @@ class Guard:
         self.app, self._token = app, token.encode()
 
     def _knows(self, said: bytes) -> bool:
-        kind, _, secret = said.partition(b" ")
-        if kind == b"Basic":
+        scheme, _, secret = said.partition(b" ")
+        if scheme == b"Basic":
             try:
                 secret = base64.b64decode(secret, validate=True).partition(b":")[2]
             except ValueError:
                 return False
-        return hmac.compare_digest(secret, self._token) and kind in (b"Bearer", b"Api-Key", b"Basic")
+        return hmac.compare_digest(secret, self._token) and scheme in (b"Bearer", b"Api-Key", b"Basic")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on requests with the token."""

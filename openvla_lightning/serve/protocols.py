@@ -76,8 +76,8 @@ class OpenPi(OwnProtocol):
     def greeting(self) -> bytes:
         """Facts about the policy, as far as they are plain numbers and words."""
         known = self.info()
-        told = ("unnorm_key", "action_dim", "action_chunk", "cameras", "proprio")
-        return msgpack.packb({key: known[key] for key in told})
+        keys = ("unnorm_key", "action_dim", "action_chunk", "cameras", "proprio")
+        return msgpack.packb({key: known[key] for key in keys})
 
     def read(self, message: bytes | str) -> Question:
         """An observation: `observation/image`, `observation/wrist_image`, `observation/state`, `prompt`, or nested."""
@@ -204,9 +204,9 @@ def observed(reader: Reader, fields: Mapping[Any, Any]) -> dict[str, Any]:
         for key, child in (inner if inner is not None and name in ("observation", "images") else {name: value}).items():
             if isinstance(key, str):
                 flat[key.removeprefix("observation/").removeprefix("observation.").removeprefix("images.")] = child
-    found = {key: _image(flat[key]) for key in reader.images if key in flat}
+    observation = {key: _image(flat[key]) for key in reader.images if key in flat}
     pictures = [key for key, value in flat.items() if _is_array(value) or isinstance(value, bytes)]
-    for key in reader.images.keys() - found.keys():
+    for key in reader.images.keys() - observation.keys():
         known = {"image": FIRST_VIEWS, "wrist_image": WRISTS}.get(key, ())
         name = next((name for name in known if name in flat), None)
         if name is None and key == "image":
@@ -214,15 +214,15 @@ def observed(reader: Reader, fields: Mapping[Any, Any]) -> dict[str, Any]:
         if name is None and key == "wrist_image":
             name = next((name for name in pictures if "wrist" in name), None)
         if name is not None:
-            found[key] = _image(flat[name])
+            observation[key] = _image(flat[name])
     if (words := next((name for name in WORDS if name in flat), None)) is not None:
-        found["instruction"] = _words(flat[words])
+        observation["instruction"] = _words(flat[words])
     if "proprio" in reader.needed and (state := next((n for n in ("state", "proprio", "states") if n in flat), None)):
-        found["proprio"] = _state(flat[state])
-    if lacking := sorted(reader.needed - found.keys()):
+        observation["proprio"] = _state(flat[state])
+    if lacking := sorted(reader.needed - observation.keys()):
         there = ", ".join(sorted(map(ascii, flat)))[:200]
         raise Refused(400, "bad_request", f"the policy needs {', '.join(lacking)}; the observation holds {there}")
-    return found
+    return observation
 
 
 def _is_array(value: Any) -> bool:
@@ -257,10 +257,10 @@ def _state(value: Any) -> Any:
     dtype, data, shape = (_part(value, name) for name in ("dtype", "data", "shape"))
     problem = Refused(422, "wrong_proprio", "a state is a row of numbers")
     try:
-        kind = np.dtype(dtype if isinstance(dtype, str) and len(dtype) < 5 else "V")
-        if kind.kind not in STATES or not isinstance(data, bytes) or len(data) > MOST_NUMBERS * kind.itemsize:
+        dtype = np.dtype(dtype if isinstance(dtype, str) and len(dtype) < 5 else "V")
+        if dtype.kind not in STATES or not isinstance(data, bytes) or len(data) > MOST_NUMBERS * dtype.itemsize:
             raise problem
-        numbers = np.frombuffer(data, kind)
+        numbers = np.frombuffer(data, dtype)
     except (TypeError, ValueError):
         raise problem from None
     sides = [side for side in shape if side != 1] if isinstance(shape, list | tuple) else None

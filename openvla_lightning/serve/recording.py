@@ -22,7 +22,7 @@ LONGEST = 2000
 class _Open:
     words: str
     last: float
-    seen: list[Observation] = field(default_factory=list)
+    observations: list[Observation] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
 
 
@@ -45,21 +45,23 @@ class Logbook:
         self.recorder, self.fps = Recorder(folder), fps
         self._open: dict[str, _Open] = {}
         self._pool = ThreadPoolExecutor(1, "recording")
-        self._number, self._told = 0, False
+        self._number, self._warned = 0, False
 
-    def note(self, robot: str, asked: Observation, chunk: np.ndarray, whole: bool) -> None:
+    def note(self, robot: str, observation: Observation, chunk: np.ndarray, whole: bool) -> None:
         """Record one answer, the chunk [T, D]; `whole` if the whole chunk was requested."""
         if whole and len(chunk) > 1:
-            if not self._told:
+            if not self._warned:
                 log.warning("server.record: robots that ask for chunks of actions are not recorded")
-            self._told = True
+            self._warned = True
             return
         now, going = time.monotonic(), self._open.get(robot)
-        if going and (going.words != asked.instruction or now - going.last > PAUSE or len(going.actions) == LONGEST):
+        if going and (
+            going.words != observation.instruction or now - going.last > PAUSE or len(going.actions) == LONGEST
+        ):
             self.end(robot)
-        going = self._open.setdefault(robot, _Open(asked.instruction, now))
+        going = self._open.setdefault(robot, _Open(observation.instruction, now))
         going.last = now
-        going.seen.append(asked)
+        going.observations.append(observation)
         going.actions.append(chunk[0])
 
     def end(self, robot: str) -> None:
@@ -78,10 +80,12 @@ class Logbook:
 
     def _keep(self, name: str, going: _Open) -> None:
         try:
-            views = [view for view in going.seen[0].images if "@" not in view]
-            pictures = {view: [np.asarray(seen.images[view]) for seen in going.seen] for view in views}
-            felt = [seen.proprio for seen in going.seen if seen.proprio is not None]
-            state = np.stack(felt) if len(felt) == len(going.seen) else None
+            views = [view for view in going.observations[0].images if "@" not in view]
+            pictures = {
+                view: [np.asarray(observation.images[view]) for observation in going.observations] for view in views
+            }
+            felt = [observation.proprio for observation in going.observations if observation.proprio is not None]
+            state = np.stack(felt) if len(felt) == len(going.observations) else None
             self.recorder.add(name, Taken(pictures, np.stack(going.actions), going.words, self.fps, state))
         except Exception:  # a full disk must not stop the server
             log.exception("an episode could not be recorded")

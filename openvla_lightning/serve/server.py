@@ -127,15 +127,15 @@ def beyond(
         batch_latency: seconds for `max_batch` robots together.
         deadline_ms, max_wait_ms, max_batch, max_queue: as in `serve`.
     """
-    found, deadline, wait = [], deadline_ms / 1000, max_wait_ms / 1000
+    messages, deadline, wait = [], deadline_ms / 1000, max_wait_ms / 1000
     if latency + wait > deadline:
         needed = math.ceil(2000 * (latency + wait))
-        found.append(
+        messages.append(
             f"server.deadline_ms={deadline_ms:g} is less than the {1000 * (latency + wait):.0f} ms that one action "
             f"takes here: every request will be refused as stale. server.deadline_ms={needed} leaves time to spare"
         )
     elif batch_latency + wait > deadline and max_batch > 1:
-        found.append(
+        messages.append(
             f"server.max_batch={max_batch} takes {1000 * (batch_latency + wait):.0f} ms, more than "
             f"server.deadline_ms={deadline_ms:g}: when many robots ask at once, they are refused as stale"
         )
@@ -143,7 +143,7 @@ def beyond(
         served = int((deadline - wait) / batch_latency) * max_batch
         if served < max_queue:
             log.info(f"Of a full queue of {max_queue}, {served} are answered before the deadline (server.max_queue)")
-    return found
+    return messages
 
 
 class Server(uvicorn.Server):
