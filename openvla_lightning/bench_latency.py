@@ -132,9 +132,9 @@ def random_policy(
         format_(vla, device)
     towers = vla.vision_backbone.towers
     means, stds = pixel_statistics(towers)
-    told = vla.proprio_dim is not None
+    proprio = vla.proprio_dim is not None
     size = vla.vision_backbone.image_size
-    processor = Processor(head, image_size=size, means=means, stds=stds, cameras=cameras, proprio=told)
+    processor = Processor(head, image_size=size, means=means, stds=stds, cameras=cameras, proprio=proprio)
     action = {"q01": [-1.0] * 7, "q99": [1.0] * 7, "mask": [True] * 6 + [False]}
     felt = {name: [value] * (vla.proprio_dim or 0) for name, value in zip(EXTREMES, (-1.0, 1.0) * 2, strict=True)}
     stats = {"random": {"action": action | {"min": action["q01"], "max": action["q99"]}, "proprio": felt}}
@@ -160,9 +160,9 @@ def released_way(policy: Policy) -> Callable[[np.ndarray, str], np.ndarray]:
 
     @torch.inference_mode()
     def act(image: np.ndarray, instruction: str) -> np.ndarray:
-        given = processor([image], [instruction])
-        pixels = given["pixel_values"].to(policy.device, policy.dtype)
-        text, visual = vla.llm.embed(given["input_ids"].to(policy.device)), vla.projector(features(pixels))
+        inputs = processor([image], [instruction])
+        pixels = inputs["pixel_values"].to(policy.device, policy.dtype)
+        text, visual = vla.llm.embed(inputs["input_ids"].to(policy.device)), vla.projector(features(pixels))
         embeddings = torch.cat([text[:, :1], visual.to(text.dtype), text[:, 1:]], dim=1)
         mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=policy.device)
         ids = llm.generate(
@@ -197,8 +197,8 @@ def measure(
         )
     row = Row(name, [], {stage: [] for stage in STAGES})
     for picture in pictures:
-        seen = [policy.standing(picture, INSTRUCTION)]
-        row.actions.append(_seconds(partial(policy.act_chunk, seen), now))
+        observations = [policy.standing(picture, INSTRUCTION)]
+        row.actions.append(_seconds(partial(policy.act_chunk, observations), now))
         if theirs is not None:
             row.baseline.append(_seconds(partial(theirs, picture, INSTRUCTION), now))
     row.memory = torch.cuda.max_memory_allocated() if cuda else stored(policy.vla)

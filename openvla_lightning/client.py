@@ -172,8 +172,8 @@ class ChunkPlayer:
     ) -> None:
         if (rate_hz is None) == (ahead is None):
             raise ValueError("give rate_hz, how many actions a second the robot executes, or ahead, not both")
-        given = {"rate_hz": rate_hz, "ahead": ahead, "execute": execute}
-        if wrong := [f"{name}={value}" for name, value in given.items() if value is not None and value <= 0]:
+        arguments = {"rate_hz": rate_hz, "ahead": ahead, "execute": execute}
+        if wrong := [f"{name}={value}" for name, value in arguments.items() if value is not None and value <= 0]:
             raise ValueError(f"{', '.join(wrong)} has to be positive")
         self.client, self.rate_hz, self.ahead, self.execute = client, rate_hz, ahead, execute
         self.latency = self.waited = 0.0
@@ -200,8 +200,8 @@ class ChunkPlayer:
             self.reset()
         self._words, first = instruction, self._playing is NOTHING
         while True:
-            chunk, asked, until = self._playing
-            left = asked + len(chunk) - self._now
+            chunk, requested_at, until = self._playing
+            left = requested_at + len(chunk) - self._now
             if self._coming and left > 0 and _failed(self._coming[0]):
                 self._coming = None
             if self._coming is None and self._now >= until - self._lead(len(chunk)):
@@ -212,7 +212,7 @@ class ChunkPlayer:
                 self._turn(first)
             else:
                 self._now += 1
-                return chunk[self._now - 1 - asked]
+                return chunk[self._now - 1 - requested_at]
 
     def reset(self) -> None:
         """Drop all planned actions, for a new episode."""
@@ -231,12 +231,12 @@ class ChunkPlayer:
     def _turn(self, first: bool) -> None:
         """Wait for the requested chunk, and start to play it."""
         assert self._coming is not None
-        (answer, asked), self._coming = self._coming, None
+        (answer, requested_at), self._coming = self._coming, None
         began = time.monotonic()
         chunk = answer.result()
         self.waited += 0.0 if first else time.monotonic() - began
-        ends = asked + len(chunk)
-        self._playing = chunk, asked, min(ends, self._now + (self.execute or len(chunk)))
+        ends = requested_at + len(chunk)
+        self._playing = chunk, requested_at, min(ends, self._now + (self.execute or len(chunk)))
 
     def _lead(self, length: int) -> int:
         """How many actions before the end of a chunk the next one is requested; fewer than the chunk has."""

@@ -64,13 +64,13 @@ class LiberoDemonstrations:
         task, state = _task_and_state(path)
         episode = np.load(path)
         env = _environment(self.suite, ("primary", "wrist"))
-        seen, info = env.reset(seed=state, options={"task": list(env.tasks)[task]})
+        output, info = env.reset(seed=state, options={"task": list(env.tasks)[task]})
         steps = []
         for executed, recorded in zip(episode["executed"], episode["recorded"], strict=True):
-            observation = {"image": seen["image"], "wrist_image": seen["wrist_image"], "state": seen["proprio"]}
+            observation = {"image": output["image"], "wrist_image": output["wrist_image"], "state": output["proprio"]}
             words = info["instruction"]
             steps.append({"observation": observation, "action": recorded, "language_instruction": words})
-            seen, _, success, _, info = env.step(executed)
+            output, _, success, _, info = env.step(executed)
         if not success:
             raise RuntimeError(
                 f"{path} succeeded when it was played and does not when it is drawn: it was played with other versions "
@@ -168,13 +168,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--validate", type=int, default=4, help="and to validate on, at most 4")
     parser.add_argument("--pushes", type=float, default=0.5, help="how hard, 1 being the fastest move")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; one per core")
-    given = parser.parse_args(arguments)
-    suite = re.sub("_(scripted|no_noops)$", "", given.folder.parent.name)
+    options = parser.parse_args(arguments)
+    suite = re.sub("_(scripted|no_noops)$", "", options.folder.parent.name)
     if suite not in SUITES:
         names = ", ".join(f"{name}_scripted" for name in SUITES)
-        parser.error(f"{given.folder}: the folder above the version is called after the suite, one of {names}")
-    states = {"val": given.validate, "train": given.states}
-    played = play_all(given.folder / "played", suite, given.tasks, states, given.pushes, max(1, given.workers))
+        parser.error(f"{options.folder}: the folder above the version is called after the suite, one of {names}")
+    states = {"val": options.validate, "train": options.states}
+    played = play_all(options.folder / "played", suite, options.tasks, states, options.pushes, max(1, options.workers))
     if empty := [split for split, files in played.items() if not files]:
         parser.error(f"the expert solved no initial state for the split {empty[0]}; nothing is written")
     features = tfds.features
@@ -186,13 +186,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "language_instruction": features.Text(),
     }
     write_rlds(
-        given.folder,
+        options.folder,
         features.FeaturesDict({"steps": features.Dataset(step)}),
         {split: len(files) for split, files in played.items()},
         LiberoDemonstrations(suite, played),
         episodes_per_shard=4,
-        workers=given.workers,
-        recipe={"suite": suite, "tasks": given.tasks, "states": states, "pushes": given.pushes},
+        workers=options.workers,
+        recipe={"suite": suite, "tasks": options.tasks, "states": states, "pushes": options.pushes},
         description="Demonstrations of a scripted expert in LIBERO",
     )
 

@@ -115,8 +115,8 @@ class VLAModule(L.LightningModule):
     def _learner(self) -> VLA:
         """The model, after the strategy chose which weights learn."""
         proprio_dim = self.trainer.datamodule.proprio_dim if self.processor.proprio else None  # type: ignore[attr-defined]
-        asked = {} if proprio_dim is None else {"proprio_dim": proprio_dim}
-        vla = self.build(action_head=self.action_head, **asked)
+        arguments = {} if proprio_dim is None else {"proprio_dim": proprio_dim}
+        vla = self.build(action_head=self.action_head, **arguments)
         start_from(vla)
         if self.quantisation is not None:
             self.quantisation(vla, torch.get_default_device())

@@ -178,10 +178,10 @@ class FSDP(ModelParallelStrategy):
             problem = str(error) or type(error).__name__
         problems: list[str | None] = [None] * self.world_size
         dist.all_gather_object(problems, problem)
-        if found := [problem for problem in problems if problem is not None]:
+        if failures := [problem for problem in problems if problem is not None]:
             if self.global_rank == 0:
                 remove(unfinished(path))
-            raise CheckpointWriteError(path, min(found, key=len))
+            raise CheckpointWriteError(path, min(failures, key=len))
 
     def finish_checkpoints(self) -> None:
         """Return when all checkpoints are on the disk.
@@ -242,7 +242,7 @@ def accumulate(trainer: Trainer, global_batch_size: int, per_device: int | None)
     """
     if per_device is None:
         return
-    world, asked = trainer.world_size, trainer.accumulate_grad_batches
+    world, configured = trainer.world_size, trainer.accumulate_grad_batches
     share, rest = divmod(global_batch_size, world)
     if rest:
         fitting = " or ".join(str(n * world) for n in (share, share + 1) if n)
@@ -255,9 +255,9 @@ def accumulate(trainer: Trainer, global_batch_size: int, per_device: int | None)
             f"batch_size_per_device={per_device} does not divide the {share} samples of a device "
             f"(data.global_batch_size={global_batch_size} on {world}); these do: {fitting}"
         )
-    if asked not in (1, share // per_device):
+    if configured not in (1, share // per_device):
         raise ValueError(
-            f"trainer.accumulate_grad_batches={asked} and batch_size_per_device={per_device}, which makes "
+            f"trainer.accumulate_grad_batches={configured} and batch_size_per_device={per_device}, which makes "
             f"{share // per_device} of them, say different things: give one"
         )
     trainer.accumulate_grad_batches = batches = share // per_device

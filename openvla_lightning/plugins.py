@@ -126,10 +126,10 @@ def describe(thing: Any, default: str) -> dict[str, Any]:
         thing: has a `config`.
         default: dotted path of the default class; classes in the same module are named without a path.
     """
-    kind = type(thing)
+    class_ = type(thing)
     package = import_module(default.rpartition(".")[0])
-    near = getattr(package, kind.__name__, None) is kind
-    return {"class": kind.__name__ if near else f"{kind.__module__}.{kind.__qualname__}", **thing.config}
+    near = getattr(package, class_.__name__, None) is class_
+    return {"class": class_.__name__ if near else f"{class_.__module__}.{class_.__qualname__}", **thing.config}
 
 
 def rebuild(config: Mapping[str, Any], default: str) -> Any:
@@ -149,10 +149,10 @@ def rebuild(config: Mapping[str, Any], default: str) -> Any:
     if named is None and "name" not in inspect.signature(getattr(import_module(home), usual)).parameters:
         named = arguments.pop("name", None)
     path = default if named is None else str(named) if "." in str(named) else f"{home}.{named}"
-    kind = find(path)
-    if not inspect.isclass(kind):
+    class_ = find(path)
+    if not inspect.isclass(class_):
         raise ValueError(f"{path} is no class")
     try:
-        return kind(**arguments)
+        return class_(**arguments)
     except TypeError as error:
         raise ValueError(f"{path} does not take these arguments: {error}") from error

@@ -87,13 +87,13 @@ class Policy:
         self.device, self.dtype = choose_device(device), choose_dtype(dtype, choose_device(device))
         self.vla = (vla if vla.quantisation else vla.to(self.device, self.dtype)).eval()
         self.processor, self.history = processor, processor.history
-        given = {"action_ids_only": action_ids_only, "temperature": temperature, "top_k": top_k, "decoding": decoding}
+        named = {"action_ids_only": action_ids_only, "temperature": temperature, "top_k": top_k, "decoding": decoding}
         usual = {"action_ids_only": False, "temperature": 0.0, "top_k": None, "decoding": "stepwise"}
         self.acting = Acting(
             normalise=processor.transform.normalise,
             compile=compile,
             clock=lambda stage: self.clock(stage),
-            options={**{k: v for k, v in given.items() if v != usual[k]}, **(options or {})},
+            options={**{k: v for k, v in named.items() if v != usual[k]}, **(options or {})},
         )
         self._decoder = processor.action_head.decoder(self.vla, self.acting)
         self._generator = torch.Generator().manual_seed(seed)
@@ -249,9 +249,9 @@ class Policy:
         scales = [self._scale(key) for key in keys]
         if len(dims := {statistics.action_dim for statistics, _ in scales}) > 1:
             raise ValueError(f"actions {sorted(dims)} numbers wide do not fit one array: ask for them one by one")
-        told, dim = self.processor.proprio, dims.pop()
+        proprio, dim = self.processor.proprio, dims.pop()
         states = [
-            statistics.normalise(seen.proprio, method, "proprio") if told and seen.proprio is not None else None
+            statistics.normalise(seen.proprio, method, "proprio") if proprio and seen.proprio is not None else None
             for seen, (statistics, method) in zip(observations, scales, strict=True)
         ]
         with self._lock:
