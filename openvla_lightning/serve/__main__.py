@@ -16,19 +16,21 @@ from openvla_lightning.config import CONF, ConfigError, expand_home, find_checkp
 @hydra.main(version_base="1.3", config_path=CONF, config_name="serve")
 def main(cfg: DictConfig) -> None:
     """Serve the policy of `cfg`."""
+    run(cfg)
+
+
+def run(cfg: DictConfig) -> None:
+    """Do the same with a config composed elsewhere; errors in it end the process with one message."""
     from hydra.utils import instantiate  # after Hydra: --help and --cfg stay instant
 
     from openvla_lightning.checkpoint.format import CheckpointError
     from openvla_lightning.statistics import UnknownDatasetError
 
-    with for_people(ConfigError, CheckpointError):
+    with for_people(ConfigError, CheckpointError, FileNotFoundError, UnknownDatasetError):
         expand_home(cfg)
         find_checkpoint(cfg, "say which: ckpt_path=openvla/openvla-7b")
         validate(cfg)
-        try:
-            instantiate(cfg.server, load=instantiate(cfg.policy, _convert_="all"), _convert_="all")
-        except (FileNotFoundError, UnknownDatasetError, ValueError) as error:
-            raise ConfigError(str(error)) from error
+        instantiate(cfg.server, load=instantiate(cfg.policy, _convert_="all"), _convert_="all")
 
 
 if __name__ == "__main__":

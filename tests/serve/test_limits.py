@@ -1,13 +1,17 @@
 """Limits are held against what was measured, and a port is tried before a policy is loaded."""
 
 import socket
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
 from openvla_lightning import Policy
+from openvla_lightning.config import CONF
+from openvla_lightning.serve.__main__ import run
 from openvla_lightning.serve.app import Service, build_app
 from openvla_lightning.serve.server import beyond, check_port, serve
 
@@ -39,6 +43,22 @@ def test_a_taken_port_is_found_before_the_policy_is_loaded() -> None:
         with pytest.raises(ValueError, match=rf"server\.port={port}: .*in use.*server\.port=\.\.\."):
             serve(lambda: pytest.fail("it was loaded"), port=port)
     check_port("127.0.0.1", 0)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("unnorm_key=nobody", "no statistics for unnorm_key 'nobody'; known: "),
+        ("server.max_queue=0", "these must be positive: max_queue=0"),
+        ("ckpt_path=/nope", "/nope"),
+    ],
+)
+def test_what_cannot_be_served_is_one_message(checkpoint: Path, tmp_path: Path, override: str, said: str) -> None:
+    usual = [f"ckpt_path={checkpoint}", f"paths.output_dir={tmp_path}", "server.port=0", "policy.device=cpu"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("serve", [*usual, override])
+    with pytest.raises(SystemExit, match=f"^error: .*{said}"):
+        run(cfg)
 
 
 def test_health_says_what_cannot_be_kept(policy: Policy) -> None:
