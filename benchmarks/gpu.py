@@ -56,8 +56,8 @@ def jobs(scale: Scale) -> list[Job]:
     return [
         Job("act bfloat16", partial(latency, scale, None), 45),
         Job("train lora", partial(training, scale, "lora"), 75),
-        Job("chunk", partial(chunks, scale), 75),
-        Job("train full", partial(training, scale, "full"), 80),
+        Job("chunk", partial(chunks, scale), 70),
+        Job("train full", partial(training, scale, "full"), 75),
         Job("parity", partial(parity, scale), 15, 40),
         Job("train qlora", partial(training, scale, "qlora"), 40),
         Job("act int4_weight", partial(latency, scale, "int4_weight"), 30),
@@ -112,6 +112,8 @@ def machine(scale: Scale) -> str:
     if scale.device != "cuda":
         return f"{platform.processor() or platform.machine()}, torch {torch.__version__}"
     with multiprocessing.get_context("fork").Pool(1) as pool:
+        if not pool.apply(torch.cuda.is_available):
+            raise SystemExit("torch sees no GPU here; a machine with one is needed, or --tiny, which needs none")
         name = pool.apply(torch.cuda.get_device_name)
     return f"{name}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
 

@@ -127,7 +127,7 @@ def random_policy(
                 values.fill_(1.0 if name == "weight" else 0.1)
             setattr(module, name, nn.Parameter(values, requires_grad=False))
     vla.language_model.tie_weights()
-    vla.eval()
+    vla.eval().to(device, dtype)  # the buffers, too
     if format_ is not None:
         format_(vla, device)
     towers = vla.vision_backbone.towers

@@ -20,6 +20,7 @@ from openvla_lightning.bench_latency import (
 )
 from openvla_lightning.cost.cards import CARDS
 from openvla_lightning.model import VLA
+from openvla_lightning.quantisation import Quantisation
 
 CPU = torch.device("cpu")
 
@@ -39,6 +40,12 @@ def test_it_measures_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "tiny, float32: the released way gives the same action" in printed
     assert "| tiny, int8 |" in (tmp_path / "latency.md").read_text()
     assert (tmp_path / "latency.png").stat().st_size > 5000
+
+
+def test_quantised_weights_of_another_dtype_act() -> None:
+    """The tower's buffers were float32 beside bfloat16 weights."""
+    policy = random_policy(MODELS["tiny"], CPU, torch.bfloat16, Quantisation(8))
+    assert policy.act(np.zeros((96, 96, 3), np.uint8), INSTRUCTION).shape == (7,)
 
 
 def test_the_released_way_acts_alike_with_two_towers() -> None:
