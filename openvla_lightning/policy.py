@@ -294,6 +294,6 @@ class Policy:
     @torch.inference_mode()
     def predict(self, steps: Sequence[Step]) -> Prediction:
         """Predictions for normalised steps of known datasets, with the true past of each token, as in training."""
-        batch = self.processor.collate(list(steps)).to(self.device)
+        batch = self.processor.collate(list(steps)).sent(self.device)
         with self._lock:
             return self.processor.action_head.loss(self.vla, self.processor.normalise(batch, self.dtype))[1]

@@ -124,6 +124,12 @@ class Inputs:
                 values[name] = value.to(device, non_blocking=non_blocking)
         return replace(self, **values)
 
+    def sent(self, device: torch.device | str) -> Self:
+        """Return the same with its tensors on `device`; where that is a GPU, without waiting for it."""
+        if torch.device(device).type != "cuda" or self.input_ids.is_cuda:
+            return self.to(device)
+        return self.pin_memory().to(device, non_blocking=True)
+
     def pin_memory(self) -> Self:
         """Return the same with its tensors in pinned memory; a DataLoader calls this."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -203,7 +209,8 @@ class Prediction:
         """Entropy of each choice in nats, float32 [B, N]; None for a head without choices."""
         if self.logits is None:
             return None
-        return torch.distributions.Categorical(logits=self.logits.float()).entropy()
+        # to look whether they are numbers would be to wait for the device
+        return torch.distributions.Categorical(logits=self.logits.float(), validate_args=False).entropy()
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ SEEN = {"__get__", "linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "badd
 SEEN |= {"scaled_dot_product_attention", "layer_norm", "group_norm", "softmax", "log_softmax"}
 SEEN |= {"cross_entropy", "nll_loss"}
 """Functions that are told where a tensor is: `tensor.is_cuda` is one, and autocast asks before it multiplies."""
+USUAL = (torch.Tensor.__torch_function__, torch._C._disabled_torch_function_impl)
 INDEXING = {ATEN.index, ATEN.index_put, ATEN.index_put_}
 
 
@@ -76,6 +77,15 @@ class FakeGPU(TorchDispatchMode):
         self.disguised = True  # see `_Fake`
         self.pinned: set[int] = set()
         self.alive: list[Tensor] = []  # pinned memory, so that no address comes twice
+        self.modes: tuple[Any, ...] = (_Fake(self), self, _Devices(self))
+
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        """Have this GPU in the thread that asks: the others have none."""
+        with ExitStack() as stack:
+            for mode in self.modes:
+                stack.enter_context(mode)
+            yield
 
     def where(self, *kinds: str) -> list[str]:
         """Where events of these kinds happened, in order."""
@@ -109,7 +119,8 @@ class FakeGPU(TorchDispatchMode):
         if not on_gpu and (device is None or torch.device(device).type != "cuda"):
             with unset_fake_temporarily():
                 return function(*args, **kwargs)
-        if torch.is_inference_mode_enabled():  # where nothing has taken operations apart
+        if torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in tensors):
+            # autograd, which would have taken the operation apart, was passed by
             with self:
                 parts = function.decompose(*args, **kwargs)
             if parts is not NotImplemented:
@@ -205,6 +216,10 @@ class _Devices(TorchFunctionMode):
         if function is torch.device:
             return _numbered(function(*args, **(kwargs or {})))
         given = {name: _numbered(value) for name, value in (kwargs or {}).items()}
+        own = next((kind for kind in types if kind.__torch_function__ not in USUAL), None)
+        if own is not None and torch._C._is_torch_function_enabled():
+            with self:  # what a quantised tensor does instead
+                return own.__torch_function__(function, types, tuple(map(_numbered, args)), given)
         if function in (torch.tensor, torch.as_tensor) and given.get("device") == GPU:
             return function(*args, **{**given, "device": "cpu"}).to(GPU)
         self.gpu.disguised = getattr(function, "__name__", "") not in SEEN
@@ -278,6 +293,7 @@ def _stand_ins(gpu: FakeGPU) -> Iterator[tuple[Any, str, Any]]:
     yield torch.cuda, "CUDAGraph", Graph
     yield torch.cuda, "graph", capture
     yield torch.cuda, "graph_pool_handle", lambda: (0, 1)
+    yield FakeTensor, "tolist", lambda tensor: tensor.cpu().tolist()  # one copy, not one for each number
     yield torch.Tensor, "pin_memory", lambda tensor, *_: gpu._pin(tensor)
     yield torch._subclasses.fake_tensor, "init_gpu_context", lambda device: None
 
@@ -289,7 +305,5 @@ def fake_gpu() -> Iterator[FakeGPU]:
     with ExitStack() as stack:
         for target, name, value in _stand_ins(gpu):
             stack.enter_context(patch.object(target, name, value))
-        stack.enter_context(_Fake(gpu))
-        stack.enter_context(gpu)
-        stack.enter_context(_Devices(gpu))
+        stack.enter_context(gpu.here())
         yield gpu

@@ -1,7 +1,12 @@
-"""A dress rehearsal of training and acting on a GPU, at the widths of a 7B model, on a machine without one.
+"""A dress rehearsal of the training step on a GPU, at the widths of a 7B model, on a machine without one.
 
 Which copies, reads and dtypes are meant is said here; any other one fails. Blocks that are like their neighbours are
-few, for what one does each of them does.
+few, for what one does each of them does. Acting is rehearsed beside this, in `test_rehearsal_acting.py`.
+
+What cannot be rehearsed: backward passes, since autograd asks the driver for a stream of every weight; compilation,
+which needs the GPU's own compiler; QLoRA, since a weight of bitsandbytes is a tensor of a class of its own around
+another tensor (`torch.Tensor._make_subclass`), which may be no fake one: its layers are tried on the CPU alone
+(`model/test_quantisation.py`).
 """
 
 import copy
@@ -9,19 +14,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fake_gpu import GPU, FakeGPU, fake_gpu
+from rehearsed import HEADS, WIDE, not_meant, steps
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 from torchmetrics import MeanMetric
 
-from openvla_lightning.action_head import ActionHead, DiffusionHead, L1Head, TokenHead
-from openvla_lightning.action_head.cogact import CogACTHead
-from openvla_lightning.action_head.fast import FastHead
-from openvla_lightning.action_head.flow import FlowHead
-from openvla_lightning.bench_latency import MODELS, random_policy
+from openvla_lightning.action_head import ActionHead, L1Head, TokenHead
 from openvla_lightning.data.augment import Augmentation
 from openvla_lightning.model import VLA
 from openvla_lightning.module import VLAModule
@@ -29,9 +30,8 @@ from openvla_lightning.optim import AdamW
 from openvla_lightning.plugins import USUAL_HEAD, describe
 from openvla_lightning.processor import Processor
 from openvla_lightning.strategy import LoRA, Strategy, TrainOnly
-from openvla_lightning.types import Batch, Observation, Step
+from openvla_lightning.types import Batch
 
-WAITS = ("read", "copy", "pageable")
 PAPER = Augmentation(
     {
         "random_resized_crop": {"scale": [0.9, 0.9], "ratio": [1.0, 1.0]},
@@ -41,30 +41,10 @@ PAPER = Augmentation(
         "random_hue": [0.05],
     }
 )
-WIDE = copy.deepcopy(MODELS["openvla_7b"])
-"""openvla-7b with three blocks of each kind."""
-WIDE["vision_backbone"]["towers"] = {
-    name: {"id": tower, "depth": 3} for name, tower in WIDE["vision_backbone"]["towers"].items()
-}
-WIDE["llm"]["architecture"]["num_hidden_layers"] = 3
-
-MEANT = {"float64 at flow_matching.py:time_embedding", "read at fast.py:prediction"}
-"""The angles of openpi's embedding are float64; what FAST ids spell is found on the host."""
-
 STRATEGIES: dict[str, Strategy] = {
     "full": TrainOnly(["vision_backbone", "projector", "llm"]),
     "last_layer": TrainOnly(["llm.last_layer"]),
     "lora": LoRA(8, targets=["q_proj", "mlp.fc1"]),
-}
-HEADS: dict[str, Callable[[], ActionHead]] = {
-    "tokens": TokenHead,
-    "tokens_parallel": lambda: TokenHead(action_chunk=8, parallel=True),
-    "fast": lambda: FastHead(action_chunk=8),
-    "l1": lambda: L1Head(8, 7),
-    "diffusion": lambda: DiffusionHead(8, 7),
-    "flow": lambda: FlowHead(8, 7),
-    "insulated": lambda: FlowHead(8, 7, insulate=True),
-    "cogact": lambda: CogACTHead(16, 7),
 }
 
 
@@ -86,14 +66,6 @@ def module(head: ActionHead, strategy: Strategy) -> VLAModule:
     return made
 
 
-def steps(head: ActionHead, count: int = 3) -> list[Step]:
-    """As a DataModule serves them."""
-    picture = np.zeros((224, 224, 3), np.uint8)
-    actions = np.zeros((head.action_chunk, 7), np.float32)
-    words = ["pick up the cup", "open the drawer", "push"]
-    return [Step(Observation({"primary": picture}, words[n]), actions, "toy", number=n) for n in range(count)]
-
-
 def train_a_step(made: VLAModule, fault: Callable[[Batch], Batch] = lambda batch: batch) -> torch.Tensor:
     """A step, forward, from the loader's batch to the loss, as Lightning has it done."""
     batch = made.processor.collate(steps(made.action_head)).pin_memory().to(GPU, non_blocking=True)
@@ -110,12 +82,6 @@ def rehearse(gpu: FakeGPU, made: VLAModule, **options: Any) -> torch.Tensor:
         return train_a_step(made, **options)
 
 
-def not_meant(gpu: FakeGPU) -> list[str]:
-    """What nobody wants to see in a step."""
-    told = [f"{event.kind} at {event.where}" for event in gpu.events if event.kind in (*WAITS, "float64")]
-    return [text for text in told if text not in MEANT]
-
-
 @pytest.mark.parametrize(
     ("head", "strategy"),
     [*(("tokens", name) for name in STRATEGIES), *((name, "lora") for name in HEADS if name != "tokens")],
@@ -126,22 +92,6 @@ def test_a_training_step_waits_for_nothing(head: str, strategy: str) -> None:
     assert not_meant(gpu) == []
     wide = {event.where for event in gpu.events if event.kind == "float32 product"}
     assert not wide, "autocast multiplies in bfloat16"
-
-
-@pytest.mark.parametrize("head", ["l1", "tokens_parallel"])
-def test_a_chunk_is_made_by_graphs_and_read_once(head: str) -> None:
-    seen = Observation({"primary": np.zeros((224, 224, 3), np.uint8)}, "pick up the cup")
-    with fake_gpu() as gpu:
-        policy = random_policy(copy.deepcopy(WIDE), torch.device("cuda"), torch.bfloat16, None, HEADS[head]())
-        policy.act_chunk([seen])
-        captured, replayed = len(gpu.captures), gpu.replays
-        gpu.events.clear()
-        policy.act_chunk([seen])
-    assert captured
-    assert len(gpu.captures) == captured, "what was captured once is replayed"
-    assert gpu.replays > replayed
-    assert len(gpu.where("read")) == 1, "the actions"
-    assert gpu.where("copy", "float64", "float32 product") == []
 
 
 def test_a_copy_to_the_host_in_the_step_is_noticed() -> None:

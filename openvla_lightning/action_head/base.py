@@ -105,7 +105,7 @@ def check_chunk(
 
 def on_device(inputs: Given, vla: "VLA", acting: Acting) -> Given:
     """Inputs on the model's device, with normalised pixels, for `VLA.states`."""
-    inputs = inputs.to(next(vla.parameters()).device)
+    inputs = inputs.sent(next(vla.parameters()).device)
     return replace(inputs, pixel_values=acting.normalise(inputs.pixel_values))
 
 

@@ -149,7 +149,7 @@ class DiffusionHead(L1Head):
             def noise_at(sample: Tensor, levels: Tensor) -> Tensor:
                 return predict(few, visual, sample, levels)
 
-            *_, actions = self._ddim(noise_at, noise[rows].to(reader.device), steps)
+            *_, actions = self._ddim(noise_at, noise[rows].to(reader.device, non_blocking=True), steps)
             acting.clock("decode")
             return actions[: len(inputs)]
 

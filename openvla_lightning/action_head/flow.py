@@ -177,7 +177,7 @@ class FlowHead:
             read = vla.read(device_inputs, self.read_layer)
             acting.clock("prefill")
             noise = torch.randn(1, self.action_chunk, self.action_dim, generator=generator)
-            noise = noise.to(device_inputs.input_ids.device).expand(len(device_inputs), -1, -1)
+            noise = noise.to(device_inputs.input_ids.device, non_blocking=True).expand(len(device_inputs), -1, -1)
             actions = self.sample(vla, read, device_inputs.proprio, noise, options["steps"])
             acting.clock("decode")
             return actions

@@ -81,8 +81,8 @@ class FlowMatching:
             steps: number of steps; None: the class's `steps`.
         """
         count = self.steps if steps is None else steps
-        change = torch.tensor((1 - 2 * self.noise_at) / count, dtype=torch.float32, device=noise.device)
-        time = torch.tensor(float(self.noise_at), dtype=torch.float32, device=noise.device)
+        change = torch.full((), (1 - 2 * self.noise_at) / count, dtype=torch.float32, device=noise.device)
+        time = torch.full_like(change, self.noise_at)
         moving = noise
         for _ in range(count):
             moving = moving + change.to(noise.dtype) * velocity(moving, time.expand(len(noise)))

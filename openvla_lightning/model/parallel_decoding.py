@@ -76,7 +76,7 @@ class ParallelReader:
 
         Prompts are padded to a multiple of `BUCKET` tokens, and batches by repeating the last row to a power of two.
         """
-        return (bucketed(inputs) if self.graph else inputs).to(self.device, non_blocking=True)
+        return (bucketed(inputs) if self.graph else inputs).sent(self.device)
 
     def captured(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """`function` of inputs and tensors as one CUDA graph for each of their shapes; as it is without graphs.
