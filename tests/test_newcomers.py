@@ -57,6 +57,21 @@ def test_a_run_that_goes_on_with_another_model_names_what_differs(monkeypatch: p
         start.check_same_model("c.ckpt", other)
 
 
+def test_a_run_s_folder_is_gone_on_with_at_its_newest_checkpoint(tmp_path: Path) -> None:
+    cfg = OmegaConf.create(
+        {"ckpt_path": str(tmp_path / "run"), "run_name": "train", "paths": {"log_dir": "runs", "output_dir": "out"}}
+    )
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"run: no checkpoint below this folder"):
+        start.resume_from(cfg)
+    for step in (2, 10):
+        (tmp_path / "run" / "checkpoints" / f"step_{step:06d}.ckpt").touch()
+    assert start.resume_from(cfg) == str(tmp_path / "run" / "checkpoints" / "step_000010.ckpt")
+    (tmp_path / "sharded.ckpt").mkdir()
+    cfg.ckpt_path = str(tmp_path / "sharded.ckpt")
+    assert start.resume_from(cfg) == cfg.ckpt_path
+
+
 @pytest.mark.parametrize("success", [False, True])
 def test_equal_outcomes_claim_no_certainty(success: bool) -> None:
     episodes = [Episode(f"t{i % 2}", "f", seed=i, instruction="go", success=success, length=3) for i in range(6)]

@@ -38,6 +38,12 @@ def resume_from(cfg: DictConfig) -> str | None:
         raise ConfigError(f"ckpt_path=last: no checkpoint below {runs}/; leave ckpt_path out to start a run")
     if not path.exists():
         raise ConfigError(f"ckpt_path={path}: no such checkpoint; ckpt_path=last finds the newest below {runs}/")
+    if path.is_dir() and path.suffix != ".ckpt":  # the folder of a run means its newest one; a sharded one is a folder
+        folder, path = path, newest_checkpoint(path)
+        if path is None:
+            raise ConfigError(
+                f"ckpt_path={folder}: no checkpoint below this folder; leave ckpt_path out to start a run"
+            )
     log.info(f"Resuming {path}")
     return str(path)
 
