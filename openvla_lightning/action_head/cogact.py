@@ -199,7 +199,8 @@ class CogACTHead:
             acting.clock("prefill")
             fresh = 0 if options["steps"] else self.schedule.steps
             drawn = torch.randn(1 + fresh, 1, self.action_chunk, self.action_dim, generator=generator)
-            noise, *draws = drawn.to(device_inputs.input_ids.device, non_blocking=True).expand(-1, len(device_inputs), -1, -1)
+            drawn = drawn.to(device_inputs.input_ids.device, non_blocking=True)
+            noise, *draws = drawn.expand(-1, len(device_inputs), -1, -1)
             later = torch.stack(draws) if draws else None
             actions = self.sample(vla, cognition, noise, options["steps"] or None, options["guidance"], later)
             acting.clock("decode")
