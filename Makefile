@@ -30,6 +30,11 @@ train: $(READY)  ## pretrain the small VLA
 test: $(READY)  ## every test (15 minutes, 2 cores)
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
 
+test-lowest: $(READY)  ## the tests on the lowest versions that pyproject.toml allows (needs a network): build/lowest
+	$(BIN)/python -m uv venv --quiet --allow-existing --python $(BIN)/python build/lowest
+	$(BIN)/python -m uv pip install --quiet --python build/lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	build/lowest/bin/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
+
 check: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
@@ -48,4 +53,4 @@ clean:  ## remove runs, generated data and caches (never the environment or your
 	rm -rf runs multirun data/tabletop_* .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-.PHONY: help demo train test check docs dist config clean
+.PHONY: help demo train test test-lowest check docs dist config clean

@@ -5,10 +5,12 @@
 
 Rates are of the process' CPU time, on one core, medians over windows. `cold` opens the dataset and reads the first
 frames: no decoder, no packet table, no open file. `warm` then reads randomly over the whole dataset. `in order` reads
-neighbouring frames as one run. The library's figure is for its `LeRobotDataset[i]` with one camera.
+neighbouring frames as one run. The library's figure is for its `LeRobotDataset[i]` with one camera; torchcodec's, where
+it is installed, is for its decoders alone, one per file, which stay open.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -36,7 +38,18 @@ EPISODES, STEPS, SIZE, FPS = 8, 300, 256, 30
 CAMERA = "observation.images.front"
 KINDS = [(codec, gap) for codec in ("h264", "av1") for gap in (2, 250)]
 WINDOW, WINDOWS = 100, 7
-COLUMNS = ("codec", "key every", "cold", "warm", "in order", "224 px", "JPEG cache", "JPEG 224 px", "lerobot")
+COLUMNS = (
+    "codec",
+    "key every",
+    "cold",
+    "warm",
+    "in order",
+    "224 px",
+    "JPEG cache",
+    "JPEG 224 px",
+    "torchcodec",
+    "lerobot",
+)
 LIBRARY = """
 import json, random, statistics, sys, time
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -60,22 +73,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     table = Table(title=f"random frames per core-second, {SIZE} x {SIZE}")
-    for column in (
-        "codec",
-        "key frame every",
-        "cold",
-        "warm",
-        "in order",
-        "224 px",
-        "JPEG cache",
-        "JPEG 224 px",
-        "lerobot",
-    ):
+    for column in COLUMNS:
         table.add_column(column, justify="right")
     with TemporaryDirectory() as folder:
         for codec, gap in KINDS:
             root = write(Path(folder), codec, gap)
-            rates = measure(root)
+            rates = [*measure(root), torchcodec(root)]
             rates.append(library(root, arguments.lerobot, arguments.backend) if arguments.lerobot else float("nan"))
             table.add_row(codec, str(gap), *(f"{rate:,.0f}" for rate in rates))
     Console(width=120).print(table)
@@ -150,6 +153,18 @@ def rate(steps: int, read: Callable[[int], object]) -> float:
             read(step)
         found.append(WINDOW / (time.process_time() - began))
     return statistics.median(found)
+
+
+def torchcodec(root: Path) -> float:
+    """The same of torchcodec's own decoders; not a number where it is not installed."""
+    if importlib.util.find_spec("torchcodec") is None:
+        return float("nan")
+    from torchcodec.decoders import VideoDecoder
+
+    options = {"seek_mode": "approximate", "num_ffmpeg_threads": 1, "dimension_order": "NHWC"}
+    decoders = [VideoDecoder(path, **options) for path in sorted(root.rglob("*.mp4"))]
+    places = [(decoder, number) for decoder in decoders for number in range(len(decoder))]
+    return rate(len(places), lambda step: places[step][0][places[step][1]])
 
 
 def library(root: Path, python: str, backend: str) -> float:

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -170,6 +171,14 @@ def test_the_head_of_the_page_differs_from_the_released_one_in_its_loss_alone(ow
     assert again.smoothing == smooth.smoothing == 0.1
     smooth.smoothing = 0.0
     torch.testing.assert_close(smooth.criterion(sure, targets), plain.criterion(sure, targets))
+
+
+def test_every_extra_that_is_named_can_be_installed() -> None:
+    known = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    texts = [path.read_text() for top in ("openvla_lightning", "conf") for path in (ROOT / top).rglob("*.[py]*")]
+    texts += [page.read_text() for page in PAGES]
+    named = {name for text in texts for name in re.findall(r"(?:openvla[-_]lightning|-e '\.)\[(\w+)\]", text)}
+    assert {"serve", "hdf5", "libero"} <= named <= known
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
