@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openvla_lightning.runtime.extras import install
 from openvla_lightning.runtime.files import write_json
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 PROJECT = "openvla-lightning"
 """As in conf/logger/wandb.yaml."""
 STEP = "trainer/global_step"
-INSTALL = "dashboards need a package: pip install 'openvla-lightning[dashboards]'"
+INSTALL = f"dashboards need a package: {install('dashboards')}"
 
 
 def lines(title: str, *metrics: str, regex: str | None = None, **options: Any) -> Any:

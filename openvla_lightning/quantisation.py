@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from openvla_lightning.model.vla import VLA
+from openvla_lightning.runtime.extras import install
 
 KINDS = ("nf4", "fp4")
 _BLOCK = 64  # 4-bit numbers that share a scale
@@ -168,7 +169,7 @@ class FastQuantisation:
     def check(self, device: torch.device, dtype: torch.dtype) -> None:
         """As the protocol says."""
         if find_spec("torchao") is None:
-            raise ValueError(f"quantisation={self.kind} needs torchao: pip install 'openvla-lightning[fast]'")
+            raise ValueError(f"quantisation={self.kind} needs torchao: {install('fast')}")
         if (needs := _NEEDS[self.kind]) is None:
             return
         capability, cards = needs

@@ -5,11 +5,16 @@ python -m openvla_lightning.serve ckpt_path=openvla/openvla-7b unnorm_key=bridge
 OPENVLA_LIGHTNING_TOKEN=secret python -m openvla_lightning.serve server.host=0.0.0.0
 """
 
+from importlib.util import find_spec
+
 import hydra
 from omegaconf import DictConfig
 
 from openvla_lightning.cli.command import command
 from openvla_lightning.config import CONF, ConfigError, expand_home, find_checkpoint, for_people, validate
+from openvla_lightning.runtime.extras import install
+
+NEEDED = ("fastapi", "json_numpy", "msgpack", "prometheus_client", "uvicorn", "websockets")
 
 
 @command("serve")
@@ -27,6 +32,8 @@ def run(cfg: DictConfig) -> None:
     from openvla_lightning.statistics import UnknownDatasetError
 
     with for_people(ConfigError, CheckpointError, FileNotFoundError, UnknownDatasetError):
+        if missing := [name for name in NEEDED if find_spec(name) is None]:
+            raise ConfigError(f"serving needs {', '.join(missing)}: {install('serve')}")
         expand_home(cfg)
         find_checkpoint(cfg, "say which: ckpt_path=openvla/openvla-7b")
         validate(cfg)

@@ -254,4 +254,4 @@ def test_an_extra_that_is_not_installed_is_named(
     url: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, module, None)
-    assert f'pip install "openvla_lightning[{extra}]"' in (Shards(url, "toy").missing() or "")
+    assert f"pip install 'openvla-lightning[{extra}]'" in (Shards(url, "toy").missing() or "")

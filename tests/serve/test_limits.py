@@ -69,3 +69,13 @@ def test_health_says_what_cannot_be_kept(policy: Policy) -> None:
     assert client.get("/health").json() == {"status": "too_slow", "warnings": service.warnings}
     service.batcher.join()
     assert client.get("/health").status_code == 503
+
+
+def test_packages_that_serving_needs_are_named_before_a_checkpoint_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("openvla_lightning.serve.__main__.find_spec", lambda name: None if name == "fastapi" else name)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("serve", ["ckpt_path=/nope"])
+    with pytest.raises(SystemExit, match=r"serving needs fastapi: pip install 'openvla-lightning\[serve\]', or in a"):
+        run(cfg)

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from openvla_lightning.runtime.extras import install
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; an error in the arguments or the data ends it with one message."""
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 arguments.source, arguments.target, language=arguments.language, turned=arguments.turned, **options
             )
     except ImportError as error:
-        sys.exit(f'{error}: pip install "openvla_lightning[hdf5]"' if error.name == "h5py" else str(error))
+        sys.exit(f"{error}: {install('hdf5')}" if error.name == "h5py" else str(error))
     except (ValueError, OSError, KeyError) as error:
         sys.exit(str(error.args[0]) if isinstance(error, KeyError) else str(error))
     print(f"{arguments.target}: {found}")

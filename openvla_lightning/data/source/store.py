@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import fsspec
 
+from openvla_lightning.runtime.extras import install
 from openvla_lightning.runtime.files import user_cache
 
 EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
@@ -64,7 +65,7 @@ class StoreFiles:
             )
         except ImportError as error:
             extra = EXTRAS.get(protocol)
-            way_out = f'pip install "openvla_lightning[{extra}]"' if extra else str(error)
+            way_out = install(extra) if extra else str(error)
             return f"{self.name}: {protocol}:// cannot be read yet: {way_out}"
         except PermissionError as error:
             return f"{self.name}: {self.base} is there, but not for these credentials: {error}"

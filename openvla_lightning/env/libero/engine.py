@@ -21,7 +21,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-INSTALL = "pip install 'openvla-lightning[libero]', or in a checkout pip install -e '.[libero]'"
+from openvla_lightning.runtime.extras import install
+
+INSTALL = install("libero")
 DIGESTS = {
     "8de73bf019457a3111bedfeb1c3e87e92ee242cbfa5731b75a9e0abd85822453": "LIBERO-PRO",
     "b6e70ba5b7db04b12b6647bc004231015543e580a6917c5f2249f68c6c3c6e0b": "LIBERO",
