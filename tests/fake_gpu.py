@@ -16,25 +16,20 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import fake_devices
 import torch
+from fake_devices import GPU, Devices, Fake, placed
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.overrides import TorchFunctionMode
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-ROOT = Path(__file__).parents[1]
+ROOT, OWN = Path(__file__).parents[1], {__file__, fake_devices.__file__}
 SMALL = 1 << 16
 """Bytes up to which a copy from memory that is not pinned is staged at once, and hence waits for nobody."""
 ATEN = torch.ops.aten
-GPU, UNNUMBERED = torch.device("cuda", 0), torch.device("cuda")
 PRODUCTS = {ATEN.mm, ATEN.addmm, ATEN.convolution}
 """Of layers; what torch does for attention where it has no kernel is no sign of what a GPU does."""
-SEEN = {"__get__", "linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "conv2d"}
-SEEN |= {"scaled_dot_product_attention", "layer_norm", "group_norm", "softmax", "log_softmax"}
-SEEN |= {"cross_entropy", "nll_loss"}
-"""Functions that are told where a tensor is: `tensor.is_cuda` is one, and autocast asks before it multiplies."""
-USUAL = (torch.Tensor.__torch_function__, torch._C._disabled_torch_function_impl)
 INDEXING = {ATEN.index, ATEN.index_put, ATEN.index_put_}
 
 
@@ -74,10 +69,10 @@ class FakeGPU(TorchDispatchMode):
         self.captures: list[list[tuple[str, Any]]] = []
         self.replays = 0
         self.capturing = False
-        self.disguised = True  # see `_Fake`
+        self.disguised = True  # see `fake_devices.Fake`
         self.pinned: set[int] = set()
         self.alive: list[Tensor] = []  # pinned memory, so that no address comes twice
-        self.modes: tuple[Any, ...] = (_Fake(self), self, _Devices(self))
+        self.modes: tuple[Any, ...] = (Fake(self), self, Devices(self))
 
     @contextmanager
     def here(self) -> Iterator[None]:
@@ -114,7 +109,7 @@ class FakeGPU(TorchDispatchMode):
             return self._pin(args[0])
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         on_gpu = any(isinstance(tensor, FakeTensor) for tensor in tensors)
-        kwargs = _placed(kwargs)
+        kwargs = placed(kwargs)
         device = kwargs.get("device")
         if not on_gpu and (device is None or torch.device(device).type != "cuda"):
             with unset_fake_temporarily():
@@ -183,63 +178,12 @@ class FakeGPU(TorchDispatchMode):
                 self.captures[-1].append((packet.__name__, tuple(tensor.shape)))
 
 
-class _Fake(FakeTensorMode):
-    """Torch's own code asks the driver about the device of a tensor that names one: here it names none."""
-
-    def __init__(self, gpu: FakeGPU) -> None:
-        super().__init__(allow_non_fake_inputs=True)
-        self.gpu = gpu
-
-    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.prim.device.default and self.gpu.disguised:
-            return torch.device("meta")
-        return super().dispatch(func, types, args, _placed(kwargs or {}))
-
-
-def _placed(options: dict[str, Any]) -> dict[str, Any]:
-    """A tensor like one that says that it is nowhere lies on the GPU, but for models that are built on `meta`."""
-    nowhere = (device := options.get("device")) is not None and torch.device(device).type == "meta"
-    return {**options, "device": GPU} if nowhere and torch.get_default_device().type != "meta" else options
-
-
-class _Devices(TorchFunctionMode):
-    """Names the one GPU in full, as finding out its number would ask the driver.
-
-    And makes `torch.tensor(values, device="cuda")` what it is: a tensor on the CPU and a copy that the host waits for.
-    """
-
-    def __init__(self, gpu: FakeGPU) -> None:
-        super().__init__()
-        self.gpu = gpu
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.device:
-            return _numbered(function(*args, **(kwargs or {})))
-        given = {name: _numbered(value) for name, value in (kwargs or {}).items()}
-        own = next((kind for kind in types if kind.__torch_function__ not in USUAL), None)
-        if own is not None and torch._C._is_torch_function_enabled():
-            with self:  # what a quantised tensor does instead
-                return own.__torch_function__(function, types, tuple(map(_numbered, args)), given)
-        if function in (torch.tensor, torch.as_tensor) and given.get("device") == GPU:
-            return function(*args, **{**given, "device": "cpu"}).to(GPU)
-        self.gpu.disguised = getattr(function, "__name__", "") not in SEEN
-        try:
-            return function(*map(_numbered, args), **given)
-        finally:
-            self.gpu.disguised = True
-
-
-def _numbered(value: Any) -> Any:
-    unnumbered = value == "cuda" if isinstance(value, str) else isinstance(value, torch.device) and value == UNNUMBERED
-    return GPU if unnumbered else value
-
-
 def _place() -> str:
-    """The innermost frame in the package or in a test's file, without this one."""
+    """The innermost frame in the package or in a test's file, without the fake GPU's own."""
     frame = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
-        if path.startswith(str(ROOT)) and path != __file__ and "site-packages" not in path:
+        if path.startswith(str(ROOT)) and path not in OWN and "site-packages" not in path:
             return f"{Path(path).name}:{frame.f_code.co_name}"
         frame = frame.f_back  # type: ignore[assignment]
     return "elsewhere"

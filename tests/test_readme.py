@@ -175,9 +175,10 @@ def test_the_head_of_the_page_differs_from_the_released_one_in_its_loss_alone(ow
 
 def test_every_extra_that_is_named_can_be_installed() -> None:
     known = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
-    texts = [path.read_text() for top in ("openvla_lightning", "conf") for path in (ROOT / top).rglob("*.[py]*")]
-    texts += [page.read_text() for page in PAGES]
-    named = {name for text in texts for name in re.findall(r"(?:openvla[-_]lightning|-e '\.)\[(\w+)\]", text)}
+    files = [path for top in ("openvla_lightning", "conf") for path in (ROOT / top).rglob("*.*")]
+    texts = [path.read_text() for path in (*files, *PAGES) if path.suffix in (".py", ".yaml", ".md")]
+    patterns = (r"(?:openvla[-_]lightning|-e '\.)\[(\w+)\]", r"install\([\"'](\w+)[\"']\)")
+    named = {name for text in texts for pattern in patterns for name in re.findall(pattern, text)}
     assert {"serve", "hdf5", "libero"} <= named <= known
 
 

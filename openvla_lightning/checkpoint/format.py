@@ -154,16 +154,19 @@ def _stats_problems(entry: Any) -> list[str]:
         action = DatasetStatistics.from_dict(entry).action
         low, high = action["q01"], action["q99"]
         widths = {len(values) for values in action.values()}
+        measured = {
+            f"{part}.{name}": np.asarray(values, float)
+            for part in ("action", "proprio")
+            for name, values in entry.get(part, {}).items()
+            if name != "mask"
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return [f"{type(error).__name__}: {error}"]
     if len(widths) != 1:
         return [f"the action's measures have different widths {sorted(widths)}"]
     if not np.isfinite([low, high]).all() or (low > high).any():
         return ["q01 must lie below q99, all finite"]
-    measured = {
-        f"{part}.{name}": values for part in ("action", "proprio") for name, values in entry.get(part, {}).items()
-    }
-    if broken := [name for name, values in measured.items() if not np.isfinite(np.asarray(values, float)).all()]:
+    if broken := [name for name, values in measured.items() if not np.isfinite(values).all()]:
         return [f"{', '.join(broken)} must hold finite numbers"]
     if not all(isinstance(value, bool) for value in entry["action"].get("mask", [])):
         return ["mask must hold true and false"]
