@@ -21,13 +21,13 @@ $(READY): requirements.lock pyproject.toml
 	VIRTUAL_ENV="$$(cd $(VENV) && pwd)" $(BIN)/python -m uv pip install --quiet --no-deps --editable .
 	@touch $@
 
-demo: $(READY)  ## train, fine-tune and evaluate a small VLA on the embedded tabletop world (15 minutes, 2 cores)
+demo: $(READY)  ## train, fine-tune and evaluate a small VLA on the embedded tabletop world (11 minutes, 2 cores)
 	$(BIN)/python -m openvla_lightning.demo
 
 train: $(READY)  ## pretrain the small VLA
 	$(BIN)/python train.py
 
-test: $(READY)  ## every test (15 minutes, 2 cores)
+test: $(READY)  ## every test (15 to 20 minutes, 2 cores)
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
 
 test-lowest: $(READY)  ## the tests on the lowest versions that pyproject.toml allows (needs a network): build/lowest
