@@ -55,10 +55,8 @@ class Journal:
             file.write(json.dumps(asdict(episode)) + "\n")
 
     def _lines(self) -> list[dict[str, Any]]:
-        whole = (
-            self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.is_file() else []
-        )  # a kill may leave half a line
-        return [json.loads(line) for line in whole]
+        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        return [json.loads(line) for line in text.split("\n")[:-1]]  # a kill may leave half a line
 
     def _write(self, *lines: Mapping[str, Any]) -> None:
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))

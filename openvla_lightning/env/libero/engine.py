@@ -43,13 +43,12 @@ def load_benchmark(suite: str, perturbation: str | None, assets: Path) -> Any:
         ImportError: when no engine is installed, or this MuJoCo cannot run it.
         ValueError: when this process has already loaded other meshes, which the engine keeps.
     """
-    _loaded.add(assets)
-    if len(_loaded) > 1:
-        _loaded.remove(assets)
+    if others := _loaded - {assets}:
         raise ValueError(
-            f"this process has loaded LIBERO with the meshes in {next(iter(_loaded))}, and its engine keeps them; use "
+            f"this process has loaded LIBERO with the meshes in {next(iter(others))}, and its engine keeps them; use "
             f"those in {assets} in another process"
         )
+    _loaded.add(assets)
     return read_benchmark(suite, perturbation, assets)
 
 

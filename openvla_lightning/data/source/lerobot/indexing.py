@@ -166,9 +166,10 @@ class Assembly:
             f"image/{role}": np.zeros((len(action), 3), np.int64) if key is None else np.asarray(trajectory[key])
             for role, key in self.spec.cameras.items()
         }
-        for role, found in places.items():
+        for place, found in places.items():
             if len(found) != len(action):
-                raise ValueError(f"there are {len(action)} actions and {len(found)} pictures of {role[6:]}")
+                role = place.removeprefix("image/")
+                raise ValueError(f"there are {len(action)} actions and {len(found)} pictures of {role}")
         instruction = instructions_of(trajectory, self.spec.language, len(action))
         return {"action": action, "proprio": np.concatenate(columns, axis=1), "words": instruction} | places
 
