@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 ImageMode = Literal["released", "fast"]
 JPEG_QUALITY = 95
+START = b"\xff\xd8"
+"""The first bytes of a JPEG."""
+CHROMA_REPEATED = b"\xff\xfe\x00\x11chroma repeated"
+"""A comment behind them; its length counts itself."""
 BAND = 16
 """Lines of a resized image that are computed together: more lines need fewer calls but more weights that are zero."""
 MOST_TERMS = 192
@@ -50,24 +54,33 @@ def decode(encoded: bytes, at_least: int = 0) -> Pixels:
     """Decode JPEG, PNG, GIF, BMP or PPM to uint8 [H, W, 3].
 
     JPEGs are decoded with the fast integer DCT and plain chroma upsampling, bit-equal to the released pipeline; the
-    usual defaults differ by up to 15 levels. With `at_least`, a JPEG may be decoded at a reduced size of at least this.
+    usual defaults differ by up to 15 levels. The exception are frames of videos from `encode`, whose chroma is repeated
+    as it was when the video was decoded. With `at_least`, a JPEG may be decoded at a reduced size of at least this.
 
     Raises:
         ValueError: these bytes are no image.
     """
     try:
-        if encoded.startswith(b"\xff\xd8"):  # `is_jpeg` also requires that nothing follows its end
+        if encoded.startswith(START):  # `is_jpeg` also requires that nothing follows its end
+            repeated = encoded.startswith(CHROMA_REPEATED, len(START))
             return simplejpeg.decode_jpeg(
-                encoded, fastdct=True, fastupsample=False, min_height=at_least, min_width=at_least
+                encoded, fastdct=True, fastupsample=repeated, min_height=at_least, min_width=at_least
             )
         return np.array(as_rgb(Image.open(io.BytesIO(encoded))))
     except Exception as error:  # damaged bytes raise any error: SyntaxError, struct.error, DecompressionBomb
         raise ValueError(f"an image of {len(encoded)} bytes cannot be decoded: {error}") from None
 
 
-def encode(pixels: Pixels) -> bytes:
-    """Encode [H, W, 3] as JPEG, quality 95, without chroma subsampling."""
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=JPEG_QUALITY, colorsubsampling="444")
+def encode(pixels: Pixels, chroma_repeated: bool = False) -> bytes:
+    """Encode [H, W, 3] as JPEG, quality 95.
+
+    With `chroma_repeated`, every 2 x 2 pixels have the same chroma, as in a decoded 4:2:0 video. It is then stored once
+    and repeated by `decode`, because a comment in the JPEG says so. That is almost as exact, and decodes 1.5 times as
+    fast.
+    """
+    sampling = "420" if chroma_repeated else "444"
+    encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=JPEG_QUALITY, colorsubsampling=sampling)
+    return START + CHROMA_REPEATED + encoded[len(START) :] if chroma_repeated else encoded
 
 
 def resize(image: Pixels, size: int) -> Pixels:

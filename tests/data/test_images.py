@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openvla_lightning.data.images import BAND, decode, lanczos, load, resize
+from openvla_lightning.data.images import BAND, decode, encode, lanczos, load, resize
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,19 @@ def test_fast_images_look_the_same(golden: Path, number: int) -> None:
     off = differences(load(encoded, 224, "fast"), load(encoded, 224, "released"))
     assert off.mean() < 3
     assert load(encoded, 224, "fast").shape == (224, 224, 3)
+
+
+def test_chroma_that_a_video_repeats_is_stored_once() -> None:
+    av = pytest.importorskip("av")
+    noise = np.random.default_rng(0).integers(60, 200, (12, 15, 3), dtype=np.uint8)
+    drawn = np.asarray(Image.fromarray(noise).resize((240, 192), Image.Resampling.BICUBIC))
+    shown = av.VideoFrame.from_ndarray(drawn, format="rgb24").reformat(format="yuv420p").to_ndarray(format="rgb24")
+    whole, once = encode(shown), encode(shown, chroma_repeated=True)
+    assert len(once) < 0.9 * len(whole)
+    assert differences(decode(once), shown).mean() < 1.1 * differences(decode(whole), shown).mean()
+    assert differences(decode(once), shown).max() < 16
+    smooth = np.asarray(Image.open(io.BytesIO(once)))  # other decoders read it too, and smooth the chroma
+    assert differences(smooth, shown).mean() > 1.2 * differences(decode(once), shown).mean()
 
 
 @pytest.mark.parametrize(("length", "size"), [(64, 224), (480, 224), (224, 224), (7, 3), (3, 7)])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import toy_lerobot as toy
 
 from openvla_lightning.data.source.faults import BadShardError
@@ -33,6 +34,7 @@ def test_a_jpeg_cache_reads_as_records_do(root: Path, tmp_path: Path) -> None:
         encoded, pixels, own = cached.encoded(role, step), cached.pixels(role, step), source.pixels(role, step)
         assert encoded is not None
         assert encoded.startswith(b"\xff\xd8")
+        assert simplejpeg.decode_jpeg_header(encoded)[3] == ("444" if camera else "420")  # PNG, and a 4:2:0 video
         assert pixels is not None
         assert own is not None
         assert toy.seen(pixels) == (*places()[step], camera)

@@ -91,6 +91,10 @@ class IndexedSource(Source):
             if (pixels := self.pixels(role, step)) is not None:
                 yield step, pixels
 
+    def chroma_repeated(self, role: str, step: int) -> bool:
+        """Whether every 2 x 2 pixels of a picture that was just read have the same chroma."""
+        return False
+
     def prepare(self) -> None:
         """Index the dataset, if not done before, in one pass over its files. An interrupted pass is resumed.
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.images import ImageMode, Pixels, decode, encode, load
+from openvla_lightning.data.images import START, ImageMode, Pixels, decode, encode, load
 from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source import Source
 from openvla_lightning.data.source.faults import BadShardError
@@ -42,7 +42,7 @@ class Piece:
 
 
 class Transcoded(Source):
-    """A dataset whose pictures are read from JPEG records (quality 95, no chroma subsampling) instead of its videos.
+    """A dataset whose pictures are read from JPEG records (quality 95, chroma as in the video) instead of its videos.
 
     The records lie beside the dataset's index. `prepare` makes them piece by piece; a piece gets its final name when it
     is complete, so that an interrupted pass is resumed. All other data comes from the dataset itself.
@@ -203,7 +203,9 @@ class Transcoded(Source):
     def _encoded(self, piece: Piece) -> Iterator[tuple[int, bytes]]:
         for step, pixels in self.source.run(piece.role, range(piece.first, piece.last)):
             stored = self.source.encoded(piece.role, step)
-            yield step, stored if stored is not None and stored.startswith(b"\xff\xd8") else encode(pixels)
+            if stored is None or not stored.startswith(START):
+                stored = encode(pixels, self.source.chroma_repeated(piece.role, step))
+            yield step, stored
 
     def _check_space(self, missing: Sequence[Piece]) -> None:
         if (first := next(iter(self._encoded(missing[0])), None)) is None:

@@ -131,6 +131,10 @@ class Film:
         for packet, pixels in self._decode(file, [self.packet(file, offset) for offset in offsets]):
             yield int(packets[packet, 1]), pixels
 
+    def chroma_repeated(self, file: int) -> bool:
+        """Whether a file, of which a frame was just decoded, stores the chroma of 2 x 2 pixels once."""
+        return FRAMES.decoder(self.videos[file]).pix_fmt in ("yuv420p", "yuvj420p")
+
     def packet(self, file: int, offset: int) -> int:
         """The number of the packet that begins at byte `offset` of a file."""
         _, order, offsets, _ = self._table(file)

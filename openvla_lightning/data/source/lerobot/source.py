@@ -169,6 +169,11 @@ class LeRobot(IndexedSource):
             else:
                 yield from ((here[offset], pixels) for offset, pixels in self.film.frames(file, list(here)))
 
+    def chroma_repeated(self, role: str, step: int) -> bool:
+        """Whether every 2 x 2 pixels of a picture that was just read have the same chroma, as in 4:2:0 videos."""
+        file = int(self.index.images[role][step, 0])
+        return not self.index.files[file].endswith(PACKED) and self.film.chroma_repeated(file)
+
     def where(self, step: int) -> str:
         """The place of a step, in words."""
         index = self.index
