@@ -11,6 +11,7 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
+from numpy.typing import NDArray
 
 from openvla_lightning.types import IGNORE_INDEX, Batch, Prediction
 
@@ -118,30 +119,47 @@ def _range(samples: Sequence[Sample], dimension: int) -> tuple[float, float]:
 
 
 def draw(samples: Sequence[Sample], picture: Path) -> None:
-    """Draw a row per sample: image, prompt, and demonstrated and predicted actions in each dimension over time."""
+    """Draw a row per sample: image, prompt, and demonstrated and predicted actions in each dimension over time.
+
+    The dimensions of a row share one pair of axes, side by side, because axes are what takes matplotlib's time.
+    """
     from matplotlib.figure import Figure
 
     most = max(sample.demonstrated.shape[1] for sample in samples)
-    figure = Figure(figsize=(3.2 + 1.15 * most, 1.75 * len(samples)), layout="constrained")
-    grid = figure.add_gridspec(len(samples), most + 1, width_ratios=[2.4, *[1] * most])
+    ranges = [_range(samples, dimension) for dimension in range(most)]  # one for all samples: small errors look small
+    height = 1.75 * len(samples) + 1.0
+    figure = Figure(figsize=(3.2 + 1.15 * most, height))
+    grid = figure.add_gridspec(len(samples), 2, width_ratios=[2.4, most])
+    grid.update(left=0.01, right=0.99, bottom=0.75 / height, top=1 - 0.55 / height, wspace=0.02, hspace=0.4)
     for row, sample in enumerate(samples):
         axes = figure.add_subplot(grid[row, 0])
         axes.imshow(sample.image)
         axes.set_axis_off()
         lines = [*wrap(_instruction(sample.prompt), 40), f"{sample.dataset}, L1 {sample.l1:.3f}"]
         axes.set_title("\n".join(lines), fontsize=7, loc="left")
-        chunk = range(len(sample.demonstrated))
-        for dimension in range(sample.demonstrated.shape[1]):
-            axes = figure.add_subplot(grid[row, dimension + 1])
-            axes.plot(chunk, sample.demonstrated[:, dimension], "o-", color="0.6", markersize=4)
-            axes.plot(chunk, sample.predicted[:, dimension], "x-", color="C0", markersize=4)
-            axes.tick_params(labelsize=5)
-            axes.set_ylim(*_range(samples, dimension))  # one scale per dimension, so small errors look small
-            axes.set_xticks([])
-            axes.set_title(f"{dimension}", fontsize=6)
-    legend = [
-        figure.axes[1].plot([], [], style, color=color, label=label)[0]
-        for style, color, label in (("o-", "0.6", "demonstrated"), ("x-", "C0", "predicted"))
-    ]
-    figure.legend(handles=legend, loc="outside lower center", ncols=2, fontsize=8)
+        axes = figure.add_subplot(grid[row, 1])
+        width = len(sample.demonstrated) + 1
+        for actions, style, color in ((sample.demonstrated, "o-", "0.6"), (sample.predicted, "x-", "C0")):
+            axes.plot(*_side_by_side(actions, ranges, width), style, color=color, markersize=4)
+        axes.set(xlim=(-1, most * width - 1), ylim=(0, 1), yticks=[])
+        axes.set_xticks([dimension * width - 1 for dimension in range(1, most)], labels=[])
+        axes.grid(axis="x", color="0.8")
+        axes.tick_params(length=0)
+        if row in (0, len(samples) - 1):
+            for dimension, (low, high) in enumerate(ranges):
+                name, place = f"dimension {dimension}\n{low:.2g} to {high:.2g}", (dimension + 0.5) / most
+                side, y = ("bottom", 1.02) if row == 0 else ("top", -0.03)
+                axes.text(place, y, name, ha="center", va=side, transform=axes.transAxes, fontsize=6)
+    axes.legend(["demonstrated", "predicted"], loc="upper right", bbox_to_anchor=(1, -0.22), ncols=2, fontsize=8)
     figure.savefig(picture, dpi=110)
+
+
+def _side_by_side(
+    actions: NDArray[np.floating], ranges: Sequence[tuple[float, float]], width: int
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """The line [D x width] of a chunk [T, D]: one dimension after the other, scaled to its range, with gaps."""
+    dimensions = actions.shape[1]
+    low, high = np.array(ranges[:dimensions]).T
+    scaled = np.full((dimensions, width), np.nan)
+    scaled[:, : len(actions)] = ((actions - low) / (high - low)).T
+    return np.arange(dimensions * width), scaled.ravel()
