@@ -20,6 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from openvla_lightning.checkpoint.disk import CheckpointWriteError, Queue, commit, on_host, remove, unfinished, write
 from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.checkpoint.sharded import ABOUT, ShardReader, is_sharded, read_about
+from openvla_lightning.model.last_layer import READ_PLACES
 from openvla_lightning.model.sequence import PASSES
 
 M = TypeVar("M", bound=nn.Module)
@@ -102,6 +103,8 @@ class FSDP(ModelParallelStrategy):
         for module in list(model.modules()):
             if type(module).__name__ in self.wrap:
                 self._fully_shard(module, self.policy)
+                if hasattr(module, READ_PLACES):
+                    register_fsdp_forward_method(module, READ_PLACES)
             elif isinstance(module, nn.modules.batchnorm._BatchNorm):  # its running statistics are not sharded
                 exact = MixedPrecisionPolicy(param_dtype=torch.float32, output_dtype=self.policy.param_dtype)
                 self._fully_shard(module, exact)

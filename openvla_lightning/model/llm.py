@@ -11,6 +11,8 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, C
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from openvla_lightning.model.hub import check_source
+from openvla_lightning.model.last_layer import READS_ALONE, add_read_places
+from openvla_lightning.model.positions import at
 from openvla_lightning.model.tower import parameters_follow_default_device
 from openvla_lightning.types import IGNORE_INDEX
 
@@ -85,6 +87,8 @@ class CausalLM(nn.Module):
         if pretrained and torch.get_default_device().type != "meta":
             _load_pretrained(decoder, name)
         self.model, self.lm_head = decoder.model, decoder.lm_head
+        if config.model_type in READS_ALONE:
+            add_read_places(self.model.layers[-1])
         self.tied = bool(config.tie_word_embeddings)
         self.tie_weights()
         if smooth_actions and self.lm_head.weight.device.type != "meta":
@@ -156,6 +160,21 @@ class CausalLM(nn.Module):
             use_cache=cache is not None,
         ).last_hidden_state
 
+    def decode_at(
+        self, embeddings: Tensor, places: Tensor, attention_mask: Tensor | None = None, causal: bool = True
+    ) -> Tensor:
+        """Hidden states [B, K, dim] at `places` [B, K] of `decode`; the last layer is computed for these alone."""
+        decoder, length = self.model, embeddings.shape[1]
+        window = getattr(decoder.config, "sliding_window", None) or length
+        plain = decoder.config.model_type in READS_ALONE and length <= window
+        if not plain or (attention_mask is not None if causal else self.attention != "sdpa"):
+            return at(self.decode(embeddings, attention_mask, causal=causal), places)
+        seen = None if attention_mask is None else attention_mask.bool()[:, None, None]
+        hidden, rotary = self._through(embeddings, len(decoder.layers) - 1, seen, causal)
+        if causal:
+            seen = (torch.arange(length, device=places.device) <= places[..., None])[:, None]
+        return decoder.norm(decoder.layers[-1].read_places(hidden, seen, rotary, places))
+
     def attend_without_mask(self) -> None:
         """Make the decoder's layers use `sdpa` with exactly the given mask, for callers that run single layers."""
         self.model.config._attn_implementation = _CAUSAL
@@ -214,12 +233,21 @@ class CausalLM(nn.Module):
             raise ValueError(f"{self.architecture['model_type']} cannot be read half way; {', '.join(FAMILIES)} can")
         if not 1 <= layers <= len(decoder.layers):
             raise ValueError(f"layer {layers} cannot be read: the language model has {len(decoder.layers)}")
-        decoder.config._attn_implementation = _CAUSAL
-        positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
-        rotary, hidden = decoder.rotary_emb(embeddings, positions), embeddings
+        return self._through(embeddings, layers, None, causal=True)[0]
+
+    def _through(
+        self, hidden: Tensor, layers: int, mask: Tensor | None, causal: bool
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Hidden states [B, S, dim] after some layers, and the positions' rotary waves; the mask is [B, 1, 1, S]."""
+        decoder: Any = self.model
+        self.attend_without_mask()
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        rotary = decoder.rotary_emb(hidden, positions)
+        wide = None if mask is None else mask.expand(-1, 1, hidden.shape[1], -1)
+        about = {"attention_mask": wide, "position_ids": positions, "position_embeddings": rotary, "is_causal": causal}
         for layer in decoder.layers[:layers]:
-            hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
-        return hidden
+            hidden = layer(hidden, **about)
+        return hidden, rotary
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits [..., vocab] of hidden states [..., dim]; the released code also converts to float32."""

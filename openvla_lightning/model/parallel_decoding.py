@@ -1,7 +1,6 @@
 """`VLA.states(causal=False)` with less work and static shapes: the same hidden states, sooner."""
 
 import logging
-import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from openvla_lightning.model.last_layer import READS_ALONE, read_places
 from openvla_lightning.model.positions import at
 from openvla_lightning.model.static_decoding import BUCKET, FAMILIES
 from openvla_lightning.types import Inputs
@@ -20,8 +20,6 @@ log = logging.getLogger(__name__)
 
 BLANK = 1
 """Id at places whose embeddings are zeros, as OpenVLA-OFT released it: any would do."""
-_READS_ALONE = ("llama", "mistral", "qwen2")
-"""`model_type`s whose last layer is computed at the places that are read, and nowhere else."""
 
 
 class ParallelReader:
@@ -64,8 +62,8 @@ class ParallelReader:
         *most, last = decoder.layers
         for layer in most:
             hidden = self._layer(layer, hidden, attention_mask, rotary)
-        if self._family in _READS_ALONE:
-            hidden = _last_layer(last, hidden, attention_mask, rotary, places)
+        if self._family in READS_ALONE:
+            hidden = read_places(last, hidden, None if mask is None else mask[:, None, None], rotary, places)
         else:
             hidden = at(self._layer(last, hidden, attention_mask, rotary), places)
         norm = decoder.final_layernorm if hasattr(decoder, "final_layernorm") else decoder.norm
@@ -162,36 +160,3 @@ def _cloned(argument: Inputs | Tensor) -> Inputs | Tensor:
 def _layer(layer: nn.Module, hidden: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
     """One decoder layer; a function of its own, for compilation to see every layer as the same code."""
     return layer(hidden, attention_mask=mask, position_embeddings=rotary, is_causal=False)
-
-
-class _KeysValues:
-    """Keys and values of all positions for the queries of a few; what attention calls its cache."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
-
-    def update(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """The keys and values [B, heads, S, head_dim] to attend to, whatever those of the few are."""
-        return self.keys, self.values
-
-
-def _last_layer(layer: Any, hidden: Tensor, mask: Tensor | None, rotary: Any, places: Tensor) -> Tensor:
-    """The layer's output [B, K, dim] at `places` [B, K] alone."""
-    attention = layer.self_attn
-    normed = layer.input_layernorm(hidden)
-    shape = (*normed.shape[:-1], -1, attention.head_dim)
-    keys, values = (project(normed).view(shape).transpose(1, 2) for project in (attention.k_proj, attention.v_proj))
-    turn = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-    _, keys = turn(keys, keys, *rotary)
-    rotary_at_places = tuple(at(wave.expand(len(hidden), -1, -1), places) for wave in rotary)
-    few = at(hidden, places)
-    attention_mask = None if mask is None else mask[:, :, :1].expand(-1, 1, places.shape[1], -1)
-    attended, _ = attention(
-        hidden_states=layer.input_layernorm(few),
-        position_embeddings=rotary_at_places,
-        attention_mask=attention_mask,
-        past_key_values=_KeysValues(keys, values),
-        is_causal=False,
-    )
-    few = few + attended
-    return few + layer.mlp(layer.post_attention_layernorm(few))

@@ -94,9 +94,13 @@ class SequenceModel(nn.Module):
         embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
         # Padding is on the right here, where causal attention never looks; without a mask, the fast kernel is used.
         states = self.language_model.hidden_states(embeddings) if output_hidden_states else None
-        hidden = self.language_model.decode(embeddings) if states is None else states[-1]
-        if places is not None:
-            hidden = at(hidden, prefix.shape[1] + places)
+        read = None if places is None else prefix.shape[1] + places
+        if states is not None:
+            hidden = states[-1] if read is None else at(states[-1], read)
+        elif read is not None:
+            hidden = self.language_model.decode_at(embeddings, read)
+        else:
+            hidden = self.language_model.decode(embeddings)
         output = VLAOutput(
             logits=self.language_model.logits(hidden),
             num_patches=prefix.shape[1],
@@ -165,8 +169,7 @@ class SequenceModel(nn.Module):
             ValueError: when the model reads proprioception and there is none, or of another width.
         """
         embeddings, mask, places = self._sequence(inputs, slots, extra, visual)
-        hidden = self.language_model.decode(embeddings, None if causal else mask, causal=causal)
-        return at(hidden, places)
+        return self.language_model.decode_at(embeddings, places, None if causal else mask, causal)
 
     def logits(self, inputs: "Inputs", *, slots: Tensor) -> Tensor:
         """float32 logits [B, K, vocab] at `inputs.places` with non-causal attention, for parallel decoding.
@@ -174,7 +177,7 @@ class SequenceModel(nn.Module):
         Arguments as in `states`.
         """
         embeddings, mask, places = self._sequence(inputs, slots, None, None)
-        return self.language_model.logits(at(self.language_model.decode(embeddings, mask, causal=False), places))
+        return self.language_model.logits(self.language_model.decode_at(embeddings, places, mask, causal=False))
 
     def _sequence(
         self,
