@@ -80,6 +80,11 @@ def test_no_recipe_is_misjudged(recipe: str) -> None:
     assert problems("finetune" if " finetune.py" in text else "train", f"+experiment={recipe}") == []
 
 
+@pytest.mark.parametrize("env", [path.stem for path in sorted((ROOT / "conf" / "env").glob("*.yaml"))])
+def test_no_world_is_misjudged(env: str) -> None:
+    assert problems("evaluate", f"env={env}") == []
+
+
 @pytest.mark.parametrize("script", ["train", "finetune", "evaluate", "serve", "data_report"])
 def test_no_default_is_misjudged(script: str) -> None:
     assert problems(script) == []

@@ -40,12 +40,13 @@ from openvla_lightning.run.start import (
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print and file its messages once
 NOT_NEWS = ("Tip:", "TPU available")
-"""Lines of Lightning that say nothing about this run."""
+"""Words of Lightning's lines that say nothing about this run."""
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-    lambda record: not record.getMessage().startswith(NOT_NEWS)
+    lambda record: not any(words in record.getMessage() for words in NOT_NEWS)
 )
 warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")  # Lightning 2.6 on torch 2.15
 warnings.filterwarnings("ignore", r".*module\(s\) in eval mode")  # what a strategy freezes is meant to be
+warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it is a run that goes on
 warnings.filterwarnings("ignore", ".*overridden `transfer_batch_to_device`")  # and the module's is meant to be used
 
 
