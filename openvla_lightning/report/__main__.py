@@ -33,12 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"written to {write_run_page(path)}")
     if all(map(is_run, options.paths)):
         return
-    sweeps = [page for path in options.paths if path.is_dir() and (page := write_sweep(path)) is not None]
-    for page in sweeps:
-        print(f"written to {page}")
-    runs = {run.resolve() for path in options.paths if path.is_dir() for run in find_runs(path)}
+    sweeps = {path: runs for path in options.paths if path.is_dir() and (runs := find_runs(path))}
+    for folder, runs in sweeps.items():
+        print(f"written to {write_sweep(folder, runs)}")
+    trained = {run.resolve() for runs in sweeps.values() for run in runs}
     results = [file.resolve() for path in options.paths for file in below(path, FILE_NAME)]
-    if sweeps and all(runs & {*file.parents} for file in results):  # these are on the sweep's page
+    if sweeps and all(trained & {*file.parents} for file in results):  # these are on the sweep's page
         return
     try:
         print(f"written to {compare(options.paths, options.out)}")

@@ -19,7 +19,8 @@ from openvla_lightning.runtime.files import below
 
 FILE_NAME = "costs.json"
 """What `callbacks.Costs` leaves in the folder of a run."""
-CURVES, RATES = "curves.png", "success.png"
+CURVES, RATES = "curves.png", "sweep_success.png"
+"""Pictures of a sweep; `success.png` beside them is that of `compare`, over all evaluations that were named."""
 PAPER = "in the paper (7B, Franka)"
 """Head of the column with the paper's Table 1: of another model and other tasks than a run on a laptop."""
 RUNS_OWN = (
@@ -72,15 +73,17 @@ def sweep_rows(runs: Sequence[Path]) -> Rows:
     return [list(shown), *(list(row) for row in zip(*shown.values(), strict=True))]
 
 
-def write_sweep(folder: str | Path, console: Console | None = None) -> Path | None:
+def write_sweep(folder: Path, runs: Sequence[Path], console: Console | None = None) -> Path:
     """Print the table of the runs below `folder`; write it with pictures as `sweep.md` and `sweep.html`.
 
+    Args:
+        folder: folder of the sweep, in which the pages are written.
+        runs: its runs, at least one; see `find_runs`.
+        console: where the table is printed.
+
     Returns:
-        Path of sweep.md; None when there are no runs.
+        Path of sweep.md.
     """
-    folder, runs = Path(folder), find_runs(folder)
-    if not runs:
-        return None
     rows = sweep_rows(runs)
     memory = {json.loads((run / FILE_NAME).read_text(encoding="utf-8"))["memory_of"] for run in runs}
     for grid in fitting(rows, "Runs", (console := console or Console()).width):

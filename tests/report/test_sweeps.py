@@ -90,7 +90,7 @@ def test_the_report_writes_it_as_markdown(tmp_path: Path, capsys: pytest.Capture
     write_run(tmp_path / "2", ["strategy=last_layer"], COSTS, successes=3)
     main([str(tmp_path)])
     assert "30 %" in (tmp_path / "sweep.md").read_text()
-    assert "![Success rates](success.png)" in (tmp_path / "sweep.md").read_text()
+    assert "![Success rates](sweep_success.png)" in (tmp_path / "sweep.md").read_text()
 
 
 def test_a_page_holds_runs_whose_evaluations_are_called_alike(tmp_path: Path) -> None:
@@ -110,6 +110,19 @@ def test_a_page_holds_runs_whose_evaluations_are_called_alike(tmp_path: Path) ->
     (tmp_path / "2" / "evaluation" / "results.json").unlink()
     main([str(tmp_path)])
     assert "other" in (tmp_path / "report.md").read_text(), "what no run of the sweep has is compared as ever"
+
+
+def test_a_sweep_and_what_it_is_compared_with_have_pictures_of_their_own(tmp_path: Path) -> None:
+    sweep, other = tmp_path / "sweep", tmp_path / "other"
+    write_run(sweep / "0", ["strategy=full"], COSTS, successes=3)
+    Results("other", "toy", episodes=[Episode("lift", "lift", 1, "lift", True, 9)]).save(other)
+    main([str(sweep)])
+    alone = (sweep / "sweep_success.png").read_bytes()
+    main([str(sweep), str(other)])
+    for page, picture in (("sweep.md", "sweep_success.png"), ("report.md", "success.png")):
+        assert f"]({picture})" in (sweep / page).read_text()
+    assert (sweep / "sweep_success.png").read_bytes() == alone
+    assert (sweep / "success.png").read_bytes() != alone
 
 
 def test_runs_that_varied_the_same_are_told_apart_by_their_place(tmp_path: Path) -> None:
