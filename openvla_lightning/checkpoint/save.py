@@ -1,7 +1,9 @@
 """Saving in the released layout, which the released code and compatible engines can load."""
 
 import json
+import re
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ from openvla_lightning.model.vision_backbone import pixel_statistics
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.runtime.files import obey_umask
 from openvla_lightning.strategy.lora import merged_state, merged_weight
+from openvla_lightning.types import views_of
 
 if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -76,7 +79,8 @@ def save_vla(
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     _save_tokenizer(vla, processor, folder)
-    (folder / "README.md").write_text(model_card(vla, config), encoding="utf-8")
+    inputs = files[preprocessor.FILE].get(OURS) or {}
+    (folder / "README.md").write_text(model_card(vla, config, inputs), encoding="utf-8")
 
 
 def _check_room(vla: VLA, processor: "Processor | None") -> None:
@@ -190,14 +194,21 @@ def _save_tokenizer(vla: VLA, processor: "Processor | None", folder: Path) -> No
         processor.tokenizer.save_pretrained(folder)
 
 
-def model_card(vla: VLA, config: dict[str, Any]) -> str:
-    """README.md of a saved model: its contents, its training data, its use, and versions."""
+def model_card(vla: VLA, config: dict[str, Any], inputs: Mapping[str, Any]) -> str:
+    """README.md of a saved model: its contents, its training data, its use, and versions.
+
+    Args:
+        vla: the model.
+        config: contents of config.json.
+        inputs: what `preprocessor_config.json` says of cameras, history, proprioception and chunk.
+    """
     parameters = sum(p.numel() for name, p in vla.named_parameters() if ".lora_" not in name)
     expressible = OURS not in config and not any(config.get("timm_model_kwargs") or [])
     rows = [
         f"| {name} | {stats.get('num_trajectories', '?')} | {stats.get('num_transitions', '?')} |"
         for name, stats in vla.norm_stats.items()
     ]
+    methods = sorted({stats.get("normalisation") or "quantile" for stats in vla.norm_stats.values()}) or ["quantile"]
     lines = [
         "---",
         "library_name: openvla_lightning",
@@ -213,9 +224,7 @@ def model_card(vla: VLA, config: dict[str, Any]) -> str:
         "",
         "## Use",
         "```python",
-        "from openvla_lightning import Policy",
-        'policy = Policy.from_pretrained("path/to/this/folder")',
-        'action = policy.act(image, "put the spoon on the towel")',
+        *usage(inputs),
         "```",
         "The folder has the released OpenVLA layout"
         + ("; the released code loads it too." if expressible else ", but an architecture the released code lacks."),
@@ -225,12 +234,32 @@ def model_card(vla: VLA, config: dict[str, Any]) -> str:
         "|---|---|---|",
         *(rows or ["| none | | |"]),
         "",
-        "Numbers are in `dataset_statistics.json`; actions are predicted normalised to [-1, 1] by q01 and q99.",
+        f"Numbers are in `dataset_statistics.json`; actions are predicted normalised ({', '.join(methods)}).",
         "",
     ]
     if recipe := vla.about.recipe:
         lines += ["## Recipe", "```json", json.dumps(recipe, indent=2, default=str), "```", ""]
     return "\n".join([*lines, "## Versions", ", ".join(_versions()), ""])
+
+
+def usage(inputs: Mapping[str, Any]) -> list[str]:
+    """Lines of Python that ask a policy with these inputs for actions."""
+    views = views_of(inputs.get("cameras", ["primary"]), inputs.get("history", 1))
+    load = 'policy = Policy.from_pretrained("path/to/this/folder")'
+    words = '"put the spoon on the towel"'
+    if len(views) == 1 and not inputs.get("proprio") and inputs.get("action_chunk", 1) == 1:
+        return ["from openvla_lightning import Policy", "", load, f"action = policy.act(image, {words})"]
+    names = {view: "image" if view == "primary" else f"{re.sub(r'[^a-z0-9]+', '_', view)}_image" for view in views}
+    images = ", ".join(f'"{view}": {name}' for view, name in names.items())
+    proprio = ", proprio=state" if inputs.get("proprio") else ""
+    return [
+        "from openvla_lightning import Policy",
+        "from openvla_lightning.types import Observation",
+        "",
+        load,
+        f"seen = Observation({{{images}}}, {words}{proprio})",
+        "actions = policy.act_chunk([seen])[0]  # one row for each action of the chunk",
+    ]
 
 
 def _versions() -> list[str]:

@@ -13,8 +13,10 @@ from written import same
 
 from openvla_lightning import VLA, Processor
 from openvla_lightning.checkpoint.load import start_from
+from openvla_lightning.checkpoint.save import usage
 from openvla_lightning.model.checkpoint import CheckpointError, check_source
 from openvla_lightning.strategy import LoRA
+from openvla_lightning.types import Observation
 
 
 def test_folder_round_trip(vla: VLA, folder: Path, tmp_path: Path) -> None:
@@ -194,3 +196,31 @@ def test_towers_with_counters_round_trip(config: dict[str, Any], tmp_path: Path)
     vla(pixel_values=torch.randn(2, 3, 64, 64), input_ids=torch.ones(2, 3, dtype=torch.long))
     vla.save_pretrained(tmp_path)
     assert same(VLA.from_pretrained(tmp_path), vla)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "asked"),
+    [
+        ({"crop_area": 0.9}, {"act": ("picture", "put the spoon on the towel")}),
+        ({"action_chunk": 8}, {"act_chunk": ({"primary": "picture"}, None)}),
+        (
+            {"cameras": ["primary", "wrist"], "history": 2, "proprio": True},
+            {"act_chunk": (dict.fromkeys(["primary", "wrist", "primary@-1", "wrist@-1"], "picture"), "numbers")},
+        ),
+    ],
+)
+def test_a_saved_model_says_how_to_ask_it(inputs: dict[str, Any], asked: dict[str, tuple[Any, ...]]) -> None:
+    calls: dict[str, tuple[Any, ...]] = {}
+
+    class Asked:
+        def act(self, image: str, words: str) -> None:
+            calls["act"] = (image, words)
+
+        def act_chunk(self, observations: list[Observation]) -> list[None]:
+            calls["act_chunk"] = (dict(observations[0].images), observations[0].proprio)
+            return [None]
+
+    code = "\n".join(usage(inputs)).replace('Policy.from_pretrained("path/to/this/folder")', "Asked()")
+    names = dict.fromkeys(["image", "wrist_image", "primary_1_image", "wrist_1_image"], "picture")
+    exec(code, {**names, "state": "numbers", "Asked": Asked})
+    assert calls == asked
