@@ -89,7 +89,10 @@ def _about(
         return
     if statistics.mask[d]:
         if numbers["q01"][d] == numbers["q99"][d] and lost.any():
-            yield f"{name} is {numbers['q01'][d]:.4g} so often that {low:.4g}..{high:.4g} cannot be said besides it"
+            yield (
+                f"{name} is {numbers['q01'][d]:.4g} in nearly all steps, so the policy always answers that, and its "
+                f"other values ({low:.4g}..{high:.4g}) are lost"
+            )
         elif lost[1]:
             yield f"{name}'s middle value {trip.values[1, d]:.4g} comes back as {trip.back[1, d]:.4g}"
         return

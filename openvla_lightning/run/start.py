@@ -160,7 +160,7 @@ def say_unread(datamodule: Any, processor: Any) -> None:
     if not getattr(datamodule, "proprio", True):
         stated = [name for name, source in datamodule.sources.items() if any(source.spec.state)]
         if stated:
-            log.info(f"{', '.join(stated)}: states are measured, and the model does not read them (data.proprio=true)")
+            log.info(f"{', '.join(stated)}: the model does not read the states (with data.proprio=true it does)")
 
 
 def say_devices(cfg: DictConfig) -> None:
