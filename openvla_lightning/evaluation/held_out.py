@@ -47,6 +47,7 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
             words[name] += [step.observation.instruction for step in steps]
             confusions[name].add(steps)
             bar.advance(len(steps))
+        bar.end()  # a split may hold fewer steps
     datasets = {
         name: _summarise({key: np.concatenate([part[key] for part in parts]) for key in parts[0]}, words[name])
         | {"confusion": confusions[name].measure(policy)}

@@ -18,6 +18,7 @@ from openvla_lightning.processor import Processor
 from openvla_lightning.report.page import write_page
 from openvla_lightning.report.tables import Rows, markdown, say, table
 from openvla_lightning.report.training_log import read_log
+from openvla_lightning.runtime.progress import Bar
 from openvla_lightning.statistics import DatasetStatistics
 from openvla_lightning.types import IGNORE_INDEX, Inputs, Prediction, Step
 
@@ -66,12 +67,15 @@ def check_open_loop(
     env.check()
     with refusing():
         policy = policy if isinstance(policy, Policy) else policy()
-    batches, statistics, _ = env.open(**policy.reads)
+    batches, statistics, datasets = env.open(**policy.reads)
     parts: list[dict[str, np.ndarray]] = []
     names: list[str] = []
-    for steps in batches:
-        parts.append(_compare(policy, steps, statistics[steps[0].dataset_name]))
-        names += [step.dataset_name for step in steps]
+    with Bar("comparing acting with training", env.num_steps * len(datasets), console=console) as bar:
+        for steps in batches:
+            parts.append(_compare(policy, steps, statistics[steps[0].dataset_name]))
+            names += [step.dataset_name for step in steps]
+            bar.advance(len(steps))
+        bar.end()  # a dataset may hold fewer steps
     if not parts:
         raise RequestError("there are no training steps to look at")
     comparisons = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

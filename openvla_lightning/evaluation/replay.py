@@ -107,7 +107,7 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     draw(pairs[:SHOWN], folder / "replay.png")
     lines = [f"# {title}", "", f"{len(pairs)} episodes of its split `{env.split}`.", "", markdown(rows), ""]
-    page = write_page([*lines, "![RecordedEpisode and replayed](replay.png)"], folder / "replay.md")
+    page = write_page([*lines, "![Episodes as recorded and as replayed](replay.png)"], folder / "replay.md")
     say(console, f"written to {page}")
 
 

@@ -110,6 +110,8 @@ class Session:
 
         starting = f"starting {num_envs} environments"
         self._bar = Bar(starting, None, "episodes", console=self._console)
+        if not self._bar.drawn:
+            self._bar.say(starting)  # a log hears nothing else until the first episode ends
         with self._bar, _torch_threads(max(1, available_cores() // 2)), self._timed() as stopwatch:
             rollout(
                 ready,

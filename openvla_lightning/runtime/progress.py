@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 EVERY_SECONDS = 30.0
 EVERY_SHARE = 0.05
 """Without a terminal, a line is written after this share of the work or this time since the last line."""
+AT_LEAST_SECONDS = 1.0
+"""Time between two lines, so that short work does not fill a log."""
 
 T = TypeVar("T")
 
@@ -34,7 +36,8 @@ class Bar:
     """Shows how much of some work is done, its rate, and the remaining time.
 
     In a terminal, this is a bar. Elsewhere (a file, Slurm's log), it is a line every 30 seconds, and at least every 5 %
-    of the work. Lines go through `logging` if that is configured, so that a run's log has them, otherwise to stderr.
+    of the work unless these take less than a second. Lines go through `logging` if that is configured, so that a run's
+    log has them, otherwise to stderr.
 
     Args:
         label: name of the work.
@@ -107,8 +110,9 @@ class Bar:
         if self._rich is not None:
             return True
         share = (done - self._said_done) / self.total if self.total else 0.0
-        late = time.monotonic() - self._said >= EVERY_SECONDS
-        return done != self._said_done and (late or (self.visible and share >= EVERY_SHARE - 1e-9))
+        waited = time.monotonic() - self._said
+        much = self.visible and share >= EVERY_SHARE - 1e-9 and waited >= AT_LEAST_SECONDS
+        return done != self._said_done and (much or waited >= EVERY_SECONDS)
 
     def describe(self, label: str) -> None:
         """Change the label while other work is being done."""
@@ -122,6 +126,13 @@ class Bar:
         self._said_done = done
         if self._rich is not None:
             self._rich.reset(self._task, description=label, total=total, completed=done)
+
+    def end(self) -> None:
+        """Say that the work is over: there was no more of it than what is done, although `total` allowed for more."""
+        if self.total is not None and self.total != self.done:
+            self.total, self._said_done = self.done, -1  # the last line is written again, with the true total
+            if self._rich is not None:
+                self._rich.update(self._task, total=self.done)
 
     def say(self, text: str) -> None:
         """Write a separate line, above a bar."""
@@ -139,7 +150,7 @@ class Bar:
         share = f" ({self.done / self.total:.0%})" if self.total else ""
         parts = [f"{self.label}: {self.done:,}{of} {self.unit}{share}"]
         if done and rate:
-            parts.append(f"{rate:.3g} {self.unit}/s")
+            parts.append(f"{_short(rate)} {self.unit}/s")
             if self.total is not None and self.total > self.done:
                 parts.append(f"{timedelta(seconds=round((self.total - self.done) / rate))} left")
         return ", ".join([*parts, *[self.news] * bool(self.news)])
@@ -158,12 +169,18 @@ class Bar:
 
 
 def track(work: Iterable[T], label: str, total: int | None = None, unit: str = "steps", **options: Any) -> Iterator[T]:
-    """Yield the items of `work` and show the progress; the options are those of `Bar`."""
+    """Yield the items of `work`, at most `total`, and show the progress; the options are those of `Bar`."""
     known = len(work) if total is None and isinstance(work, Sized) else total
     with Bar(label, known, unit, **options) as bar:
         for item in work:
             yield item
             bar.advance()
+        bar.end()
+
+
+def _short(rate: float) -> str:
+    """Three digits of a rate, without an exponent."""
+    return f"{rate:.3g}" if rate < 999.5 else f"{rate:,.0f}"
 
 
 class _Rate(ProgressColumn):
@@ -173,4 +190,4 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:.3g} {self.unit}/s" if speed else "", style="dim")
+        return Text(f"{_short(speed)} {self.unit}/s" if speed else "", style="dim")

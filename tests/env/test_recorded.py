@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,9 @@ def offline(steps: list[Step], kind: type[HeldOut] = HeldOut, **kwargs) -> Offli
 
 
 def test_a_policy_that_is_always_right_scores_so(policy, steps):
-    scores = score_offline(policy, offline(steps), Console(quiet=True))
+    shown = StringIO()
+    scores = score_offline(policy, offline(steps), Console(file=shown))
+    assert "8 of 8 steps (100%)" in shown.getvalue(), "of what is held out, not of the 1,000 that are asked for"
     assert (scores["steps"], scores["token_accuracy"], scores["l1"]) == (8, 1.0, 0.0)
     scores = scores["datasets"]["toy"]
     assert scores["steps"] == 8

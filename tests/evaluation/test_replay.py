@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from openvla_lightning import demonstrations
 from openvla_lightning.data.source.rlds import RLDS
@@ -39,10 +41,15 @@ def replay(data: Path, dataset: str = "tabletop_pretrain", **world: Any) -> Repl
     ("dataset", "embodiment"), [("tabletop_pretrain", "metric"), ("tabletop_finetune", "relative")]
 )
 def test_recorded_episodes_come_again(data: Path, tmp_path: Path, dataset: str, embodiment: str) -> None:
-    found = check_replay(replay(data, dataset, embodiment=embodiment), tmp_path)
+    env, shown = replay(data, dataset, embodiment=embodiment), StringIO()
+    env.num_episodes = 20
+    found = check_replay(env, tmp_path, Console(file=shown))
+    assert "6 of 6 episodes (100%)" in shown.getvalue(), "of those that there are, not of those asked for"
     assert found["success"] == 1.0
     assert found["success_through_tokens"] >= 0.8
-    assert "motion | yes" in (tmp_path / "replay.md").read_text()
+    page = (tmp_path / "replay.md").read_text()
+    assert "motion | yes" in page
+    assert "![Episodes as recorded and as replayed](replay.png)" in page
     assert (tmp_path / "replay.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -51,6 +51,21 @@ def test_work_that_is_usually_short_is_silent_unless_it_lasts(clock, caplog: pyt
     assert len(lines(caplog)) == 4
 
 
+def test_quick_work_does_not_fill_a_log(clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for _ in track(range(6000), "indexing", unit="frames"):
+        clock[0] += 1 / 4096
+    (first, last) = lines(caplog)
+    assert first.startswith("indexing: 4,096 of 6,000 frames (68%), 4,096 frames/s")
+    assert last == "indexing: 6,000 of 6,000 frames (100%), 4,096 frames/s"
+
+
+def test_work_that_ends_before_its_total_is_whole_all_the_same(clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert list(track(iter(range(3)), "replaying", 20, "episodes")) == [0, 1, 2]
+    assert lines(caplog)[-1].startswith("replaying: 3 of 3 episodes (100%)")
+
+
 def test_in_a_terminal_it_is_a_bar(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
