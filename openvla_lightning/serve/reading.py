@@ -107,7 +107,8 @@ class Reader:
         if not isinstance(fields, dict):
             raise Refused(400, "bad_request", 'expected an object {"image": ..., "instruction": ...}')
         if not self.needed <= set(fields) or not set(fields) <= {*self.needed, *OPTIONAL}:
-            known = f"{', '.join(sorted(self.needed))}, and if wanted {', '.join(OPTIONAL)}"
+            optional = ", ".join(name for name in OPTIONAL if name not in self.needed)
+            known = f"{', '.join(sorted(self.needed))}, and if wanted {optional}"
             raise Refused(400, "bad_request", f"expected the fields {known}; got {_shown(sorted(map(str, fields)))}")
         instruction = _text(fields["instruction"], "instruction")
         key = fields.get("unnorm_key")

@@ -76,7 +76,7 @@ def serve(
     log.info(f"Warmed up in {policy.warm_up([*sizes, max_batch]):.1f} s")
     latency = policy.warm_up()
     rate = 1 / latency
-    log.info(f"{rate:.1f} actions a second for one robot")
+    log.info(speed(rate, policy.processor.action_head.action_chunk))
     too_tight = beyond(latency, policy.warm_up([max_batch]), deadline_ms, max_wait_ms, max_batch, max_queue)
     for problem in too_tight:
         log.warning(problem)
@@ -115,6 +115,13 @@ def check_port(host: str, port: int) -> None:
     except OSError as error:
         hint = "choose another with server.port=..., or 0 for a free one"
         raise ValueError(f"server.host={host} server.port={port}: {error.strerror or error}; {hint}") from None
+
+
+def speed(rate: float, action_chunk: int) -> str:
+    """A line about `rate` answers a second, each of `action_chunk` actions."""
+    if action_chunk == 1:
+        return f"{rate:.1f} actions a second for one robot"
+    return f"{rate:.1f} chunks of {action_chunk} actions a second for one robot"
 
 
 def beyond(

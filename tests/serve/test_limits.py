@@ -13,7 +13,7 @@ from openvla_lightning import Policy
 from openvla_lightning.config import CONF
 from openvla_lightning.serve.__main__ import run
 from openvla_lightning.serve.app import Service, build_app
-from openvla_lightning.serve.server import beyond, check_port, serve
+from openvla_lightning.serve.server import beyond, check_port, serve, speed
 
 USUAL = {"max_wait_ms": 0.0, "max_batch": 16, "max_queue": 256}
 
@@ -25,6 +25,11 @@ def test_a_deadline_below_one_action_is_said_with_one_that_is_not() -> None:
     (said,) = beyond(0.02, 1.3, deadline_ms=1000, **USUAL)
     assert "server.max_batch=16 takes 1300 ms, more than server.deadline_ms=1000" in said
     assert beyond(0.02, 0.3, deadline_ms=1000, **USUAL) == []
+
+
+def test_a_policy_of_chunks_is_as_fast_as_its_chunks() -> None:
+    assert speed(2.21, 1) == "2.2 actions a second for one robot"
+    assert speed(2.21, 8) == "2.2 chunks of 8 actions a second for one robot"
 
 
 @given(st.floats(1e-3, 20), st.floats(1, 30), st.floats(1, 5000), st.floats(0, 100))

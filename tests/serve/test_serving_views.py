@@ -91,7 +91,7 @@ def test_a_request_without_what_the_policy_needs_is_told_so(client: TestClient) 
         told = {key: value for key, value in fields().items() if key != name}
         answer = client.post("/act", content=json_numpy.dumps(told))
         assert answer.status_code == 400
-        assert "image, instruction, proprio, wrist_image, and if wanted" in answer.json()["error"]["message"]
+        assert "image, instruction, proprio, wrist_image, and if wanted unnorm_key" in answer.json()["error"]["message"]
     assert post(client, proprio=[1.0]).json()["error"]["code"] == "cannot_act"
     assert "expected 3 proprio dimensions" in post(client, proprio=[1.0]).json()["error"]["message"]
     for wrong in ("x", [], [True], ["1"], [1e40]):
