@@ -143,7 +143,14 @@ def test_an_addition_that_nothing_would_read_is_refused(override: str, meant: st
     assert message.endswith(f"did you mean {meant}?")
 
 
-@pytest.mark.parametrize("override", ["+experiment=oxe_full", "+estimate=true", "+data.experimnt=1", "experimnt=1"])
+def test_a_shrunk_training_is_not_asked_of_an_evaluation() -> None:
+    message = misspelt_addition(groups(CONF, "evaluate"), ["env=offline", "+debug=tiny"])
+    assert message == "+debug=tiny shrinks a training, and this command trains nothing: leave it out"
+
+
+@pytest.mark.parametrize(
+    "override", ["+experiment=oxe_full", "+debug=tiny", "+estimate=true", "+data.experimnt=1", "experimnt=1"]
+)
 def test_other_additions_are_hydras_business(override: str) -> None:
     assert misspelt_addition(groups(CONF, "train"), [override]) is None
 

@@ -11,19 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
+from toy_world import ToyWorld, Walker
 
 from openvla_lightning import demonstrations
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.checkpoint.disk import save
-from openvla_lightning.config import ConfigError
+from openvla_lightning.config import CONF, ConfigError
 from openvla_lightning.data.report.facts import measure_words
 from openvla_lightning.data.report.verdict import _about_words
 from openvla_lightning.env.libero import Libero
 from openvla_lightning.env.simpler import Simpler
 from openvla_lightning.env.tabletop import Tabletop
+from openvla_lightning.evaluation.open_loop import StageError
 from openvla_lightning.evaluation.scoring import UNUSABLE, evaluate
 from openvla_lightning.model.hub import check_source
 from openvla_lightning.processor import Processor
@@ -31,7 +34,8 @@ from openvla_lightning.report.comparison import task_mean
 from openvla_lightning.report.results import Episode, Results
 from openvla_lightning.report.tables import fitting, say, table
 from openvla_lightning.run import start
-from openvla_lightning.run.evaluate import check_policy
+from openvla_lightning.run.evaluate import EVALUATIONS, check_policy
+from openvla_lightning.run.evaluate import evaluate as run_evaluation
 from openvla_lightning.runtime.files import obey_umask
 from openvla_lightning.runtime.progress import Bar
 
@@ -175,10 +179,14 @@ def test_a_simulators_tasks_are_looked_at_before_it_is_started(
 
 
 def test_a_key_of_another_robot_is_told_with_the_checkpoints_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openvla_lightning.run.evaluate.describe", lambda path: SimpleNamespace(norm_stats={"mine": 1}))
-    with pytest.raises(ConfigError, match=r"tabletop_pretrain is whose units env= speaks.*was trained on mine$"):
+    described = SimpleNamespace(norm_stats={"mine": 1}, processor={})
+    monkeypatch.setattr("openvla_lightning.run.evaluate.describe", lambda path: described)
+    with pytest.raises(ConfigError, match=r"uses the units of tabletop_pretrain, .*was trained on mine$"):
         check_policy("c.ckpt", "tabletop_pretrain")
     check_policy("c.ckpt", "mine")
+    described.processor["action_head"] = {"class": "their_lab.head.Head"}
+    with pytest.raises(ConfigError, match=r"^their_lab\.head\.Head: the package their_lab is not known"):
+        check_policy("c.ckpt", "mine")
 
 
 def test_a_processor_shows_its_settings() -> None:
@@ -243,3 +251,31 @@ def test_the_reference_can_be_read_where_it_lies() -> None:
                 assert hasattr(importlib.import_module(module), name), f"{heading}: {module}.{name}"
         for shown in re.findall(r"^(:+) (\S+)$", text, re.M):
             assert shown[0] == ":::", f"{heading}: {shown[1]} is not shown"
+
+
+def test_an_evaluation_that_finds_a_difference_says_it_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def differs(*arguments: Any) -> float:
+        raise StageError("acting differs from training in: units")
+
+    monkeypatch.setitem(EVALUATIONS, "replay", differs)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("evaluate", ["env=replay", "ckpt_path=none", "paths.output_dir=none"])
+    with pytest.raises(SystemExit, match=r"^error: acting differs from training in: units$"):
+        run_evaluation(cfg)
+
+
+def test_a_log_hears_that_worlds_are_starting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(Walker(), ToyWorld, tmp_path, episodes_per_task=1, num_envs=2, num_workers=1, save_videos=0)
+    assert capsys.readouterr().out.startswith("starting 2 environments\n")
+
+
+def test_what_lightning_advertises_is_not_part_of_a_run_s_log() -> None:
+    importlib.import_module("openvla_lightning.run.fit")
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    lines = (
+        "\U0001f4a1 Tip: For seamless cloud logging, try installing [litlogger]",
+        "TPU available: False",
+        "GPU available: True",
+    )
+    heard = [bool(logger.filter(logging.makeLogRecord({"msg": line, "levelno": logging.INFO}))) for line in lines]
+    assert heard == [False, False, True]

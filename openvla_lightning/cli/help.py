@@ -137,9 +137,12 @@ def renamed(overrides: Sequence[str]) -> str | None:
 
 def misspelt_addition(groups: Iterable[str], overrides: Sequence[str]) -> str | None:
     """A message if an override such as `+experimnt=x` would only add an unused value; otherwise None."""
+    groups = set(groups)
     for text in overrides:
         name, equals, value = text.partition("=")
         key = name.lstrip("+")
+        if name == "+debug" and key not in groups:
+            return f"{text} shrinks a training, and this command trains nothing: leave it out"
         if equals and key != name and key not in groups and (close := get_close_matches(key, groups, 1, 0.8)):
             return f"there is no group {key!r}; did you mean +{close[0]}={value}?"
     return None

@@ -89,7 +89,7 @@ def _misfits(path: str, node: Mapping[str, Any]) -> Iterator[str]:
         value = node.get(name, UNKNOWN)
         if value is UNKNOWN or (isinstance(value, dict) and "_target_" in value):
             continue
-        if value is None and node.get("_partial_"):  # null stands for what the caller passes, as a policy its image size
+        if value is None and node.get("_partial_"):  # the caller passes it, as a policy its image size
             continue
         if expected := _misfit(value, annotation):
             yield f"{path}.{name}={value!r}: expected {expected}".lstrip(".")

@@ -9,10 +9,19 @@ from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from openvla_lightning import plugins
 from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.checkpoint.load import describe
 from openvla_lightning.cli.help import groups
-from openvla_lightning.config import CONF, ConfigError, expand_home, find_checkpoint, for_people, validate
+from openvla_lightning.config import (
+    CONF,
+    ConfigError,
+    blaming_config,
+    expand_home,
+    find_checkpoint,
+    for_people,
+    validate,
+)
 from openvla_lightning.logger import log_results
 from openvla_lightning.report.shards import EvaluationShard
 from openvla_lightning.report.sweeps import RUNS_OWN
@@ -31,6 +40,7 @@ def evaluate(cfg: DictConfig) -> float | None:
         ConfigError: something is wrong or missing; the message names it.
     """
     from openvla_lightning.env.base import kind_of  # training needs no simulator
+    from openvla_lightning.evaluation.open_loop import StageError
     from openvla_lightning.evaluation.scoring import UNUSABLE
 
     expand_home(cfg)
@@ -44,7 +54,7 @@ def evaluate(cfg: DictConfig) -> float | None:
         check_policy(cfg.ckpt_path, cfg.unnorm_key)
     try:
         return EVALUATIONS[kind](cfg, env, recipe)
-    except UNUSABLE as error:
+    except (*UNUSABLE, StageError) as error:
         raise ConfigError(str(error)) from error
 
 
@@ -103,12 +113,13 @@ def check_policy(path: str, unnorm_key: str | None) -> None:
     """Check that a checkpoint exists and has the robot's statistics, before a world is built.
 
     Raises:
-        ConfigError: there is nothing at `path`, or it has no statistics of `unnorm_key`; the message lists the known
-            keys.
+        ConfigError: there is nothing at `path`, its head is of a package that is not known here, or it has no
+            statistics of `unnorm_key`; the message says what is known.
         CheckpointError: the checkpoint cannot be read.
     """
     try:
-        known = describe(path).norm_stats
+        description = describe(path)
+        known = description.norm_stats
         if unnorm_key is not None:
             choose_key(known, unnorm_key)
     except FileNotFoundError as error:
@@ -116,9 +127,13 @@ def check_policy(path: str, unnorm_key: str | None) -> None:
     except UnknownDatasetError as error:
         raise ConfigError(
             f"ckpt_path={path}: {error}\n"
-            f"{unnorm_key} is whose units env= speaks, unless you said unnorm_key=...; this checkpoint was trained on "
-            f"{', '.join(known)}"
+            f"The world's robot uses the units of {unnorm_key}, unless unnorm_key=... says otherwise; this checkpoint "
+            f"was trained on {', '.join(known)}"
         ) from error
+    head = str((description.processor.get("action_head") or {}).get("class"))
+    if "." in head:  # a class of this package has no path
+        with blaming_config():
+            plugins.check(head)
 
 
 def evaluate_run(cfg: DictConfig) -> None:
