@@ -41,6 +41,7 @@ class Outcome:
         steps: control steps that passed, waits included.
         instruction: the episode's own instruction, in the answer to a `Start`.
         error: traceback of the environment, or how its process died; the episode is lost.
+        died: its process died, perhaps by the fault of another episode there.
         seconds: time that the world took.
     """
 
@@ -51,6 +52,7 @@ class Outcome:
     steps: int = 0
     instruction: str = ""
     error: str | None = None
+    died: bool = False
     seconds: float = 0.0
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
@@ -91,6 +91,16 @@ class EnvWorkers:
             outcomes |= worker.receive()
         return dict(sorted(outcomes.items()))
 
+    def alone(self, slot: int, running: Iterable[int]) -> bool:
+        """Whether no other slot of `running` is in this slot's process."""
+        count = len(self._workers)
+        return not any(other != slot and other % count == slot % count for other in running)
+
+    @property
+    def deaths(self) -> int:
+        """How often a process has died."""
+        return sum(worker.deaths for worker in self._workers)
+
     def _split(self, commands: Mapping[int, Command]) -> list[tuple["_Worker", list[int]]]:
         count = len(self._workers)
         parts = [(self._workers[i], [slot for slot in commands if slot % count == i]) for i in range(count)]
@@ -116,7 +126,7 @@ class _Worker:
     def __init__(self, context: SpawnContext, make_env: EnvFactory, name: str) -> None:
         self._context, self._make_env, self._name = context, make_env, name
         self._pending: deque[list[int]] = deque()
-        self._lost, self._reason = 0, ""
+        self._lost, self._reason, self.deaths = 0, "", 0
         self._start()
 
     def _start(self) -> None:
@@ -151,17 +161,18 @@ class _Worker:
         slots = self._pending.popleft()
         if self._lost:
             self._lost -= 1
-            return {slot: Outcome(None, error=self._reason) for slot in slots}
+            return {slot: Outcome(None, error=self._reason, died=True) for slot in slots}
         try:
             if not self.connection.poll(PATIENCE):
                 self.process.kill()
             return self.connection.recv()
         except (EOFError, OSError):
             self._reason = self._obituary()
+            self.deaths += 1
             self._lost = len(self._pending)  # commands that the dead worker did not answer
             self._start()
             self.greet()
-            return {slot: Outcome(None, error=self._reason) for slot in slots}
+            return {slot: Outcome(None, error=self._reason, died=True) for slot in slots}
 
     def _obituary(self) -> str:
         self.process.join(5)

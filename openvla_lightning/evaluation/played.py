@@ -26,3 +26,15 @@ def taken(episode: Episode, played: Played) -> Taken:
     felt = [seen.proprio for seen in before if seen.proprio is not None]
     state = np.stack(felt) if felt else None
     return Taken(pictures, np.array(played.actions), episode.instruction, played.rate_hz, state, episode.success)
+
+
+def jerk(actions: Sequence[np.ndarray]) -> float | None:
+    """Jerk of the motion: the mean norm of the second difference of actions [D], without the gripper (the last number).
+
+    Actions are changes of the pose, so their second difference is the pose's third one. It is in the world's units, and
+    compares policies in one world. None for fewer than three actions.
+    """
+    if len(actions) < 3:
+        return None
+    changes = np.diff(np.stack(actions)[:, :-1], n=2, axis=0)
+    return float(np.linalg.norm(changes, axis=1).mean())

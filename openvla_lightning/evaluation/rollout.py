@@ -16,7 +16,7 @@ from openvla_lightning.env.workers import EnvWorkers, WorkerError
 from openvla_lightning.evaluation.control import Actor, Control, ask, observed
 from openvla_lightning.evaluation.ensemble import Memory
 from openvla_lightning.evaluation.plan import Plan
-from openvla_lightning.evaluation.played import Played
+from openvla_lightning.evaluation.played import Played, jerk
 from openvla_lightning.evaluation.timing import Stopwatch
 from openvla_lightning.report.results import Episode
 from openvla_lightning.types import Observation
@@ -28,7 +28,7 @@ NUM_GROUPS = 2
 ATTEMPTS = 2
 """How often an episode is started before its error counts."""
 HOPELESS = 3
-"""An evaluation ends after this many errors if no episode ran without an error."""
+"""An evaluation ends after this many errors or deaths of processes if no episode ran without an error."""
 
 
 @dataclass(slots=True)
@@ -79,7 +79,8 @@ def rollout(
     """Roll out every planned episode; return them in the order of the plan.
 
     A slot starts its next episode as soon as one ends, so that no environment waits for the slowest. An episode
-    whose environment raises or dies is started once more; then it is recorded as an error.
+    whose environment raises is started once more; then it is recorded as an error. If a process dies, any of its
+    episodes may be the cause, so each is started once more at the end, alone in its process.
 
     Args:
         policy: acts for all ready environments of one group; or a callable that loads it, called after the
@@ -136,6 +137,7 @@ class Rollout:
         self.earlier: int = getattr(actor, "history", 1) - 1
         self.waiting = deque(enumerate(plans))
         self.retries: deque[_Running] = deque()
+        self.suspects: deque[_Running] = deque()
         self.running: dict[int, _Running] = {}
         self.episodes: dict[int, Episode] = {}
 
@@ -160,18 +162,22 @@ class Rollout:
 
     def start(self, slot: int) -> Start | None:
         """Start the next episode in a slot; None if there is none."""
-        if self.retries:
-            episode = self.retries.popleft()
-        else:
-            while self.waiting and not self.wanted(self.waiting[0][1]):
-                self.waiting.popleft()
-            if not self.waiting:
-                self.running.pop(slot, None)
-                return None
-            episode = _Running(*self.waiting.popleft())
+        self.running.pop(slot, None)
+        if (episode := self.next_episode(slot)) is None:
+            return None
         episode.shown = [] if self.keep(episode.plan) else None
         self.running[slot] = episode
         return Start(episode.plan.task.name, episode.plan.seed)
+
+    def next_episode(self, slot: int) -> _Running | None:
+        """The episode to start in a slot; None if there is none for it."""
+        if self.retries:
+            return self.retries.popleft()
+        while self.waiting and not self.wanted(self.waiting[0][1]):
+            self.waiting.popleft()
+        if self.waiting:
+            return _Running(*self.waiting.popleft())
+        return self.suspects.popleft() if self.suspects and self.workers.alone(slot, self.running) else None
 
     def settle(self, outcomes: Mapping[int, Outcome]) -> dict[int, Command]:
         """Process the slots' answers; return their next commands."""
@@ -211,7 +217,10 @@ class Rollout:
     def goes_on(self, episode: _Running, outcome: Outcome) -> bool:
         """Process one answer; return whether its episode continues."""
         if outcome.error and episode.attempt < ATTEMPTS:
-            self.retries.append(_Running(episode.number, episode.plan, episode.attempt + 1))
+            if outcome.died and self.workers.deaths >= HOPELESS:
+                self.check_hope(outcome)
+            again = self.suspects if outcome.died else self.retries
+            again.append(_Running(episode.number, episode.plan, episode.attempt + 1))
             return False
         if not outcome.error:
             assert outcome.seen is not None
@@ -250,11 +259,7 @@ class Rollout:
         return deque([*(Move(action) for action in before[:-1]), Move(before[-1], waits)])
 
     def end(self, episode: _Running, outcome: Outcome) -> None:
-        """Record an episode.
-
-        Raises:
-            WorkerError: after `HOPELESS` errors, if no episode ran without an error.
-        """
+        """Record an episode."""
         task = episode.plan.task
         finished = self.episodes[episode.number] = Episode(
             task.name,
@@ -271,20 +276,13 @@ class Rollout:
             kept = None if outcome.error or episode.shown is None else episode.shown
             rate = self.workers.control_hz
             self.on_episode(episode.number, finished, None if kept is None else Played(kept, episode.executed, rate))
-        if len(self.episodes) >= HOPELESS and all(played.error for played in self.episodes.values()):
+        if len(self.episodes) >= HOPELESS:
+            self.check_hope(outcome)
+
+    def check_hope(self, outcome: Outcome) -> None:
+        """Raise WorkerError if no episode ran without an error."""
+        if all(played.error for played in self.episodes.values()):
             raise WorkerError(f"no episode ran without an error; the last one:\n{outcome.error}")
-
-
-def jerk(actions: Sequence[np.ndarray]) -> float | None:
-    """Jerk of the motion: the mean norm of the second difference of actions [D], without the gripper (the last number).
-
-    Actions are changes of the pose, so their second difference is the pose's third one. It is in the world's units, and
-    compares policies in one world. None for fewer than three actions.
-    """
-    if len(actions) < 3:
-        return None
-    changes = np.diff(np.stack(actions)[:, :-1], n=2, axis=0)
-    return float(np.linalg.norm(changes, axis=1).mean())
 
 
 def loaded(policy: Actor | Callable[[], Actor]) -> Actor:

@@ -8,7 +8,8 @@ from toy_world import ToyWorld, Walker
 
 from openvla_lightning.evaluation.control import Control
 from openvla_lightning.evaluation.plan import plan_episodes
-from openvla_lightning.evaluation.rollout import jerk, rollout
+from openvla_lightning.evaluation.played import jerk
+from openvla_lightning.evaluation.rollout import rollout
 from openvla_lightning.report.results import Episode
 from openvla_lightning.types import Observation
 

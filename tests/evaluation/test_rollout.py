@@ -155,12 +155,24 @@ def test_an_episode_that_fails_twice_is_an_error_and_no_failure(monkeypatch):
     monkeypatch.setattr(workers, "PATIENCE", 3.0)
     fine = rollout(Walker(), ToyWorld, planned(3), num_envs=4)
     kinds = {Fragile: "the motor burnt out", Deadly: "died with exit code -9", Hanging: "died with exit code -9"}
-    for world, last_words in kinds.items():
-        played = rollout(Walker(), world, planned(3), num_envs=4, num_workers=4)
+    for world, last_words in kinds.items():  # each process has two episodes at a time, and the other one is not lost
+        played = rollout(Walker(), world, planned(3), num_envs=4, num_workers=2)
         assert [episode.error is not None for episode in played] == [False] * 4 + [True] + [False] * 7
         assert last_words in played[4].error
         assert not played[4].success
         assert played[:4] + played[5:] == fine[:4] + fine[5:]
+
+
+class AlwaysDeadly(ToyWorld):
+    """Kills its process in every episode."""
+
+    def step(self, action):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_world_that_always_dies_ends_the_evaluation():
+    with pytest.raises(WorkerError, match="no episode ran without an error"):
+        rollout(Walker(), AlwaysDeadly, planned(3), num_envs=2, num_workers=1)
 
 
 class OnceFragile(ToyWorld):
