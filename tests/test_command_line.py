@@ -1,9 +1,11 @@
 """Help for the command line: complete, quick, and right about what was meant."""
 
 import re
+import runpy
 import subprocess
 import sys
 from difflib import SequenceMatcher
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from openvla_lightning.cli.command import dotted, hints
+from openvla_lightning.cli.commands import main
 from openvla_lightning.cli.help import (
     APPENDED,
     GROUPS,
@@ -173,3 +176,19 @@ def test_what_a_class_says_of_a_wrong_value_is_the_message(monkeypatch: pytest.M
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(InstantiationException), for_people():
         instantiate(data, collate=list)
+
+
+def test_a_file_of_the_working_folder_hides_no_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "http.py").write_text("raise ImportError('a script of the user')")
+    (tmp_path / "my_lab_here.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.setattr(sys, "argv", [])
+    found = []
+    monkeypatch.setattr(
+        runpy, "run_module", lambda *_, **__: found.extend(map(PathFinder.find_spec, ["http", "my_lab_here"]))
+    )
+    main(["train"])
+    http, lab = found
+    assert http.origin != str(tmp_path / "http.py")
+    assert lab.origin == str(tmp_path / "my_lab_here.py"), "a lab's package may lie there"

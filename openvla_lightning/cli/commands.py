@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     module = COMMANDS[words[0]][0]
     first = ["export"] if words[0] == "export" else []
     sys.argv = [f"openvla {words[0]}", *first, *words[1:]]
-    if sys.path[0] != os.getcwd():
-        sys.path.insert(0, os.getcwd())  # as `python -m` does: a lab's package may be in the working folder
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a lab's package may be in the working folder; it must not hide others' modules
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
