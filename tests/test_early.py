@@ -67,6 +67,7 @@ def test_what_may_be_elsewhere_is_not_missed(tmp_path: Path) -> None:
             [*rlds, "paths.data_dir=gs://gresearch/robotics"],
             hub,
             ["ckpt_path=last"],
+            [*rlds, "estimate=true"],
         ):
             assert not_there(plain_values(compose("train", overrides))) == []
 

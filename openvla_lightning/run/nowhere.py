@@ -10,8 +10,11 @@ STORED = "openvla_lightning.data.source.formats.stored"
 def not_there(config: Mapping[str, Any]) -> list[str]:
     """One line for each path to weights, and for each dataset of the mixture, that is not there.
 
-    Only what is certain: a hub id or a URL is looked for later, and so is what cannot be resolved yet.
+    Only what is certain: a hub id or a URL is looked for later, and so is what cannot be resolved yet. An estimate
+    needs none of it.
     """
+    if config.get("estimate"):
+        return []
     weights, datasets = [*_weights(config)], [*_datasets(config)]
     model = config.get("model")
     start = model.get("init_from") if isinstance(model, dict) else None
