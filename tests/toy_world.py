@@ -84,6 +84,14 @@ class Suspect(ToyWorld):
         return [Check("renders", True, "fine"), Check("action x", False, "moved 0 cm")]
 
 
+class Incomplete(ToyWorld):
+    """Has tasks that it leaves out, and says so."""
+
+    @staticmethod
+    def notes_of(fail_at: int | None = None, **options: object) -> list[str]:
+        return [f"2 of 6 corners are left out, with fail_at={fail_at}"]
+
+
 class Walker:
     """Reads the dot's place off the image and walks to the corner it is told; counts its batches."""
 

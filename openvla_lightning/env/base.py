@@ -66,7 +66,9 @@ class RolloutEnv(Protocol):
     pictures are not used and need not be rendered.
 
     A class may have a static method `tasks_of(**arguments)`, which returns the `tasks` of a world with these
-    arguments. Then an evaluation's settings are checked before any world is built.
+    arguments. Then an evaluation's settings are checked before any world is built. Another one,
+    `notes_of(**arguments)`, returns sentences that are printed with the results and kept in them: what such a world
+    leaves out.
     """
 
     @property

@@ -141,8 +141,9 @@ def evaluate(
             decided = _stopping(stop, against, margin)
             session = Session(results, folder, enough, save_videos, console, decided, part, recorder)
             plans = functools.partial(_plan, tasks, enough, seed, instructions, decided is not None)
-            if (known := _announced(world, env)) is not None:
+            if (known := _announced(world, "tasks_of", env)) is not None:
                 plans(known)
+            results.notes += _announced(world, "notes_of", env) or []
             how = Control(control, rate_hz, latency, False, execute, ensemble, ensemble_horizon)
             build: Any = env
             session.run(load, build, plans, how, self_test, num_envs, num_workers)
@@ -198,19 +199,19 @@ def _name_tasks(tasks: str | Sequence[str], task_set: str | None) -> str:
     return task_set if chosen == "all" else f"{task_set}: {chosen}"
 
 
-def _announced(world: Any, env: Any) -> Mapping[str, Task] | None:
-    """The tasks of a world that is not built yet; None: it does not say.
+def _announced(world: Any, what: str, env: Any) -> Any:
+    """What a world's static method `what` says of a world that is not built yet; None: it has no such method.
 
     Raises:
         RequestError: no world can be built with these arguments.
         BuildError: something that it needs is not installed.
     """
-    if not hasattr(world, "tasks_of"):
+    if not hasattr(world, what):
         return None
     named = dict(zip(inspect.signature(world).parameters, getattr(env, "args", ()), strict=False))
     try:
         with refusing():
-            return world.tasks_of(**named, **getattr(env, "keywords", {}))
+            return getattr(world, what)(**named, **getattr(env, "keywords", {}))
     except ImportError as error:
         raise BuildError(str(error)) from error
 

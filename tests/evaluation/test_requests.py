@@ -1,10 +1,11 @@
 """Whose mistake it is: what a user asked for is answered in a line, a fault of the code keeps its traceback."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_world import ToyWorld, Walker
+from toy_world import Incomplete, ToyWorld, Walker
 
 from openvla_lightning.evaluation.scoring import UNUSABLE, evaluate
 from openvla_lightning.types import Observation
@@ -47,3 +48,11 @@ def test_what_cannot_be_asked_for_is_a_message(tmp_path: Path) -> None:
         evaluate(Walker(), ToyWorld, tmp_path, tasks=["fly"], num_envs=2, num_workers=1)
     with pytest.raises(UNUSABLE, match=r"eval\.control"):
         evaluate(Walker(), ToyWorld, tmp_path, control="slow", num_envs=2, num_workers=1)
+
+
+def test_what_a_world_leaves_out_is_kept_with_its_results(tmp_path: Path) -> None:
+    """Found from the arguments, before a world is built."""
+    found = evaluate(Walker(), partial(Incomplete, 99), tmp_path, episodes_per_task=1, num_envs=2, num_workers=1)
+    note = "2 of 6 corners are left out, with fail_at=99"
+    assert found.notes == [note]
+    assert note in (tmp_path / "report.md").read_text()
