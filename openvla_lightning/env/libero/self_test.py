@@ -6,7 +6,15 @@ import numpy as np
 
 from openvla_lightning.env.base import Check
 from openvla_lightning.env.libero.engine import judge_assets
-from openvla_lightning.env.libero.protocol import CAMERA, CAMERAS, RAMEKIN, RAMEKIN_BOWL, RAMEKIN_TASK, SEATED, STILL
+from openvla_lightning.env.libero.protocol import (
+    CAMERA,
+    PERTURBATIONS,
+    RAMEKIN,
+    RAMEKIN_BOWL,
+    RAMEKIN_TASK,
+    SEATED,
+    STILL,
+)
 from openvla_lightning.env.orientation import check_orientation, pixel
 
 if TYPE_CHECKING:
@@ -39,17 +47,17 @@ def self_test(env: "Libero") -> list[Check]:
 def _camera(env: "Libero") -> Check:
     model = env.simulator.sim.model
     index = model.camera_name2id(CAMERA)
-    expected = CAMERAS[env.simulator.problem_name]
+    place, turn = env.expected_camera()
     off = max(
-        np.abs(model.cam_pos[index] - expected[0]).max(),
-        np.abs(model.cam_quat[index] - np.array(expected[1]) / np.linalg.norm(expected[1])).max(),
+        np.abs(model.cam_pos[index] - place).max(),
+        np.abs(model.cam_quat[index] - turn / np.linalg.norm(turn)).max(),
     )
-    return Check("camera", bool(off < 1e-4), f"off the training data's by {off:.1e}")
+    return Check("camera", bool(off < 1e-4), f"off where it should be by {off:.1e}")
 
 
 def _whole(env: "Libero") -> Check:
     whose, seen = judge_assets(env.assets)
-    return Check("meshes", whose == "LIBERO-PRO" or (whose == "LIBERO" and env.perturbation is None), seen)
+    return Check("meshes", whose == "LIBERO-PRO" or (whose == "LIBERO" and env.perturbation not in PERTURBATIONS), seen)
 
 
 def _seated(env: "Libero") -> Check:
