@@ -3,7 +3,7 @@
 from typing import Any
 
 import openvla_lightning
-from openvla_lightning.serve.reading import MAX_WORDS, MOST_NUMBERS, Reader
+from openvla_lightning.serve.reading import MAX_WORDS, MOST_NUMBERS, OFT_NAMES, STATE_DTYPES, Reader
 
 STATUSES = {
     400: "no JSON, or missing or unknown fields",
@@ -42,6 +42,16 @@ IMAGE = {
     ],
 }
 NUMBERS = {"type": "array", "items": {"type": "number"}}
+ARRAY = {
+    "type": "object",
+    "description": "an array in the form of json_numpy",
+    "required": ["__numpy__", "dtype", "shape"],
+    "properties": {
+        "__numpy__": {"type": "string", "contentEncoding": "base64"},
+        "dtype": {"enum": list(STATE_DTYPES)},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 1},
+    },
+}
 
 
 def description(reader: Reader, max_bytes: int, guarded: bool) -> dict[str, Any]:
@@ -52,13 +62,14 @@ def description(reader: Reader, max_bytes: int, guarded: bool) -> dict[str, Any]
         max_bytes: largest request.
         guarded: whether a token is required.
     """
+    listed = {**NUMBERS, "minItems": 1, "maxItems": MOST_NUMBERS}
     fields: dict[str, Any] = dict.fromkeys(reader.images, IMAGE)
     fields |= {
         "instruction": {"type": "string", "minLength": 1, "maxLength": MAX_WORDS},
         "unnorm_key": {"type": ["string", "null"], "description": "whose units; /info lists them"},
         "deadline_ms": {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1e9},
         "chunk": {"type": "boolean", "description": "all actions that the policy gives at a time"},
-        "proprio": {**NUMBERS, "type": ["array", "null"], "minItems": 1, "maxItems": MOST_NUMBERS},
+        "proprio": {"oneOf": [listed, ARRAY, {"type": "null"}]},
     }
     question = {
         "type": "object",
@@ -66,17 +77,25 @@ def description(reader: Reader, max_bytes: int, guarded: bool) -> dict[str, Any]
         "properties": fields,
         "additionalProperties": False,
     }
+    theirs = {ours: name for name, ours in OFT_NAMES.items()}
+    oft = {
+        "type": "object",
+        "description": "a request of OpenVLA-OFT's client; the answer is a list of arrays",
+        "required": sorted(theirs.get(name, name) for name in reader.needed),
+        "properties": {theirs.get(name, name): schema for name, schema in fields.items()},
+    }
     encoded = {
         "type": "object",
         "required": ["encoded"],
         "properties": {"encoded": {"type": "string", "description": "the same as a string of JSON"}},
         "additionalProperties": False,
     }
-    action = {"oneOf": [NUMBERS, {"type": "array", "items": NUMBERS}, {"type": "string"}]}
+    lists = [{"type": "array", "items": items} for items in (NUMBERS, ARRAY)]
+    action = {"oneOf": [NUMBERS, *lists, {"type": "string"}]}
     act = {
         "summary": f"Ask for an action, with at most {max_bytes} bytes",
         "operationId": "act",
-        "requestBody": {"required": True, "content": _json({"oneOf": [question, encoded]})},
+        "requestBody": {"required": True, "content": _json({"oneOf": [question, oft, encoded]})},
         "responses": {"200": {"description": "an action, or a chunk", "content": _json(action)}, **_errors(*STATUSES)},
     }
     anything = {"type": "object"}

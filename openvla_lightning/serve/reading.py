@@ -4,7 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgpack
@@ -26,6 +26,10 @@ MAX_WORDS = 1000
 MAX_ASPECT = 4
 """Largest ratio of an image's sides, because preprocessing may pad to a square of the longer side."""
 UINT8 = ("|u1", "<u1", ">u1", "u1", "uint8")
+STATE_DTYPES = ("<f4", "<f8", "<i4", "<i8")
+"""Allowed dtypes of a state that is an array of json_numpy."""
+OFT_NAMES = {"full_image": "image", "state": "proprio"}
+"""Names in requests of OpenVLA-OFT's client -> ours; those of wrist cameras are the same."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Question:
         deadline_ms: time after which the robot does not need the answer; None: the server's deadline.
         chunk: whether the whole chunk is requested, not only the first action.
         encoded: whether the request was doubly encoded (the released form), so that the answer must be, too.
+        oft: whether OpenVLA-OFT's client asks, which expects a list of arrays.
     """
 
     observation: Observation
@@ -45,6 +50,7 @@ class Question:
     deadline_ms: float | None = None
     chunk: bool = False
     encoded: bool = False
+    oft: bool = False
 
 
 class Reader:
@@ -73,6 +79,9 @@ class Reader:
     def from_json(self, body: bytes) -> Question:
         """Read a request of the released client: json_numpy, or `{"encoded": "<json_numpy>"}`.
 
+        OpenVLA-OFT's client names its pictures `full_image` and `..._wrist_image` and the state `state`; it always
+        expects the whole chunk, and sends pictures that a policy of fewer views does not read.
+
         Raises:
             Refused: 400 for other contents, 422 for a field that is not valid, 413 for too many pixels.
         """
@@ -81,6 +90,12 @@ class Reader:
             if set(fields) != {"encoded"} or not isinstance(fields["encoded"], str):
                 raise Refused(400, "bad_request", '"encoded" stands alone, and is a string of JSON')
             fields = _json(fields["encoded"])
+        if isinstance(fields, dict) and "full_image" in fields:
+            read = {name: value for name, value in fields.items() if "wrist" not in name or name in self.images}
+            ours = {OFT_NAMES.get(name, name): value for name, value in read.items()}
+            if len(ours) < len(read):
+                raise Refused(400, "bad_request", f"a request has either {' and '.join(OFT_NAMES)}, or our names")
+            return replace(self._question({**ours, "chunk": True}, encoded), oft=True)
         return self._question(fields, encoded)
 
     def from_msgpack(self, message: bytes) -> Question:
@@ -221,8 +236,22 @@ def _text(value: Any, name: str) -> str:
         raise Refused(422, f"wrong_{name}", f"{name}: {error}") from None
 
 
+def _listed(value: Any) -> Any:
+    """The numbers of a json_numpy array [P]; any other value as it is."""
+    if not isinstance(value, dict) or value.get("dtype") not in STATE_DTYPES:
+        return value
+    dtype = np.dtype(value["dtype"])
+    try:
+        data = base64.b64decode(value.get("__numpy__", ""), validate=True)
+    except (TypeError, ValueError):
+        return value
+    fills = value.get("shape") == [len(data) // dtype.itemsize] and len(data) % dtype.itemsize == 0
+    return np.frombuffer(data, dtype).tolist() if fills else value
+
+
 def _numbers(value: Any) -> NDArray[np.float32]:
-    """Proprioception: a list of finite numbers."""
+    """Proprioception: a list of finite numbers, or a json_numpy array of them."""
+    value = _listed(value)
     known = isinstance(value, list) and 0 < len(value) <= MOST_NUMBERS
     if not known or any(isinstance(x, bool) or not isinstance(x, int | float) or not abs(x) < 1e30 for x in value):
         raise Refused(422, "wrong_proprio", f"proprio is a list of finite numbers, not {_shown(value)}")

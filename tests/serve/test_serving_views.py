@@ -80,6 +80,30 @@ def test_one_action_or_the_whole_chunk(client: TestClient, policy: Policy) -> No
             assert msgpack.unpackb(socket.receive_bytes()) == answer
 
 
+def test_the_state_as_an_array(client: TestClient, policy: Policy) -> None:
+    """json_numpy writes arrays of pictures and of numbers alike."""
+    for dtype in (np.float32, np.float64):
+        assert post(client, proprio=np.array(STATE, dtype)).json() == expected(policy)[0].tolist()
+    whole = json_numpy.default(np.array(STATE))
+    for change in ({"shape": [2]}, {"shape": [3, 1]}, {"dtype": "|O"}, {"dtype": []}, {"__numpy__": "?"}):
+        assert post(client, proprio={**whole, **change}).json()["error"]["code"] == "wrong_proprio"
+    assert post(client, proprio=np.array([np.nan, 0, 0])).json()["error"]["code"] == "wrong_proprio"
+
+
+def test_the_client_of_openvla_oft(client: TestClient, policy: Policy) -> None:
+    """What `get_action_from_server` of its robots sends, and the list of arrays that they execute."""
+    chunk = expected(policy)
+    said = {"full_image": picture(0), "wrist_image": picture(1), "state": np.array(STATE), "instruction": WORDS}
+    for request in (said, {**said, "right_wrist_image": picture(2)}):  # pictures that the policy does not read
+        actions = json_numpy.loads(client.post("/act", content=json_numpy.dumps(request)).text)
+        assert isinstance(actions, list)
+        assert [action.tolist() for action in actions] == chunk.tolist()
+    encoded = client.post("/act", json={"encoded": json_numpy.dumps(said)}).json()
+    assert [action.tolist() for action in json_numpy.loads(encoded)] == chunk.tolist()
+    for wrong in ({**said, "image": picture(0)}, {k: v for k, v in said.items() if k != "state"}):
+        assert client.post("/act", content=json_numpy.dumps(wrong)).json()["error"]["code"] == "bad_request"
+
+
 def test_every_part_of_the_observation_counts(client: TestClient) -> None:
     plain = post(client, chunk=True).json()
     for other in ({"image": picture(5)}, {"wrist_image": picture(5)}, {"proprio": [0.0, 0.9, 0.1]}):
@@ -91,7 +115,8 @@ def test_a_request_without_what_the_policy_needs_is_told_so(client: TestClient) 
         told = {key: value for key, value in fields().items() if key != name}
         answer = client.post("/act", content=json_numpy.dumps(told))
         assert answer.status_code == 400
-        assert "image, instruction, proprio, wrist_image, and if wanted unnorm_key" in answer.json()["error"]["message"]
+        known = "image, instruction, proprio, wrist_image, and if wanted unnorm_key, deadline_ms"
+        assert known in answer.json()["error"]["message"]
     assert post(client, proprio=[1.0]).json()["error"]["code"] == "cannot_act"
     assert "expected 3 proprio dimensions" in post(client, proprio=[1.0]).json()["error"]["message"]
     for wrong in ("x", [], [True], ["1"], [1e40]):
