@@ -59,7 +59,7 @@ def export(
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} exists: choose another folder, or replace it with --overwrite")
-    processor = Processor.from_pretrained(source)
+    processor = Processor.from_pretrained(source, base)
     vla = load_vla(source, guard=False, merge=False, base=base, copy=False)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _clear(folder)

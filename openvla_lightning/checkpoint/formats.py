@@ -3,6 +3,7 @@
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -66,6 +67,31 @@ def check_base(base: Base, path: str | Path, needed_by: Path) -> None:
     if base.sha256 is not None and (sha256 := weights_hash(path)) != base.sha256:
         problem = f"it is an adapter for other weights than those of {path}"
         raise CheckpointError(needed_by, [f"{problem}: sha256 {sha256[:12]}, needed {base.sha256[:12]}", hint])
+
+
+def with_base(description: Description, base: str | Path | None = None) -> Description:
+    """`description`, completed from the adapter's base if it does not say the architecture itself.
+
+    peft's folders, also within those of OpenVLA-OFT, hold an adapter and nothing about the model around it.
+
+    Args:
+        description: of any checkpoint.
+        base: present location of the adapter's base; None: its location during training.
+
+    Raises:
+        CheckpointError: the base is gone, or cannot be read.
+    """
+    if description.base is None or description.vla.get("llm"):
+        return description
+    place = description.base.path if base is None else base
+    check_base(description.base, place, description.path)
+    under = describe(place).check()
+    return replace(
+        description,
+        vla={**under.vla, **description.vla},
+        processor={**under.processor, **description.processor},
+        json_files=under.json_files,
+    )
 
 
 def weights_hash(path: str | Path) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openvla_lightning.checkpoint.format import CheckpointError, Description
-from openvla_lightning.checkpoint.formats import check_base, describe
+from openvla_lightning.checkpoint.formats import check_base, describe, with_base
 from openvla_lightning.checkpoint.tensors import begin_added, check_fits, fill, usual_dtype, with_added
 from openvla_lightning.checkpoint.training import learnt_names
 from openvla_lightning.model.vision_backbone import VisionBackbone
@@ -43,7 +43,7 @@ def load_vla(
     Raises:
         CheckpointError: something does not fit, for example a wrong base.
     """
-    description = _with_base(describe(path).check(), base)
+    description = with_base(describe(path).check(), base)
     if description.base is not None:
         base = description.base.path if base is None else base
         check_base(description.base, base, description.path)
@@ -85,21 +85,6 @@ def load_vla(
     return vla
 
 
-def _with_base(description: Description, base: str | Path | None) -> Description:
-    """`description`; if an adapter does not describe its architecture, that of the base is added."""
-    if description.base is None or description.vla.get("llm"):
-        return description
-    place = description.base.path if base is None else base
-    check_base(description.base, place, description.path)
-    under = describe(place).check()
-    return replace(
-        description,
-        vla={**under.vla, **description.vla},
-        processor={**under.processor, **description.processor},
-        json_files=under.json_files,
-    )
-
-
 def load_checkpoint(
     path: str | Path | Description,
     dtype: torch.dtype | None = None,
@@ -122,7 +107,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: as in `load_vla`, or when the length of a chunk is not known.
     """
-    description = _with_base(describe(path).check(), base)
+    description = with_base(describe(path).check(), base)
     description = replace(description, processor=_with_chunk(description, action_chunk))
     processor = Processor.from_config(description.processor, **processor_changes)
     vla = load_vla(description, dtype, device, guard, merge, base)

@@ -85,9 +85,15 @@ class OFT:
             vla["action_head"] = {**head, "action_chunk": head["action_chunk"] or 1}  # not used by its network
         vla = {key: value for key, value in vla.items() if value is not None}
         strategy = plain.strategy
-        if parts.adapters and strategy is None:
+        if parts.adapters:
             rank = parts.rank or 1
-            strategy = to_config(LoRA(rank, min(rank, ALPHA), targets=list(parts.adapters)))
+            if strategy is not None and (strategy["rank"], strategy["alpha"]) != (rank, min(rank, ALPHA)):
+                problems.append(
+                    f"{ADAPTER}: rank {strategy['rank']} and alpha {strategy['alpha']} are not those of the towers' "
+                    f"adapters in {parts.files['vision_backbone'].name}, {rank} and {min(rank, ALPHA)}"
+                )
+            others = strategy["targets"] if strategy else []
+            strategy = to_config(LoRA(rank, min(rank, ALPHA), targets=[*others, *parts.adapters]))
         return replace(
             plain,
             format=self,
@@ -98,7 +104,7 @@ class OFT:
             problems=problems,
             strategy=strategy,
             one_dtype=(False, None),
-            keeps_adapters=bool(parts.adapters),
+            keeps_adapters=bool(parts.adapters) and plain.base is None,
         )
 
     def tensors(self, description: Description) -> Iterator[dict[str, Tensor]]:

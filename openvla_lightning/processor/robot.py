@@ -106,19 +106,19 @@ class Processor(TextProcessor):
         return cls(**arguments)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **changes: Any) -> "Processor":
+    def from_pretrained(cls, path: str | Path, base: str | Path | None = None, **changes: Any) -> "Processor":
         """The processor of a checkpoint: a released folder or hub id, a Prismatic run, or a `.ckpt` of training.
 
         Args:
-            path: as in `VLA.from_pretrained`.
+            path, base: as in `VLA.from_pretrained`.
             changes: arguments to replace, for example `crop_area=0.9` or `tokenizer="/path/to/folder"`.
 
         Raises:
             CheckpointError: when the checkpoint does not say how to preprocess, or contradicts itself.
         """
-        from openvla_lightning.checkpoint.formats import describe
+        from openvla_lightning.checkpoint.formats import describe, with_base
 
-        return cls.from_config(describe(path).check().processor, **changes)
+        return cls.from_config(with_base(describe(path).check(), base).processor, **changes)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write image settings and tokenizer files in the released layout; `VLA.save_pretrained` does this, too."""

@@ -12,11 +12,14 @@ from oft_world import Case, cases
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from openvla_lightning.checkpoint.export import export
 from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.checkpoint.formats import describe
 from openvla_lightning.checkpoint.load import load_vla, load_weights
 from openvla_lightning.checkpoint.oft_parts import PART_FILE
 from openvla_lightning.model import VLA
+from openvla_lightning.processor import Processor
+from openvla_lightning.strategy.lora import merge
 
 pytestmark = pytest.mark.golden
 
@@ -194,19 +197,54 @@ def test_adapter_alone(case: Case, tmp_path: Path) -> None:
     said = {"r": 4, "lora_alpha": 4, "base_model_name_or_path": str(base), "use_dora": False}
     (folder / "lora_adapter" / "adapter_config.json").write_text(json.dumps(said))
     loaded = load_vla(folder)
-    from openvla_lightning.strategy.lora import merge
-
     merge(adapted)
     state = loaded.state_dict()
     for name, tensor in adapted.state_dict().items():
         torch.testing.assert_close(state[name], tensor, atol=1e-6, rtol=0, msg=name)
     whole = case.vla.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in whole.items() if name.startswith("action_head."))
+    assert list(Processor.from_pretrained(folder).cameras) == describe(folder).processor["cameras"]
+    export(folder, tmp_path / "exported")
+    again = load_vla(tmp_path / "exported").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
+    assert {path.name for path in (tmp_path / "exported").glob("*.pt")} == {path.name for path in folder.glob("*.pt")}
     moved = tmp_path / "moved"
     base.rename(moved)
     with pytest.raises(CheckpointError, match="its base is gone"):
         load_vla(folder)
+    with pytest.raises(CheckpointError, match="its base is gone"):
+        Processor.from_pretrained(folder)
     assert torch.equal(load_vla(folder, base=moved).state_dict()["projector.fc1.weight"], state["projector.fc1.weight"])
+    export(folder, tmp_path / "exported", base=moved, overwrite=True)
+
+
+def test_adapter_alone_beside_towers_with_film(case: Case, tmp_path: Path) -> None:
+    """The language model's adapter is in `lora_adapter/`, those of the towers are in the vision backbone's file."""
+    if not case.meta["film"]:
+        pytest.skip("no FiLM in this variant")
+    base, folder = tmp_path / "base", tmp_path / "run"
+    (folder / "lora_adapter").mkdir(parents=True)
+    shutil.copytree(case.folder, base, ignore=shutil.ignore_patterns("*.pt"))
+    for path in [case.folder / "dataset_statistics.json", *case.folder.glob("*.pt")]:
+        shutil.copy(path, folder)
+    layer = "language_model.model.layers.0.mlp.up_proj"
+    down, up = torch.randn(32, case.vla.llm.dim), torch.randn(case.vla.state_dict()[f"{layer}.weight"].shape[0], 32)
+    start = "base_model.model."
+    content = {f"{start}{layer}.lora_A.weight": down, f"{start}{layer}.lora_B.weight": up}
+    content[f"{start}vision_backbone.vision_backbone.featurizer.blocks.0.attn.qkv.lora_A.weight"] = torch.ones(32, 24)
+    save_file(content, folder / "lora_adapter" / "adapter_model.safetensors")
+    said = {"r": 32, "lora_alpha": 16, "base_model_name_or_path": str(base), "use_dora": False}
+    (folder / "lora_adapter" / "adapter_config.json").write_text(json.dumps(said))
+    state = load_vla(folder).state_dict()
+    for name, tensor in load_vla(case.folder, merge=True).state_dict().items():
+        expected = tensor + 0.5 * up @ down if name == f"{layer}.weight" else tensor
+        torch.testing.assert_close(state[name], expected, atol=1e-5, rtol=0, msg=name)
+    export(folder, tmp_path / "exported")
+    (theirs,) = case.folder.glob("vision_backbone--*")
+    same(*({path.name: torch.load(path, weights_only=True)} for path in (tmp_path / "exported" / theirs.name, theirs)))
+    (folder / "lora_adapter" / "adapter_config.json").write_text(json.dumps({**said, "lora_alpha": 32}))
+    with pytest.raises(CheckpointError, match="rank 32 and alpha 32 are not those of the towers' adapters"):
+        load_vla(folder)
 
 
 def test_training_starts_from_a_folder(case: Case) -> None:
