@@ -139,7 +139,7 @@ def test_the_policy_is_told_liberos_words_or_the_rewritten_ones(plus: Path, mesh
 
 
 def test_levels_need_their_file_and_select(plus: Path, meshes: Path) -> None:
-    with pytest.raises(RequestError, match=r"env\.level=2: .*task_classification\.json into .*benchmark"):
+    with pytest.raises(RequestError, match=r"env\.level=2: .*task_classification\.json of .* into .*benchmark"):
         select("libero_10", plus, "noise", 2, meshes)
     tasks = select("libero_10", plus, "noise", "all", meshes).tasks
     assert {task.family for task in tasks.values()} == {STOVE}
