@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 ImageMode = Literal["released", "fast"]
 JPEG_QUALITY = 95
-START = b"\xff\xd8"
-"""The first bytes of a JPEG."""
+JPEG = b"\xff\xd8"
+"""The first bytes of every JPEG."""
 CHROMA_REPEATED = b"\xff\xfe\x00\x11chroma repeated"
 """A comment behind them; its length counts itself."""
 BAND = 16
@@ -61,8 +61,8 @@ def decode(encoded: bytes, at_least: int = 0) -> Pixels:
         ValueError: these bytes are no image.
     """
     try:
-        if encoded.startswith(START):  # `is_jpeg` also requires that nothing follows its end
-            repeated = encoded.startswith(CHROMA_REPEATED, len(START))
+        if encoded.startswith(JPEG):  # `is_jpeg` also requires that nothing follows its end
+            repeated = encoded.startswith(CHROMA_REPEATED, len(JPEG))
             return simplejpeg.decode_jpeg(
                 encoded, fastdct=True, fastupsample=repeated, min_height=at_least, min_width=at_least
             )
@@ -80,7 +80,7 @@ def encode(pixels: Pixels, chroma_repeated: bool = False) -> bytes:
     """
     sampling = "420" if chroma_repeated else "444"
     encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=JPEG_QUALITY, colorsubsampling=sampling)
-    return START + CHROMA_REPEATED + encoded[len(START) :] if chroma_repeated else encoded
+    return JPEG + CHROMA_REPEATED + encoded[len(JPEG) :] if chroma_repeated else encoded
 
 
 def resize(image: Pixels, size: int) -> Pixels:

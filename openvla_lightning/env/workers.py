@@ -161,7 +161,7 @@ class _Worker:
         slots = self._pending.popleft()
         if self._lost:
             self._lost -= 1
-            return {slot: Outcome(None, error=self._reason, died=True) for slot in slots}
+            return self._lost_in(slots)
         try:
             if not self.connection.poll(PATIENCE):
                 self.process.kill()
@@ -172,7 +172,10 @@ class _Worker:
             self._lost = len(self._pending)  # commands that the dead worker did not answer
             self._start()
             self.greet()
-            return {slot: Outcome(None, error=self._reason, died=True) for slot in slots}
+            return self._lost_in(slots)
+
+    def _lost_in(self, slots: list[int]) -> dict[int, Outcome]:
+        return {slot: Outcome(None, error=self._reason, died=True) for slot in slots}
 
     def _obituary(self) -> str:
         self.process.join(5)

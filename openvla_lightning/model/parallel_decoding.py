@@ -54,7 +54,8 @@ class ParallelReader:
         if self._family not in FAMILIES or llm.attention != "sdpa":
             return vla.states(inputs, slots=slots, extra=extra, causal=False, visual=visual)
         hidden, mask, places = vla._sequence(inputs, slots, extra, visual)
-        attention_mask = None if mask is None else mask[:, None, None].expand(-1, 1, hidden.shape[1], -1)
+        seen = None if mask is None else mask[:, None, None]
+        attention_mask = None if seen is None else seen.expand(-1, 1, hidden.shape[1], -1)
         decoder = llm.model
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         llm.attend_without_mask()
@@ -63,7 +64,7 @@ class ParallelReader:
         for layer in most:
             hidden = self._layer(layer, hidden, attention_mask, rotary)
         if self._family in READS_ALONE:
-            hidden = read_places(last, hidden, None if mask is None else mask[:, None, None], rotary, places)
+            hidden = read_places(last, hidden, seen, rotary, places)
         else:
             hidden = at(self._layer(last, hidden, attention_mask, rotary), places)
         norm = decoder.final_layernorm if hasattr(decoder, "final_layernorm") else decoder.norm

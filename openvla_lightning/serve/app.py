@@ -162,10 +162,10 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
             body = await _body(request, service.max_bytes)
             robot = request.client.host if request.client else "http"
             question, action = await service.act("http", began, partial(service.reader.from_json, body), robot)
-            if question.oft and not question.encoded:
-                return Response(json_numpy.dumps(list(action)), media_type="application/json")
-            arrays = list(action) if question.oft else action
-            return JSONResponse(json_numpy.dumps(arrays) if question.encoded else action.tolist())
+            if not (question.oft or question.encoded):
+                return JSONResponse(action.tolist())
+            arrays = json_numpy.dumps(list(action) if question.oft else action)
+            return JSONResponse(arrays) if question.encoded else Response(arrays, media_type="application/json")
         except Refused as error:
             refusal = error
             return refused(error)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.images import START, ImageMode, Pixels, decode, encode, load
+from openvla_lightning.data.images import JPEG, ImageMode, Pixels, decode, encode, load
 from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source import Source
 from openvla_lightning.data.source.faults import BadShardError
@@ -203,7 +203,7 @@ class Transcoded(Source):
     def _encoded(self, piece: Piece) -> Iterator[tuple[int, bytes]]:
         for step, pixels in self.source.run(piece.role, range(piece.first, piece.last)):
             stored = self.source.encoded(piece.role, step)
-            if stored is None or not stored.startswith(START):
+            if stored is None or not stored.startswith(JPEG):
                 stored = encode(pixels, self.source.chroma_repeated(piece.role, step))
             yield step, stored
 

@@ -128,7 +128,7 @@ class LeRobot(IndexedSource):
             BadShardError: the file is no longer the one that was indexed.
         """
         file, offset, length = self.index.images[role][step].tolist()
-        if not length or not self.index.files[file].endswith(PACKED):
+        if not length or not self._is_packed(file):
             return None
         return self._read(file, offset, length)
 
@@ -141,7 +141,7 @@ class LeRobot(IndexedSource):
         file, offset, length = self.index.images[role][step].tolist()
         if not length:
             return None
-        if not self.index.files[file].endswith(PACKED):
+        if not self._is_packed(file):
             return self.film.frame(file, offset)
         try:
             return decode(self._read(file, offset, length))
@@ -161,7 +161,7 @@ class LeRobot(IndexedSource):
         places = self.index.images[role][list(steps)]
         for file in dict.fromkeys(places[places[:, 2] > 0, 0].tolist()):
             here = {int(places[i, 1]): steps[i] for i in np.flatnonzero(places[:, 0] == file).tolist()}
-            if self.index.files[file].endswith(PACKED):
+            if self._is_packed(file):
                 for step in here.values():
                     pixels = self.pixels(role, step)
                     assert pixels is not None
@@ -172,7 +172,7 @@ class LeRobot(IndexedSource):
     def chroma_repeated(self, role: str, step: int) -> bool:
         """Whether every 2 x 2 pixels of a picture that was just read have the same chroma, as in 4:2:0 videos."""
         file = int(self.index.images[role][step, 0])
-        return not self.index.files[file].endswith(PACKED) and self.film.chroma_repeated(file)
+        return not self._is_packed(file) and self.film.chroma_repeated(file)
 
     def where(self, step: int) -> str:
         """The place of a step, in words."""
@@ -194,6 +194,10 @@ class LeRobot(IndexedSource):
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in super().__getstate__().items() if key != "film"}
+
+    def _is_packed(self, file: int) -> bool:
+        """Whether a file of the index holds pictures as they are, and is no video."""
+        return self.index.files[file].endswith(PACKED)
 
     def _info(self, folder: Path) -> Metadata:
         try:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.images import decode
+from openvla_lightning.data.images import JPEG, decode
 from openvla_lightning.data.oxe.leaves import leaf_at
 from openvla_lightning.data.oxe.spec import DatasetSpec, Trajectory
 from openvla_lightning.data.source.faults import MISNAMED, WAY_OUT, BadShardError, BadTrajectories, way_out
@@ -185,7 +185,7 @@ def _check_images(images: NDArray[Any], camera: str, *, every_pixel: bool) -> No
     for step, image in enumerate(images):
         if not image:
             continue  # no image is stored: black
-        if image.startswith(b"\xff\xd8"):
+        if image.startswith(JPEG):
             whole = b"\xff\xd9" in image[-16:] or _ends(image)  # some cameras add hundreds of bytes after the end
         elif image.startswith(PNG):
             whole = b"IEND" in image[-16:] or _decodes(image)
