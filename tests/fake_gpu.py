@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import bitsandbytes  # noqa: F401  peft imports it late, and older ones look at the device then
 import fake_devices
 import torch
 from fake_devices import GPU, Devices, Fake, placed
