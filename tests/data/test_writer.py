@@ -25,7 +25,8 @@ RUN = """
 import sys, toy_rlds
 from openvla_lightning.data.source.writer import write_rlds
 if __name__ == "__main__":
-    write_rlds(sys.argv[1], toy_rlds.FEATURES, {"train": 8}, toy_rlds.slow_episode, episodes_per_shard=2, workers=2)
+    folder, episode, each = sys.argv[1], getattr(toy_rlds, sys.argv[2]), int(sys.argv[3])
+    write_rlds(folder, toy_rlds.FEATURES, {"train": 4 * each}, episode, episodes_per_shard=each, workers=2)
 """
 
 
@@ -35,6 +36,15 @@ def shards(folder: Path) -> list[Path]:
 
 def contents(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in shards(folder)}
+
+
+def start(tmp_path: Path, mark: Path, folder: Path, episode: str, each: int) -> subprocess.Popen[bytes]:
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    environment = os.environ | {"TOY_MARK": str(mark), "PYTHONPATH": path}
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    command = [sys.executable, str(script), str(folder), episode, str(each)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
 
 def test_tfds_reads_back_what_was_written(toy_root: Path) -> None:
@@ -65,11 +75,7 @@ def test_processes_write_the_same_bytes_as_one(toy_root: Path, tmp_path: Path) -
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     folder, mark = tmp_path / "toy" / "1.0.0", tmp_path / "mark"
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
-    environment = os.environ | {"TOY_MARK": str(mark), "PYTHONPATH": path}
-    script = tmp_path / "run.py"
-    script.write_text(RUN)
-    with subprocess.Popen([sys.executable, str(script), str(folder)], env=environment) as run:
+    with start(tmp_path, mark, folder, "slow_episode", 2) as run:
         deadline = time.monotonic() + 60
         while not mark.exists() or len(shards(folder)) < 3:
             assert run.poll() is None, "the writer stopped by itself"
@@ -113,6 +119,16 @@ def test_an_episode_that_fails_leaves_no_shard(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="fell off"):
         write_rlds(tmp_path / "toy", toy_rlds.FEATURES, {"train": 1}, broken, workers=0, progress=False)
     assert not contents(tmp_path / "toy")
+
+
+def test_an_episode_that_fails_ends_the_others(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    with start(tmp_path, marks, tmp_path / "toy" / "1.0.0", "one_fails", 60) as run:
+        _, said = run.communicate(timeout=120)
+    assert run.returncode == 1
+    assert b"the arm fell off" in said
+    assert len(list(marks.iterdir())) < 60, "the shards that had begun, and those held ready, were written all the same"
 
 
 @given(st.lists(st.binary(max_size=300), max_size=5), st.data())

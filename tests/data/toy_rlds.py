@@ -79,6 +79,18 @@ def slow_episode(split: str, index: int) -> dict[str, Any]:
     return episode(split, index)
 
 
+def one_fails(split: str, index: int) -> dict[str, Any]:
+    """Episode 0 fails at once; the others leave a mark each and take their time."""
+    import os
+    import time
+
+    if index == 0:
+        raise RuntimeError("the arm fell off")
+    Path(os.environ["TOY_MARK"], str(index)).touch()
+    time.sleep(0.1)
+    return episode(split, index)
+
+
 def write(folder: Path, splits: dict[str, int] | None = None, **options: Any) -> Path:
     """Write the toy dataset; keywords go to `write_rlds`."""
     options = {"workers": 0, "episodes_per_shard": 5, "progress": False} | options

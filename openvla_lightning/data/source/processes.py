@@ -19,22 +19,23 @@ KEPT_FROM = 2.0
 """Seconds after which a pass starts to store its results, file by file, in case it is interrupted."""
 
 _counter: Any = None
+_failed: Any = None
 
 
-def worker_pool(workers: int, counter: Any = None) -> ProcessPoolExecutor:
-    """A pool of spawned processes; their `count()` advances `counter`, a `CONTEXT.Value`."""
-    return ProcessPoolExecutor(workers, CONTEXT, _start, (counter,))
+def worker_pool(workers: int, counter: Any = None, failed: Any = None) -> ProcessPoolExecutor:
+    """A pool of spawned processes; `count()` in them advances `counter`, a `CONTEXT.Value`, until `failed` is set."""
+    return ProcessPoolExecutor(workers, CONTEXT, _start, (counter, failed))
 
 
 def run_jobs(work: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], workers: int, bar: "Bar", done: int) -> None:
     """Call `work(*job, count)` for each job in a pool, and advance `bar` from `done` as the workers count.
 
     Raises:
-        Exception: the first error of a job; jobs that have not begun are dropped.
+        Exception: the first error of a job; the others do not begin, or end when they count next.
     """
-    counter = CONTEXT.Value("q", done)
-    with worker_pool(workers, counter) as pool:
-        pending = {pool.submit(work, *job, count) for job in jobs}
+    counter, failed = CONTEXT.Value("q", done), CONTEXT.Event()
+    with worker_pool(workers, counter, failed) as pool:
+        pending = {pool.submit(_unless_failed, work, *job, count) for job in jobs}
         try:
             while pending:
                 finished, pending = futures.wait(pending, timeout=0.2)
@@ -42,12 +43,19 @@ def run_jobs(work: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], workers:
                 for future in finished:
                     future.result()
         except BaseException:
+            failed.set()  # a pool cannot cancel what its processes have begun or hold ready
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def count() -> None:
-    """Add one to the counter this worker was started with, if there is one."""
+    """Add one to the counter this worker was started with, if there is one.
+
+    Raises:
+        CancelledError: another job of `run_jobs` has failed.
+    """
+    if _failed is not None and _failed.is_set():
+        raise futures.CancelledError
     if _counter is not None:
         with _counter.get_lock():
             _counter.value += 1
@@ -69,7 +77,13 @@ def end_with_parent(worker: int = 0) -> None:
         threading.Thread(target=follow_parent, daemon=True).start()
 
 
-def _start(counter: Any) -> None:
-    global _counter
-    _counter = counter
+def _unless_failed(work: Callable[..., Any], *arguments: Any) -> Any:
+    if _failed.is_set():
+        raise futures.CancelledError
+    return work(*arguments)
+
+
+def _start(counter: Any, failed: Any) -> None:
+    global _counter, _failed
+    _counter, _failed = counter, failed
     end_with_parent()

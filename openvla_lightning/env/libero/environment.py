@@ -126,6 +126,9 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._build(task)
         self.looking = False
         self._simulator.seed(number)
+        # LIBERO lengthens this list at every reset, and draws a number for each entry: an episode would depend on its
+        # predecessors
+        self._simulator.env.object_property_initializers.clear()
         self._simulator.reset()
         self._simulator.set_init_state(self._initial_states(task)[number])
         self._closed, self._steps = False, 0
