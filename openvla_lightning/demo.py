@@ -31,11 +31,15 @@ def main() -> None:
     pretrained = newest(runs / "train")
     run(console, "Fine-tune it for new tasks on another robot", "finetune", "strategy=lora", "rank=32")
     finetuned = newest(runs / "finetune")
+    run(console, "Fine-tune that for chunks: four actions in one pass", "finetune", "+experiment=tabletop_chunks")
+    chunks = newest(runs / "chunks")
     untrained = pretrained.with_name("step_000000.ckpt")
     for label, checkpoint in {"untrained": untrained, "pretrained": pretrained, "fine-tuned": finetuned}.items():
         # the first two have only the first robot's statistics; the third has those of both
         units = [] if label == "fine-tuned" else ["unnorm_key=tabletop_pretrain"]
         evaluate(console, f"Evaluate the {label} policy on both sets of tasks", demo, label, checkpoint, BOTH, *units)
+    title, new = "Evaluate the policy with chunks on the new tasks", "env=tabletop_finetune"
+    evaluate(console, title, demo, "chunks of 4", chunks, new, "unnorm_key=tabletop_steady")
     title = "Does it listen? The same, told another episode's instruction"
     evaluate(console, title, demo, "pretrained", pretrained, "env=tabletop", "instructions=shuffled")
     console.print(Rule("Results"))

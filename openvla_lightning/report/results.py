@@ -210,6 +210,13 @@ class Results:
             raise ValueError(f"{path} is not the results.json of an evaluation: {error}") from None
 
 
+def acting_rate(results: Sequence[Results]) -> float | None:
+    """Actions for each second in which the policy worked, over several evaluations; None where it was not measured."""
+    timed = [result.timing for result in results if "actions_per_call" in result.timing]
+    seconds = sum(timing["seconds_per_call"] for timing in timed)
+    return sum(timing["actions_per_call"] for timing in timed) / seconds if seconds else None
+
+
 def find_results(paths: Sequence[str | Path]) -> list[Path]:
     """Every results.json at or below `paths`, in the order of `paths`, then oldest first, each once.
 

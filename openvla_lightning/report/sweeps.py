@@ -12,7 +12,7 @@ from openvla_lightning.report.chart import draw_chart
 from openvla_lightning.report.comparison import compare_two, holm, scenes
 from openvla_lightning.report.page import RUN_PAGE, escape, write_page
 from openvla_lightning.report.paper import reported
-from openvla_lightning.report.results import Episode, Results, find_results, success_rate
+from openvla_lightning.report.results import Episode, Results, acting_rate, find_results, success_rate
 from openvla_lightning.report.tables import Rows, fitting, markdown
 from openvla_lightning.report.training_log import draw_curves, points, read_log
 from openvla_lightning.runtime.files import below
@@ -174,9 +174,8 @@ def _differences(results: Mapping[Path, Sequence[Results]]) -> dict[Path, str]:
 
 
 def _rate(results: Sequence[Results]) -> str:
-    timed = [result.timing for result in results if "actions_per_call" in result.timing]
-    seconds = sum(timing["seconds_per_call"] for timing in timed)
-    return f"{sum(timing['actions_per_call'] for timing in timed) / seconds:,.0f} / s" if seconds else "-"
+    rate = acting_rate(results)
+    return f"{rate:,.0f} / s" if rate else "-"
 
 
 def _latency(results: Sequence[Results]) -> str:

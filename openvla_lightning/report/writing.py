@@ -14,10 +14,11 @@ from openvla_lightning.report.comparison import SIGNIFICANT, compare_all, power,
 from openvla_lightning.report.held_out import CAVEAT, offline_lines, offline_rows
 from openvla_lightning.report.page import RUN_PAGE, escape, write_page
 from openvla_lightning.report.paper import SUCCESS
-from openvla_lightning.report.results import Results, SuccessRate, find_results, success_rate
+from openvla_lightning.report.results import Results, SuccessRate, acting_rate, find_results, success_rate
 from openvla_lightning.report.tables import Rows, markdown, table
 
 CHART_NAME = "success.png"
+ACTIONS = "actions per second"
 
 
 def task_rows(results: Results) -> Rows:
@@ -58,16 +59,24 @@ Groups = Mapping[str, Mapping[str, Sequence[Results]]]
 
 
 def comparison_rows(groups: Groups) -> Rows:
-    """Header and one row per policy, one column per task set, in order of first appearance; then the paper's."""
+    """Header and one row per policy, one column per task set, in order of first appearance; then the paper's.
+
+    The last column is what `acting_rate` gives, where it was measured.
+    """
     rows: dict[str, dict[str, str]] = {}
+    every: dict[str, list[Results]] = {}
     for column, policies in groups.items():
         for name, results in policies.items():
-            rows.setdefault(name, {})[column] = _cell(results)
+            rows.setdefault(name, {})[f"{column} tasks"] = _cell(results)
+            every.setdefault(name, []).extend(results)
+    rates = {name: f"{rate:,.0f}" for name, results in every.items() if (rate := acting_rate(results))}
+    for name, rate in rates.items():
+        rows[name][ACTIONS] = rate
     for column in groups:
-        for name, rate in SUCCESS.get(column, {}).items():
-            rows.setdefault(name, {})[column] = rate
-    header = ["policy", *(f"{column} tasks" for column in groups)]
-    return [header, *([name, *(cells.get(column, "-") for column in groups)] for name, cells in rows.items())]
+        for name, success in SUCCESS.get(column, {}).items():
+            rows.setdefault(name, {})[f"{column} tasks"] = success
+    columns = [*(f"{column} tasks" for column in groups), *([ACTIONS] if rates else [])]
+    return [["policy", *columns]] + [[name, *(cells.get(c, "-") for c in columns)] for name, cells in rows.items()]
 
 
 def _cell(results: Sequence[Results]) -> str:
@@ -207,7 +216,8 @@ def compare(paths: Sequence[str | Path], folder: str | Path | None = None, conso
     draw_chart(bars, folder / CHART_NAME, "Success rate")
 
     lines = ["# Success rates", "", markdown(rows), ""]
-    lines += ["Wilson 95 % intervals in brackets; over several seeds, of the mean over tasks by bootstrap.", ""]
+    lines += ["Wilson 95 % intervals in brackets; over several seeds, of the mean over tasks by bootstrap."]
+    lines += ["Actions per second are those of all robots of a batch, for the time in which the policy worked.", ""]
     for column, policies in groups.items():
         differences = difference_rows(policies)
         if len(differences) > 1:
