@@ -47,10 +47,13 @@ def dimension_names(dim: int) -> tuple[str, ...]:
     return END_EFFECTOR if dim == len(END_EFFECTOR) else tuple(map(str, range(dim)))
 
 
+NO_STATE = "these actions are relative to the robot's state: an observation needs its proprio"
+
+
 def absolute(
     actions: NDArray[np.float64], relative_to: NDArray[np.int64] | None, proprio: ArrayLike | None
 ) -> NDArray[np.float64]:
-    """Actions [T, D] as the robot takes them, given its state [P] when the chunk begins, both in the dataset's units.
+    """Actions [..., D] as the robot takes them, given its state [P] when the chunk begins, both in the dataset's units.
 
     Args:
         actions: as predicted.
@@ -61,8 +64,17 @@ def absolute(
     Raises:
         ValueError: actions are relative to the state, but `proprio` is None.
     """
-    if relative_to is None:
-        return actions
+    return actions if relative_to is None else actions + _state(relative_to, proprio)
+
+
+def differences(
+    actions: NDArray[np.float64], relative_to: NDArray[np.int64] | None, proprio: ArrayLike | None
+) -> NDArray[np.float64]:
+    """Actions [..., D] as a model predicts them: the inverse of `absolute`, with the same arguments and errors."""
+    return actions if relative_to is None else actions - _state(relative_to, proprio)
+
+
+def _state(relative_to: NDArray[np.int64], proprio: ArrayLike | None) -> NDArray[np.float64]:
     if proprio is None:
-        raise ValueError("these actions are relative to the robot's state: an observation needs its proprio")
-    return actions + np.where(relative_to >= 0, np.asarray(proprio, np.float64)[relative_to], 0.0)
+        raise ValueError(NO_STATE)
+    return np.where(relative_to >= 0, np.asarray(proprio, np.float64)[relative_to], 0.0)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from openvla_lightning.action_head import Acting
-from openvla_lightning.actions import absolute
+from openvla_lightning.actions import NO_STATE, absolute
 from openvla_lightning.checkpoint.disk import fingerprint
 from openvla_lightning.checkpoint.formats import describe
 from openvla_lightning.checkpoint.load import load_checkpoint
@@ -223,6 +223,8 @@ class Policy:
     def check(self, observation: Observation) -> None:
         """Raise ValueError when an observation lacks a view or the proprioception that the policy needs, naming it."""
         self.processor.check(observation)
+        if self.statistics.relative_to is not None and observation.proprio is None:
+            raise ValueError(NO_STATE)
 
     def act_chunk(
         self, observations: Sequence[Observation], unnorm_key: str | Sequence[str | None] | None = None
@@ -259,16 +261,15 @@ class Policy:
             self.clock("preprocess")
             normalised = self._decoder(inputs, dim, self._generator).cpu().double().numpy()
         rows = zip(observations, normalised, scales, strict=True)
-        actions = np.stack(
-            [absolute(s.unnormalise(chunk, method=how), s.relative_to, seen.proprio) for seen, chunk, (s, how) in rows]
-        )
+        told = [absolute(s.unnormalise(chunk, how), s.relative_to, seen.proprio) for seen, chunk, (s, how) in rows]
         self.clock("unnormalise")
-        return actions
+        return np.stack(told)
 
     @property
     def reads(self) -> dict[str, Any]:
         """The arguments of `VLADataModule` with which it serves this policy's inputs."""
-        return {**self.processor.reads, "normalisation": self.normalisation}
+        state = self.processor.proprio or self.statistics.relative_to is not None
+        return {**self.processor.reads, "normalisation": self.normalisation, "proprio": state}
 
     def warm_up(
         self, batch_sizes: Sequence[int] = (1,), instructions: Sequence[str] = ("pick up the object",)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from openvla_lightning.actions import dimension_names
+from openvla_lightning.actions import differences, dimension_names
 from openvla_lightning.env.base import RequestError
 from openvla_lightning.env.recorded import Offline
 from openvla_lightning.evaluation.confusion import Confusion
@@ -69,7 +69,9 @@ def _score(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistics)
     """Each metric per choice or number [B, N], or [B, D] for executed actions; without choices, only `l1`s."""
     method, prediction = policy.normalisation, policy.predict(steps)
     acted = policy.act_chunk([step.observation for step in steps])[:, 0]
-    executed = policy.statistics.normalise(acted, method=method)
+    columns = policy.statistics.relative_to
+    moved = [differences(row, columns, step.observation.proprio) for row, step in zip(acted, steps, strict=True)]
+    executed = policy.statistics.normalise(np.stack(moved), method=method)
     first = np.stack([step.action[0] for step in steps]).astype(np.float64)
     both = statistics.unnormalise(np.stack([executed, first]), method=method)
     metrics = {"token_accuracy": prediction.correct, "l1": prediction.error, "entropy": prediction.entropy}

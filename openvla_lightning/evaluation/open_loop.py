@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from openvla_lightning.actions import absolute, differences
 from openvla_lightning.env.base import RequestError, refusing
 from openvla_lightning.env.recorded import TrainingSteps
 from openvla_lightning.policy import Policy
@@ -105,8 +106,11 @@ def _compare(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistic
     plain = replace(policy.acting, static=False, options=None, clock=lambda stage: None)
     decoded = head.decoder(policy.vla, plain)(inputs, dim, torch.Generator().manual_seed(0)).cpu()
     acted = policy.act_chunk(observations)[:, 0]
-    expected = statistics.unnormalise(decoded[:, 0].double().numpy(), method=policy.normalisation)
-    back = statistics.normalise(acted, method=policy.normalisation)
+    told = statistics.unnormalise(decoded[:, 0].double().numpy(), method=policy.normalisation)
+    felt = [(statistics.relative_to, seen.proprio) for seen in observations]
+    expected = np.stack([absolute(action, *state) for action, state in zip(told, felt, strict=True)])
+    moved = np.stack([differences(action, *state) for action, state in zip(acted, felt, strict=True)])
+    back = statistics.normalise(moved, method=policy.normalisation)
     comparisons = {
         "pixels": (_floats(whole, shown.pixel_values) - _floats(whole, batch.pixel_values))
         .abs()

@@ -2,17 +2,31 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import toy_lerobot as toy
+from tiny_parts import LLAMA, TOWERS
 
+from openvla_lightning.action_head import TokenHead
 from openvla_lightning.actions import absolute
 from openvla_lightning.data import VLADataModule
 from openvla_lightning.data.oxe.registry import describe
 from openvla_lightning.data.relative import state_columns
 from openvla_lightning.data.source.formats import stored
+from openvla_lightning.env.recorded import Offline, TrainingSteps
+from openvla_lightning.evaluation.held_out import score_offline
+from openvla_lightning.evaluation.open_loop import check_open_loop
+from openvla_lightning.model import VLA
+from openvla_lightning.model.llm import CausalLM
+from openvla_lightning.model.projector import MLP
+from openvla_lightning.model.vision_backbone import VisionBackbone
+from openvla_lightning.policy import Policy
+from openvla_lightning.processor import Processor
 from openvla_lightning.statistics import DatasetStatistics
+from openvla_lightning.types import Observation
 
 CHUNK = 4
 
@@ -76,3 +90,61 @@ def test_which_states_are_meant() -> None:
         columns(9, relative_to=[0, 1])
     with pytest.raises(ValueError, match="choose recorded or delta_from_state"):
         columns(9, actions="delta")
+
+
+@pytest.fixture(scope="module")
+def policy(root: Path) -> Policy:
+    """Has learnt nothing, reads no state, and predicts differences from it."""
+    torch.manual_seed(0)
+    vla = VLA(
+        vision_backbone=lambda: VisionBackbone(towers=TOWERS, image_size=32, pretrained=False),
+        projector=MLP,
+        llm=lambda: CausalLM(name="tiny", vocab_size=768, architecture=LLAMA, pretrained=False),
+    )
+    processor = Processor(TokenHead(vocab_size=768, action_chunk=CHUNK), tokenizer="tiny", image_size=32, towers=TOWERS)
+    return Policy(vla, processor, {"toy": module(root).statistics["toy"]}, device="cpu")
+
+
+def recorded(root: Path) -> dict[str, Any]:
+    told = {"actions": "delta_from_state", "gripper": {"open": -1, "closed": 1}}
+    return {
+        "source": partial(stored, root),
+        "mix": {"toy": 1.0},
+        "global_batch_size": 4,
+        "datasets": {"toy": toy.described(**told)},
+        "val_fraction": 0.5,
+        "noop_filter": "none",
+        "num_workers": 0,
+    }
+
+
+def test_the_error_of_executed_actions_is_of_what_the_robot_is_told(root: Path, policy: Policy) -> None:
+    env = Offline(partial(VLADataModule, **recorded(root)))
+    scores = score_offline(policy, env)["datasets"]["toy"]["dimensions"]
+    data = VLADataModule(**recorded(root), collate=list, **policy.reads)
+    data.prepare_data()
+    data.setup()
+    steps = [step for batch in data.val_dataloader() for step in batch]
+    index = data.sources["toy"].index
+    assert len(steps) == len(data.val["toy"])
+    errors = []
+    for step in steps:
+        acted = policy.act_chunk([step.observation])[0, 0]
+        statistics = policy.statistics
+        demonstrated = absolute(statistics.unnormalise(step.action), statistics.relative_to, step.observation.proprio)
+        errors.append(np.abs(acted - demonstrated[0]))
+    assert index.proprio.shape[1] >= 6
+    expected = np.mean(errors, axis=0)
+    np.testing.assert_allclose([of["l1_executed"] for of in scores.values()], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_acting_agrees_with_training(root: Path, policy: Policy, tmp_path: Path) -> None:
+    env = TrainingSteps(partial(VLADataModule, **recorded(root)), num_steps=8)
+    check_open_loop(policy, env, tmp_path)
+    assert "NO" not in (tmp_path / "open_loop.md").read_text()
+
+
+def test_a_world_without_the_state_is_refused_by_name(policy: Policy) -> None:
+    seen = Observation({"primary": np.zeros((32, 32, 3), np.uint8)}, "lift the cup")
+    with pytest.raises(ValueError, match="relative to the robot's state: an observation needs its proprio"):
+        policy.check(seen)
