@@ -58,7 +58,7 @@ class AdamW:
 
     def factor(self, step: int, total_steps: float) -> float:
         """The factor of `lr` at optimiser step `step` of `total_steps`."""
-        warmup = round(self.warmup_ratio * total_steps)
+        warmup = round(self.warmup_ratio * total_steps) if self.warmup_ratio else 0  # a run may have no end
         if step < warmup:
             return (step + 1) / warmup
         if self.drop_at is not None:

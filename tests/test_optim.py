@@ -1,5 +1,8 @@
 """The learning rate over a run, and which parameters decay."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -42,6 +45,12 @@ def test_a_wholly_frozen_model_is_an_error() -> None:
 def test_a_decaying_schedule_without_an_end_is_an_error() -> None:
     with pytest.raises(ValueError, match="max_steps"):
         AdamW(lr=0.1, schedule="cosine").build(torch.nn.Linear(2, 2).parameters(), -1)
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": "step", "drop_at": 3, "final_ratio": 0.1}])
+def test_a_run_without_an_end_keeps_its_rate(options: dict[str, Any]) -> None:
+    (optimizer,), _ = AdamW(lr=0.5, **options).build([torch.nn.Parameter(torch.zeros(2, 2))], math.inf)
+    assert optimizer.param_groups[0]["lr"] == 0.5
 
 
 def test_an_unknown_schedule_lists_the_known_ones() -> None:

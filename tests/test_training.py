@@ -168,6 +168,23 @@ def test_the_paper_s_recipe_without_data_and_weights_stops_with_one_message(tmp_
     assert "prism-dinosiglip-224px+7b" in output
 
 
+def test_a_run_shorter_than_the_logging_interval_says_what_it_learned(tmp_path: Path) -> None:
+    short = ["+debug=tiny", "trainer.max_steps=3", "trainer.log_every_n_steps=10", "objective=val/acuracy"]
+    output = finish("train.py", tmp_path, *short, fails=True)
+    assert "error: objective=val/acuracy was not logged by this run; choose" in output
+    assert "train/loss" in output
+    assert "Traceback" not in output
+    run = only_run(tmp_path / "train")
+    assert list(curve(run)) == [2]
+    assert "(step 2)" in (run / "report.md").read_text()
+
+
+def test_a_way_to_clip_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    output = finish("train.py", tmp_path, *SMALL, "+trainer.gradient_clip_algorithm=value", fails=True)
+    assert "gradients are clipped by their norm only" in output
+    assert "Traceback" not in output
+
+
 def test_nothing_to_resume_is_said_before_anything_is_built(tmp_path: Path) -> None:
     output = finish("train.py", tmp_path, *SMALL, "ckpt_path=last", fails=True)
     assert "no checkpoint below" in output

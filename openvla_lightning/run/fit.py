@@ -109,6 +109,10 @@ def fit(cfg: DictConfig) -> float | None:
     with blaming_config():
         module.check(trainer.strategy)
         accumulate(trainer, cfg.data.global_batch_size, cfg.batch_size_per_device)
+        if trainer.gradient_clip_algorithm not in (None, "norm"):
+            raise ConfigError("trainer.gradient_clip_algorithm: gradients are clipped by their norm only; leave it out")
+    if 0 < trainer.max_steps < trainer.log_every_n_steps:
+        trainer.log_every_n_steps = trainer.max_steps  # such a short run logs once, at its end
     os.environ.setdefault("RUN_ID", Path(cfg.paths.output_dir).name)  # for processes that Lightning starts
     for logger in trainer.loggers:
         logger.log_hyperparams(recipe)
@@ -120,7 +124,10 @@ def fit(cfg: DictConfig) -> float | None:
         evaluate_run(cfg)
     if trainer.is_global_zero and is_run(folder := Path(cfg.paths.output_dir)):
         log.info(f"What it learned: {write_run_page(folder)}")
-    objective = trainer.callback_metrics[cfg.objective].item() if cfg.objective else None
+    logged = trainer.callback_metrics
+    if cfg.objective and cfg.objective not in logged:
+        raise ConfigError(f"objective={cfg.objective} was not logged by this run; choose {', '.join(sorted(logged))}")
+    objective = logged[cfg.objective].item() if cfg.objective else None
     if job.in_sweep() and trainer.is_global_zero:
         job.finish(cfg, objective)
     return objective
