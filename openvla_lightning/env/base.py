@@ -38,8 +38,7 @@ class Task:
         family: tasks that are reported together, for example `lift`.
         instruction: the policy's instruction, for example `lift the red cube`.
         sets: names of the task sets it belongs to, for example `pretraining`.
-        initial_states: number of the benchmark's fixed scenes; seeds are then 0 to this number. None: any seed is a
-            scene.
+        initial_states: number of the benchmark's fixed scenes, whose seeds count from 0. None: any seed is a scene.
     """
 
     name: str
@@ -66,9 +65,9 @@ class RolloutEnv(Protocol):
     pictures are not used and need not be rendered.
 
     A class may have a static method `tasks_of(**arguments)`, which returns the `tasks` of a world with these
-    arguments. Then an evaluation's settings are checked before any world is built. Another one,
-    `notes_of(**arguments)`, returns sentences that are printed with the results and kept in them: what such a world
-    leaves out.
+    arguments. Then an evaluation's settings are checked before any world is built. `keys_of(**arguments)` returns the
+    keys of an observation of such a world; a policy that needs others is then refused before. `notes_of(**arguments)`
+    returns sentences that are printed with the results and kept in them: what such a world leaves out.
     """
 
     @property

@@ -141,9 +141,9 @@ def evaluate(
             decided = _stopping(stop, against, margin)
             session = Session(results, folder, enough, save_videos, console, decided, part, recorder)
             plans = functools.partial(_plan, tasks, enough, seed, instructions, decided is not None)
-            if (known := _announced(world, "tasks_of", env)) is not None:
+            if (known := announced(env, "tasks_of")) is not None:
                 plans(known)
-            results.notes += _announced(world, "notes_of", env) or []
+            results.notes += announced(env, "notes_of") or []
             how = Control(control, rate_hz, latency, False, execute, ensemble, ensemble_horizon)
             build: Any = env
             session.run(load, build, plans, how, self_test, num_envs, num_workers)
@@ -199,13 +199,14 @@ def _name_tasks(tasks: str | Sequence[str], task_set: str | None) -> str:
     return task_set if chosen == "all" else f"{task_set}: {chosen}"
 
 
-def _announced(world: Any, what: str, env: Any) -> Any:
-    """What a world's static method `what` says of a world that is not built yet; None: it has no such method.
+def announced(env: Any, what: str) -> Any:
+    """What the static method `what` of a world's class says of a world that is not built yet; None: it has none.
 
     Raises:
         RequestError: no world can be built with these arguments.
         BuildError: something that it needs is not installed.
     """
+    world = world_of(env)
     if not hasattr(world, what):
         return None
     named = dict(zip(inspect.signature(world).parameters, getattr(env, "args", ()), strict=False))

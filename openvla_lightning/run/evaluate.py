@@ -1,7 +1,7 @@
 """Execution of evaluate.py's config, and evaluation at the end of a training."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from openvla_lightning import plugins
-from openvla_lightning.checkpoint.format import CheckpointError
+from openvla_lightning.checkpoint.format import CheckpointError, Description
 from openvla_lightning.checkpoint.load import describe
 from openvla_lightning.cli.help import groups
 from openvla_lightning.config import (
@@ -28,6 +28,7 @@ from openvla_lightning.report.sweeps import RUNS_OWN
 from openvla_lightning.run import job
 from openvla_lightning.run.start import make_embedded
 from openvla_lightning.statistics import UnknownDatasetError, choose_key
+from openvla_lightning.types import key_of
 
 MISSING = object()
 
@@ -50,9 +51,11 @@ def evaluate(cfg: DictConfig) -> float | None:
     kind = kind_of(env)
     if kind not in EVALUATIONS:
         raise ConfigError(f"env builds something of the kind {kind!r}; evaluated are {', '.join(EVALUATIONS)}")
-    if cfg.ckpt_path and kind != "replay":
-        check_policy(cfg.ckpt_path, cfg.unnorm_key)
     try:
+        if cfg.ckpt_path and kind != "replay":
+            description = check_policy(cfg.ckpt_path, cfg.unnorm_key)
+            if kind == "rollouts":
+                check_shown(description, cfg.unnorm_key, cfg.policy.get("cameras"), env)
         return EVALUATIONS[kind](cfg, env, recipe)
     except (*UNUSABLE, StageError) as error:
         raise ConfigError(str(error)) from error
@@ -109,8 +112,8 @@ def _policy(cfg: DictConfig) -> Any:
     return instantiate(cfg.policy, _convert_="all")
 
 
-def check_policy(path: str, unnorm_key: str | None) -> None:
-    """Check that a checkpoint exists and has the robot's statistics, before a world is built.
+def check_policy(path: str, unnorm_key: str | None) -> Description:
+    """Check that a checkpoint exists and has the robot's statistics, before a world is built; return its description.
 
     Raises:
         ConfigError: there is nothing at `path`, its head is of a package that is not known here, or it has no
@@ -134,6 +137,37 @@ def check_policy(path: str, unnorm_key: str | None) -> None:
     if "." in head:  # a class of this package has no path
         with blaming_config():
             plugins.check(head)
+    return description
+
+
+def check_shown(description: Description, unnorm_key: str | None, cameras: Sequence[str] | None, env: Any) -> None:
+    """Check that a world shows what a policy needs, before it is built; only for worlds that say what they show.
+
+    Args:
+        description: of the policy's checkpoint.
+        unnorm_key: the dataset whose units the policy uses.
+        cameras: cameras that replace the checkpoint's own; None: they do not.
+        env: builds the world.
+
+    Raises:
+        ConfigError: it does not; the message names what is missing, and the options that show it if there are any.
+    """
+    from openvla_lightning.env.base import world_of
+    from openvla_lightning.evaluation.scoring import announced
+
+    if (shown := announced(env, "keys_of")) is None:
+        return
+    reads, stats = description.processor, description.norm_stats
+    cameras = list(cameras or reads.get("cameras") or [reads.get("camera", "primary")])
+    state = reads.get("proprio", False) or "relative_to" in stats[choose_key(stats, unnorm_key)]["action"]
+    needed = [*map(key_of, cameras), *["proprio"] * state]
+    if absent := [key for key in needed if key not in shown]:
+        views = f"[{','.join(cameras)}] env.proprio={str(state).lower()}"
+        told = "views" in inspect.signature(world_of(env)).parameters
+        raise ConfigError(
+            f"ckpt_path={description.path}: this policy needs {', '.join(needed)}, and the world shows no "
+            f"{', '.join(absent)}, but {', '.join(shown) or 'nothing'}" + f": say env.views={views}" * told
+        )
 
 
 def evaluate_run(cfg: DictConfig) -> None:

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 from toy_world import Incomplete, ToyWorld, Walker
 
+from openvla_lightning.checkpoint.format import Description
+from openvla_lightning.checkpoint.training import Training
+from openvla_lightning.config import ConfigError
+from openvla_lightning.env.libero import Libero
+from openvla_lightning.env.simpler import Simpler
+from openvla_lightning.env.tabletop import Tabletop
 from openvla_lightning.evaluation.scoring import UNUSABLE, evaluate
+from openvla_lightning.run.evaluate import check_shown
 from openvla_lightning.types import Observation
 
 
@@ -41,6 +48,40 @@ class Needy(Walker):
 def test_a_world_that_does_not_show_what_the_policy_needs_is_a_message(tmp_path: Path) -> None:
     with pytest.raises(UNUSABLE, match="there is no image wrist, but primary"):
         evaluate(Needy(), ToyWorld, tmp_path, episodes_per_task=1, num_envs=2, num_workers=1)
+
+
+def described(**processor: Any) -> Description:
+    actions: dict[str, Any] = {"q01": [-1.0], "q99": [1.0]}
+    stats = {"plain": {"action": actions}, "relative": {"action": actions | {"relative_to": [0]}}}
+    return Description(Path("oft"), Training(), (), {}, stats, processor=processor)
+
+
+@pytest.mark.parametrize(
+    ("world", "processor", "key", "message"),
+    [
+        (partial(Libero, "libero_goal"), {"cameras": ["primary", "wrist"], "proprio": True}, "plain",
+         r"needs image, wrist_image, proprio, and the world shows no wrist_image, proprio, but image: "
+         r"say env.views=\[primary,wrist\] env.proprio=true"),
+        (partial(Libero, suite="libero_goal"), {}, "relative", r"shows no proprio, but image: say .* env.proprio=true"),
+        (partial(Libero, "libero_goal", views=["wrist"]), {"camera": "primary"}, "plain", "no image, but wrist_image"),
+        (partial(Tabletop, image_size=64), {"cameras": ["wrist"]}, "plain", "no wrist_image, but image, proprio$"),
+        (partial(Simpler, "widowx"), {"proprio": True}, "plain", "no proprio, but image$"),
+    ],
+)  # fmt: skip
+def test_views_that_a_world_does_not_show_are_named_before_it_is_built(
+    world: Any, processor: dict[str, Any], key: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_shown(described(**processor), key, None, world)
+
+
+def test_a_world_that_shows_what_is_needed_or_does_not_say_is_not_refused() -> None:
+    both = partial(Libero, "libero_goal", views=["wrist", "primary"], proprio=True)
+    check_shown(described(cameras=["primary", "wrist"], proprio=True), "relative", None, both)
+    check_shown(described(cameras=["primary", "wrist"]), "plain", ["primary"], partial(Libero, "libero_goal"))
+    check_shown(described(cameras=["wrist"]), "plain", None, ToyWorld)
+    with Tabletop(wrist_camera=True) as env:
+        assert set(Tabletop.keys_of(wrist_camera=True)) == set(env.observation_space)
 
 
 def test_what_cannot_be_asked_for_is_a_message(tmp_path: Path) -> None:

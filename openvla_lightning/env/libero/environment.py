@@ -90,10 +90,15 @@ class Libero(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.looking = True
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (7,), np.float64)
         image = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        spaces: dict[str, gymnasium.Space[Any]] = {_key(view): image for view in views}
-        if proprio:
-            spaces["proprio"] = gymnasium.spaces.Box(-np.inf, np.inf, (8,), np.float32)
+        state = gymnasium.spaces.Box(-np.inf, np.inf, (8,), np.float32)
+        keys = self.keys_of(views, proprio)
+        spaces: dict[str, gymnasium.Space[Any]] = {key: state if key == "proprio" else image for key in keys}
         self.observation_space = gymnasium.spaces.Dict(spaces)  # type: ignore[assignment]
+
+    @staticmethod
+    def keys_of(views: Sequence[str] = ("primary",), proprio: bool = False, **options: object) -> list[str]:
+        """The keys of an observation of a world with these arguments; nothing is built."""
+        return [*map(_key, views), *["proprio"] * proprio]
 
     @staticmethod
     def version_notes(found: Mapping[str, str]) -> list[str]:

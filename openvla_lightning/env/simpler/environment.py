@@ -64,6 +64,11 @@ class Simpler(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         """
         return _tasks(_robot(robot))
 
+    @staticmethod
+    def keys_of(**options: object) -> list[str]:
+        """The keys of an observation of any such world."""
+        return ["image"]
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -14,7 +14,7 @@ from openvla_lightning.env.tabletop.layout import choose, spots, strip
 from openvla_lightning.env.tabletop.renderer import Renderer, mujoco
 from openvla_lightning.env.tabletop.scene import FINGER_OPEN, OBJECTS, PLATES, REACH, Thing, mjcf
 from openvla_lightning.env.tabletop.self_test import self_test
-from openvla_lightning.env.tabletop.tasks import CUBES, DISHES, TabletopTask, judge, tasks_of
+from openvla_lightning.env.tabletop.tasks import CUBES, DISHES, TabletopTask, judge, keys_of, tasks_of
 
 TRAINING_SEEDS = range(EVALUATION_SEEDS.start)
 """Seeds of demonstrations: below every seed of an evaluation."""
@@ -164,7 +164,7 @@ class Tabletop(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return 1.0 / (self.embodiment.substeps * self._model.opt.timestep)
 
     self_test = self_test
-    tasks_of = staticmethod(tasks_of)
+    tasks_of, keys_of = staticmethod(tasks_of), staticmethod(keys_of)
 
     def render(self) -> np.ndarray:
         """Return the picture of the camera that faces the robot, uint8 [H, W, 3]."""

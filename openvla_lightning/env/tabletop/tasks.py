@@ -78,6 +78,11 @@ def tasks_of(
     return select_tasks(all_tasks(objects, plates), tasks)
 
 
+def keys_of(wrist_camera: bool = False, **options: object) -> list[str]:
+    """The keys of an observation of a `Tabletop` with these arguments; nothing is built."""
+    return ["image", "proprio", *["wrist_image"] * wrist_camera]
+
+
 def all_tasks(objects: Iterable[str] = tuple(OBJECTS), plates: Iterable[str] = tuple(PLATES)) -> list[TabletopTask]:
     """Return every task that these objects and plates allow.
 
