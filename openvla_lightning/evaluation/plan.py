@@ -37,12 +37,14 @@ def plan_episodes(
 
     Raises:
         ValueError: for an unknown `instructions`, for `shuffled` if every shuffle gives some episode its own
-            instruction, or for more episodes than a task has initial states.
+            instruction, for more episodes than a task has initial states, or for a negative seed.
     """
     if instructions not in INSTRUCTIONS:
         raise RequestError(f"instructions={instructions!r} is not known; choose one of {', '.join(INSTRUCTIONS)}")
     if episodes_per_task < 1:
         raise RequestError(f"episodes_per_task must be at least 1, got {episodes_per_task}")
+    if seed < 0:
+        raise RequestError(f"seed must be at least 0, got {seed}")
     tasks = list(tasks)
     fixed = [task.initial_states for task in tasks if task.initial_states is not None]
     if fixed and episodes_per_task > min(fixed):

@@ -1,6 +1,7 @@
 """Replays recorded actions in the simulator, to check a dataset's actions, pictures and units."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +42,13 @@ def check_replay(env: Replay, folder: str | Path, console: Console | None = None
     env.check()
     console = console or Console()
     env.source.prepare()
-    world, statistics = env.world(), env.source.statistics
+    statistics = env.source.statistics
     pairs: list[tuple[RecordedEpisode, Replayed]] = []
     through_tokens = []
-    for episode in track(env.episodes(), "replaying", env.num_episodes, "episodes", console=console):
-        pairs.append((episode, drive(world, episode, episode.executed)))
-        through_tokens.append(drive(world, episode, as_tokens(episode.executed, statistics, env.num_bins)).success)
-    world.close()
+    with closing(env.world()) as world:
+        for episode in track(env.episodes(), "replaying", env.num_episodes, "episodes", console=console):
+            pairs.append((episode, drive(world, episode, episode.executed)))
+            through_tokens.append(drive(world, episode, as_tokens(episode.executed, statistics, env.num_bins)).success)
     stages = _stages(pairs, through_tokens)
     _write(stages, pairs, env, Path(folder), console)
     if wrong := next((stage for stage in stages if not stage.ok), None):

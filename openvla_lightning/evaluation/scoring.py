@@ -242,12 +242,14 @@ def select_tasks(known: Mapping[str, Task], chosen: str | Sequence[str]) -> list
     """Tasks by name, family or set, in the environment's order.
 
     Raises:
-        ValueError: for an unknown name; the message lists the known ones.
+        ValueError: for an unknown name, or none; the message lists the known ones.
     """
     wanted = {chosen} if isinstance(chosen, str) else set(chosen)
     if wanted == {"all"}:
         return list(known.values())
     names = dict.fromkeys(name for task in known.values() for name in (*task.sets, task.family, task.name))
+    if not wanted:
+        raise RequestError(f"tasks=[] chooses no task; there are: all, {', '.join(names)}")
     if unknown := sorted(wanted - set(names)):
         close = get_close_matches(unknown[0], names, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""

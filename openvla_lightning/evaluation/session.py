@@ -98,8 +98,14 @@ class Session:
             self._plans = plans(known)
             if self._decided is not None:
                 self._decided.check(self._plans)
-            total = None if self._enough.auto else sum(map(self._in_shard, range(len(self._plans))))
-            self._bar.restart(self._results.row, total)
+            own = sum(map(self._in_shard, range(len(self._plans))))
+            if not own:
+                which = "the evaluation" if self._shard is None else f"eval.shard={self._shard}"
+                raise RequestError(
+                    f"{which} has nothing to play, of {len(self._plans)} episodes: choose tasks that the world has, "
+                    "and at most as many parts as there are episodes"
+                )
+            self._bar.restart(self._results.row, None if self._enough.auto else own)
             self._others = {(p.task.name, p.seed) for n, p in enumerate(self._plans) if not self._in_shard(n)}
             return self._plans
 
@@ -171,6 +177,7 @@ class Session:
         for number, plan in enumerate(self._plans):
             if self._in_shard(number) and (episode := self._journal.find(plan.task.name, plan.seed, plan.instruction)):
                 self._count(number, episode)
+        self._bar.restart(self._bar.label, self._bar.total, self._bar.done)  # those took no time in this call
 
     def _wanted(self, plan: Plan) -> bool:
         if self._decided is not None and self._decided.reached(self._plans, self._finished):

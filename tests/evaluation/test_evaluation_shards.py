@@ -17,6 +17,7 @@ from openvla_lightning.report.__main__ import main as report
 from openvla_lightning.report.results import Results
 from openvla_lightning.report.shards import EvaluationShard, ShardError, merge
 from openvla_lightning.report.writing import compare
+from openvla_lightning.runtime.progress import Bar
 
 KILLED = """
 import functools, os, signal, sys
@@ -87,6 +88,21 @@ def test_results_say_where_the_time_went(tmp_path):
     assert "episodes per hour" in (tmp_path / "report.md").read_text()
 
 
+def test_episodes_of_an_earlier_call_do_not_count_for_the_rate(tmp_path, monkeypatch):
+    began = []
+
+    class Noted(Bar):
+        def restart(self, label, total, done=0):
+            began.append((total, done))
+            super().restart(label, total, done)
+
+    monkeypatch.setattr("openvla_lightning.evaluation.session.Bar", Noted)
+    play(tmp_path, episodes_per_task=1)
+    assert began[-1] == (4, 0)
+    play(tmp_path, episodes_per_task=2)
+    assert began[-1] == (8, 4)
+
+
 def test_a_shard_alone_is_no_result_to_compare(tmp_path):
     play(tmp_path / "mine", shard="1/3")
     with pytest.raises(ShardError, match=r"shard 2/3 is not finished; eval.shard=2/3 paths.output_dir="):
@@ -131,6 +147,12 @@ def test_shards_of_different_evaluations_are_not_merged(tmp_path):
 def test_what_cannot_be_split_is_refused(tmp_path, options, message):
     with pytest.raises(RequestError, match=message):
         play(tmp_path, **options)
+
+
+def test_a_part_without_an_episode_is_refused(tmp_path):
+    """It would leave no results, and the others could never be merged."""
+    with pytest.raises(RequestError, match=r"eval\.shard=5/5 has nothing to play, of 4 episodes: .*as many parts"):
+        play(tmp_path, shard="5/5", episodes_per_task=1)
 
 
 class Chunks(Walker):

@@ -102,8 +102,19 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         Replay(Tabletop, partial(RLDS, tmp_path), "tabletop_pretrain", num_episodes=0)
 
 
-def test_an_unknown_split_lists_the_known_ones(data: Path, tmp_path: Path) -> None:
+class Closed(Tabletop):
+    """Counts how often it was closed."""
+
+    times = 0
+
+    def close(self) -> None:
+        Closed.times += 1
+        super().close()
+
+
+def test_an_unknown_split_lists_the_known_ones_and_leaves_no_world_open(data: Path, tmp_path: Path) -> None:
     env = replay(data)
-    env.split = "test"
+    env.split, env.world = "test", Closed
     with pytest.raises(ValueError, match=r"no split 'test'; it has train, val|no split 'test'; it has val, train"):
         check_replay(env, tmp_path)
+    assert Closed.times == 1

@@ -87,6 +87,8 @@ def test_a_world_that_shows_what_is_needed_or_does_not_say_is_not_refused() -> N
 def test_what_cannot_be_asked_for_is_a_message(tmp_path: Path) -> None:
     with pytest.raises(UNUSABLE, match="no task, family or task set"):
         evaluate(Walker(), ToyWorld, tmp_path, tasks=["fly"], num_envs=2, num_workers=1)
+    with pytest.raises(UNUSABLE, match=r"tasks=\[\] chooses no task; there are: all, "):
+        evaluate(Walker(), ToyWorld, tmp_path, tasks=[], num_envs=2, num_workers=1)
     with pytest.raises(UNUSABLE, match=r"eval\.control"):
         evaluate(Walker(), ToyWorld, tmp_path, control="slow", num_envs=2, num_workers=1)
 

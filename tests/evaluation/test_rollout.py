@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from toy_world import ToyWorld, Walker
 
 from openvla_lightning.env import workers
-from openvla_lightning.env.base import EVALUATION_SEEDS
+from openvla_lightning.env.base import EVALUATION_SEEDS, RequestError
 from openvla_lightning.env.workers import WorkerError
 from openvla_lightning.evaluation.plan import plan_episodes, shuffle_instructions
 from openvla_lightning.evaluation.rollout import rollout
@@ -212,6 +212,8 @@ def test_plans_say_what_is_wrong():
         plan_episodes(TASKS, 1, instructions="mixed")
     with pytest.raises(ValueError, match="at least two tasks"):
         plan_episodes(TASKS[:1], 3, instructions="shuffled")
+    with pytest.raises(RequestError, match="seed must be at least 0, got -1"):
+        plan_episodes(TASKS, 1, seed=-1)
     with pytest.raises(ValueError, match="episodes_per_task must be at least 1"):
         plan_episodes(TASKS, 0)
 
