@@ -37,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for folder, runs in sweeps.items():
         print(f"written to {write_sweep(folder, runs)}")
     trained = {run.resolve() for runs in sweeps.values() for run in runs}
+    named = [path for path in options.paths if path.is_file()]
     results = [file.resolve() for path in options.paths for file in below(path, FILE_NAME)]
-    if sweeps and all(trained & {*file.parents} for file in results):  # these are on the sweep's page
+    if sweeps and not named and all(trained & {*file.parents} for file in results):  # these are on the sweep's page
         return
     try:
         print(f"written to {compare(options.paths, options.out)}")

@@ -1,6 +1,7 @@
 """Whether one policy is better than another: paired by initial state, with intervals that tasks and scenes move."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -140,11 +141,15 @@ def power(first: float, second: float, pairs: int) -> float:
             continue
         share = only_first / (only_first + only_second)
         total += chance * sum(
-            _binomial(differing, worse, share)
-            for worse in range(differing + 1)
-            if mcnemar(worse, differing - worse) < SIGNIFICANT
+            _binomial(differing, worse, share) + _binomial(differing, differing - worse, share)
+            for worse in range(_even(differing))
         )
     return total
+
+
+def _even(n: int) -> int:
+    """The smallest k for which k against n - k is no more than chance."""
+    return bisect_left(range(n // 2 + 1), True, key=lambda k: mcnemar(k, n - k) >= SIGNIFICANT)
 
 
 def _binomial(n: int, k: int, p: float) -> float:

@@ -35,6 +35,22 @@ def test_mcnemar_of_thousands_of_pairs_is_exact_and_soon_there():
     assert mcnemar(9_900, 10_100) == pytest.approx(math.erfc(199 / math.sqrt(2 * 20_000)), rel=1e-2)
 
 
+@pytest.mark.parametrize("pairs", [0, 1, 5, 6, 7, 40])
+def test_the_power_is_that_of_every_outcome_there_can_be(pairs):
+    chances = [0.55 * 0.3, 0.45 * 0.7, 1 - 0.55 * 0.3 - 0.45 * 0.7]  # only the first, only the second, alike
+    every = 0.0
+    for worse in range(pairs + 1):
+        for better in range(pairs + 1 - worse):
+            if mcnemar(worse, better) < 0.05:
+                ways = math.comb(pairs, worse) * math.comb(pairs - worse, better)
+                every += ways * chances[0] ** worse * chances[1] ** better * chances[2] ** (pairs - worse - better)
+    assert power(0.55, 0.70, pairs) == pytest.approx(every, abs=1e-9)
+
+
+def test_the_power_of_thousands_of_pairs_is_soon_there():
+    assert 0.999 < power(0.55, 0.70, 4000) <= 1 + 1e-9
+
+
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_is_symmetric_and_a_probability(a, b):
     assert mcnemar(a, b) == mcnemar(b, a)

@@ -123,6 +123,9 @@ def test_a_sweep_and_what_it_is_compared_with_have_pictures_of_their_own(tmp_pat
         assert f"]({picture})" in (sweep / page).read_text()
     assert (sweep / "sweep_success.png").read_bytes() == alone
     assert (sweep / "success.png").read_bytes() != alone
+    (sweep / "report.md").unlink()
+    main([str(sweep), str(other / "results.json")])
+    assert "other" in (sweep / "report.md").read_text(), "a file that is named is compared like a folder"
 
 
 def test_runs_that_varied_the_same_are_told_apart_by_their_place(tmp_path: Path) -> None:
