@@ -217,6 +217,24 @@ def test_rows_that_a_full_disk_does_not_take_wait_until_it_does(
     assert len([text for text in caplog.messages if "metrics.csv cannot be written" in text]) == 1
 
 
+def test_what_a_step_logged_before_the_disk_was_full_is_kept(tmp_path: Path) -> None:
+    """Training and validation log a row each at the same step."""
+    logger = CSVLogger(str(tmp_path))
+    whole, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        logger.log_metrics({"train/loss": 1.0, "val/loss": 2.0}, 9)
+        logger.log_metrics({"train/loss": 3.0}, 10)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.csv").stat().st_size + 3, whole[1]))
+        logger.log_metrics({"val/loss": 4.0}, 10)
+        resource.setrlimit(resource.RLIMIT_FSIZE, whole)
+        logger.log_metrics({"train/loss": 5.0}, 11)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, whole)
+        signal.signal(signal.SIGXFSZ, before)
+    found = [(row["step"], row["train/loss"], row["val/loss"]) for row in rows(tmp_path)]
+    assert found == [("9", "1.0", "2.0"), ("10", "3.0", ""), ("10", "", "4.0"), ("11", "5.0", "")]
+
+
 def test_a_line_that_a_kill_cut_short_is_left_out_of_the_curve(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("a,step,z\n1.0,3,2.0\n1.")
     CSVLogger(str(tmp_path)).log_metrics({"a": 5.0}, 4)

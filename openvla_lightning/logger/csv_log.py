@@ -36,6 +36,8 @@ class _Writer(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         self.path, self.waiting = Path(self.metrics_file_path), False
+        self.whole: int | None = None
+        """Rows of the file that this attempt kept or wrote; None: it has not written yet."""
 
     def _check_log_dir_exists(self) -> None:
         """Do nothing; Lightning deletes the log of an earlier attempt here."""
@@ -49,6 +51,7 @@ class _Writer(ExperimentWriter):
             if columns == self.metrics_keys:
                 with self.path.open("a", newline="", encoding="utf-8") as file:
                     csv.DictWriter(file, columns).writerows(self.metrics)
+                self.whole = (self.whole or 0) + len(self.metrics)
             else:
                 self._rewrite(columns)
         except OSError as error:
@@ -60,12 +63,12 @@ class _Writer(ExperimentWriter):
 
     def _rewrite(self, columns: list[str]) -> None:
         """Write the existing rows, after a resume only up to the first new step, and then the new ones."""
-        rows: list[dict[str, Any]] = [*read_log(self.path)]
-        if not self.metrics_keys:  # the first rows of this attempt
+        rows: list[dict[str, Any]] = [*read_log(self.path)][: self.whole]
+        if self.whole is None:  # all of them are of earlier attempts
             rows = [row for row in rows if int(row["step"]) < self.metrics[0]["step"]]
-            columns = sorted({*columns, *(key for row in rows for key in row)})
+        columns = sorted({*columns, *(key for row in rows for key in row)})
         with written_whole(self.path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows([*rows, *self.metrics])
-        self.metrics_keys = columns
+        self.metrics_keys, self.whole = columns, len(rows) + len(self.metrics)
