@@ -224,7 +224,8 @@ class VLADataModule(ResumableDataModule):
             )
             felt = felt_columns(source) if self.proprio else None
             if split == "train":
-                measured = measure(source, steps if self.measure_training_split else None, self.action_chunk)
+                own = self.measure_training_split and len(steps) > 0  # `refuse_empty` says why none is left
+                measured = measure(source, steps if own else None, self.action_chunk)
                 self.filter_report[name] = report
                 self.statistics[name] = measured if felt is None else measured.felt(felt)
             scale = (self.statistics[name], self.normalisation)

@@ -55,6 +55,13 @@ def test_steps_without_words_among_others_are_left_out_and_counted(tmp_path: Pat
     assert set(drawn(data)) == {"open it", "close it"}
 
 
+@pytest.mark.parametrize("statistics", ["released", "train"])
+def test_what_left_no_step_to_train_on_is_said(tmp_path: Path, statistics: str) -> None:
+    made_rlds.write(tmp_path, [made_rlds.episode(6, i, words=[""] * 6) for i in range(3)])
+    with pytest.raises(ValueError, match=r"no step is left after filters and split, of 18 in 3 .*nothing said"):
+        opened(tmp_path, statistics=statistics)
+
+
 def test_chunks_that_mostly_teach_standing_still_are_said(tmp_path: Path, caplog) -> None:
     made_rlds.write(tmp_path, [made_rlds.episode(6, i) for i in range(4)])
     opened(tmp_path, action_chunk=4)
