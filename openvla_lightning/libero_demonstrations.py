@@ -12,6 +12,7 @@ cannot return to it.
 """
 
 import argparse
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from openvla_lightning.data.source.writer import write_rlds
 from openvla_lightning.env.libero import Libero
 from openvla_lightning.env.libero.expert import Expert
 from openvla_lightning.env.libero.protocol import RENDER_SIZE
-from openvla_lightning.runtime.files import written_whole
+from openvla_lightning.runtime.files import write_json, written_whole
 from openvla_lightning.runtime.progress import Bar
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
@@ -142,6 +143,14 @@ def play_all(
     return {split: [path for (s, *_), path in files.items() if s == split and _succeeded(path)] for split in STATES}
 
 
+def _agree_on_pushes(folder: Path, pushes: float) -> None:
+    """Write how hard the episodes in `folder` are pushed; raise ValueError if they were pushed otherwise before."""
+    path = folder / "pushes.json"
+    if path.exists() and (found := json.loads(path.read_text(encoding="utf-8"))) != pushes:
+        raise ValueError(f"{folder} holds episodes of --pushes {found}: go on with it, or write to another folder")
+    write_json(path, pushes)
+
+
 def _succeeded(path: Path) -> bool:
     return len(np.load(path)["executed"]) > 0
 
@@ -163,9 +172,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="<root>/<suite>_scripted/<version>")
-    parser.add_argument("--tasks", type=int, nargs="*", default=list(range(10)), help="their numbers in the suite")
-    parser.add_argument("--states", type=int, default=36, help="initial states of each task to train on, at most 36")
-    parser.add_argument("--validate", type=int, default=4, help="and to validate on, at most 4")
+    tasks, train, val = range(10), range(1, len(STATES["train"]) + 1), range(1, len(STATES["val"]) + 1)
+    numbers: dict[str, Any] = {"type": int, "metavar": "N"}
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=[*tasks], help="numbers in the suite", **numbers)
+    parser.add_argument("--states", choices=train, default=36, help="states of each to train on, at most 36", **numbers)
+    parser.add_argument("--validate", choices=val, default=4, help="and to validate on, at most 4", **numbers)
     parser.add_argument("--pushes", type=float, default=0.5, help="how hard, 1 being the fastest move")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; one per core")
     options = parser.parse_args(arguments)
@@ -174,6 +185,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = ", ".join(f"{name}_scripted" for name in SUITES)
         parser.error(f"{options.folder}: the folder above the version is called after the suite, one of {names}")
     states = {"val": options.validate, "train": options.states}
+    try:
+        _agree_on_pushes(options.folder / "played", options.pushes)
+    except ValueError as error:
+        parser.error(str(error))
     played = play_all(options.folder / "played", suite, options.tasks, states, options.pushes, max(1, options.workers))
     if empty := [split for split, files in played.items() if not files]:
         parser.error(f"the expert solved no initial state for the split {empty[0]}; nothing is written")

@@ -32,6 +32,27 @@ def test_the_folder_says_which_suite(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("wrong", [["--tasks", "10"], ["--tasks"], ["--states", "37"], ["--validate", "0"]])
+def test_what_a_suite_does_not_have_is_refused_before_anything_is_played(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str]
+):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "libero_object_scripted" / "1.0.0"), *wrong])
+    assert f"argument {wrong[0]}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_episodes_of_other_pushes_are_not_mixed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("openvla_lightning.libero_demonstrations.play_all", lambda *_: {"val": [], "train": []})
+    folder = str(tmp_path / "libero_object_scripted" / "1.0.0")
+    for pushes, message in (("0.5", "solved no initial"), ("0.9", "episodes of --pushes 0.5"), ("0.5", "solved no")):
+        with pytest.raises(SystemExit):
+            main([folder, "--pushes", pushes])
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_scripted_and_released_demonstrations_are_read_alike(suite):
     scripted, released = dataset_spec(f"{suite}_scripted"), dataset_spec(f"{suite}_no_noops")
