@@ -185,8 +185,9 @@ def nodes(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Every dictionary in a tree, outermost first, with its dotted path."""
     if isinstance(node, dict):
         yield path, node
-        for key, child in node.items():
-            yield from nodes(child, f"{path}.{key}".lstrip("."))
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        yield from nodes(child, f"{path}.{key}".lstrip("."))
 
 
 def unbound(path: str, node: dict[str, Any]) -> Iterator[str]:
@@ -200,9 +201,10 @@ def unbound(path: str, node: dict[str, Any]) -> Iterator[str]:
     kwargs = {k: v for k, v in node.items() if not k.startswith("_")}
     known: Sequence[str] = ()
     try:
-        signature = inspect.signature(get_object(name))
+        plugins.check_home(name, target := get_object(name))
+        signature = inspect.signature(target)
         known = list(signature.parameters)
         signature.bind_partial(**kwargs)
-    except (ImportError, TypeError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         meant = [close[0] for key in kwargs if key not in known and (close := get_close_matches(key, known, 1))]
         yield f"{path}: {name}: {error}" + (f"; did you mean {meant[0]!r}?" if meant else "")

@@ -105,18 +105,31 @@ def check(path: str) -> None:
         )
 
 
-def find(path: str) -> Any:
-    """The class or function at a dotted path, after `check`.
+def check_home(path: str, thing: Any) -> None:
+    """Make sure that a path into this package or Lightning does not lead to a `thing` that they import from elsewhere.
 
     Raises:
-        ValueError: as `check`, or when it cannot be imported.
+        ValueError: it does, as `openvla_lightning.demo.subprocess.run` would.
+    """
+    home = str(getattr(thing, "__module__", None) or path)
+    if path.partition(".")[0] in _OWN and home.partition(".")[0] not in roots():
+        raise ValueError(f"{path} leads to {home}; name what {' or '.join(_OWN)} define themselves")
+
+
+def find(path: str) -> Any:
+    """The class or function at a dotted path, after `check` and `check_home`.
+
+    Raises:
+        ValueError: as these, or when it cannot be imported.
     """
     check(path)
     module, _, name = path.rpartition(".")
     try:
-        return getattr(import_module(module), name)
+        thing = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} cannot be imported: {error}") from error
+    check_home(path, thing)
+    return thing
 
 
 def describe(thing: Any, default: str) -> dict[str, Any]:

@@ -117,6 +117,20 @@ def test_a_target_outside_the_package_is_refused() -> None:
         validate(cfg_of("train", "optim._target_=os.getcwd"))
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.cameras=[{_target_: os.getcwd}]", r"data\.cameras\.0: os\.getcwd: the package os is not known"),
+        ("optim._target_=openvla_lightning.demo.subprocess.run", r"demo\.subprocess\.run leads to subprocess"),
+    ],
+)
+def test_no_detour_leads_outside_the_package(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(cfg_of("train", override))
+    with pytest.raises(ValueError, match=r"leads to concurrent\.futures"):
+        plugins.find("openvla_lightning.client.ThreadPoolExecutor")
+
+
 def test_a_target_that_was_moved_is_answered_with_its_new_place() -> None:
     old = "openvla_lightning.callbacks.checkpoint.Checkpoint"
     with pytest.raises(ConfigError, match=r"checkpoint\.Checkpoint is openvla_lightning\.callbacks\.Checkpoint now"):
