@@ -26,6 +26,7 @@ from openvla_lightning.data.source.lerobot import LeRobot
 from openvla_lightning.data.source.lerobot.encoding import Encoding
 from openvla_lightning.data.source.lerobot.film import FRAMES
 from openvla_lightning.data.source.lerobot.packets import Video, match, segments
+from openvla_lightning.data.source.lerobot.remote import RemoteFiles
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +236,18 @@ def test_a_url_is_read_through_the_cache(root: Path, tmp_path: Path) -> None:
     assert by_root.index.num_steps == here.index.num_steps
     lost = LeRobot(tmp_path, "mine", describe("mine", toy.described(path=f"{url}_not")), cache_dir=tmp_path / "cache")
     assert "meta/info.json" in (lost.missing() or "")
+
+
+def test_datasets_whose_urls_end_alike_are_kept_apart(tmp_path: Path) -> None:
+    folders = []
+    for lab in ("ours", "theirs"):
+        folder = tmp_path / lab / "a_long_name_that_both_of_the_labs_use" / "pick_and_place_of_everything_2026"
+        (folder / "meta").mkdir(parents=True)
+        (folder / "meta" / "info.json").write_text(lab)
+        files = RemoteFiles(f"file://{folder}", tmp_path / "cache", 1.0)
+        folders.append(files.folder)
+        assert (files.folder / "meta" / "info.json").read_text() == lab
+    assert (folders[0] / "meta" / "info.json").read_text() == "ours"
 
 
 def test_a_description_is_the_same_one_in_every_process(root: Path) -> None:

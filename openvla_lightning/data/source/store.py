@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
@@ -97,9 +98,9 @@ class StoreFiles:
         """
         raise NotImplementedError
 
-    def _prepared(self, name: str) -> Path:
-        """The folder `name` in the cache, with subfolders for fetched files."""
-        folder = self.cache / name
+    def _prepared(self) -> Path:
+        """The dataset's folder in the cache, one for each URL, with subfolders for fetched files."""
+        folder = self.cache / f"{self.name.replace('/', '_')}_{sha256(self.url.encode()).hexdigest()[:12]}"
         for room in ("shards", "partial", "locks"):
             (folder / room).mkdir(parents=True, exist_ok=True)
         return folder

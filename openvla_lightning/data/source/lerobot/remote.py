@@ -54,7 +54,7 @@ class RemoteFiles(StoreFiles):
     @cached_property
     def folder(self) -> Path:
         """The local folder of this dataset, with a copy of `meta/`."""
-        folder = self._prepared(f"{self.name}_{quote(self.url, safe='')[-60:].replace('%', '_')}")
+        folder = self._prepared()
         for name in self._find("meta") or META:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             partial = (folder / name).with_suffix(f".{os.getpid()}.partial")

@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 
 from openvla_lightning.data.source.rlds.description import METADATA, newest, read_splits
@@ -38,7 +37,7 @@ class Shards(StoreFiles):
     @cached_property
     def folder(self) -> Path:
         """The local folder of this dataset, with copies of its metadata files."""
-        folder = self._prepared(f"{self.name.replace('/', '_')}_{sha256(self.url.encode()).hexdigest()[:12]}")
+        folder = self._prepared()
         listed = {name for name in self._list(self.url) if name.endswith((".json", ".txt"))}
         for name in {*METADATA, *listed}:
             content = self._store.cat_file(f"{self.url}/{name}")
