@@ -26,7 +26,7 @@ class Episode:
         video: path of its MP4 relative to results.json, if one was kept.
         progress: share of the task that was done at the end, 0 to 1, where the world says so; 1 for a success.
         error: how the environment failed, twice; such an episode is neither a success nor a failure.
-        jerk: how much the motion jerked, in the world's units (see `evaluation.rollout.jerk`); None where unknown.
+        jerk: how much the motion jerked, in the world's units (see `evaluation.played.jerk`); None where unknown.
     """
 
     task: str

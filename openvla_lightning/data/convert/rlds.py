@@ -94,6 +94,7 @@ def to_lerobot(
         raise FileNotFoundError(f"{source} holds no dataset_info.json, so it is no RLDS dataset")
     leaves = leaves_of(folder)
     names = _names(leaves, action, language)
+    rate = fps or _known_rate(folder.parent.name)  # before all files are looked through
     episodes = Episodes(folder, language)
     first = episodes(0)
     features = {feature: _feature(leaf_of(first, path), leaves[path]) for path, feature in names.columns.items()}
@@ -115,7 +116,7 @@ def to_lerobot(
         [episodes.lengths[number] for number in full],
         episodes.words,
         Renumbered(record, full),
-        fps=fps or _known_rate(folder.parent.name),
+        fps=rate,
         robot_type=robot_type,
         splits={name: (_before(full, a), _before(full, b)) for name, (a, b) in episodes.splits.items()},
         episodes_per_file=episodes_per_file,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvla_lightning.data.datamodule import VLADataModule
-from openvla_lightning.data.filters import FilterReport
+from openvla_lightning.data.filters import FilterReport, spoken
 from openvla_lightning.data.report.motion import (
     Dimension,
     Duplicates,
@@ -179,7 +179,7 @@ SENTENCE_ENDS = (".", "?", "!", "\u3002", "\uff1f", "\uff01")
 
 def measure_words(index: Index, top: int = 10) -> Words:
     """How many steps and trajectories have an instruction, and the instructions."""
-    has_words = np.array([bool(words.strip()) for words in index.instructions], bool)
+    has_words = spoken(index)
     steps = np.bincount(index.instruction, minlength=len(index.instructions))
     full = np.diff(index.bounds) > 0
     changes = np.append(True, index.instruction[1:] != index.instruction[:-1])[: index.num_steps]

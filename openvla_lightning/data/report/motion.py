@@ -176,7 +176,7 @@ def measure_idle(index: Index, spec: DatasetSpec, statistics: DatasetStatistics,
         usual_range = float(np.linalg.norm((numbers["q99"] - numbers["q01"])[changing]))
         threshold = STILL * usual_range or float(np.finfo(np.float32).tiny)
         spec = replace(spec, noop_threshold=threshold)
-    idle = np.concatenate([_still(index, spec, first, last) for first, last in pieces(index)])
+    idle = np.concatenate([noops(index, spec, first, last) for first, last in pieces(index)])
     begins = np.zeros(len(idle), bool)
     full = np.diff(index.bounds) > 0
     first, last = index.bounds[:-1][full], index.bounds[1:][full] - 1
@@ -202,12 +202,6 @@ def find_duplicates(index: Index, train: NDArray[Any], val: NDArray[Any]) -> Dup
     trained, held_out = ([_digest(index, k) for k in _trajectories(index, steps)] for steps in (train, val))
     known = set(trained)
     return Duplicates(len(trained), len(trained) - len(known), len(held_out), sum(one in known for one in held_out))
-
-
-def _still(index: Index, spec: DatasetSpec, first: int, last: int) -> NDArray[np.bool_]:
-    found = noops(index, spec, first, last)
-    assert found is not None, "there is a threshold"
-    return found
 
 
 def _trajectories(index: Index, steps: NDArray[Any]) -> list[int]:

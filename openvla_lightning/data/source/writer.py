@@ -14,15 +14,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import simplejpeg
 
+from openvla_lightning.data.images import encode
 from openvla_lightning.data.source.processes import count, run_jobs
 from openvla_lightning.data.source.rlds.records import frame
 from openvla_lightning.runtime.files import ENDING, delete, write_json, written_whole
 from openvla_lightning.runtime.progress import Bar
 
 PLAN = "generation.json"
-JPEG_QUALITY = 95
 
 Episode = Callable[[str, int], dict[str, Any]]
 
@@ -200,7 +199,7 @@ def _jpeg(image: np.ndarray | bytes, path: str) -> bytes:
         raise ValueError(f"{path} is {found}; an image is a uint8 array [H, W, 3] with values 0..255, or encoded bytes")
     if not image.size:
         raise ValueError(f"{path} is uint8 {list(image.shape)}, an image without pixels; wanted is uint8 [H, W, 3]")
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=JPEG_QUALITY, colorsubsampling="444")
+    return encode(image)
 
 
 def _write_metadata(folder: Path, features: Any, shards: list[PlannedShard], description: str) -> None:

@@ -151,7 +151,6 @@ class Assembly:
         if action.ndim != 2:
             raise ValueError(f"an action is no vector (shape {list(action.shape)})")
         self.spec.check_width(action.shape[1])
-        self.spec.action_mask(action.shape[1]), self.spec.absolute_mask(action.shape[1])
         states = {
             key: np.asarray(leaf_at(trajectory, key), np.float32).reshape(len(action), -1)
             for key in self.spec.state
