@@ -55,18 +55,21 @@ class VLADataModule(ResumableDataModule):
         image_size: images are resized (Lanczos-3, aspect ratio not kept) to this many pixels squared, if they differ.
         global_batch_size: samples in one optimiser step, over all devices and accumulated batches.
         balance_weights: shares are proportional to weight x number of steps, as released; False: to the weight.
-            curriculum: changes of the mixture during training, each `{after: share or steps, mix: {dataset: weight}}`.
-            normalisation: `quantile` (q01..q99 to -1..1), `minmax` or `meanstd`. statistics: `released` (over all
-            splits, before filters) or `train` (over the steps that are trained on). noop_filter: which steps are left
-            out as no-ops; see `filters.select`. filter_noops: False is short for `noop_filter="none"`. action_chunk:
-            actions per step. chunk_end: treatment of chunks that reach past the end of their trajectory; see
-            `DatasetSteps`. val_fraction: share of the trajectories to hold out in datasets without a split `val`.
-            augment: operations of `Augmentation` for training images; None: no augmentation. cameras: roles to load as
-            views, in order; a camera that a dataset lacks is black, but the first must exist. history: of how many
-            steps to load pictures, the present one included. proprio: load the robot's state, normalised like actions.
-            images: `released` (decoded and resized as the released pipeline does) or `fast`. cache: `jpeg` converts
-            video frames and PNGs once into JPEG records, which are read many times faster. window_gb: for storage that
-            is slow to read at random: shuffle within this many gigabytes of shards at a time;
+        curriculum: changes of the mixture during training, each `{after: share or steps, mix: {dataset: weight}}`.
+        normalisation: `quantile` (q01..q99 to -1..1), `minmax` or `meanstd`.
+        statistics: `released` (over all splits, before filters) or `train` (over the steps that are trained on).
+        noop_filter: which steps are left out as no-ops; see `filters.select`.
+        filter_noops: False is short for `noop_filter="none"`.
+        action_chunk: actions per step.
+        chunk_end: treatment of chunks that reach past the end of their trajectory; see `DatasetSteps`.
+        val_fraction: share of the trajectories to hold out in datasets without a split `val`.
+        augment: operations of `Augmentation` for training images; None: no augmentation.
+        cameras: roles to load as views, in order; one that a dataset lacks is black, but the first must exist.
+        history: of how many steps to load pictures, the present one included.
+        proprio: load the robot's state, normalised like actions.
+        images: `released` (decoded and resized as the released pipeline does) or `fast`.
+        cache: `jpeg` converts video frames and PNGs once into JPEG records, which are read many times faster.
+        window_gb: for storage that is slow to read at random: shuffle within this many gigabytes of shards at a time;
             None: over the whole dataset.
         datasets: the user's own datasets, name -> options of `oxe.describe`.
         seed: seed of order and augmentation.
@@ -194,14 +197,9 @@ class VLADataModule(ResumableDataModule):
         self.train, self.val = self._steps("train"), self._steps("val")
         sizes = {name: source.statistics.num_transitions for name, source in self.sources.items()}
         refuse_empty(self.train, self.val, self.filter_report)
-        self.stages = stages(
-            self.mix,
-            self.curriculum,
-            sizes,
-            balance=self.balance_weights,
-            max_steps=self.trainer.max_steps if self.trainer else -1,
-            global_batch_size=self.global_batch_size,
-        )
+        max_steps = self.trainer.max_steps if self.trainer else -1
+        numbers = {"max_steps": max_steps, "global_batch_size": self.global_batch_size}
+        self.stages = stages(self.mix, self.curriculum, sizes, balance=self.balance_weights, **numbers)
         self.shares = dict(zip(sizes, self.stages[0].shares, strict=True))
         self.round_trips = {
             name: round_trip(steps.spread(LOOKED_AT), steps.statistics, self.normalisation, steps.source.spec)
@@ -216,11 +214,7 @@ class VLADataModule(ResumableDataModule):
         steps_by_name = {}
         for name, source in self.sources.items():
             steps, report = select(
-                source,
-                split,
-                val_fraction=self.val_fraction,
-                noop_filter=self.noop_filter,
-                refused=self.refused[name],
+                source, split, val_fraction=self.val_fraction, noop_filter=self.noop_filter, refused=self.refused[name]
             )
             felt = felt_columns(source) if self.proprio else None
             if split == "train":
@@ -296,4 +290,5 @@ class VLADataModule(ResumableDataModule):
     def _meaning(self) -> dict[str, Any]:
         same = ["seed", "mix", "balance_weights", "noop_filter", "val_fraction", "window_gb"]
         same += ["chunk_end", "action_chunk"] if self.chunk_end == "drop" else []
-        return {name: getattr(self, name) for name in same} | {"curriculum": [stage.start for stage in self.stages]}
+        changes = {"curriculum.mix": [dict(change.mix) for change in self.curriculum]}
+        return {name: getattr(self, name) for name in same} | changes | {"curriculum": [s.start for s in self.stages]}

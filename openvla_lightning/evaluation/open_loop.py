@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from openvla_lightning.actions import absolute, differences
+from openvla_lightning.checkpoint.newest import STEP
 from openvla_lightning.env.base import RequestError, refusing
 from openvla_lightning.env.recorded import TrainingSteps
 from openvla_lightning.policy import Policy
@@ -180,7 +181,8 @@ def logged_accuracy(path: str | None, datasets: Sequence[str]) -> tuple[float, f
     if path is None:
         return None
     place = Path(path)
-    last = int(place.stem.removeprefix("step_")) if place.stem.startswith("step_") else None
+    step = STEP.fullmatch(place.name)
+    last = int(step[1]) if step else None
     log_rows = read_log(place if place.is_dir() else place.parent.parent)
     rows = [row for row in log_rows if last is None or int(row["step"]) < last]
     columns = [f"train/action_accuracy/{name}" for name in datasets]

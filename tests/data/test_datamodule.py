@@ -137,6 +137,10 @@ def test_another_seed_after_resuming_is_said(caplog: pytest.LogCaptureFixture) -
         random_data(window_gb=2.0, noop_filter="none").load_state_dict(state)
     assert "data.seed and data.mix changed" in caplog.text
     assert "data.noop_filter and data.window_gb changed" in caplog.text
+    changes = [random_data(curriculum=[{"after": 5, "mix": {"kuka": weight}}]) for weight in (0.5, 0.25)]
+    with caplog.at_level(logging.WARNING):
+        changes[1].load_state_dict(changes[0].state_dict())
+    assert "data.curriculum.mix changed" in caplog.text
 
 
 def test_served_shares_follow_weight_times_size(toy_root: Path) -> None:
