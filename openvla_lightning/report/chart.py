@@ -28,7 +28,8 @@ def draw_chart(bars: dict[str, dict[str, SuccessRate]], path: str | Path, title:
         whiskers = _whiskers(rate for _, rate in present)
         axes.bar(places, rates, 0.9 * width, yerr=whiskers, capsize=3, label=name, color=f"C{index}")
         for place, (_, rate) in zip(places, present, strict=True):
-            axes.text(place, 100 * rate.interval[1] + 1.5, f"{100 * rate.rate:.0f}", ha="center", fontsize=8)
+            number = f"{100 * rate.rate:.0f}" if rate.episodes else "-"
+            axes.text(place, 100 * rate.interval[1] + 1.5, number, ha="center", fontsize=8)
     labels = _short(list(bars))
     long = len(bars) > 1 and max(map(len, labels)) > 18
     axes.set_xticks(range(len(bars)), labels, rotation=35 if long else 20 if len(bars) > 4 else 0)

@@ -29,10 +29,10 @@ def task_rows(results: Results) -> Rows:
         "successes": _successes,
         "rate": _rate,
         "interval": _interval,
-        "steps": lambda r: f"{r.mean_length:.1f}",
+        "steps": lambda rate: f"{rate.mean_length:.1f}" if rate.episodes else "-",
     }
     if any(episode.progress not in (0, 1) for episode in results.episodes):
-        columns["progress"] = lambda rate: f"{100 * rate.progress:.0f} %"
+        columns["progress"] = lambda rate: f"{100 * rate.progress:.0f} %" if rate.episodes else "-"
     if results.overall.errors:
         columns["errors"] = lambda rate: str(rate.errors)
     rows = [["task", *columns]]
@@ -155,6 +155,8 @@ def write_report(results: Results, folder: str | Path, console: Console | None =
 
 
 def _mean_line(results: Results) -> str:
+    if not results.overall.episodes:
+        return "Every episode ended in an error."
     mean, (low, high) = task_mean([results])
     return f"Mean over tasks {100 * mean:.1f} % ({100 * low:.0f}-{100 * high:.0f} %, tasks and scenes drawn anew)."
 

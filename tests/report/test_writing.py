@@ -102,6 +102,17 @@ def test_report_has_every_task_and_the_provenance(tmp_path):
         assert min(chart.size) > 300
 
 
+def test_a_task_whose_episodes_all_failed_to_run_has_no_numbers(tmp_path):
+    broken = episodes(False, False, family="put", error="no renderer", progress=0.3)
+    write_report(results(episodes=[*episodes(True, False), *broken]), tmp_path, Console(quiet=True))
+    row = next(line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| put_cube"))
+    assert row == "| put_cube | 0 of 0 | - | 0-100 % | - | - | 2 |"
+    write_report(results(episodes=broken), tmp_path, Console(quiet=True))
+    page = (tmp_path / "report.md").read_text()
+    assert "Every episode ended in an error." in page
+    assert "nan" not in page
+
+
 def test_report_of_an_interrupted_evaluation_says_so(tmp_path):
     report = write_report(results(complete=False), tmp_path, Console(quiet=True)).read_text()
     assert report.splitlines()[0] == "# Trained in tabletop (interrupted)"
