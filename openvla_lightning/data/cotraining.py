@@ -30,7 +30,7 @@ class CoTraining:
     """Chooses the conversations that are learnt beside given steps, as a function of the seed and the steps' numbers.
 
     So resuming needs no state, and processes need not communicate. All conversations of a batch have an image, or none
-    has.
+    has, alike on all processes: a sharded model gathers its vision backbone together or not at all.
 
     Args:
         source: builds the dataset when called with `name`; a robot dataset is turned into questions about its pictures.
@@ -39,9 +39,14 @@ class CoTraining:
         image_size: size of robot pictures in pixels.
         seed: seed of the order.
 
+    Attributes:
+        rank: number of this process, which is how far its first step is from the batch's.
+
     Raises:
         ValueError: for a share that is not above 0.
     """
+
+    rank = 0
 
     def __init__(
         self,
@@ -76,7 +81,7 @@ class CoTraining:
         """
         with_image = self.source.with_image
         kinds = [np.flatnonzero(with_image), np.flatnonzero(~with_image)]
-        first = np.array([numbers[0]], np.uint64)
+        first = np.array([numbers[0] - self.rank], np.uint64)
         group = kinds[int(uniform(first ^ key(self.seed, 21))[0] >= len(kinds[0]) / len(with_image))]
         count = max(1, round(self.share * len(numbers)))
         sample_numbers = np.array(

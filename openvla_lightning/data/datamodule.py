@@ -248,6 +248,8 @@ class VLADataModule(ResumableDataModule):
         walks = windowed_walks(self.train, self.window_gb) if self.window_gb is not None else {}
         self.order = GlobalOrder(sizes, self.stages, self.seed, walks)
         batches = StepBatches(self.train, self.order, swap_seed=self.seed, **self._pictures)
+        for cotraining in self.cotraining:
+            cotraining.rank = self._world()[1]
         return self.training_loader(batches, self.epoch_samples)
 
     def val_dataloader(self) -> DataLoader[Any]:

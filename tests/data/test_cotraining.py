@@ -1,12 +1,14 @@
 """Conversations beside robots' steps: the same ones again, whoever asks, and they are learnt."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from serving import opened, random_data
 
 from openvla_lightning.data.cotraining import CoTraining
 from openvla_lightning.data.source.conversations import Conversations
@@ -56,6 +58,21 @@ def test_what_comes_beside_steps_follows_from_their_numbers(chat: Path) -> None:
     assert len(one.beside([5])) == 1, "each batch has some, so that all processes do the same"
     with pytest.raises(ValueError, match="above 0"):
         cotraining(chat, 0)
+
+
+def test_all_processes_are_shown_images_or_none_is(chat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sharded model would wait for ever, if some processes gathered its vision backbone and others did not."""
+    source = partial(Conversations, path=chat / "chat.json", image_root=chat)
+    kinds = []
+    for rank in range(3):
+        data = opened(random_data(conversations={"source": source, "share": 0.5}, global_batch_size=6))
+        monkeypatch.setattr(data, "_world", lambda rank=rank: (3, rank))
+        (words,) = data.cotraining
+        batches = [[step.number for step in batch] for batch in data.train_dataloader()]
+        assert batches[1][0] == 6 + rank
+        kinds.append([words.beside(numbers)[0].image is None for numbers in batches])
+    assert kinds[0] == kinds[1] == kinds[2]
+    assert set(kinds[0]) == {True, False}
 
 
 @pytest.mark.slow
