@@ -219,7 +219,9 @@ def compare(paths: Sequence[str | Path], folder: str | Path | None = None, conso
 
     lines = ["# Success rates", "", markdown(rows), ""]
     lines += ["Wilson 95 % intervals in brackets; over several seeds, of the mean over tasks by bootstrap."]
-    lines += ["Actions per second are those of all robots of a batch, for the time in which the policy worked.", ""]
+    if ACTIONS in rows[0]:
+        lines += ["Actions per second are those of all robots of a batch, in the time in which the policy worked."]
+    lines += [""]
     for column, policies in groups.items():
         differences = difference_rows(policies)
         if len(differences) > 1:

@@ -175,6 +175,18 @@ def test_seeds_of_one_policy_are_pooled_with_the_papers_row_beside(tmp_path):
     assert "Mean over tasks 33.3 %" in one
 
 
+def test_comparison_has_actions_per_second_of_the_time_in_which_a_policy_worked(tmp_path):
+    for label, task_set, seconds in (("fast", "a", 0.1), ("fast", "b", 0.3), ("untimed", "a", None)):
+        timing = {"seconds_per_call": seconds, "actions_per_call": 16.0} if seconds else {}
+        episodes = [Episode("lift", "lift", 1, "lift it", True, 9)]
+        results = Results(label=label, env="toy", task_set=task_set, episodes=episodes, timing=timing)
+        results.save(tmp_path / f"{label}_{task_set}")
+    page = compare([tmp_path]).read_text()
+    assert "| policy | a tasks | b tasks | actions per second |" in page
+    assert re.search(r"\| fast \|.*\| 80 \|", page), "32 actions in 0.4 s"
+    assert re.search(r"\| untimed \|.*\| - \| - \|", page)
+
+
 def test_comparison_from_the_command_line(tmp_path):
     save_demo(tmp_path)
     command = [sys.executable, "-m", "openvla_lightning.report"]
