@@ -56,7 +56,7 @@ def acts_without_waiting(gpu: FakeGPU, made: Policy, head: str, batch: int) -> N
     assert (gpu.replays > replayed) == bool(captured)
     reads, place = gpu.where("read"), ACTIONS.get(head, "policy.py:act_chunk")
     assert set(reads) == {place}
-    looks = 0 if head != "fast" else -(-2 * made.processor.action_head.action_chunk * 7 // LOOKED_AT)
+    looks = 0 if head != "fast" else -(-made.processor.action_head.action_chunk * 7 // LOOKED_AT)
     assert len(reads) == 1 + looks, "the actions; FAST also looks whether all chunks are whole"
     assert [text for text in not_meant(gpu) if text != f"read at {place}"] == []
     assert gpu.where("float32 product") == []

@@ -1,7 +1,7 @@
 """Writing FAST tokens after a prompt so that they always encode a complete chunk."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -14,16 +14,13 @@ from openvla_lightning.model.llm import CausalLM
 
 log = logging.getLogger(__name__)
 
-_State = tuple[int, int]
-"""Missing bytes of an incomplete last character, and its bits so far; (0, 0) between characters."""
-
 
 class FastGrammar:
     """The ids that may follow, so that a sequence has exactly as many coefficients as a chunk, all in range.
 
     Coefficients are characters. A character may have several bytes, which different ids may write. So the state of a
-    sequence is the number of missing characters, and the bytes of an incomplete character. Everything is in tables, for
-    whole batches at once.
+    sequence is the number of missing characters, and the bytes of an incomplete character. These must begin a character
+    that the vocabulary can write, so a sequence is never stuck. Everything is in tables, for whole batches at once.
 
     Args:
         tokenizer: the tokenizer of the ids.
@@ -31,17 +28,20 @@ class FastGrammar:
     Attributes:
         characters: int64 [states, ids], how many characters an id completes in a state; -1 if it is not allowed there.
         after: int64 [states, ids], the next state. State 0 is between characters.
+        most_ids: largest number of ids that write one coefficient.
     """
 
     def __init__(self, tokenizer: FastTokenizer) -> None:
-        limit = tokenizer.max_token - tokenizer.min_token
-        states: list[_State] = [(0, 0)]
+        whole = set(tokenizer.characters)
+        begun = {raw[:length] for raw in whole for length in range(1, len(raw))}
+        states = [b""]
         characters, after = [], []
         for state in states:  # the list grows, so each reachable state is visited once
-            moves = [_walk(state, raw, limit) for raw in tokenizer.bytes_of_ids]
+            moves = [_walk(state, raw, whole, begun) for raw in tokenizer.bytes_of_ids]
             states += sorted({move[1] for move in moves if move is not None} - set(states))
             characters.append([-1 if move is None else move[0] for move in moves])
             after.append([0 if move is None else states.index(move[1]) for move in moves])
+        self.most_ids = max(map(len, whole))
         self.characters, self.after = torch.tensor(characters), torch.tensor(after)
 
     def to(self, device: torch.device) -> "FastGrammar":
@@ -64,28 +64,18 @@ class FastGrammar:
         return self.after[state, ids], remaining - self.characters[state, ids]
 
 
-def _walk(state: _State, raw: bytes | None, limit: int) -> tuple[int, _State] | None:
-    """Number of characters that bytes complete in a state, and the next state; None if they are not allowed there."""
-    if not raw:
-        return None
-    characters, (lacking, code) = 0, state
-    for byte in raw:
-        if lacking:
-            if byte & 0xC0 != 0x80:
-                return None
-            lacking, code = lacking - 1, code << 6 | byte & 0x3F
-        elif byte < 0x80:
-            code = byte
-        elif 0xC2 <= byte < 0xF5:
-            lacking = 1 + (byte >= 0xE0) + (byte >= 0xF0)
-            code = byte & (0x3F >> lacking)
-        else:
+def _walk(
+    state: bytes, raw: bytes | None, whole: Collection[bytes], begun: Collection[bytes]
+) -> tuple[int, bytes] | None:
+    """Number of characters that bytes complete after those of `state`, and the bytes left; None if not allowed."""
+    characters = 0
+    for byte in raw or b"":
+        state += bytes([byte])
+        if state in whole:
+            characters, state = characters + 1, b""
+        elif state not in begun:
             return None
-        if code << 6 * lacking > limit:
-            return None
-        if not lacking:
-            characters, code = characters + 1, 0
-    return characters, (lacking, code)
+    return (characters, state) if raw else None
 
 
 @torch.inference_mode()
@@ -125,7 +115,7 @@ def write_fast_tokens(
     remaining = torch.full_like(state, coefficients)
     going = torch.ones(batch, dtype=torch.bool, device=device)
     sequences: list[list[int]] = [[] for _ in range(batch)]
-    for step in range(2 * coefficients):
+    for step in range(coefficients * (2 if grammar is None else grammar.most_ids)):
         logits = llm.logits(last)
         if grammar is not None:
             logits = logits[:, first_id : last_id + 1].flip(1)

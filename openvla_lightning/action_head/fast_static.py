@@ -75,7 +75,7 @@ class StaticFastDecoder(StaticDecoder):
             coefficients: T * D.
             clock: see `StaticDecoder`.
         """
-        action, (see, read, begin, step) = self._prepared(inputs, 2 * coefficients, None)
+        action, (see, read, begin, step) = self._prepared(inputs, self.grammar.most_ids * coefficients, None)
         clock("copy")
         see()
         clock("vision")
@@ -100,7 +100,7 @@ class StaticFastDecoder(StaticDecoder):
         zeros = torch.zeros(rows, dtype=torch.int64, device=device)
         action.writing = _Writing(
             state=zeros,
-            remaining=torch.full_like(zeros, action.count // 2),
+            remaining=torch.full_like(zeros, action.count // self.grammar.most_ids),
             going=torch.ones_like(zeros, dtype=torch.bool),
             ids=torch.zeros_like(zeros),
             step=torch.zeros(1, dtype=torch.int64, device=device),

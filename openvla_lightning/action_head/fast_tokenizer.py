@@ -173,6 +173,11 @@ class FastTokenizer:
         """Rebuild from `config`."""
         return cls(**{**config, "bpe": Tokenizer.from_str(config["bpe"])})
 
+    @property
+    def characters(self) -> list[bytes]:
+        """The bytes of each coefficient that the vocabulary can write."""
+        return [_bytes(code) for code in self._writable.tolist()]
+
     def coefficients(self, actions: NDArray[np.floating]) -> NDArray[np.int64]:
         """Rounded cosine coefficients [B, T, D] of chunks [B, T, D]: orthonormal DCT-II along time, half to even."""
         return _coefficients(actions, self.scale)

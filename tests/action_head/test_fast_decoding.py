@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -35,10 +36,15 @@ def walk(grammar: FastGrammar, coefficients: int, rows: int, seed: int) -> list[
     raise AssertionError("no end")
 
 
-@pytest.mark.parametrize("scale", [10, 50])
-def test_whatever_the_grammar_allows_is_a_chunk(scale: int) -> None:
-    tokenizer = FastTokenizer.fit(motion(200), vocab_size=600, scale=scale)
-    sequences = walk(FastGrammar(tokenizer), 56, 40, seed=scale)
+@pytest.mark.parametrize(
+    ("scale", "alphabet"),
+    [(10, "complete"), (50, "complete"), (50, "released"), (600, "complete")],
+    ids=["one byte", "two bytes", "bytes that only begin longer characters", "three bytes"],
+)
+def test_whatever_the_grammar_allows_is_a_chunk(scale: int, alphabet: Literal["complete", "released"]) -> None:
+    tokenizer = FastTokenizer.fit(motion(200), vocab_size=600, scale=scale, alphabet=alphabet)
+    sequences = walk(grammar := FastGrammar(tokenizer), 56, 40, seed=scale)
+    assert max(map(len, sequences)) <= 56 * grammar.most_ids
     chunks, arrivals = tokenizer.decode(sequences, 8, 7)
     assert not [arrival.problem for arrival in arrivals if arrival.problem]
     assert np.isfinite(chunks).all()
