@@ -34,7 +34,7 @@ def read_places(layer: Any, hidden: Tensor, mask: Tensor | None, rotary: Any, pl
     """The layer's output [B, K, dim] at `places` alone; of other positions it computes only keys and values.
 
     Args:
-        layer: of a family in `READS_ALONE`, with the attention `sdpa_without_mask`.
+        layer: of a family in `READS_ALONE`, with the attention `attention.CAUSAL`.
         hidden: [B, S, dim].
         mask: bool [B, 1, K or 1, S], the positions that each place sees; None: all.
         rotary: cosines and sines [1, S, head_dim] of the positions.

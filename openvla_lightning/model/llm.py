@@ -1,15 +1,15 @@
 """The language model: any decoder of transformers, built from plain numbers."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, PretrainedConfig
 
+from openvla_lightning.model.attention import ATTENTIONS, CAUSAL, Run, run_layer
 from openvla_lightning.model.hub import check_source
 from openvla_lightning.model.last_layer import READS_ALONE, add_read_places
 from openvla_lightning.model.positions import at
@@ -19,27 +19,8 @@ from openvla_lightning.types import IGNORE_INDEX
 _NOT_ARCHITECTURE = {"model_type", "torch_dtype", "dtype", "auto_map", "quantization_config", "_name_or_path"}
 _NOT_ARCHITECTURE |= {"attn_implementation", "_attn_implementation"}
 
-# For `sdpa`, transformers reads the positions to decide on a mask, which waits for the device in every forward pass.
-# For an attention of another name it makes no mask, and without a mask this one is causal.
-_CAUSAL = "sdpa_without_mask"
 FAMILIES = ("llama", "mistral", "qwen2", "phi")
 """`model_type`s whose decoder consists only of embedding, layers and norm."""
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
-
-
-def sdpa_without_mask(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Any:
-    """`sdpa`; on a CPU with autocast it runs in float32, whose gradients take an eighth of bfloat16's time.
-
-    Arguments and results are as in transformers: queries, keys and values [B, heads, S, width].
-    """
-    if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-        return sdpa_attention_forward(module, query, key, value, *rest, **options)
-    with torch.autocast("cpu", enabled=False):
-        out, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), *rest, **options)
-    return out.to(value.dtype), weights
-
-
-AttentionInterface.register(_CAUSAL, sdpa_without_mask)
 
 
 class CausalLM(nn.Module):
@@ -151,7 +132,7 @@ class CausalLM(nn.Module):
             return self._attend_to_all(embeddings, attention_mask, position_ids).last_hidden_state
         window = getattr(config, "sliding_window", None) or embeddings.shape[1]
         plain = cache is None and attention_mask is None and embeddings.shape[1] <= window
-        config._attn_implementation = _CAUSAL if plain else "sdpa"
+        config._attn_implementation = CAUSAL if plain else "sdpa"
         return self.model(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
@@ -161,23 +142,40 @@ class CausalLM(nn.Module):
         ).last_hidden_state
 
     def decode_at(
-        self, embeddings: Tensor, places: Tensor, attention_mask: Tensor | None = None, causal: bool = True
+        self,
+        embeddings: Tensor,
+        places: Tensor,
+        attention_mask: Tensor | None = None,
+        causal: bool = True,
+        run: Run = run_layer,
     ) -> Tensor:
-        """Hidden states [B, K, dim] at `places` [B, K] of `decode`; the last layer is computed for these alone."""
+        """Hidden states [B, K, dim] at `places` [B, K] of `decode`; the last layer is computed for these alone.
+
+        `run` runs a layer, for callers with a compiled version of `run_layer`.
+        """
         decoder, length = self.model, embeddings.shape[1]
+        family = decoder.config.model_type
         window = getattr(decoder.config, "sliding_window", None) or length
-        plain = decoder.config.model_type in READS_ALONE and length <= window
-        if not plain or (attention_mask is not None if causal else self.attention != "sdpa"):
+        stack = attention_mask is None and length <= window if causal else self.attention == "sdpa"
+        if family not in FAMILIES or not stack:
             return at(self.decode(embeddings, attention_mask, causal=causal), places)
         seen = None if attention_mask is None else attention_mask.bool()[:, None, None]
-        hidden, rotary = self._through(embeddings, len(decoder.layers) - 1, seen, causal)
+        alone = family in READS_ALONE
+        hidden, rotary = self._through(embeddings, decoder.layers[: -1 if alone else None], seen, causal, run)
+        if not alone:
+            return self.norm(at(hidden, places))
         if causal:
             seen = (torch.arange(length, device=places.device) <= places[..., None])[:, None]
-        return decoder.norm(decoder.layers[-1].read_places(hidden, seen, rotary, places))
+        return self.norm(decoder.layers[-1].read_places(hidden, seen, rotary, places))
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        """The final norm of hidden states [..., dim]."""
+        decoder: Any = self.model
+        return (decoder.final_layernorm if hasattr(decoder, "final_layernorm") else decoder.norm)(hidden)
 
     def attend_without_mask(self) -> None:
         """Make the decoder's layers use `sdpa` with exactly the given mask, for callers that run single layers."""
-        self.model.config._attn_implementation = _CAUSAL
+        self.model.config._attn_implementation = CAUSAL
 
     def _attend_to_all(
         self, embeddings: Tensor, mask: Tensor | None, position_ids: Tensor | None, output_hidden_states: bool = False
@@ -197,7 +195,7 @@ class CausalLM(nn.Module):
             attention_mask, name = scores[:, None, None].expand(-1, 1, width, -1), "eager"
         elif self.attention == "sdpa":
             attention_mask = None if hidden is None else hidden[:, None, None].expand(-1, 1, width, -1)
-            name = _CAUSAL
+            name = CAUSAL
         else:
             attention_mask, name = hidden, self.attention
         config._attn_implementation = name
@@ -219,7 +217,7 @@ class CausalLM(nn.Module):
         """
         if not causal:
             return self._attend_to_all(embeddings, attention_mask, None, output_hidden_states=True).hidden_states
-        self.model.config._attn_implementation = _CAUSAL
+        self.model.config._attn_implementation = CAUSAL
         return self.model(inputs_embeds=embeddings, use_cache=False, output_hidden_states=True).hidden_states
 
     def lower(self, embeddings: Tensor, layers: int) -> Tensor:
@@ -233,10 +231,15 @@ class CausalLM(nn.Module):
             raise ValueError(f"{self.architecture['model_type']} cannot be read half way; {', '.join(FAMILIES)} can")
         if not 1 <= layers <= len(decoder.layers):
             raise ValueError(f"layer {layers} cannot be read: the language model has {len(decoder.layers)}")
-        return self._through(embeddings, layers, None, causal=True)[0]
+        return self._through(embeddings, decoder.layers[:layers], None, causal=True)[0]
+
+    def upper(self, hidden: Tensor, layers: int) -> Tensor:
+        """Hidden states [B, S, dim] after the other layers and the final norm, from those of `lower`."""
+        decoder: Any = self.model
+        return self.norm(self._through(hidden, decoder.layers[layers:], None, causal=True)[0])
 
     def _through(
-        self, hidden: Tensor, layers: int, mask: Tensor | None, causal: bool
+        self, hidden: Tensor, layers: Iterable[nn.Module], mask: Tensor | None, causal: bool, run: Run = run_layer
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Hidden states [B, S, dim] after some layers, and the positions' rotary waves; the mask is [B, 1, 1, S]."""
         decoder: Any = self.model
@@ -244,9 +247,8 @@ class CausalLM(nn.Module):
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         rotary = decoder.rotary_emb(hidden, positions)
         wide = None if mask is None else mask.expand(-1, 1, hidden.shape[1], -1)
-        about = {"attention_mask": wide, "position_ids": positions, "position_embeddings": rotary, "is_causal": causal}
-        for layer in decoder.layers[:layers]:
-            hidden = layer(hidden, **about)
+        for layer in layers:
+            hidden = run(layer, hidden, wide, positions, rotary, causal)
         return hidden, rotary
 
     def logits(self, hidden: Tensor) -> Tensor:

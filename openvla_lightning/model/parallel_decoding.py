@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from openvla_lightning.model.last_layer import READS_ALONE, read_places
-from openvla_lightning.model.positions import at
-from openvla_lightning.model.static_decoding import BUCKET, FAMILIES
+from openvla_lightning.model.attention import run_layer
+from openvla_lightning.model.llm import FAMILIES
+from openvla_lightning.model.static_decoding import BUCKET
 from openvla_lightning.types import Inputs
 
 if TYPE_CHECKING:
@@ -39,36 +39,18 @@ class ParallelReader:
         self.vla = vla
         self.device = next(vla.parameters()).device
         gpu, bits = self.device.type == "cuda", (vla.quantisation or {}).get("bits")
-        self._family = vla.llm.architecture["model_type"]
-        static = self._family in FAMILIES
+        static = vla.llm.architecture["model_type"] in FAMILIES
         self.graph = static and (gpu and bits != 8 if graph is None else graph)
         self.compile = static and (gpu and bits is None if compile is None else compile)
-        self._layer = torch.compile(_layer) if self.compile else _layer
+        self._layer = torch.compile(run_layer) if self.compile else run_layer
         self._pool: Any = None
 
     def states(
         self, inputs: Inputs, *, slots: Tensor, extra: Tensor | None = None, visual: Tensor | None = None
     ) -> Tensor:
         """As `VLA.states` with `causal=False`."""
-        vla, llm = self.vla, self.vla.llm
-        if self._family not in FAMILIES or llm.attention != "sdpa":
-            return vla.states(inputs, slots=slots, extra=extra, causal=False, visual=visual)
-        hidden, mask, places = vla._sequence(inputs, slots, extra, visual)
-        seen = None if mask is None else mask[:, None, None]
-        attention_mask = None if seen is None else seen.expand(-1, 1, hidden.shape[1], -1)
-        decoder = llm.model
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        llm.attend_without_mask()
-        rotary = decoder.rotary_emb(hidden, positions)
-        *most, last = decoder.layers
-        for layer in most:
-            hidden = self._layer(layer, hidden, attention_mask, rotary)
-        if self._family in READS_ALONE:
-            hidden = read_places(last, hidden, seen, rotary, places)
-        else:
-            hidden = at(self._layer(last, hidden, attention_mask, rotary), places)
-        norm = decoder.final_layernorm if hasattr(decoder, "final_layernorm") else decoder.norm
-        return norm(hidden)
+        embeddings, mask, places = self.vla._sequence(inputs, slots, extra, visual)
+        return self.vla.llm.decode_at(embeddings, places, mask, causal=False, run=self._layer)
 
     def arranged(self, inputs: Inputs) -> Inputs:
         """Inputs on the device; for graphs in a shape that others share.
@@ -156,8 +138,3 @@ def _cloned(argument: Inputs | Tensor) -> Inputs | Tensor:
     tensors = _tensors(argument)
     copies: dict[str, Any] = {name: None if tensor is None else tensor.clone() for name, tensor in tensors.items()}
     return replace(argument, **copies)
-
-
-def _layer(layer: nn.Module, hidden: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
-    """One decoder layer; a function of its own, for compilation to see every layer as the same code."""
-    return layer(hidden, attention_mask=mask, position_embeddings=rotary, is_causal=False)

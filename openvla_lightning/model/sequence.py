@@ -218,13 +218,13 @@ class SequenceModel(nn.Module):
         prefix = self._prefix(self.projector(self.vision_backbone(inputs.pixel_values, language)), inputs.proprio, text)
         embeddings = torch.cat([text[:, :1], prefix, text[:, 1:]], dim=1)
         prompt = torch.cat([prompt[:, :1].expand(-1, 1 + prefix.shape[1]), prompt[:, 1:]], dim=1)
-        if layer is not None and not logits:
-            return Read(self.language_model.lower(embeddings, layer), prompt)
-        every = None if layer is None else self.language_model.hidden_states(embeddings)
-        last = self.language_model.decode(embeddings) if every is None else every[-1]
-        states = last if layer is None or every is None else every[layer]
-        written = last.gather(1, (prefix.shape[1] + inputs.places)[..., None].expand(-1, -1, last.shape[2]))
-        return Read(states, prompt, self.language_model.logits(written) if logits else None)
+        llm = self.language_model
+        if layer is None:
+            states = last = llm.decode(embeddings)
+        else:
+            states = llm.lower(embeddings, layer)
+            last = llm.upper(states, layer) if logits else states
+        return Read(states, prompt, llm.logits(at(last, prefix.shape[1] + inputs.places)) if logits else None)
 
     def _language(self, text: Tensor, attention_mask: Tensor | None, places: Tensor | None) -> Tensor | None:
         """FiLM's input for sequential writing of actions: the mean embedding [B, dim] of the prompt.

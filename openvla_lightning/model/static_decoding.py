@@ -210,8 +210,7 @@ class StaticDecoder:
         rotary = decoder.rotary_emb(hidden, positions)
         for layer, kept in zip(decoder.layers, action.layers, strict=True):
             hidden = self._layer(layer, hidden, mask, positions, rotary, kept)
-        norm = decoder.final_layernorm if hasattr(decoder, "final_layernorm") else decoder.norm
-        return norm(hidden)
+        return self.vla.llm.norm(hidden)
 
     def _plainly(self, action: _Buffers) -> None:
         lengths = action.text_lengths + action.prefix

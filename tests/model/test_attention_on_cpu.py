@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from openvla_lightning.model.llm import sdpa_without_mask
+from openvla_lightning.model.attention import sdpa_without_mask
 
 
 @pytest.fixture

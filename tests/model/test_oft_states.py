@@ -9,7 +9,7 @@ import torch
 from oft_world import Case, cases, close
 from torch import Tensor
 
-from openvla_lightning.model.llm import ATTENTIONS
+from openvla_lightning.model.attention import ATTENTIONS
 from openvla_lightning.types import IGNORE_INDEX, Inputs
 
 pytestmark = pytest.mark.golden
