@@ -15,6 +15,7 @@ from openvla_lightning.action_head.fast_decoding import ArrivalCounter, FastGram
 from openvla_lightning.action_head.fast_static import StaticFastDecoder
 from openvla_lightning.action_head.fast_tokenizer import FastTokenizer
 from openvla_lightning.action_head.tokens import next_token_logits
+from openvla_lightning.model.decoding import Sampling
 from openvla_lightning.model.llm import FAMILIES
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.types import IGNORE_INDEX, Batch, Inputs, Prediction
@@ -149,10 +150,11 @@ class FastHead:
         encode no complete chunk, which only an unconstrained head writes, are counted and logged.
         """
         options = options_of(self, acting, {"constrained": True, "temperature": 0.0})
+        temperature = Sampling(options["temperature"]).temperature
         grammar = FastGrammar(self.tokenizer).to(next(vla.parameters()).device) if options["constrained"] else None
         spell = ArrivalCounter(self.tokenizer)
         known = vla.llm.architecture["model_type"] in FAMILIES
-        if acting.static and known and grammar is not None and options["temperature"] == 0:
+        if acting.static and known and grammar is not None and temperature == 0:
             fast = StaticFastDecoder(vla, acting.normalise, self.first_id, grammar, acting.compile)
 
             def write(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
@@ -177,7 +179,7 @@ class FastHead:
                 self.first_id,
                 _end(vla),
                 grammar,
-                options["temperature"],
+                temperature,
                 generator,
             )
             acting.clock("decode")

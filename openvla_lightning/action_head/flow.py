@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from openvla_lightning.action_head.base import Acting, Decoder, check_chunk, on_device, options_of
 from openvla_lightning.action_head.fast import FastHead
-from openvla_lightning.action_head.flow_matching import FlowMatching
+from openvla_lightning.action_head.flow_matching import FlowMatching, check_steps
 from openvla_lightning.action_head.flow_network import FlowNetwork
 from openvla_lightning.action_head.noise_schedule import sources
 from openvla_lightning.action_head.regression import mean_where
@@ -169,7 +169,7 @@ class FlowHead:
 
         All robots of a batch start from the same noise, so that an action does not depend on the batch.
         """
-        options = options_of(self, acting, {"steps": self.flow.steps})
+        steps = check_steps(options_of(self, acting, {"steps": self.flow.steps})["steps"])
 
         @torch.inference_mode()
         def decode(inputs: Inputs, dim: int, generator: torch.Generator | None) -> Tensor:
@@ -178,7 +178,7 @@ class FlowHead:
             acting.clock("prefill")
             noise = torch.randn(1, self.action_chunk, self.action_dim, generator=generator)
             noise = noise.to(device_inputs.input_ids.device, non_blocking=True).expand(len(device_inputs), -1, -1)
-            actions = self.sample(vla, read, device_inputs.proprio, noise, options["steps"])
+            actions = self.sample(vla, read, device_inputs.proprio, noise, steps)
             acting.clock("decode")
             return actions
 

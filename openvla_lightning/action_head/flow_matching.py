@@ -42,10 +42,8 @@ class FlowMatching:
     ) -> None:
         if noise_at not in (0, 1):
             raise ValueError(f"noise_at={noise_at} must be 1, as in pi0, or 0, as in GR00T")
-        if steps < 1:
-            raise ValueError(f"steps={steps} must be at least 1")
         self.noise_at, self.alpha, self.beta, self.scale, self.offset = noise_at, alpha, beta, scale, offset
-        self.steps = steps
+        self.steps = check_steps(steps)
 
     def draw(self, source: np.random.Generator) -> float:
         """One draw from the Beta distribution: a share of noise before scale and offset."""
@@ -91,6 +89,17 @@ class FlowMatching:
 
     def _share_of_noise(self, time: Tensor) -> Tensor:
         return time if self.noise_at == 1 else 1 - time
+
+
+def check_steps(steps: int) -> int:
+    """Return a number of Euler steps.
+
+    Raises:
+        ValueError: for no step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1")
+    return steps
 
 
 def time_embedding(time: Tensor, width: int, shortest: float = 4e-3, longest: float = 4.0) -> Tensor:
