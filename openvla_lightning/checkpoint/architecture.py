@@ -35,7 +35,7 @@ LLM_IDS = {
 """Released llm_backbone_id -> hub id."""
 
 _MODELS = {"openvla": "OpenVLAForActionPrediction", "prismatic": "PrismaticForConditionalGeneration"}
-_ARCHITECTURES = {1: ("no-align+gelu-mlp", "mlp"), 2: ("no-align+fused-gelu-mlp", "fused_mlp")}
+ARCHITECTURES = {1: ("no-align+gelu-mlp", "mlp"), 2: ("no-align+fused-gelu-mlp", "fused_mlp")}
 _HUB_CODE = "openvla/openvla-7b--"
 AUTO_MAP = {
     "AutoConfig": f"{_HUB_CODE}configuration_prismatic.OpenVLAConfig",
@@ -64,7 +64,7 @@ def vla_config(config: dict[str, Any]) -> dict[str, Any]:
             "fusion": ours.get("fusion", "channel"),
             "feature_layer": ours.get("feature_layer", -2),
         },
-        "projector": {"kind": ours.get("projector", _ARCHITECTURES[len(ids)][1])},
+        "projector": {"kind": ours.get("projector", ARCHITECTURES[len(ids)][1])},
         "llm": {
             "name": config["hf_llm_id"],
             "architecture": dict(text),
@@ -101,7 +101,7 @@ def config_problems(config: dict[str, Any]) -> list[str]:
     if problems:
         return problems
     ids, sizes = config["timm_model_ids"], config["image_sizes"]
-    if len(ids) not in _ARCHITECTURES or len(sizes) != len(ids) or len(set(map(str, sizes))) > 1:
+    if len(ids) not in ARCHITECTURES or len(sizes) != len(ids) or len(set(map(str, sizes))) > 1:
         problems.append(f"config.json: {len(ids)} timm_model_ids {ids} do not go with image_sizes {sizes}")
         return problems
     if not all(isinstance(size, int) and 0 < size <= 4096 for size in sizes):
@@ -129,7 +129,7 @@ def config_problems(config: dict[str, Any]) -> list[str]:
     act = [("quick_gelu" if "_clip_" in timm_id else None) for timm_id in bare]
     if known is not None and (config.get("timm_override_act_layers") or act) != act:
         problems.append(f"config.json: timm_override_act_layers must be {act} for {bare}")
-    usual_arch = _ARCHITECTURES[len(ids)][0].rpartition("+")[2]
+    usual_arch = ARCHITECTURES[len(ids)][0].rpartition("+")[2]
     if OURS not in config and config["arch_specifier"].rpartition("+")[2] != usual_arch:
         problems.append(f"config.json: arch_specifier {config['arch_specifier']!r} does not go with {len(ids)} towers")
     return problems + _number_problems(config) + _llm_problems(config)
@@ -196,8 +196,8 @@ def released_config(config: dict[str, Any], base: dict[str, Any], dtype: torch.d
 
     Args:
         config: `VLA.config`.
-        base: the `config.json` of the folder that the model was loaded from; its other fields are kept. Empty for a new
-            model.
+        base: the `config.json` of the folder that the model was loaded from; its other fields are kept, but not those
+            of this package. Empty for a new model.
         dtype: dtype of the weights.
     """
     vision, text = config["vision_backbone"], dict(config["llm"]["architecture"])
@@ -207,7 +207,7 @@ def released_config(config: dict[str, Any], base: dict[str, Any], dtype: torch.d
     sizes = [vision["image_size"]] * len(towers)
     text["torch_dtype"] = str(dtype).removeprefix("torch.")
     projector_kind = config["projector"]["kind"]
-    arch, usual_kind = _ARCHITECTURES[len(towers)]
+    arch, usual_kind = ARCHITECTURES[len(towers)]
     vision_id = next((k for k, v in VISION_IDS.items() if v == (ids, sizes)), "+".join(ids))
     if base.get("timm_model_ids") is not None and _pinned(base["timm_model_ids"]) == _pinned(ids):
         ids, vision_id = base["timm_model_ids"], base["vision_backbone_id"]
@@ -242,6 +242,7 @@ def released_config(config: dict[str, Any], base: dict[str, Any], dtype: torch.d
     kept = {"auto_map", "image_resize_strategy", "llm_max_length", "n_action_bins", "transformers_version"}
     kept |= {"hf_llm_id", "llm_backbone_id"}  # the name in use may be a local folder
     if base:
+        base = {k: v for k, v in base.items() if k != OURS}
         result = {**result, **base, **{k: v for k, v in result.items() if k not in kept}}
         result = {k: v for k, v in result.items() if k != "auto_map" or "auto_map" in base}
     return dict(sorted(result.items()))

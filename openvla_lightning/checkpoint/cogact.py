@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openvla_lightning.action_head.base import ActionHead
 from openvla_lightning.action_head.cogact import CogACTHead
 from openvla_lightning.checkpoint.architecture import OURS
 from openvla_lightning.checkpoint.format import CheckpointError, Description, read_json
 from openvla_lightning.checkpoint.prismatic import Prismatic, checkpoint_file, run_config, training_name
+from openvla_lightning.checkpoint.save import more_than_one_picture
 from openvla_lightning.checkpoint.tensors import holds_text
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.plugins import USUAL_HEAD, describe
+from openvla_lightning.processor import Processor
 from openvla_lightning.runtime.files import written_whole
 from openvla_lightning.strategy.lora import merged_state, merged_weight
 
@@ -25,6 +26,8 @@ HEADS = {384: 4, 768: 12, 1024: 16}
 
 _PART = "action_model"
 _AVERAGED = "ema_diffusion"
+_SETTINGS = ("prompt", "resize_strategy", "crop_area", "cameras", "max_length")
+"""Arguments of a `Processor` that a released run does not store."""
 
 
 class CogACT:
@@ -44,16 +47,19 @@ class CogACT:
         """
         plain = Prismatic().describe(path)
         said = _said(path)
+        head, problems = said.get("action_head"), []
         shapes = {our_name(name): shape for name, shape in plain.shapes.items() if not name.startswith(_AVERAGED)}
-        head, problems = (said, []) if said is not None else _head(shapes)
+        if head is None:
+            head, problems = _head(shapes)
         if plain.problems or problems:
             return replace(plain, format=self, shapes=shapes, problems=[*plain.problems, *problems])
+        settings = {name: value for name, value in (said.get("processor") or {}).items() if name in _SETTINGS}
         return replace(
             plain,
             format=self,
             shapes=shapes,
             vla={**plain.vla, "action_head": head},
-            processor={**plain.processor, "action_head": head},
+            processor={**plain.processor, **settings, "action_head": head},
         )
 
     def tensors(self, description: Description) -> Iterator[dict[str, Tensor]]:
@@ -67,11 +73,11 @@ def our_name(name: str) -> str:
     return f"action_head.{name.removeprefix(f'{_PART}.net.')}" if name.startswith(f"{_PART}.") else name
 
 
-def _said(path: Path) -> dict[str, Any] | None:
-    """The head's config that our export wrote; None for released runs."""
+def _said(path: Path) -> dict[str, Any]:
+    """The settings that our export wrote: the head's and the processor's; empty for released runs."""
     run = path if path.is_dir() else path.parent.parent
     config = read_json(run / "config.json") if (run / "config.json").is_file() else {}
-    return (config.get(OURS) or {}).get("action_head")
+    return said if isinstance(said := config.get(OURS), dict) else {}
 
 
 def _head(shapes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -91,7 +97,7 @@ def _head(shapes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def save_cogact(
     vla: VLA,
-    head: ActionHead,
+    processor: Processor,
     folder: str | Path,
     dtype: torch.dtype | None = None,
     name: str = "latest-checkpoint.pt",
@@ -102,7 +108,7 @@ def save_cogact(
 
     Args:
         vla: the model.
-        head: the model's head.
+        processor: the processor of its training, with the head.
         folder: the run's folder; created if necessary.
         dtype: dtype of the weights in the file; None: unchanged.
         name: name of the file in `checkpoints/`.
@@ -113,9 +119,11 @@ def save_cogact(
     Raises:
         CheckpointError: for another head, or a model with parts that the released code does not know.
     """
+    head, folder = processor.action_head, Path(folder)
     if not isinstance(head, CogACTHead):
         raise CheckpointError(folder, [f"a CogACT run holds a CogACT head, not a {type(head).__name__}"])
-    folder = Path(folder)
+    if added := more_than_one_picture(vla, processor):
+        raise CheckpointError(folder, [f"a CogACT run has no place for {', '.join(added)}"])
     try:
         config = run_config(vla.config)
     except ValueError as error:
@@ -123,7 +131,8 @@ def save_cogact(
     sizes = dict(zip(HEADS, "SBL", strict=True))
     config["action_model_type"] = f"DiT-{sizes.get(head.size['hidden'], 'own')}"
     config["future_action_window_size"] = head.action_chunk - 1
-    config[OURS] = {"action_head": describe(head, USUAL_HEAD)}
+    settings = {name: value for name, value in processor.config.items() if name in _SETTINGS}
+    config[OURS] = {"action_head": describe(head, USUAL_HEAD), "processor": settings}
     parts: dict[str, dict[str, Tensor]] = {}
     for key, (tensor, adapter) in merged_state(vla).items():
         value = (tensor if adapter is None else merged_weight(adapter)).detach().cpu().contiguous()

@@ -65,7 +65,7 @@ def export(
     _clear(folder)
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
     if layout == "cogact":
-        save_cogact(vla, processor.action_head, unfinished, dtype or stored_dtype(vla))
+        save_cogact(vla, processor, unfinished, dtype or stored_dtype(vla))
     else:
         vla.save_pretrained(unfinished, processor, max_shard_size, dtype or stored_dtype(vla))
     del vla

@@ -245,7 +245,7 @@ def write_parts(vla: VLA, folder: Path, step: int | str, dtype: torch.dtype | No
 
     Args:
         vla: the model.
-        folder: an existing folder; older files of the same parts are replaced.
+        folder: an existing folder; parts of another model are removed.
         step: the training step in the files' names.
         dtype: dtype of the action head, the towers and their adapters; projectors and FiLM keep theirs, as released.
             None: all keep theirs.
@@ -268,12 +268,13 @@ def write_parts(vla: VLA, folder: Path, step: int | str, dtype: torch.dtype | No
             parts.setdefault(part, {})[released_name(part, name)] = tensor.detach().cpu().contiguous()
     if film and not any(".lora_A." in name for name in parts["vision_backbone"]):
         parts["vision_backbone"] = _with_idle_adapters(parts["vision_backbone"], rank)
-    for part, tensors in parts.items():
-        path = folder / f"{part}--{step}_checkpoint.pt"
+    written = {part: folder / f"{part}--{step}_checkpoint.pt" for part in parts}
+    for part, path in written.items():
         with written_whole(path) as beside:
-            torch.save(dict(tensors), beside)
-            for old in folder.glob(f"{part}--*_checkpoint.pt"):
-                old.unlink()
+            torch.save(dict(parts[part]), beside)
+    for old in folder.iterdir():
+        if PART_FILE.fullmatch(old.name) and old not in written.values():
+            old.unlink()
 
 
 def _with_idle_adapters(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from openvla_lightning.checkpoint import preprocessor
-from openvla_lightning.checkpoint.architecture import LLM_IDS, VISION_IDS, config_problems, vla_config
+from openvla_lightning.checkpoint.architecture import ARCHITECTURES, LLM_IDS, VISION_IDS, config_problems, vla_config
 from openvla_lightning.checkpoint.format import CheckpointError, Description, Shapes, read_json, read_norm_stats
 from openvla_lightning.checkpoint.tensors import modern_name, open_tensors, read_pickle, shapes_of
 
@@ -103,7 +103,7 @@ def run_config(vla: Mapping[str, Any]) -> dict[str, Any]:
     """The model's entries in a run's `config.json`, from `VLA.config`.
 
     Raises:
-        ValueError: the released code has no name for the towers or the language model.
+        ValueError: the released code has no name for the towers or the language model, or reads them differently.
     """
     vision, llm = vla["vision_backbone"], vla["llm"]
     towers = list(vision["towers"].values())
@@ -113,6 +113,9 @@ def run_config(vla: Mapping[str, Any]) -> dict[str, Any]:
     text = [name for name, known in LLM_IDS.items() if known == llm["name"]]
     if not named or not text:
         raise ValueError(f"the released training code has no name for {ids} with {llm['name']}")
+    usual = {"fusion": "channel", "feature_layer": -2, "kind": ARCHITECTURES[len(towers)][1]}
+    if other := {k: v for k, v in {**vision, **vla["projector"]}.items() if k in usual and v != usual[k]}:
+        raise ValueError(f"the released training code has no name for {other}, it always takes {usual}")
     extras = [{key: value for key, value in tower.items() if key not in ("id", "act_layer")} for tower in towers]
     model: dict[str, Any] = {"vision_backbone_id": named[0], "llm_backbone_id": text[0]}
     model |= {"image_sizes": sizes, "text_config": llm["architecture"]}

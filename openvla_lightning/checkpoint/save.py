@@ -54,14 +54,16 @@ def save_vla(
     config = released_config(vla.config, base.get("config.json", {}), dtype)
     arguments = _processor_arguments(vla, processor, config)
     config["image_resize_strategy"] = arguments["resize_strategy"]
+    ours = base.get("config.json", {}).get(OURS) or {}
     if processor is not None:
         config["n_action_bins"] = arguments["action_head"].get("num_bins", config["n_action_bins"])
-        if ours := _unsaid(vla, arguments):
-            config[OURS] = {**(config.get(OURS) or {}), **ours}
+        config["llm_max_length"] = arguments["max_length"]
+        ours = _unsaid(vla, arguments)
+    if ours := {**ours, **config.get(OURS, {})}:
+        config[OURS] = ours
     config["norm_stats"] = vla.norm_stats
     _save_weights(state, folder, max_shard_size, dtype)
-    if vla.added():
-        write_parts(vla, folder, _step(vla), dtype)
+    write_parts(vla, folder, _step(vla), dtype)
     text = config["text_config"]
     generation = {
         "_from_model_config": True,
@@ -88,13 +90,17 @@ def _check_room(vla: VLA, processor: "Processor | None") -> None:
     head = None if processor is None else processor.action_head
     if processor is None or type(head) is not TokenHead or getattr(head, "parallel", False):
         return
-    added = [name for name in ("proprio_projector",) if hasattr(vla, name)] + (["film"] if vla.film else [])
-    added += [f"the views {', '.join(processor.views)}"] if len(processor.views) > 1 else []
-    if added:
+    if added := more_than_one_picture(vla, processor):
         raise ValueError(
             f"the released layout has no place for {', '.join(added)} beside tokens written one after the other: "
             "keep the checkpoint of training, which Policy.from_pretrained reads as well"
         )
+
+
+def more_than_one_picture(vla: VLA, processor: "Processor") -> list[str]:
+    """What a model reads besides one picture and the text, in words; empty for a model like the released ones."""
+    more = (["proprio_projector"] if vla.proprio_dim is not None else []) + (["film"] if vla.film else [])
+    return more + ([f"the views {', '.join(processor.views)}"] if len(processor.views) > 1 else [])
 
 
 def _released_state(vla: VLA) -> "dict[str, tuple[Tensor, BaseTunerLayer | None]]":

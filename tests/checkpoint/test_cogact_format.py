@@ -1,6 +1,7 @@
 """CogACT runs as its released code lays them out: read by names and shapes, written, and refused with a reason."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from test_training_checkpoints import prismatic_state
 from written import same
 
 from openvla_lightning import VLA, Policy, Processor
+from openvla_lightning.action_head import ActionHead, TokenHead
 from openvla_lightning.action_head.cogact import CogACTHead
 from openvla_lightning.checkpoint.cogact import CogACT, save_cogact
 from openvla_lightning.checkpoint.format import CheckpointError
@@ -19,6 +21,11 @@ from openvla_lightning.checkpoint.formats import describe
 
 HEAD = CogACTHead(action_chunk=4, hidden=384, depth=1, heads=4)
 """As wide as the released S, whose number of heads is known; one block of it."""
+HALVES = [[0.5, 0.5, 0.5]] * 2
+
+
+def processor_of(head: ActionHead = HEAD, **settings: Any) -> Processor:
+    return Processor(head, image_size=56, means=HALVES, stds=HALVES, **settings)
 
 
 @pytest.fixture
@@ -38,7 +45,7 @@ def trained(config: dict[str, Any], build: Callable[..., VLA], vla: VLA) -> VLA:
 
 def write_as_released(run: Path, vla: VLA, averaged: bool = False) -> Path:
     """The layout of microsoft/CogACT: `action_model` beside Prismatic's parts, and nothing that says its size."""
-    save_cogact(vla, HEAD, run)
+    save_cogact(vla, processor_of(), run)
     config = json.loads((run / "config.json").read_text())
     for ours in ("openvla_lightning", "action_model_type", "future_action_window_size"):
         del config[ours]
@@ -70,13 +77,14 @@ def test_a_released_run_is_read_by_names_and_shapes(trained: VLA, tmp_path: Path
 
 
 def test_written_and_read_again_it_acts_the_same(trained: VLA, tmp_path: Path) -> None:
-    save_cogact(trained, HEAD, tmp_path / "run", dtype=torch.bfloat16)
+    save_cogact(trained, processor_of(), tmp_path / "run", dtype=torch.bfloat16)
     loaded = VLA.from_pretrained(tmp_path / "run", dtype=torch.float32)
     for name, tensor in loaded.state_dict().items():
         torch.testing.assert_close(tensor, trained.state_dict()[name], rtol=1e-2, atol=1e-2)
-    save_cogact(trained, HEAD, tmp_path / "exact")
+    save_cogact(trained, processor_of(crop_area=0.9, prompt="vicuna", cameras=["wrist"]), tmp_path / "exact")
     picture = np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)
     processor = Processor.from_pretrained(tmp_path / "exact", tokenizer="tiny")
+    assert (processor.transform.crop_area, processor.prompt, processor.cameras) == (0.9, "vicuna", ("wrist",))
     policies = (
         Policy(model, processor, trained.norm_stats, device="cpu", dtype="float32", seed=1)
         for model in (trained, VLA.from_pretrained(tmp_path / "exact"))
@@ -86,12 +94,10 @@ def test_written_and_read_again_it_acts_the_same(trained: VLA, tmp_path: Path) -
 
 
 def test_what_is_no_cogact_model_is_told(trained: VLA, vla: VLA, tmp_path: Path) -> None:
-    from openvla_lightning.action_head import TokenHead
-
     with pytest.raises(CheckpointError, match="not a TokenHead"):
-        save_cogact(trained, TokenHead(), tmp_path / "a")
+        save_cogact(trained, processor_of(TokenHead()), tmp_path / "a")
     with pytest.raises(CheckpointError, match="has no name for"):
-        save_cogact(vla, HEAD, tmp_path / "b")
+        save_cogact(vla, processor_of(), tmp_path / "b")
     path = write_as_released(tmp_path / "run", trained)
     content = torch.load(path)
     content["model"]["action_model"] = {
@@ -104,3 +110,30 @@ def test_what_is_no_cogact_model_is_told(trained: VLA, vla: VLA, tmp_path: Path)
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=r"action_model.net.positional_embedding: missing"):
         VLA.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"proprio_dim": 5}, {"proprio": True}, "has no place for proprio_projector"),
+        ({"film": "masked"}, {}, "has no place for film"),
+        ({}, {"cameras": ["primary", "wrist"]}, "has no place for the views primary, wrist"),
+        ({"vision_backbone": {"feature_layer": -1}}, {}, "has no name for {'feature_layer': -1}"),
+        ({"projector": {"kind": "mlp"}}, {}, "has no name for {'kind': 'mlp'}"),
+    ],
+)
+def test_what_the_released_code_would_read_wrongly_is_not_written(
+    config: dict[str, Any],
+    build: Callable[..., VLA],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    settings: dict[str, Any],
+    message: str,
+) -> None:
+    config["llm"]["name"] = "meta-llama/Llama-2-7b-hf"
+    config["action_head"] = {"class": "openvla_lightning.action_head.cogact.CogACTHead", **HEAD.config}
+    config["vision_backbone"] |= changes.pop("vision_backbone", {})
+    model = build({**config, **changes})
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        save_cogact(model, processor_of(**settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

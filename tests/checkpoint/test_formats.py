@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +11,61 @@ import pytest
 import torch
 
 from openvla_lightning import VLA, Policy
-from openvla_lightning.action_head import TokenHead
+from openvla_lightning.action_head import ActionHead, L1Head, TokenHead
+from openvla_lightning.action_head.flow import FlowHead
 from openvla_lightning.checkpoint.formats import describe
 from openvla_lightning.checkpoint.newest import newest_checkpoint
+from openvla_lightning.plugins import USUAL_HEAD
+from openvla_lightning.plugins import describe as describe_head
 from openvla_lightning.processor import Processor
 
 
-def processor(vla: VLA, bins: int) -> Processor:
+def processor(vla: VLA, head: ActionHead, **settings: Any) -> Processor:
     means = [[0.5] * 3, [0.5] * 3]
-    head = TokenHead(num_bins=bins, vocab_size=768)
-    return Processor(head, image_size=vla.vision_backbone.image_size, means=means, stds=means, max_length=64)
+    size = vla.vision_backbone.image_size
+    return Processor(head, image_size=size, means=means, stds=means, max_length=64, **settings)
 
 
 @pytest.mark.parametrize("bins", [256, 128])
 def test_an_export_keeps_the_number_of_bins(vla: VLA, tmp_path: Path, bins: int) -> None:
-    before = processor(vla, bins)
+    before = processor(vla, TokenHead(num_bins=bins, vocab_size=768))
     vla.save_pretrained(tmp_path, before)
     after = describe(tmp_path).check().processor
     assert after["action_head"]["num_bins"] == bins
     ids = torch.arange(768 - bins, 768)
     assert torch.equal(TokenHead(**after["action_head"]).decode(ids), before.action_head.decode(ids))
+
+
+def test_another_model_in_the_same_folder_leaves_nothing_of_the_first(
+    config: dict[str, Any], build: Callable[..., VLA], vla: VLA, tmp_path: Path
+) -> None:
+    first = L1Head(2, 7)
+    build({**config, "action_head": describe_head(first, USUAL_HEAD)}).save_pretrained(tmp_path, processor(vla, first))
+    assert list(tmp_path.glob("action_head--*"))
+    vla.save_pretrained(tmp_path, processor(vla, TokenHead(vocab_size=768)))
+    assert not list(tmp_path.glob("action_head--*"))
+    assert describe(tmp_path).check().processor["action_head"]["num_bins"] == 256
+
+
+def test_a_model_that_starts_from_another_head_is_exported_with_its_own(
+    config: dict[str, Any], build: Callable[..., VLA], vla: VLA, tmp_path: Path
+) -> None:
+    first = FlowHead(2, 7, width=16, depth=1, heads=2)
+    begun = {**config, "action_head": describe_head(first, USUAL_HEAD)}
+    before = processor(vla, first, cameras=["primary", "wrist"])
+    build(begun).save_pretrained(tmp_path / "flow", before)
+    flow = VLA.from_pretrained(tmp_path / "flow")
+    flow.save_pretrained(tmp_path / "again")
+    assert describe(tmp_path / "again").check().processor == {
+        **describe(tmp_path / "flow").check().processor,
+        "action_head": before.config["action_head"],
+    }
+    tokens = build(config)
+    tokens.about = flow.about
+    tokens.save_pretrained(tmp_path / "tokens", processor(vla, TokenHead(vocab_size=768)))
+    after = describe(tmp_path / "tokens").check().processor
+    assert after["action_head"].get("class") is None
+    assert (after["cameras"], after["max_length"]) == (["primary"], 64)
 
 
 def test_config_json_is_opened_once_a_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
