@@ -84,6 +84,7 @@ def test_actions(golden: Path) -> None:
             kind, guidance = name.rpartition("/")[2].split("_cfg")
             steps = int(kind.removeprefix("ddim")) if kind.startswith("ddim") else None
             draws = None if steps else numbers[f"{name}/step_noise"]
+            head = head if steps else head_of(net, train_steps=len(draws))
             found = head.sample(vla, cognition, numbers[f"{name}/noise"], steps, float(guidance), draws)
             within = 1e-5 if steps else 1e-2  # the chain of all steps is badly conditioned, as README.md says
             actions = statistics.unnormalise(found[0].double().numpy())

@@ -1,6 +1,7 @@
 """CogACT's schedules, network, losses, samplers and ensembles against the released code's numbers."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,17 @@ def guided(net: CogACTNetwork, cognition: Tensor, scale: float) -> Predict:
     return lambda noisy, timestep: net.guided(noisy, timestep, cognition, scale)
 
 
-def scales(numbers: Numbers, kind: str) -> list[tuple[str, float]]:
-    """Names of the samples of a kind with guidance alone, and their scales."""
-    names = [n.removesuffix("/sample") for n in numbers.files if n.startswith(kind) and n.endswith("/sample")]
-    return [(n, float(n.rpartition("cfg")[2])) for n in names if n.rpartition("cfg")[2].replace(".", "").isdigit()]
+def samples(numbers: Numbers, kind: str) -> list[tuple[str, int, float, bool, float]]:
+    """Name, steps, guidance, clipping and eta of each sample of a kind, as their names say."""
+    form = re.compile(rf"({kind}(\d+)_cfg([\d.]+)(_clip)?(?:_eta([\d.]+))?)/sample")
+    told = [match.groups() for match in map(form.fullmatch, numbers.files) if match]
+    assert told
+    return [(name, int(steps), float(scale), bool(clip), float(eta or 0)) for name, steps, scale, clip, eta in told]
+
+
+def schedule_of(numbers: Numbers) -> NoiseSchedule:
+    """The schedule of the training: DDPM takes all of its steps."""
+    return NoiseSchedule(samples(numbers, "ddpm")[0][1])
 
 
 def test_schedules(golden: Path) -> None:
@@ -77,9 +85,10 @@ def test_schedules(golden: Path) -> None:
         close(
             schedule.clean(one, 0 * one, times).flatten(), torch.from_numpy(file[f"{name}/sqrt_recip_alphas_cumprod"])
         )
-    schedule = NoiseSchedule(100)
-    for name in {key.split("/")[0] for key in file.files if key.startswith("ddim")}:
-        kept = schedule.kept(int(name.removeprefix("ddim")))
+    counts = {key.split("/")[0]: int(key.split("/")[0].removeprefix("ddim")) for key in file.files if key[:4] == "ddim"}
+    schedule = NoiseSchedule(max(counts.values()))
+    for name, count in counts.items():
+        kept = schedule.kept(count)
         assert kept == file[f"{name}/timestep_map"].tolist()
         np.testing.assert_allclose(schedule.alphas_cumprod[kept], file[f"{name}/alphas_cumprod"], rtol=1e-12)
     for key in (key for key in file.files if key.startswith("timestep_embedding")):
@@ -89,13 +98,17 @@ def test_schedules(golden: Path) -> None:
 
 
 def test_counts_of_steps(golden: Path) -> None:
-    schedule = NoiseSchedule(100)
-    for count, kept in json.loads((cogact(golden) / "ddim_timesteps_of_100.json").read_text()).items():
-        if kept is not None:
-            assert schedule.kept(int(count)) == kept
-            continue
-        with pytest.raises(ValueError, match=f"{count} steps do not divide 100 timesteps; the nearest"):
-            schedule.kept(int(count))
+    for path in (found := list(cogact(golden).glob("ddim_timesteps_of_*.json"))):
+        schedule = NoiseSchedule(int(path.stem.rpartition("_")[2]))
+        for count, kept in json.loads(path.read_text()).items():
+            if kept is not None:
+                assert schedule.kept(int(count)) == kept
+                continue
+            with pytest.raises(
+                ValueError, match=f"{count} steps do not divide {schedule.steps} timesteps; the nearest"
+            ):
+                schedule.kept(int(count))
+    assert found
 
 
 def test_forward(golden: Path) -> None:
@@ -113,9 +126,9 @@ def test_forward(golden: Path) -> None:
 
 
 def test_losses_and_gradients(golden: Path) -> None:
-    schedule = NoiseSchedule(100)
     for folder in models(golden):
         numbers = Numbers(folder / "golden.npz")
+        schedule = schedule_of(numbers)
         for mode in ("eval", "train"):
             net = network(folder)
             noise, timestep = numbers[f"loss_{mode}/noise"], numbers[f"loss_{mode}/timestep"]
@@ -133,44 +146,34 @@ def test_losses_and_gradients(golden: Path) -> None:
 
 @torch.inference_mode()
 def test_samples(golden: Path) -> None:
-    schedule = NoiseSchedule(100)
     for folder in models(golden):
         net, numbers = network(folder), Numbers(folder / "golden.npz")
-        noise, cognition = numbers["sample/noise"], numbers["sample/z"]
-        for name, scale in scales(numbers, "ddim"):
-            predict = guided(net, cognition, scale)
-            count = int(name.partition("_")[0].removeprefix("ddim"))
-            steps = list(schedule.ddim(predict, noise, count))
+        schedule, noise, cognition = schedule_of(numbers), numbers["sample/noise"], numbers["sample/z"]
+        for name, count, scale, clip, eta in samples(numbers, "ddim"):
+            draws = numbers[f"{name}/step_noise"] if eta else None
+            steps = list(schedule.ddim(guided(net, cognition, scale), noise, count, clip, eta=eta, draws=draws))
             # fifty strongly guided steps add up rounding: the released code's own floats differ by as much
-            close(steps[-1][0], numbers[f"{name}/sample"], 1e-5 if count <= 10 and scale < 3 else 1e-3, name)
+            within = 1e-4 if eta else 1e-5 if count <= 10 and scale < 3 else 1e-3
+            close(steps[-1][0], numbers[f"{name}/sample"], within, name)
             if f"{name}/trajectory" in numbers.files:
                 close(torch.stack([x for x, _ in steps]), numbers[f"{name}/trajectory"], 3e-5, name)
                 close(torch.stack([x for _, x in steps]), numbers[f"{name}/pred_xstart"], 1e-3, name)
-        *_, (last, _) = schedule.ddim(guided(net, cognition, 1.5), noise, 10, clip=True)
-        close(last, numbers["ddim10_cfg1.5_clip/sample"], 1e-5)
-        draws = numbers["ddim10_cfg1.0_eta1.0/step_noise"]
-        *_, (last, _) = schedule.ddim(guided(net, cognition, 1.0), noise, 10, eta=1.0, draws=draws)
-        close(last, numbers["ddim10_cfg1.0_eta1.0/sample"], 1e-4)
 
 
 @torch.inference_mode()
 def test_ddpm_steps(golden: Path) -> None:
-    schedule = NoiseSchedule(100)
     for folder in models(golden):
         net, numbers = network(folder), Numbers(folder / "golden.npz")
-        noise, cognition = numbers["sample/noise"], numbers["sample/z"]
-        mean, log_variance = schedule.posterior(
-            numbers["fwd/x"],
-            schedule.clean(numbers["fwd/x"], numbers["fwd/out"], numbers["fwd/t"]),
-            numbers["fwd/t"],
-        )
-        size = numbers["post/clip0/mean"].abs().max().item()
-        close(mean, numbers["post/clip0/mean"], 1e-5 * max(size, 1))
-        close(log_variance.expand_as(mean), numbers["post/log_variance"], 1e-5)
-        for name, scale in scales(numbers, "ddpm"):
+        schedule, noise, cognition = schedule_of(numbers), numbers["sample/noise"], numbers["sample/z"]
+        clean = schedule.clean(numbers["fwd/x"], numbers["fwd/out"], numbers["fwd/t"])
+        for case, start in (("post/clip0", clean), ("post/clip1", clean.clamp(-1, 1))):
+            mean, log_variance = schedule.posterior(numbers["fwd/x"], start, numbers["fwd/t"])
+            close(mean, numbers[f"{case}/mean"], 1e-5 * max(numbers[f"{case}/mean"].abs().max().item(), 1), case)
+            close(log_variance.expand_as(mean), numbers["post/log_variance"], 1e-5)
+        for name, _, scale, clip, _ in samples(numbers, "ddpm"):
             predict = guided(net, cognition, scale)
             draws = numbers[f"{name}/step_noise"]
-            *_, (last, _) = schedule.ddpm(predict, noise, draws)
+            *_, (last, _) = schedule.ddpm(predict, noise, draws, clip)
             close(last, numbers[f"{name}/sample"], 1e-2, name)
             if f"{name}/trajectory" not in numbers.files:
                 continue
@@ -193,11 +196,12 @@ def test_ensembles(golden: Path) -> None:
             horizon, alpha = what.split("_alpha")
             ensemble = AdaptiveEnsemble(int(horizon), float(alpha))
             memory: Any = ()
-            inputs = {"one_d": "one_d/actions", "reset_after5": "T16D7/chunks"}.get(group, f"{group}/chunks")
+            inputs = [n for n in (f"{group}/chunks", f"{group}/actions") if n in file.files]
+            inputs += [n for n in file.files if n.endswith("/chunks") and file[n].shape[-1] == file[name].shape[-1]]
+            forgets = int(group.removeprefix("reset_after")) if group.startswith("reset_after") else None
             for step, wanted in enumerate(file[name]):
-                if group == "reset_after5" and step == 5:
-                    memory = ()
-                memory, action = ensemble.step(memory, file[inputs][step])
+                memory = () if step == forgets else memory
+                memory, action = ensemble.step(memory, file[inputs[0]][step])
                 np.testing.assert_allclose(action, wanted, atol=1e-12, err_msg=f"{name} step {step}")
 
 

@@ -15,7 +15,6 @@ from openvla_lightning.model import VLAOutput
 from openvla_lightning.strategy import LoRA
 from openvla_lightning.strategy.lora import merge
 
-ACTION_COLUMNS = slice(31744, 32064)
 needs_all_words = pytest.mark.parametrize("each_golden", ["whole"], indirect=True)
 """For what depends on the whole vocabulary, as losses do: the small set holds a part of it."""
 
@@ -48,15 +47,20 @@ def output(folder: Path, arrays: dict[str, Any]) -> VLAOutput:
         return vla(**inputs(arrays), output_hidden_states=True)
 
 
+def last_columns(logits: Tensor, arrays: dict[str, Any]) -> Tensor:
+    """The logits of the vocabulary's end, from the first action id on, as many as the released ones."""
+    return logits[..., -arrays["fwd/logits_action_cols"].shape[-1] :]
+
+
 def close(actual: Tensor, expected: Any, atol: float) -> None:
     torch.testing.assert_close(actual.detach().double(), torch.as_tensor(expected).double(), atol=atol, rtol=0)
 
 
 def test_patch_features(output: VLAOutput, arrays: dict[str, Any]) -> None:
     assert output.tower_features is not None
-    dino, siglip = output.tower_features
-    close(dino, arrays["fwd/dino_patch_features"], 5e-5)
-    close(siglip, arrays["fwd/siglip_patch_features"], 5e-5)
+    released = [values for name, values in arrays.items() if name.endswith("_patch_features")]
+    for ours, theirs in zip(output.tower_features, released, strict=True):
+        close(ours, theirs, 5e-5)
 
 
 def test_hidden_states(output: VLAOutput, arrays: dict[str, Any]) -> None:
@@ -71,7 +75,7 @@ def test_hidden_states(output: VLAOutput, arrays: dict[str, Any]) -> None:
 def test_logits(output: VLAOutput, arrays: dict[str, Any]) -> None:
     mask = arrays.get("compared", arrays["fwd/mm_attention_mask"])
     assert mask[arrays["fwd/mm_attention_mask"]].sum() > 30
-    close(output.logits[..., ACTION_COLUMNS][mask], arrays["fwd/logits_action_cols"][mask], 1e-3)
+    close(last_columns(output.logits, arrays)[mask], arrays["fwd/logits_action_cols"][mask], 1e-3)
     close(output.logits[..., arrays["vocab_subset"]][mask], arrays["fwd/logits_vocab_subset"][mask], 1e-3)
     assert output.logits.dtype == torch.float32
 
@@ -106,7 +110,7 @@ def test_text_only(vla: VLA, arrays: dict[str, Any]) -> None:
         output = vla(pixel_values=None, **sample)
     real = arrays["attention_mask"][2]
     close(output.loss, arrays["text_only/loss"], 2e-5)
-    close(output.logits[0, real][:, ACTION_COLUMNS], arrays["text_only/logits_action_cols"][0, real], 1e-3)
+    close(last_columns(output.logits, arrays)[0, real], arrays["text_only/logits_action_cols"][0, real], 1e-3)
 
 
 @needs_all_words
@@ -133,10 +137,12 @@ def ids_and_actions(vla: VLA, arrays: dict[str, Any], sample: int) -> None:
     prompt = torch.from_numpy(arrays[f"gen/prompt_ids_{sample}"])[None]
     pixels = torch.from_numpy(arrays["pixel_values"][sample : sample + 1])
     with_space = torch.cat([prompt, torch.tensor([[29871]])], dim=1)
-    ids = vla.generate(pixel_values=pixels, input_ids=with_space, max_new_tokens=8)
-    assert ids[0, :7].tolist() == arrays[f"gen/new_ids_{sample}"].tolist()
-    bare = vla.generate(pixel_values=pixels, input_ids=prompt)
-    assert bare[0].tolist() == arrays[f"gen/new_ids_no29871_{sample}"].tolist()
+    new, without = (arrays[f"gen/new_ids{kind}_{sample}"].tolist() for kind in ("", "_no29871"))
+    most = max(len(new), *(len(stats["action"]["q01"]) for stats in vla.norm_stats.values()))
+    ids = vla.generate(pixel_values=pixels, input_ids=with_space, max_new_tokens=most)
+    assert ids[0, : len(new)].tolist() == new
+    bare = vla.generate(pixel_values=pixels, input_ids=prompt, max_new_tokens=len(without))
+    assert bare[0].tolist() == without
     for key, stats in vla.norm_stats.items():
         statistics = DatasetStatistics.from_dict(stats)
         normalised = ActionTokenizer().decode(ids[0, : statistics.action_dim])
@@ -153,7 +159,7 @@ def test_bf16_loss(folder: Path, arrays: dict[str, Any]) -> None:
 
 @needs_all_words
 def test_lora_loss_curve(vla: VLA, arrays: dict[str, Any]) -> None:
-    """Five AdamW steps on the released adapters, from a start that both codes can write down; then merged."""
+    """A few AdamW steps on the released adapters, from a start that both codes can write down; then merged."""
     LoRA(rank=32).apply(vla)
     adapters = {name: p for name, p in vla.named_parameters() if "lora_" in name}
     assert sum(p.numel() for p in adapters.values()) == arrays["lora/trainable_params"]
@@ -164,19 +170,21 @@ def test_lora_loss_curve(vla: VLA, arrays: dict[str, Any]) -> None:
             adapters[name].copy_(torch.from_numpy(flat.astype(np.float32)).view_as(adapters[name]))
         for name in adapters.keys() - set(names):
             adapters[name].zero_()
-    optimiser = torch.optim.AdamW(adapters.values(), lr=5e-4)
+    (name,) = (name for name in arrays if name.startswith("lora/adamw_lr") and name.endswith("_losses"))
+    rate = name.removeprefix("lora/adamw_lr").removesuffix("_losses")
+    optimiser = torch.optim.AdamW(adapters.values(), lr=float(rate))
     losses = []
-    for _ in range(5):
+    for _ in arrays[name]:
         loss = vla(**inputs(arrays)).loss
         losses.append(loss.item())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    np.testing.assert_allclose(losses, arrays["lora/adamw_lr5e-4_losses"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(losses, arrays[name], atol=1e-4, rtol=0)
     merge(vla)
     assert not any("lora" in name for name, _ in vla.named_parameters())
     with torch.no_grad():
-        close(vla(**inputs(arrays)).loss, arrays["lora/merged_loss_after_5_steps"], 1e-4)
+        close(vla(**inputs(arrays)).loss, arrays[f"lora/merged_loss_after_{len(losses)}_steps"], 1e-4)
 
 
 def test_round_trip_is_bit_equal(vla: VLA, folder: Path, tmp_path: Path) -> None:
