@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.checkpoint.cogact import save_cogact
-from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.checkpoint.formats import describe
 from openvla_lightning.checkpoint.load import load_vla
 from openvla_lightning.model.vla import VLA
@@ -70,10 +69,12 @@ def export(
         vla.save_pretrained(unfinished, processor, max_shard_size, dtype or stored_dtype(vla))
     del vla
     if (config := trained_quantisation(source)) is not None:
-        gap = quantisation_gap(source, unfinished, config, base)
-        log.info(gap.text())
+        text = f"The adapter was trained on the base in {config['bits']} bits and is merged into the base itself."
+        if writes_ids_after_one_picture(processor):
+            text = quantisation_gap(source, unfinished, config, base).text()
+        log.info(text)
         with (unfinished / "README.md").open("a", encoding="utf-8") as card:
-            card.write(f"\n## Trained on a quantised base\n{gap.text()}\n")
+            card.write(f"\n## Trained on a quantised base\n{text}\n")
     _swap(unfinished, folder)
     return folder
 
@@ -111,11 +112,20 @@ def trained_quantisation(source: str | Path) -> dict[str, Any] | None:
     return describe(source).quantisation
 
 
+def writes_ids_after_one_picture(processor: Processor) -> bool:
+    """Whether `quantisation_gap` can measure a model with this processor."""
+    head = processor.action_head
+    sequential = isinstance(head, TokenHead) and not head.parallel
+    return sequential and len(processor.views) == 1 and not processor.proprio
+
+
 @torch.inference_mode()
 def quantisation_gap(
     source: str | Path, merged: str | Path, config: dict[str, Any], base: str | Path | None = None
 ) -> MergeGap:
     """Compare the model of the training, with a quantised base, with the merged one.
+
+    The model reads one picture, and its head writes ids one after the other.
 
     Args:
         source: checkpoint of the adapter.
@@ -125,8 +135,7 @@ def quantisation_gap(
     """
     processor = Processor.from_pretrained(source)
     head = processor.action_head
-    if not isinstance(head, TokenHead):
-        raise CheckpointError(source, [f"{type(head).__name__} does not choose among ids: there is no gap to measure"])
+    assert isinstance(head, TokenHead)
     noise = np.random.default_rng(0).integers(0, 256, (PROBES, 64, 64, 3), dtype=np.uint8)
     inputs = processor(list(noise), [f"pick up object {number}" for number in range(PROBES)])
 
@@ -176,9 +185,9 @@ def _swap(unfinished: Path, folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove the remains of killed exports to `folder`."""
+    """Remove the remains of killed and failed exports to `folder`."""
     for state in ("unfinished", "old"):
         for left in folder.parent.glob(f".{folder.name}.*.{state}"):
             pid = left.name.split(".")[-2]
-            if not Path(f"/proc/{pid}").exists():
+            if pid == str(os.getpid()) or not Path(f"/proc/{pid}").exists():
                 shutil.rmtree(left)

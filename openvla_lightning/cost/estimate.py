@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from openvla_lightning.strategy import Strategy
 PROMPT_TOKENS = 26
 """Ids of BOS and a prompt of typical length."""
 ACTION_DIM = 7
-"""Action dimensions of an arm with a gripper; other robots' change the estimate little."""
+"""Action dimensions, and numbers of the state, of an arm with a gripper, for heads that take any number."""
 UTILISATION = 0.4
 """Expected share of a card's peak speed, recomputed operations included."""
 RESERVE = 1.05
@@ -102,6 +103,7 @@ def estimate(
     dtype: str | None = None,
     quantisation: Quantisation | None = None,
     recompute: Recompute = "none",
+    views: int = 1,
 ) -> Estimate:
     """Build a model without memory and estimate a training run of it.
 
@@ -114,6 +116,7 @@ def estimate(
         dtype: dtype of the loaded weights.
         quantisation: quantisation of frozen weights.
         recompute: which blocks recompute their activations.
+        views: V, pictures of a sample.
     """
 
     made: dict[str | None, tuple[VLA, set[nn.Parameter]]] = {}
@@ -140,7 +143,7 @@ def estimate(
     block = max(sum(p.numel() for p in block.parameters()) for block in blocks(vla))
     rest = parameters - sum(p.numel() for block in blocks(vla) for p in block.parameters())
 
-    batch = example(vla, head, PROMPT_TOKENS, ACTION_DIM)
+    batch = example(vla, head, PROMPT_TOKENS, getattr(head, "action_dim", ACTION_DIM), views)
     once = 0.0
     if recompute != "none":  # a block has all its activations while it is recomputed
         whole = step_cost(learner("bfloat16")[0], head, batch, autocast=plan.mixed)
@@ -226,6 +229,9 @@ def show(
     console: Console,
 ) -> Estimate:
     """Print the needs of `recipe`; warn if this machine's card, or every known card, has too little memory."""
+    data = recipe["data"]
+    if data.get("proprio"):
+        model = partial(model, proprio_dim=getattr(head, "proprio_dim", 0) or ACTION_DIM)
     estimated = estimate(
         model,
         strategy,
@@ -235,6 +241,7 @@ def show(
         dtype=recipe["model"].get("dtype"),
         quantisation=quantisation,
         recompute=recipe["checkpoint_activations"],
+        views=len(data.get("cameras", ["primary"])) * data.get("history", 1),
     )
     spread = estimated.plan
     console.print(

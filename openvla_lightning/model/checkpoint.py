@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     try:
         folder = export(options.source, options.folder, options.base, dtype, options.overwrite, layout=options.layout)
-    except (CheckpointError, OSError) as error:
+    except (ValueError, OSError) as error:  # a CheckpointError, or a model that the layout has no place for
         raise SystemExit(f"error: {error}") from None
     print(f"written to {folder}")
 

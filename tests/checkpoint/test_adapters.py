@@ -1,6 +1,7 @@
 """A fine-tuned adapter: saved alone, found again on its base, exported whole, and never on another base."""
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -195,6 +196,22 @@ def test_an_existing_folder_is_replaced_only_on_request(run: Path, tmp_path: Pat
     main(["export", str(run), str(folder), "--overwrite"])
     assert not (folder / "mine.txt").exists()
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_failed_export_leaves_nothing_to_the_next_one_of_its_process(run: Path, tmp_path: Path) -> None:
+    left = tmp_path / f".released.{os.getpid()}.unfinished"
+    left.mkdir()
+    (left / "action_head--latest_checkpoint.pt").write_bytes(b"of another model")
+    assert not list(export(run, tmp_path / "released").glob("action_head*"))
+    assert not list(tmp_path.glob(".released.*"))
+
+
+def test_a_model_without_a_place_in_the_layout_ends_without_a_traceback(run: Path, tmp_path: Path) -> None:
+    content = torch.load(run / "checkpoints/step_000010.ckpt", weights_only=True)
+    content["openvla_lightning"]["processor"]["cameras"] = ["primary", "wrist"]
+    torch.save(content, path := tmp_path / "views.ckpt")
+    with pytest.raises(SystemExit, match="no place for the views primary, wrist"):
+        main(["export", str(path), str(tmp_path / "out")])
 
 
 def test_mistakes_end_without_a_traceback(tmp_path: Path) -> None:

@@ -105,6 +105,16 @@ def shown(script: str, *overrides: str) -> tuple[Estimate, str]:
     return show(*parts, resolved, console), console.export_text()
 
 
+def test_robots_of_other_widths_and_several_cameras_are_estimated() -> None:
+    small = ["model=tiny", "model/vision_backbone=tiny_vit", "model/llm=tiny", "model.init_from=null"]
+    three, _ = shown("finetune", "+experiment=aloha_oft", *small)
+    one, _ = shown("finetune", "+experiment=aloha_oft", *small, "data.cameras=[primary]")
+    assert three.flops > 1.2 * one.flops
+    assert three.memory["activations"] > 1.2 * one.memory["activations"]
+    flow, _ = shown("train", "action_head=flow", "data.proprio=true", "action_head.proprio_dim=9")
+    assert flow.flops > 0
+
+
 @pytest.mark.slow
 def test_the_recipe_for_24_gb_fits_24_gb() -> None:
     """openvla-7b: parameters as published; 4 bits where quantised; the language model's activations recomputed."""

@@ -183,6 +183,16 @@ def test_export_measures_what_the_whole_base_changes(
     assert closer.tokens >= gap.tokens
 
 
+def test_a_head_without_a_measure_of_this_is_exported_too(trained: tuple[Path, VLA], tmp_path: Path) -> None:
+    path, _ = trained
+    content = torch.load(path, weights_only=True)
+    content["openvla_lightning"]["processor"]["action_head"]["parallel"] = True
+    torch.save(content, path)
+    folder = export(path, tmp_path / "released")
+    assert "The adapter was trained on the base in 4 bits and is merged into" in (folder / "README.md").read_text()
+    assert Processor.from_pretrained(folder).action_head.config["parallel"]
+
+
 def test_the_numbers_behind_a_quantised_model_can_be_kept(trained: tuple[Path, VLA], config: dict[str, Any]) -> None:
     _, live = trained
     plain = plain_state(live, live.state_dict())
