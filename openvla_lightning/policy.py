@@ -212,12 +212,11 @@ class Policy:
             raise ValueError(f"{len(images)} images and {len(instructions)} instructions; as many of each are needed")
         if strangers := {type(picture).__name__ for picture in images if not isinstance(picture, ImageLike)}:
             raise TypeError(f"an image is a uint8 array [H, W, 3] or a PIL image, not {', '.join(sorted(strangers))}")
-        keys = unnorm_key if unnorm_key is None or isinstance(unnorm_key, str) else list(unnorm_key)
         if len(self.processor.views) > 1 or self.processor.proprio:
             raise ValueError(f"one image is not enough for this policy, which {self.processor.needs}: ask act_chunk")
         (view,) = self.processor.views
         observations = [Observation({view: image}, text) for image, text in zip(images, instructions, strict=True)]
-        actions = self.act_chunk(observations, keys)[:, 0]
+        actions = self.act_chunk(observations, unnorm_key)[:, 0]
         return actions[0] if single else actions
 
     def check(self, observation: Observation) -> None:
@@ -251,11 +250,13 @@ class Policy:
         scales = [self._scale(key) for key in keys]
         if len(dims := {statistics.action_dim for statistics, _ in scales}) > 1:
             raise ValueError(f"actions {sorted(dims)} numbers wide do not fit one array: ask for them one by one")
-        proprio, dim = self.processor.proprio, dims.pop()
-        states = [
-            statistics.normalise(seen.proprio, method, "proprio") if proprio and seen.proprio is not None else None
-            for seen, (statistics, method) in zip(observations, scales, strict=True)
-        ]
+        dim, states = dims.pop(), []
+        for seen, (statistics, method) in zip(observations, scales, strict=True):
+            relative = statistics.relative_to is not None
+            if relative and seen.proprio is None:
+                raise ValueError(NO_STATE)
+            state = seen.proprio if self.processor.proprio or relative else None
+            states.append(None if state is None else statistics.normalise(state, method, "proprio"))
         with self._lock:
             inputs = self.processor.inputs(observations, dim, states)
             self.clock("preprocess")

@@ -60,8 +60,8 @@ class Service:
         self.logbook = logbook
         self.policy, self.deadline, self.max_bytes, self.rate_hz = policy, deadline, max_bytes, rate_hz
         processor = policy.processor
-        views, proprio = processor.views, processor.proprio
-        self.reader = Reader(processor.transform.resize, policy.norm_stats, max_pixels, views, proprio)
+        views, state = processor.views, processor.proprio or policy.statistics.relative_to is not None
+        self.reader = Reader(processor.transform.resize, policy.norm_stats, max_pixels, views, state)
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.answers = Counter(
@@ -123,7 +123,7 @@ class Service:
             "normalisation": policy.normalisation,
             "statistics": statistics,
             "cameras": list(policy.processor.views),
-            "proprio": policy.processor.proprio,
+            "proprio": "proprio" in self.reader.needed,
             "action_chunk": policy.processor.action_head.action_chunk,
             "image_size": policy.processor.transform.image_size,
             "rate_hz": self.rate_hz,

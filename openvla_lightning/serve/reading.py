@@ -61,7 +61,7 @@ class Reader:
         norm_stats: unnorm_key -> statistics of the policy.
         max_pixels: largest image.
         views: the policy's views; each has its own key (see `types.key_of`).
-        proprio: whether the policy reads the robot's state.
+        proprio: whether the policy needs the robot's state.
     """
 
     def __init__(

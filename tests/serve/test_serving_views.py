@@ -124,6 +124,32 @@ def test_a_request_without_what_the_policy_needs_is_told_so(client: TestClient) 
     assert post(client, chunk=1).json()["error"]["code"] == "wrong_chunk"
 
 
+def test_actions_relative_to_the_state_need_it_though_the_model_does_not_read_it(policy: Policy) -> None:
+    processor = Processor(TokenHead(vocab_size=768), image_size=32, towers=TOWERS)
+    own = policy.statistics
+    relative = replace(own, action=own.action | {"relative_to": np.array([0, 1, 2, -1, -1, -1, -1])})
+    vla = VLA.from_config({**CONFIG, "proprio_dim": None})
+    service = Service(Policy(vla, processor, {"toy": relative}, device="cpu"), deadline=60.0)
+    seen = {"image": picture(0), "instruction": WORDS}
+    with TestClient(build_app(service)) as client:
+        assert client.get("/info").json()["proprio"] is True
+        first, moved = (
+            np.array(client.post("/act", content=json_numpy.dumps({**seen, "proprio": state})).json())
+            for state in ([0.0, 0.0, 0.0], STATE)
+        )
+        np.testing.assert_allclose(moved - first, [*STATE, 0, 0, 0, 0], atol=1e-9)
+        for state, status in ((None, 422), ([0.5], 422), (STATE * 2, 422)):
+            answer = client.post("/act", content=json_numpy.dumps({**seen, "proprio": state}))
+            assert answer.status_code == status, answer.text
+        assert client.post("/act", content=json_numpy.dumps(seen)).status_code == 400
+        array = {b"__ndarray__": True, b"data": picture(0).tobytes(), b"dtype": "|u1", b"shape": [40, 48, 3]}
+        with client.websocket_connect("/openpi") as socket:
+            socket.receive_bytes()
+            socket.send_bytes(msgpack.packb({"observation/image": array, "observation/state": STATE, "prompt": WORDS}))
+            assert b"actions" in socket.receive_bytes()
+    service.batcher.join()
+
+
 def test_the_server_says_what_it_needs(client: TestClient) -> None:
     info = client.get("/info").json()
     assert (info["cameras"], info["proprio"], info["action_chunk"]) == (["primary", "wrist"], True, 2)
