@@ -106,9 +106,9 @@ class Service:
             self.logbook.note(robot, question.observation, chunk, question.chunk)
         return question, chunk if question.chunk else chunk[0]
 
-    def counted(self, transport: str, refusal: Refused | None) -> None:
-        """Count an answer."""
-        self.answers.labels(transport, refusal.code if refusal else "ok").inc()
+    def counted(self, transport: str, code: str) -> None:
+        """Count an answer: `ok`, or the code of the refusal."""
+        self.answers.labels(transport, code).inc()
 
     def info(self) -> dict[str, Any]:
         """Facts about the policy, for robots and people."""
@@ -156,22 +156,23 @@ def build_app(service: Service, token: str | None = None) -> FastAPI:
 
     @app.post("/act")
     async def act(request: Request) -> Response:
-        began, refusal = time.monotonic(), None
+        began, code = time.monotonic(), "internal"
         service.open += 1
         try:
             body = await _body(request, service.max_bytes)
             robot = request.client.host if request.client else "http"
             question, action = await service.act("http", began, partial(service.reader.from_json, body), robot)
+            code = "ok"
             if not (question.oft or question.encoded):
                 return JSONResponse(action.tolist())
             arrays = json_numpy.dumps(list(action) if question.oft else action)
             return JSONResponse(arrays) if question.encoded else Response(arrays, media_type="application/json")
         except Refused as error:
-            refusal = error
+            code = error.code
             return refused(error)
         finally:
             service.open -= 1
-            service.counted("http", refusal)
+            service.counted("http", code)
 
     for address, spoken in PROTOCOLS.items():
         app.add_api_websocket_route(address, partial(_converse, service, spoken))
@@ -209,24 +210,17 @@ async def _converse(service: Service, spoken: type[OwnProtocol], socket: WebSock
             message = await socket.receive()
             if message["type"] == "websocket.disconnect":
                 return
-            began, refusal, counted = time.monotonic(), None, True
+            began, code = time.monotonic(), "internal"
             content: bytes | str = message.get("bytes") or message.get("text") or b""
-            answer: bytes | str | None
             service.open += 1
             try:
-                if await asyncio.to_thread(protocol.asks, content):
-                    answer = await _acted(service, protocol, content, began, robot)
-                else:
-                    answer, counted = protocol.reply(content), False
-            except Refused as error:
-                refusal, answer = error, protocol.refusal(error)
-            try:
+                answer, code = await _answered(service, protocol, content, began, robot)
                 if answer is not None:
                     await (socket.send_text(answer) if isinstance(answer, str) else socket.send_bytes(answer))
             finally:
                 service.open -= 1
-                if counted or refusal is not None:
-                    service.counted(protocol.name, refusal)
+                if code:
+                    service.counted(protocol.name, code)
     except WebSocketDisconnect:
         return
     finally:
@@ -234,14 +228,20 @@ async def _converse(service: Service, spoken: type[OwnProtocol], socket: WebSock
             service.logbook.end(robot)
 
 
-async def _acted(
+async def _answered(
     service: Service, protocol: OwnProtocol, content: bytes | str, began: float, robot: str
-) -> bytes | str:
-    if (held := protocol.held()) is not None:
-        question = await asyncio.to_thread(protocol.read, content)  # the request is checked in any case
-        return protocol.answer(question, held, time.monotonic() - began)
-    question, action = await service.act(protocol.name, began, partial(protocol.read, content), robot)
-    return protocol.answer(question, action, time.monotonic() - began)
+) -> tuple[bytes | str | None, str]:
+    """The answer to a message, and what to count it as; nothing for a message that asks for no action."""
+    try:
+        if not await asyncio.to_thread(protocol.asks, content):
+            return protocol.reply(content), ""
+        if (held := protocol.held()) is not None:
+            question = await asyncio.to_thread(protocol.read, content)  # the request is checked in any case
+            return protocol.answer(question, held, time.monotonic() - began), "ok"
+        question, action = await service.act(protocol.name, began, partial(protocol.read, content), robot)
+        return protocol.answer(question, action, time.monotonic() - began), "ok"
+    except Refused as error:
+        return protocol.refusal(error), error.code
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -65,6 +65,7 @@ def serve(
     """
     positive: dict[str, float] = {"max_batch": max_batch, "max_queue": max_queue, "max_connections": max_connections}
     positive |= {"deadline_ms": deadline_ms, "receive_seconds": receive_seconds, "max_bytes": max_bytes}
+    positive |= {"max_pixels": max_pixels, "record_fps": record_fps}
     if wrong := [f"{name}={value}" for name, value in positive.items() if value <= 0]:
         raise ValueError(f"these must be positive: {', '.join(wrong)}")
     if host not in LOOPBACK and not token:

@@ -55,6 +55,7 @@ def test_a_taken_port_is_found_before_the_policy_is_loaded() -> None:
     [
         ("unnorm_key=nobody", "no statistics for unnorm_key 'nobody'; known: "),
         ("server.max_queue=0", "these must be positive: max_queue=0"),
+        ("server.max_pixels=0", "these must be positive: max_pixels=0"),
         ("ckpt_path=/nope", "/nope"),
     ],
 )

@@ -1,5 +1,6 @@
 """A policy with several views, the state and chunks, asked over HTTP and a WebSocket."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -147,6 +148,24 @@ def test_actions_relative_to_the_state_need_it_though_the_model_does_not_read_it
             socket.receive_bytes()
             socket.send_bytes(msgpack.packb({"observation/image": array, "observation/state": STATE, "prompt": WORDS}))
             assert b"actions" in socket.receive_bytes()
+    service.batcher.join()
+
+
+def test_a_failure_of_the_server_is_counted_as_one_and_ends(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*arguments: Any) -> Any:
+        raise RuntimeError("a fault of ours")
+
+    service = Service(policy, deadline=60.0)
+    monkeypatch.setattr(service, "act", fails)
+    with TestClient(build_app(service), raise_server_exceptions=False) as client:
+        assert post(client).status_code == 500
+        with contextlib.suppress(RuntimeError), client.websocket_connect("/ws") as socket:
+            socket.send_bytes(b"anything")
+            socket.receive_bytes()
+        assert service.open == 0, "stopping would wait for it"
+        counts = client.get("/metrics").text
+    for transport in ("http", "ws"):
+        assert f'openvla_requests_total{{code="internal",transport="{transport}"}} 1.0' in counts
     service.batcher.join()
 
 
