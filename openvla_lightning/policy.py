@@ -252,10 +252,9 @@ class Policy:
             raise ValueError(f"actions {sorted(dims)} numbers wide do not fit one array: ask for them one by one")
         dim, states = dims.pop(), []
         for seen, (statistics, method) in zip(observations, scales, strict=True):
-            relative = statistics.relative_to is not None
-            if relative and seen.proprio is None:
+            if statistics.relative_to is not None and seen.proprio is None:
                 raise ValueError(NO_STATE)
-            state = seen.proprio if self.processor.proprio or relative else None
+            state = seen.proprio if self.processor.proprio or statistics.relative_to is not None else None
             states.append(None if state is None else statistics.normalise(state, method, "proprio"))
         with self._lock:
             inputs = self.processor.inputs(observations, dim, states)

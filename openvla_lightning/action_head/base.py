@@ -87,19 +87,17 @@ class ActionHead(Protocol):
         """
 
 
-def check_chunk(
-    action_chunk: int, action_dim: int, actions: Tensor | None, dim: int, option: str = "data.action_chunk"
-) -> None:
+def check_chunk(action_chunk: int, action_dim: int, actions: Tensor | None, dim: int) -> None:
     """Check that actions [B, T, D] (when acting, only `dim`) fit a head of fixed size.
 
     Raises:
-        ValueError: they do not fit; the message names `option`, which sets T.
+        ValueError: they do not fit; the message names the settings.
     """
     if dim != action_dim or (actions is not None and tuple(actions.shape[1:]) != (action_chunk, action_dim)):
         got = f"{dim} numbers" if actions is None else f"chunks of {list(actions.shape[1:])}"
         raise ValueError(
             f"this action head predicts {action_chunk} actions of {action_dim} numbers, the data have "
-            f"{got}: set {option} and action_head.action_dim"
+            f"{got}: set data.action_chunk and action_head.action_dim"
         )
 
 

@@ -64,7 +64,7 @@ class DiffusionHead(L1Head):
     def draw(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Noise [B, T, D] and noise levels, int64 [B], for these samples."""
         shape = tuple(batch.actions.shape[1:])
-        draws = sources(batch.numbers or range(len(batch)), self.seed)
+        draws = sources(batch.numbers, self.seed)
         noise = np.stack([draw.standard_normal(shape, np.float32) for draw in draws])
         levels = np.array([draw.integers(self.schedule.steps) for draw in draws], np.int64)
         device = batch.actions.device

@@ -59,7 +59,7 @@ class L1Head:
         Raises:
             ValueError: for actions of another shape than [B, T, D].
         """
-        check_chunk(self.action_chunk, self.action_dim, actions, dim, option="action_head.action_chunk")
+        check_chunk(self.action_chunk, self.action_dim, actions, dim)
         return [[*[BLANK] * self.places, end] for _ in range(rows)]
 
     def network(self, dim: int) -> nn.Module | None:

@@ -47,7 +47,7 @@ class CogACT:
         """
         plain = Prismatic().describe(path)
         said = _said(path)
-        head, problems = said.get("action_head"), []
+        head, problems = said.get("action_head"), list[str]()
         shapes = {our_name(name): shape for name, shape in plain.shapes.items() if not name.startswith(_AVERAGED)}
         if head is None:
             head, problems = _head(shapes)

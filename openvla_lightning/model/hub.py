@@ -6,7 +6,6 @@ from pathlib import Path
 
 import httpx
 from huggingface_hub import constants
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -65,5 +64,5 @@ def _on_hub(repository: str) -> bool:
     try:
         url = f"{constants.ENDPOINT}/{repository}/resolve/main/config.json"
         return httpx.head(url, timeout=5.0, follow_redirects=True).status_code == 200
-    except (httpx.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
+    except (httpx.HTTPError, OSError):
         return False

@@ -105,6 +105,7 @@ def shown(script: str, *overrides: str) -> tuple[Estimate, str]:
     return show(*parts, resolved, console), console.export_text()
 
 
+@pytest.mark.slow
 def test_robots_of_other_widths_and_several_cameras_are_estimated() -> None:
     small = ["model=tiny", "model/vision_backbone=tiny_vit", "model/llm=tiny", "model.init_from=null"]
     three, _ = shown("finetune", "+experiment=aloha_oft", *small)
