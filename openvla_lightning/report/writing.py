@@ -69,12 +69,12 @@ def comparison_rows(groups: Groups) -> Rows:
         for name, results in policies.items():
             rows.setdefault(name, {})[f"{column} tasks"] = _cell(results)
             every.setdefault(name, []).extend(results)
-    rates = {name: f"{rate:,.0f}" for name, results in every.items() if (rate := acting_rate(results))}
+    rates = {name: rate for name, results in every.items() if (rate := acting_rate(results))}
     for name, rate in rates.items():
-        rows[name][ACTIONS] = rate
+        rows[name][ACTIONS] = f"{rate:,.0f}"
     for column in groups:
-        for name, success in SUCCESS.get(column, {}).items():
-            rows.setdefault(name, {})[f"{column} tasks"] = success
+        for name, published in SUCCESS.get(column, {}).items():
+            rows.setdefault(name, {})[f"{column} tasks"] = published
     columns = [*(f"{column} tasks" for column in groups), *([ACTIONS] if rates else [])]
     return [["policy", *columns]] + [[name, *(cells.get(c, "-") for c in columns)] for name, cells in rows.items()]
 
