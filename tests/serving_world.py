@@ -11,13 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import warm_scripts
-from tiny_parts import LLAMA, TOWERS
+from tiny_parts import TOWERS, tiny_vla
 
 from openvla_lightning.action_head import TokenHead
-from openvla_lightning.model import VLA
-from openvla_lightning.model.llm import CausalLM
-from openvla_lightning.model.projector import MLP
-from openvla_lightning.model.vision_backbone import VisionBackbone
 from openvla_lightning.processor import Processor
 from openvla_lightning.statistics import DatasetStatistics
 
@@ -58,12 +54,7 @@ def start(checkpoint: Path, log: Path, *overrides: str) -> Running:
 
 def save_checkpoint(folder: Path) -> Path:
     """A checkpoint in the released layout, with two datasets' statistics."""
-    torch.manual_seed(0)
-    vla = VLA(
-        vision_backbone=lambda: VisionBackbone(towers=TOWERS, image_size=32, pretrained=False),
-        projector=MLP,
-        llm=lambda: CausalLM(name="tiny", vocab_size=768, architecture=LLAMA, pretrained=False),
-    ).eval()
+    vla = tiny_vla().eval()
     with torch.no_grad():  # untrained answers hardly move with the image; larger weights make them
         for parameter in vla.parameters():
             parameter.mul_(3.0)

@@ -10,7 +10,7 @@ import torch
 from golden_sets import one
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_parts import LLAMA, TOWERS
+from tiny_parts import TOWERS, tiny_vla
 
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.model import VLA
@@ -30,16 +30,7 @@ def statistics(scale: float) -> DatasetStatistics:
 
 @pytest.fixture(scope="module")
 def vla() -> VLA:
-    torch.manual_seed(0)
-    from openvla_lightning.model.llm import CausalLM
-    from openvla_lightning.model.projector import MLP
-    from openvla_lightning.model.vision_backbone import VisionBackbone
-
-    model = VLA(
-        vision_backbone=lambda: VisionBackbone(towers=TOWERS, image_size=32, pretrained=False),
-        projector=MLP,
-        llm=lambda: CausalLM(name="tiny", vocab_size=768, architecture=LLAMA, pretrained=False),
-    )
+    model = tiny_vla()
     with torch.no_grad():  # untrained answers hardly move with the image; larger weights make them
         for parameter in model.parameters():
             parameter.mul_(3.0)

@@ -60,8 +60,9 @@ class Service:
         self.logbook = logbook
         self.policy, self.deadline, self.max_bytes, self.rate_hz = policy, deadline, max_bytes, rate_hz
         processor = policy.processor
-        views, state = processor.views, processor.proprio or policy.statistics.relative_to is not None
-        self.reader = Reader(processor.transform.resize, policy.norm_stats, max_pixels, views, state)
+        self.reader = Reader(
+            processor.transform.resize, policy.norm_stats, max_pixels, processor.views, policy.reads["proprio"]
+        )
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.answers = Counter(

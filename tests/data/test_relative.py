@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import toy_lerobot as toy
-from tiny_parts import LLAMA, TOWERS
+from tiny_parts import TOWERS, tiny_vla
 
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.actions import absolute
@@ -19,10 +18,6 @@ from openvla_lightning.data.source.formats import stored
 from openvla_lightning.env.recorded import Offline, TrainingSteps
 from openvla_lightning.evaluation.held_out import score_offline
 from openvla_lightning.evaluation.open_loop import check_open_loop
-from openvla_lightning.model import VLA
-from openvla_lightning.model.llm import CausalLM
-from openvla_lightning.model.projector import MLP
-from openvla_lightning.model.vision_backbone import VisionBackbone
 from openvla_lightning.policy import Policy
 from openvla_lightning.processor import Processor
 from openvla_lightning.statistics import DatasetStatistics
@@ -95,14 +90,8 @@ def test_which_states_are_meant() -> None:
 @pytest.fixture(scope="module")
 def policy(root: Path) -> Policy:
     """Has learnt nothing, reads no state, and predicts differences from it."""
-    torch.manual_seed(0)
-    vla = VLA(
-        vision_backbone=lambda: VisionBackbone(towers=TOWERS, image_size=32, pretrained=False),
-        projector=MLP,
-        llm=lambda: CausalLM(name="tiny", vocab_size=768, architecture=LLAMA, pretrained=False),
-    )
     processor = Processor(TokenHead(vocab_size=768, action_chunk=CHUNK), tokenizer="tiny", image_size=32, towers=TOWERS)
-    return Policy(vla, processor, {"toy": module(root).statistics["toy"]}, device="cpu")
+    return Policy(tiny_vla(), processor, {"toy": module(root).statistics["toy"]}, device="cpu")
 
 
 def recorded(root: Path) -> dict[str, Any]:

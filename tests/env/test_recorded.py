@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from tiny_parts import LLAMA, TOWERS
+from tiny_parts import TOWERS, tiny_vla
 
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.env.base import kind_of
@@ -18,10 +18,6 @@ from openvla_lightning.env.recorded import Offline, Replay, TrainingSteps
 from openvla_lightning.env.tabletop import Tabletop
 from openvla_lightning.evaluation.held_out import calibration, score_offline
 from openvla_lightning.evaluation.scoring import evaluate
-from openvla_lightning.model import VLA
-from openvla_lightning.model.llm import CausalLM
-from openvla_lightning.model.projector import MLP
-from openvla_lightning.model.vision_backbone import VisionBackbone
 from openvla_lightning.policy import Policy
 from openvla_lightning.processor import Processor
 from openvla_lightning.report.comparison import compare_all
@@ -71,12 +67,7 @@ class Absent(HeldOut):
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    torch.manual_seed(1)
-    vla = VLA(
-        vision_backbone=lambda: VisionBackbone(towers=TOWERS, image_size=32, pretrained=False),
-        projector=MLP,
-        llm=lambda: CausalLM(name="tiny", vocab_size=768, architecture=LLAMA, pretrained=False),
-    )
+    vla = tiny_vla(1)
     with torch.no_grad():  # a head that prefers the action ids, as a trained one does
         vla.language_model.lm_head.weight[:512] = 0
         vla.language_model.lm_head.weight[512:].mul_(50)

@@ -54,8 +54,7 @@ def count() -> None:
     Raises:
         CancelledError: another job of `run_jobs` has failed.
     """
-    if _failed is not None and _failed.is_set():
-        raise futures.CancelledError
+    _heed_failure()
     if _counter is not None:
         with _counter.get_lock():
             _counter.value += 1
@@ -78,9 +77,13 @@ def end_with_parent(worker: int = 0) -> None:
 
 
 def _unless_failed(work: Callable[..., Any], *arguments: Any) -> Any:
-    if _failed.is_set():
-        raise futures.CancelledError
+    _heed_failure()
     return work(*arguments)
+
+
+def _heed_failure() -> None:
+    if _failed is not None and _failed.is_set():
+        raise futures.CancelledError
 
 
 def _start(counter: Any, failed: Any) -> None:
