@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from uuid import uuid4
 
 log = logging.getLogger(__name__)
@@ -170,20 +170,30 @@ def alone(path: Path, what: str) -> Iterator[None]:
     If the file system has no locks, all processes do the job, which only costs time.
     """
     try:
-        lock = path.open("w", encoding="utf-8")
-    except OSError:
+        lock = _locked(path, what)
+    except OSError:  # the folder cannot be written to, or the file system has no locks
         yield
         return
     with lock:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked(path: Path, what: str) -> TextIO:
+    while True:
+        lock = path.open("w", encoding="utf-8")
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 log.info(f"another process is {what}; waiting for it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # the file system has no locks
-            pass
-        try:
-            yield
-        finally:
+        except OSError:
             path.unlink(missing_ok=True)
+            raise
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+        lock.close()  # the process before removed this file, so the next one would lock another

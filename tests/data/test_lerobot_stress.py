@@ -74,6 +74,25 @@ def test_a_jpeg_cache_goes_on_where_it_was_killed(root: Path, tmp_path: Path) ->
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in made.items())
 
 
+def test_of_several_processes_one_writes_and_the_others_wait(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, toy_lerobot as toy\n"
+        "from pathlib import Path\n"
+        "folder, recording = Path(sys.argv[1]), toy.recording\n"
+        "def counted(number):\n"
+        "    with (folder / 'calls').open('a') as file: file.write(f'{number}\\n')\n"
+        "    time.sleep(0.2)\n"
+        "    return recording(number)\n"
+        "toy.recording = counted\n"
+        "toy.write(folder / 'toy')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment) for _ in range(2)]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    assert sorted(map(int, (tmp_path / "calls").read_text().split())) == list(range(7))
+    assert not list((tmp_path / "toy").glob(".*"))
+
+
 def test_a_file_that_changes_or_goes_ends_reading(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "toy", tmp_path / "toy", ignore=shutil.ignore_patterns(".openvla_lightning"))
     source = toy.opened(tmp_path)

@@ -94,6 +94,17 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert contents(folder) == contents(whole)
 
 
+def test_of_several_processes_one_writes_and_the_others_wait(tmp_path: Path) -> None:
+    """Two trainings that begin together want the same demonstrations; the second must not write over the first's."""
+    folder, mark = tmp_path / "toy" / "1.0.0", tmp_path / "mark"
+    runs = [start(tmp_path, mark, folder, "counted", 10) for _ in range(2)]
+    for run in runs:
+        _, said = run.communicate(timeout=120)
+        assert run.returncode == 0, said.decode()
+    assert sorted(map(int, mark.read_text().split())) == list(range(40))
+    assert not list(folder.glob(".*"))
+
+
 def test_finished_datasets_are_left_alone_and_others_not_overwritten(tmp_path: Path) -> None:
     folder = toy_rlds.write(tmp_path / "toy" / "1.0.0", {"train": 2}, recipe={"seed": 1})
     before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}

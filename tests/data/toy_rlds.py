@@ -79,6 +79,17 @@ def slow_episode(split: str, index: int) -> dict[str, Any]:
     return episode(split, index)
 
 
+def counted(split: str, index: int) -> dict[str, Any]:
+    """Adds a line to a file for each call, and takes its time."""
+    import os
+    import time
+
+    with Path(os.environ["TOY_MARK"]).open("a") as file:
+        file.write(f"{index}\n")
+    time.sleep(0.1)
+    return episode(split, index)
+
+
 def one_fails(split: str, index: int) -> dict[str, Any]:
     """Episode 0 fails at once; the others leave a mark each and take their time."""
     import os

@@ -106,6 +106,23 @@ def test_readable_and_writable_try_it(tmp_path: Path) -> None:
     assert not list((tmp_path / "new").iterdir())
 
 
+def test_a_lock_lets_one_in_at_a_time_however_many_wait(tmp_path: Path) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from openvla_lightning.runtime.files import alone
+folder = Path(sys.argv[1])
+for _ in range(20):
+    with alone(folder / "lock", "counting"):
+        (folder / "inside").mkdir()  # fails if another one is inside
+        time.sleep(0.002)
+        (folder / "inside").rmdir()
+"""
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(6)]
+    assert [process.wait(60) for process in running] == [0] * 6
+    assert not list(tmp_path.iterdir())
+
+
 def test_texts_have_one_encoding_whatever_the_locale_says() -> None:
     """An index written under one locale is read under another, and instructions hold letters of any script."""
     package = Path(files.__file__).parents[1]

@@ -18,7 +18,7 @@ import numpy as np
 from openvla_lightning.data.images import encode
 from openvla_lightning.data.source.processes import count, run_jobs
 from openvla_lightning.data.source.rlds.records import frame
-from openvla_lightning.runtime.files import ENDING, delete, write_json, written_whole
+from openvla_lightning.runtime.files import ENDING, alone, delete, write_json, written_whole
 from openvla_lightning.runtime.progress import Bar
 
 PLAN = "generation.json"
@@ -51,7 +51,8 @@ def write_rlds(
     """Write an RLDS dataset into `folder`, shard by shard and in parallel; resume an interrupted run.
 
     A shard gets its final name when it is complete, and `dataset_info.json` is written when all shards are there.
-    For a finished dataset, a call with the same arguments returns at once.
+    For a finished dataset, a call with the same arguments returns at once. While another process writes it, the call
+    waits for that process.
 
     Args:
         folder: `<root>/<dataset name>/<version>`, for instance `data/tabletop/1.0.0`.
@@ -83,16 +84,17 @@ def write_rlds(
         "recipe": recipe or {},
         "features": feature_json,
     }
-    _agree_on_plan(folder, json.loads(json.dumps(plan)))
-    shards = _shards(folder, splits, episodes_per_shard)
-    if not (folder / "dataset_info.json").exists():
-        _write_shards(shards, feature_json, episode, workers, progress)
-        _write_metadata(folder, features, shards, description)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder / ".writing.lock", f"writing {folder}"):
+        _agree_on_plan(folder, json.loads(json.dumps(plan)))
+        shards = _shards(folder, splits, episodes_per_shard)
+        if not (folder / "dataset_info.json").exists():
+            _write_shards(shards, feature_json, episode, workers, progress)
+            _write_metadata(folder, features, shards, description)
     return folder
 
 
 def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / PLAN
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -106,7 +108,7 @@ def _agree_on_plan(folder: Path, plan: dict[str, Any]) -> None:
         raise ValueError(f"{folder} holds tfrecord files that were not written by write_rlds; choose an empty folder.")
     else:
         write_json(path, plan)
-    for left in folder.glob(f".*{ENDING}"):  # from a killed run; only one run at a time writes here
+    for left in folder.glob(f".*{ENDING}"):  # from a killed run
         delete(left)
 
 

@@ -28,7 +28,7 @@ from openvla_lightning.data.source.lerobot.plan import (
     write_meta,
 )
 from openvla_lightning.data.source.processes import run_jobs
-from openvla_lightning.runtime.files import delete, write_json, written_whole
+from openvla_lightning.runtime.files import alone, delete, write_json, written_whole
 from openvla_lightning.runtime.progress import Bar
 
 
@@ -68,7 +68,7 @@ def write_lerobot(
     """Write a dataset, file by file and in parallel; resume an interrupted run.
 
     `meta/info.json` is written last, when everything else is complete. For a finished dataset, a call with the same
-    arguments returns at once.
+    arguments returns at once. While another process writes it, the call waits for that process.
 
     Args:
         folder: folder of the dataset.
@@ -95,10 +95,12 @@ def write_lerobot(
         raise ValueError(f"{folder}: every dataset has an episode, and every episode a step")
     if (plan.folder / INFO).exists() and not (plan.folder / PLAN).exists():
         raise ValueError(f"{folder} holds a dataset that was not written here; choose an empty folder")
-    _agree(plan)
-    if not (plan.folder / INFO).exists():
-        _write_files(plan, record, workers, progress)
-        write_meta(plan, robot_type, splits or {"train": (0, len(plan.lengths))})
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with alone(plan.folder / ".writing.lock", f"writing {plan.folder}"):
+        _agree(plan)
+        if not (plan.folder / INFO).exists():
+            _write_files(plan, record, workers, progress)
+            write_meta(plan, robot_type, splits or {"train": (0, len(plan.lengths))})
     return plan.folder
 
 
