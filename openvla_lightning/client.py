@@ -48,9 +48,14 @@ class Client:
         url: the server's URL.
         token: the server's token, if it asks for one.
         timeout: seconds to wait for a connection or an answer.
+
+    Raises:
+        ValueError: `url` begins with neither `http://` nor `https://`.
     """
 
     def __init__(self, url: str = "http://127.0.0.1:8000", token: str | None = None, timeout: float = 10.0) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"a server's URL begins with http:// or https://, got {url!r}")
         self.url, self.timeout = url.rstrip("/"), timeout
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._socket: ClientConnection | None = None

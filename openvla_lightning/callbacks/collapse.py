@@ -66,3 +66,11 @@ class CollapseWarning(Callback):
                 f"{self.patience} validations. Successful policies reach 0.95 in the paper: more steps, another "
                 "learning rate (optim.lr), more of what learns (strategy, rank), or data that contradicts itself"
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best accuracy and how long ago it was, for a resumed run."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.best, self.waited = state_dict["best"], state_dict["waited"]

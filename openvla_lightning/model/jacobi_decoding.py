@@ -148,7 +148,8 @@ def choose(llm: CausalLM, hidden: Tensor, choice: Sampling) -> tuple[Tensor, Ten
     """The most likely ids [B, N] after hidden states [B, N, dim], and where rounding could not change them."""
     logits = choice._logits(llm, hidden.flatten(0, 1))
     largest, second = logits.topk(2, dim=-1).values.unbind(-1)
-    rounding = 1e-3 if llm.lm_head.weight.dtype == torch.float32 else 0.125
+    coarse = llm.lm_head.weight.dtype != torch.float32
+    rounding = (largest.abs() / 128).clamp(min=0.125) if coarse else 1e-3  # a step of bfloat16 at this size
     ids = logits.argmax(-1).reshape(hidden.shape[:2])
     sure = (largest - second > rounding).reshape(hidden.shape[:2])
     return (ids if choice.within is None else ids + choice.within[0]), sure

@@ -1,5 +1,6 @@
 """Tables as lists of rows, the first of them the header: for Markdown and for a terminal."""
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,9 +13,10 @@ FIRST = 16
 
 
 def markdown(rows: Rows) -> str:
-    """A table in Markdown, the first column left-aligned, the rest right-aligned."""
+    """A table in Markdown, the first column left-aligned, the rest right-aligned; a bar in a cell stays in the cell."""
     lines = [rows[0], ["---"] + ["---:"] * (len(rows[0]) - 1), *rows[1:]]
-    return "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
+    cells = ([re.sub(r"(?<!\\)\|", r"\|", cell.strip()) for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def table(rows: Rows, title: str) -> "Table":

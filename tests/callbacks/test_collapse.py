@@ -86,3 +86,11 @@ def test_an_accuracy_that_stands_still_low_is_said_once(
     with caplog.at_level(logging.WARNING):
         run(False, [*accuracies, accuracies[-1]], tmp_path)
     assert caplog.text.count("has not risen above") == stuck
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path: Any) -> None:
+    trainer = run(False, [0.2, 0.1, 0.15], tmp_path)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    resumed = CollapseWarning()
+    resumed.load_state_dict(torch.load(tmp_path / "a.ckpt", weights_only=True)["callbacks"][resumed.state_key])
+    assert (resumed.best, resumed.waited) == (pytest.approx(0.2), 2)

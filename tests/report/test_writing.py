@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from PIL import Image
 from rich.console import Console
 
 from openvla_lightning.evaluation.video import FAILURE, SUCCESS, write_video
 from openvla_lightning.report.chart import _short, draw_chart
 from openvla_lightning.report.results import Episode, Results, SuccessRate, find_results, success_rate
+from openvla_lightning.report.tables import markdown
 from openvla_lightning.report.writing import CHART_NAME, compare, write_report
 
 
@@ -263,3 +265,9 @@ def test_a_chart_of_long_names_shows_what_tells_them_apart():
     names = ["pick_up_the_bowl_on_the_stove_and_place_it_on_the_plate", "pick_up_the_bowl_and_place_it_on_the_plate"]
     assert _short([*names, "all tasks"]) == ["on the stove", "", "all tasks"]
     assert _short(["lift", "put", "all tasks"]) == ["lift", "put", "all tasks"]
+
+
+def test_a_bar_in_a_cell_stays_in_the_cell() -> None:
+    rows = [["policy", "success"], ["a|b", "1"], [r"escaped \| before", "2"]]
+    page = MarkdownIt("commonmark").enable("table").render(markdown(rows))
+    assert re.findall(r"<td[^>]*>(.*?)</td>", page) == ["a|b", "1", "escaped | before", "2"]

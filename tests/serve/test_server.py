@@ -70,6 +70,11 @@ def test_an_unknown_key_lists_the_known_ones_and_the_client_goes_on(server: Runn
         assert client.act(picture(0), WORDS).shape == (7,)
 
 
+def test_a_client_names_what_is_no_url() -> None:
+    with pytest.raises(ValueError, match=r"begins with http:// or https://, got '192.168.0.7:8000'"):
+        Client("192.168.0.7:8000")
+
+
 def test_too_late_is_stale_and_never_an_action(server: Running) -> None:
     for answer in (ask(server.url, deadline_ms=1e-3), ask(server.url, deadline_ms=1e-9)):
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "stale")
