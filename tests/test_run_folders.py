@@ -52,6 +52,17 @@ def test_two_runs_of_one_slurm_job_have_two_folders(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "train" / "4242_2" / ".hydra" / "overrides.yaml").exists()
 
 
+def test_the_jobs_of_a_second_sweep_are_in_its_folder(tmp_path: Path) -> None:
+    """Hydra composes each job's config anew: with the first sweep's name, both would write over each other."""
+    sweeps = [start(tmp_path / "it's", "-m", "seed=1,2", RUN_ID="both") for _ in range(2)]
+    printed = [set(sweep.communicate(timeout=120)[0].splitlines()) for sweep in sweeps]
+    log_dir = tmp_path / "it's" / "runs" / "train"
+    jobs = [{str(log_dir / name / job) for job in ("0", "1")} for name in ("both", "both_2")]
+    assert sorted(map(sorted, jobs)) == sorted(sorted(lines & set.union(*jobs)) for lines in printed)
+    for path in set.union(*jobs):
+        assert (Path(path) / ".hydra" / "overrides.yaml").exists()
+
+
 def test_the_processes_of_one_run_share_its_folder_and_refuse_a_taken_one(tmp_path: Path) -> None:
     shared = {"RUN_ID": "mine", "WORLD_SIZE": "2"}
     together = [start(tmp_path, RANK=str(rank), **shared) for rank in (1, 0)]

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
+from openvla_lightning.cli.overrides import quoted
 from openvla_lightning.config import CONF, expanded
 
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -41,6 +42,8 @@ class FreshFolder(Callback):
         wanted = config.continue_sweep if "continue_sweep" in config else config.get("ckpt_path")
         if not (wanted == "last" and (Path(config.hydra.sweep.dir) / "multirun.yaml").exists()):
             _renew(config, config.hydra.sweep)
+            with open_dict(config):  # Hydra composes each job's config anew
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(config.hydra.sweep.dir)}")
 
 
 def log_dir(script: str = "train") -> Path:
