@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,8 @@ from openvla_lightning.report.results import Results, SuccessRate
 DRAWS = 4000
 SIGNIFICANT = 0.05
 
-Scene = tuple[int, str, int]
-"""What two policies meet alike: the evaluation's seed, the task, the episode's seed."""
+Scene = tuple[Any, str, int]
+"""What two policies meet alike: the evaluation's seed (over several trainings theirs, too), task, episode's seed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from openvla_lightning.report.chart import draw_chart
-from openvla_lightning.report.comparison import compare_two, holm, scenes
+from openvla_lightning.report.comparison import Comparison, Scene, compare_two, holm, scenes
 from openvla_lightning.report.page import RUN_PAGE, escape, write_page
 from openvla_lightning.report.paper import reported
 from openvla_lightning.report.results import Episode, Results, acting_rate, find_results, success_rate
@@ -34,6 +34,8 @@ RUNS_OWN = (
     "ckpt_path=",
 )
 """Overrides that say nothing about what a run is."""
+SEED = "seed="
+"""Override of the training's seed."""
 
 
 def find_runs(folder: str | Path) -> list[Path]:
@@ -50,8 +52,7 @@ def sweep_rows(runs: Sequence[Path]) -> Rows:
     column is there when it reports on one of the runs.
     """
     choices = {run: _overrides(run) for run in runs}
-    common = set.intersection(*(set(chosen) for chosen in choices.values())) if len(runs) > 1 else set()
-    names = {run: " ".join(text for text in choices[run] if text not in common) or run.name for run in runs}
+    names = _names(choices)
     results = {run: _results(run) for run in runs}
     differences = _differences(results)
     columns: dict[str, list[str]] = {
@@ -62,7 +63,7 @@ def sweep_rows(runs: Sequence[Path]) -> Rows:
         "held-out accuracy": [_last(run, "val/action_accuracy", lambda value: f"{value:.1%}") for run in runs],
         "L1": [_last(run, "val/l1", lambda value: f"{value:.3f}") for run in runs],
     }
-    costs = [cost_cells(json.loads((run / FILE_NAME).read_text(encoding="utf-8"))) for run in runs]
+    costs = [cost_cells(_costs(run)) for run in runs]
     columns |= {name: [row[name] for row in costs] for name in costs[0]}
     columns["steps"] = [_mean(found, lambda episode: episode.length, "{:.0f}") for found in results.values()]
     columns["jerk"] = [_mean(found, lambda episode: episode.jerk, "{:.3f}") for found in results.values()]
@@ -71,6 +72,52 @@ def sweep_rows(runs: Sequence[Path]) -> Rows:
     optional = ("from the first", PAPER, "L1", "steps", "jerk", "actions", "decision")
     shown = {name: cells for name, cells in columns.items() if name not in optional or set(cells) != {"-"}}
     return [list(shown), *(list(row) for row in zip(*shown.values(), strict=True))]
+
+
+def seed_rows(runs: Sequence[Path]) -> Rows:
+    """Header and one row for each setting over all seeds that it was trained with; no rows if all had one seed.
+
+    Differences are paired by training seed and scene. Their intervals come from drawing tasks and scenes anew; how much
+    the seeds differ is told by the rates of the worst and the best one.
+    """
+    seeds = {run: next((text for text in _overrides(run) if text.startswith(SEED)), "") for run in runs}
+    names = _names({run: [text for text in _overrides(run) if not text.startswith(SEED)] for run in runs})
+    settings: dict[str, list[Path]] = {}
+    for run in runs:
+        if _results(run):
+            settings.setdefault(names[run], []).append(run)
+    if len(set(seeds.values())) < 2 or all(len(trained) < 2 for trained in settings.values()):
+        return []
+    met: dict[str, dict[Scene, bool]] = {
+        name: {
+            ((seeds[run], seed), task, episode): success
+            for run in trained
+            for (seed, task, episode), success in scenes(_results(run)).items()
+        }
+        for name, trained in settings.items()
+    }
+    (first, *others) = met
+    found = holm([compare_two(first, met[first], name, met[name]) for name in others])
+    differences = {one.second: _difference(one) for one in found if one.pairs}
+    rows = [["setting", "seeds", "success", "worst, best", "from the first", "steps", "jerk", "actions", "step"]]
+    for name, trained in settings.items():
+        results = [result for run in trained for result in _results(run)]
+        rates = [success_rate(e for result in _results(run) for e in result.episodes).rate for run in trained]
+        spent = [costs["step_seconds"] for run in trained if (costs := _costs(run))["step_seconds"] is not None]
+        rows.append(
+            [
+                name,
+                str(len(trained)),
+                _success(results),
+                f"{min(rates):.0%}, {max(rates):.0%}",
+                differences.get(name, "-"),
+                _mean(results, lambda episode: episode.length, "{:.0f}"),
+                _mean(results, lambda episode: episode.jerk, "{:.3f}"),
+                _rate(results),
+                f"{1000 * sum(spent) / len(spent):,.0f} ms" if spent else "-",
+            ]
+        )
+    return rows
 
 
 def write_sweep(folder: Path, runs: Sequence[Path], console: Console | None = None) -> Path:
@@ -85,11 +132,19 @@ def write_sweep(folder: Path, runs: Sequence[Path], console: Console | None = No
         Path of sweep.md.
     """
     rows = sweep_rows(runs)
-    memory = {json.loads((run / FILE_NAME).read_text(encoding="utf-8"))["memory_of"] for run in runs}
+    memory = {_costs(run)["memory_of"] for run in runs}
     for grid in fitting(rows, "Runs", (console := console or Console()).width):
         console.print(grid)
     linked = [rows[0], *([_linked(row[0], run, folder), *row[1:]] for row, run in zip(rows[1:], runs, strict=True))]
     lines = ["# Runs", "", markdown(linked), ""]
+    if over_seeds := seed_rows(runs):
+        for grid in fitting(over_seeds, "Over seeds", console.width):
+            console.print(grid)
+        lines += ["## Over seeds", "", markdown([[escape(cell) for cell in row] for row in over_seeds]), ""]
+        lines += [
+            "Differences are paired by training seed and scene, with 95 % intervals.",
+            "",
+        ]
     named = dict(zip(_labels(folder, runs, rows), runs, strict=True))
     if draw_rates(named, folder / RATES):
         lines += [f"![Success rates]({RATES})", ""]
@@ -151,6 +206,17 @@ def _overrides(run: Path) -> list[str]:
     return [str(text) for text in texts if not str(text).startswith(RUNS_OWN)]
 
 
+def _names(choices: Mapping[Path, Sequence[str]]) -> dict[Path, str]:
+    """What each run varied, in words: of its choices those that not all runs share."""
+    common = set.intersection(*(set(chosen) for chosen in choices.values())) if len(choices) > 1 else set()
+    return {run: " ".join(text for text in chosen if text not in common) or run.name for run, chosen in choices.items()}
+
+
+def _costs(run: Path) -> dict[str, Any]:
+    costs: dict[str, Any] = json.loads((run / FILE_NAME).read_text(encoding="utf-8"))
+    return costs
+
+
 def _results(run: Path) -> list[Results]:
     try:
         return [result for path in find_results([run]) if (result := Results.load(path)).episodes]
@@ -171,6 +237,11 @@ def _differences(results: Mapping[Path, Sequence[Results]]) -> dict[Path, str]:
         Path(one.second): f"{100 * one.difference:+.0f}{' *' if one.significant else ''}"
         for one in holm([one for one in found if one.pairs])
     }
+
+
+def _difference(one: Comparison) -> str:
+    low, high = one.interval
+    return f"{100 * one.difference:+.0f} ({100 * low:+.0f} to {100 * high:+.0f}){' *' if one.significant else ''}"
 
 
 def _rate(results: Sequence[Results]) -> str:
