@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from openvla_lightning.data.images import levels
 from openvla_lightning.data.permutation import Uint, key, scramble, uniform
 
 CPU = torch.device("cpu")
-CHUNK = 2**19
+CHUNK = 2**18
 """Values that a CPU processes at a time; they fit the cache of one core."""
 
 
@@ -108,22 +109,15 @@ def crop(images: Tensor, values: Tensor) -> Tensor:
     """
     scale, ratio, top, left = values.T
     height, width = (scale / ratio).sqrt().clamp(max=1), (scale * ratio).sqrt().clamp(max=1)
-    turned = _stretch(images.transpose(2, 3), left, width)  # copying whole lines is faster
-    return _stretch(turned.transpose(2, 3), top, height)
+    down, across = _places(top, height, images.shape[2]), _places(left, width, images.shape[3])
+    grid = torch.stack(torch.broadcast_tensors(across[:, None, :], down[:, :, None]), dim=-1)
+    return grid_sample(_shares(images), grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
-def _stretch(images: Tensor, free: Tensor, share: Tensor) -> Tensor:
-    """Resize a share [B] of the lines of images [B, 3, H, W] to all lines; `free` [B] is its place in 0..1."""
-    count, colours, length, width = images.shape
-    places = (free * (1 - share))[:, None] + torch.linspace(0, 1, length, device=images.device) * share[:, None]
-    places = places.mul_(length - 1).clamp_(0, length - 1)
-    low = places.floor()
-    first = torch.arange(count * colours, device=images.device).view(count, colours, 1) * length
-    lower, upper = ((line.long()[:, None] + first).flatten() for line in (low, places.ceil()))
-    lines = _shares(images).view(-1, width)
-    shares = (places - low)[:, None, :, None]
-    near, far = (lines.index_select(0, each).view(images.shape) for each in (lower, upper))
-    return near.lerp_(far, shares)
+def _places(free: Tensor, share: Tensor, length: int) -> Tensor:
+    """Where a share [B] of a line is read for `length` new pixels, [B, length] in -1..1; `free` [B] is its place."""
+    line = torch.linspace(0, 2, length, device=share.device)
+    return line * share[:, None] + (2 * free * (1 - share) - 1)[:, None]
 
 
 def brightness(images: Tensor, values: Tensor) -> Tensor:
