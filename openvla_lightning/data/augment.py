@@ -111,7 +111,8 @@ def crop(images: Tensor, values: Tensor) -> Tensor:
     height, width = (scale / ratio).sqrt().clamp(max=1), (scale * ratio).sqrt().clamp(max=1)
     down, across = _places(top, height, images.shape[2]), _places(left, width, images.shape[3])
     grid = torch.stack(torch.broadcast_tensors(across[:, None, :], down[:, :, None]), dim=-1)
-    return grid_sample(_shares(images), grid, mode="bilinear", padding_mode="border", align_corners=True)
+    pixels = images.float().div_(255) if images.dtype == torch.uint8 else images  # with colours in any order
+    return grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
 def _places(free: Tensor, share: Tensor, length: int) -> Tensor:
