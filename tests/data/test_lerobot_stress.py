@@ -1,5 +1,6 @@
 """LeRobot datasets under stress: a JPEG cache that is killed, files that change, frames that are damaged."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import simplejpeg
 import toy_lerobot as toy
 
 from openvla_lightning.data.source.faults import BadShardError
+from openvla_lightning.data.source.lerobot.metadata import Feature
 from openvla_lightning.data.source.transcoded import Transcoded
 
 
@@ -91,6 +93,39 @@ def test_of_several_processes_one_writes_and_the_others_wait(tmp_path: Path) -> 
     assert [run.wait(120) for run in runs] == [0, 0]
     assert sorted(map(int, (tmp_path / "calls").read_text().split())) == list(range(7))
     assert not list((tmp_path / "toy").glob(".*"))
+
+
+def test_each_choice_of_cameras_has_copies_of_its_own(tmp_path: Path) -> None:
+    """Pictures in parquet files are copied once; copies for one camera have other offsets than those for two."""
+    both = {toy.FRONT: Feature("image", (toy.HEIGHT, toy.WIDTH, 3)), toy.WRIST: toy.FEATURES[toy.WRIST]}
+    toy.write(tmp_path / "toy", features=toy.FEATURES | both, episodes_per_file=7)
+    code = (
+        "import sys, time, json, toy_lerobot as toy\n"
+        "from pathlib import Path\n"
+        "from openvla_lightning.data.source.lerobot import rows\n"
+        "root, own, other, copied = Path(sys.argv[1]), *sys.argv[2:4], rows._pictures\n"
+        "def together(file, names):\n"
+        "    (root / own).touch()\n"
+        "    while not (root / other).exists(): time.sleep(0.01)\n"
+        "    return copied(file, names)\n"
+        "rows._pictures = together\n"
+        "toy.opened(root, cameras=json.loads(sys.argv[4])).prepare()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    chosen = {"one": {"primary": toy.WRIST}, "two": {"primary": toy.FRONT, "wrist": toy.WRIST}}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    running = [
+        subprocess.Popen([*command, *names, json.dumps(chosen[names[0]])], env=environment)
+        for names in (("one", "two"), ("two", "one"))
+    ]
+    assert [process.wait(120) for process in running] == [0, 0]
+    third = {"primary": toy.FRONT}
+    for cameras in (*chosen.values(), third):
+        source = toy.opened(tmp_path, cameras=cameras)
+        for role, (step, place) in product(cameras, enumerate(places())):
+            pixels = source.pixels(role, step)
+            assert pixels is not None
+            assert toy.seen(pixels) == (*place, int(cameras[role] == toy.WRIST))
 
 
 def test_a_file_that_changes_or_goes_ends_reading(root: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def recording(number: int, lengths: Sequence[int] = LENGTHS) -> Recording:
 def write(folder: Path, **options: Any) -> Path:
     """A dataset of seven episodes, three in a file."""
     told: dict[str, Any] = {"fps": 10, "episodes_per_file": 3, "workers": 0, "progress": False, "encoding": Encoding()}
-    features = told.pop("features", FEATURES)
+    features = options.pop("features", FEATURES)
     return write_lerobot(folder, features, LENGTHS, TASKS, recording, **told | options)
 
 

@@ -22,6 +22,7 @@ from openvla_lightning.data.source.lerobot.description import camera_features
 from openvla_lightning.data.source.lerobot.indexing import (
     PACKED,
     Assembly,
+    picture_features,
     picture_files,
     records_of,
 )
@@ -130,12 +131,11 @@ def _jobs(files: Files, metadata: Metadata, cameras: Mapping[str, str], data_fil
         for name, feature in metadata.features.items()
         if not feature.is_picture and feature.width <= WIDEST and name not in ROW_COLUMNS
     }
-    pictures = tuple(dict.fromkeys(f for f in cameras.values() if metadata.features[f].dtype == "image"))
-    if pictures:
-        check_space(files.name, files.pictures, sum(files.sizes.get(name, 0) for name in data_files))
-    return [
-        DataJob(name, columns, pictures, files.pictures / records_of(name) if pictures else None) for name in data_files
-    ]
+    if not (pictures := picture_features(metadata, cameras)):
+        return [DataJob(name, columns) for name in data_files]
+    records = [files.pictures / records_of(name, pictures) for name in data_files]
+    check_space(files.name, records, sum(files.sizes.get(name, 0) for name in data_files))
+    return [DataJob(name, columns, pictures, path) for name, path in zip(data_files, records, strict=True)]
 
 
 def _read_videos(

@@ -1,7 +1,8 @@
 """Builds the index of a LeRobot dataset from rows and packet tables, episode by episode."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,15 @@ PACKED = ".records"
 """Ending of the files with encoded pictures that were copied out of compressed parquet."""
 
 
-def records_of(data_file: str) -> str:
-    """Name of the file to which the pictures of a parquet file are copied."""
-    return data_file.replace("/", "_").removesuffix(".parquet") + PACKED
+def records_of(data_file: str, pictures: Sequence[str]) -> str:
+    """Name of the file to which these camera features of a parquet file are copied; others have a file of their own."""
+    key = hashlib.sha256(repr(tuple(pictures)).encode()).hexdigest()[:8]
+    return f"{data_file.replace('/', '_').removesuffix('.parquet')}_{key}{PACKED}"
+
+
+def picture_features(metadata: Metadata, cameras: Mapping[str, str]) -> tuple[str, ...]:
+    """The features of `cameras` whose pictures lie in parquet files."""
+    return tuple(dict.fromkeys(key for key in cameras.values() if metadata.features[key].dtype == "image"))
 
 
 class NoPictureError(ValueError):
@@ -63,6 +70,7 @@ class Assembly:
 
     def __post_init__(self) -> None:
         self.cameras = camera_features(self.metadata, self.spec)
+        self.pictures = picture_features(self.metadata, self.cameras)
         self.episodes = {episode.number: episode for episode in self.metadata.episodes}
         self.rows_found, self.problems = 0, dict[str, str]()
         self.seen: Counter[int] = Counter()
@@ -190,7 +198,7 @@ class Assembly:
 
     def _pictures(self, rows: Rows, key: str) -> NDArray[np.int64]:
         places = rows.columns[key]
-        return np.column_stack([np.full(len(places), self.files[records_of(rows.file)]), places])
+        return np.column_stack([np.full(len(places), self.files[records_of(rows.file, self.pictures)]), places])
 
     def _keep_raw(self, rows: Rows) -> None:
         for name, column in rows.columns.items():
@@ -228,9 +236,10 @@ def _packed(number: int, images: Mapping[str, NDArray[np.int64]]) -> int:
 def picture_files(metadata: Metadata, cameras: Mapping[str, str], data_files: list[str]) -> dict[str, int]:
     """Every file with pictures -> its number: first those of the first camera, in the order of the steps."""
     names: list[str] = []
+    pictures = picture_features(metadata, cameras)
     for feature in cameras.values():
         if metadata.features[feature].dtype == "image":
-            names += [records_of(name) for name in data_files]
+            names += [records_of(name, pictures) for name in data_files]
         else:
             names += [episode.clips[feature].path for episode in metadata.episodes]
     return {name: number for number, name in enumerate(dict.fromkeys(names))}

@@ -1,8 +1,7 @@
 """The rows of a dataset's parquet files, episode by episode, and the pictures in them."""
 
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, EpisodeEntry, Feature, Metadata
-from openvla_lightning.runtime.files import pointer
+from openvla_lightning.runtime.files import pointer, written_whole
 
 PICTURES_AT_ONCE = 64
 TIME_TOLERANCE = 1e-4
@@ -161,19 +160,13 @@ def _copy_pictures(file: Any, job: DataJob) -> dict[str, NDArray[np.int64]]:
         with np.load(kept) as places:
             return {name: places[name] for name in job.pictures}
     found: dict[str, list[tuple[int, int]]] = {name: [] for name in job.pictures}
-    job.records.parent.mkdir(parents=True, exist_ok=True)
-    partial = job.records.with_name(f".{job.records.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as records:
+    with written_whole(job.records) as beside:  # another process may copy the same for another description
+        with beside.open("wb") as records:
             for name, picture in _pictures(file, job.pictures):
                 found[name].append((records.tell(), records.write(picture)))
         arrays = {name: np.array(places, np.int64).reshape(-1, 2) for name, places in found.items()}
-        with kept.with_suffix(".partial").open("wb") as places_file:
+        with written_whole(kept) as places_beside, places_beside.open("wb") as places_file:
             np.savez(places_file, **arrays)  # type: ignore[arg-type]
-        kept.with_suffix(".partial").replace(kept)
-        partial.replace(job.records)
-    finally:
-        partial.unlink(missing_ok=True)
     return arrays
 
 
@@ -189,10 +182,10 @@ def _pictures(file: Any, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
         row += len(batch)
 
 
-def check_space(name: str, folder: Path, compressed: int) -> None:
-    """Raise BadShardError if the disk has no room for `compressed` bytes of pictures from parquet files."""
-    home = next(parent for parent in folder.parents if parent.exists())
-    there = sum(path.stat().st_size for path in folder.glob("*")) if folder.exists() else 0
+def check_space(name: str, records: Sequence[Path], compressed: int) -> None:
+    """Raise BadShardError if the disk has no room to copy `compressed` bytes of pictures from parquet to `records`."""
+    home = next(parent for parent in records[0].parents if parent.exists())
+    there = sum(path.stat().st_size for path in records if path.exists())
     if (needed := compressed - there) > (free := shutil.disk_usage(home).free):
         raise BadShardError(
             f"{name}: its pictures lie compressed in parquet files and are copied once, which takes "
