@@ -13,7 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from openvla_lightning.config import CONF, expand_home
 from openvla_lightning.report.sweeps import find_runs
+from openvla_lightning.run.fit import fit
 from openvla_lightning.run.folders import FreshFolder, claim, log_dir
+from openvla_lightning.runtime import files
 from openvla_lightning.runtime.files import below
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +88,39 @@ def test_no_command_starts_with_a_warning(tmp_path: Path) -> None:
         assert "Warning" not in done.stderr
         names.append(Path(done.stdout.strip()).name)
     assert names == ["one", "one_2"]
+
+
+HOLD = """
+import sys, time
+from openvla_lightning.runtime.files import reserve
+with reserve(sys.argv[1], "training"):
+    print("reserved", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_run_is_not_resumed_while_it_still_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes would remove and write over each other's checkpoints."""
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(files, "PATIENCE", 0.05)
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "step_000001.ckpt").touch()
+    (checkpoints / ".step_000002.ckpt.unfinished").touch()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        own = [f"paths.output_dir={tmp_path}", "+debug=tiny", "data/source=synthetic"]
+        cfg = compose("train", [*own, f"ckpt_path={checkpoints}/step_000001.ckpt"])
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training:
+        assert training.stdout is not None
+        assert training.stdout.readline() == "reserved\n"
+        try:
+            with pytest.raises(SystemExit, match=f"process {training.pid} on .* is training in {tmp_path}: wait"):
+                fit(cfg)
+        finally:
+            training.kill()
+    assert len(list(checkpoints.iterdir())) == 2
 
 
 def test_a_run_that_goes_on_keeps_its_folder(tmp_path: Path) -> None:

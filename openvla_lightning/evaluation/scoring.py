@@ -25,6 +25,7 @@ from openvla_lightning.report.shards import EvaluationShard, ShardError, merge
 from openvla_lightning.report.tables import say
 from openvla_lightning.report.versions import mismatches, versions
 from openvla_lightning.report.writing import write_report
+from openvla_lightning.runtime.files import reserve
 from openvla_lightning.statistics import UnknownDatasetError
 
 UNUSABLE = (FileNotFoundError, UnknownDatasetError, RequestError, BuildError, SelfTestError)
@@ -100,7 +101,7 @@ def evaluate(
 
     Raises:
         ValueError: for unknown tasks, instructions that cannot be shuffled, or a folder that holds episodes of another
-            evaluation.
+            evaluation, or in which another process evaluates.
         SelfTestError: when the world does not behave as it should.
         BuildError: when no environment can be built.
         WorkerError: when no episode runs without an error.
@@ -130,29 +131,32 @@ def evaluate(
         results.checkpoint = dict(getattr(actor, "provenance", {}))
         return actor
 
-    started = time.monotonic()
-    try:
-        if kind_of(env) == "held_out":
-            recorded: Any = env
-            recorded.check()
-            results.offline = score_offline(load(), recorded, console)
-        else:
-            enough = Enough(episodes_per_task, interval_width)
-            decided = _stopping(stop, against, margin)
-            session = Session(results, folder, enough, save_videos, console, decided, part, recorder)
-            plans = functools.partial(_plan, tasks, enough, seed, instructions, decided is not None)
-            if (known := announced(env, "tasks_of")) is not None:
-                plans(known)
-            results.notes += announced(env, "notes_of") or []
-            how = Control(control, rate_hz, latency, False, execute, ensemble, ensemble_horizon)
-            build: Any = env
-            session.run(load, build, plans, how, self_test, num_envs, num_workers)
-        results.complete = True
-    finally:
-        results.timing["seconds"] = round(time.monotonic() - started, 1)
-        if results.episodes or results.offline:
-            report = write_report(results, folder, console)
-            say(console, f"written to {report.parent}")
+    with refusing():
+        reserved = reserve(folder, "evaluating")
+    with reserved:
+        started = time.monotonic()
+        try:
+            if kind_of(env) == "held_out":
+                recorded: Any = env
+                recorded.check()
+                results.offline = score_offline(load(), recorded, console)
+            else:
+                enough = Enough(episodes_per_task, interval_width)
+                decided = _stopping(stop, against, margin)
+                session = Session(results, folder, enough, save_videos, console, decided, part, recorder)
+                plans = functools.partial(_plan, tasks, enough, seed, instructions, decided is not None)
+                if (known := announced(env, "tasks_of")) is not None:
+                    plans(known)
+                results.notes += announced(env, "notes_of") or []
+                how = Control(control, rate_hz, latency, False, execute, ensemble, ensemble_horizon)
+                build: Any = env
+                session.run(load, build, plans, how, self_test, num_envs, num_workers)
+            results.complete = True
+        finally:
+            results.timing["seconds"] = round(time.monotonic() - started, 1)
+            if results.episodes or results.offline:
+                report = write_report(results, folder, console)
+                say(console, f"written to {report.parent}")
     whole = part is None or _merge(Path(output_dir), console)
     if recorder is not None and whole and (dataset := recorder.write()) is not None:
         say(console, f"recorded into {dataset}")

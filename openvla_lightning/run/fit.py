@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from openvla_lightning.processor.chat import ChatProcessor
 from openvla_lightning.report.run_page import is_run, write_run_page
 from openvla_lightning.run import job
 from openvla_lightning.run.evaluate import evaluate_run
+from openvla_lightning.run.folders import rank
 from openvla_lightning.run.start import (
     adapter_base,
     check_folder,
@@ -36,6 +38,7 @@ from openvla_lightning.run.start import (
     say_unread,
     start_from,
 )
+from openvla_lightning.runtime.files import reserve
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print and file its messages once
@@ -71,6 +74,14 @@ def fit(cfg: DictConfig) -> float | None:
         model, strategy, head, quantisation = (instantiate(cfg[name], _convert_="all") for name in names)
         show(model, strategy, head, quantisation, recipe, Console())
         return None
+    with ExitStack() as running:
+        if rank() == 0:
+            with blaming_config():
+                running.enter_context(reserve(cfg.paths.output_dir, "training"))
+        return _train(cfg, recipe)
+
+
+def _train(cfg: DictConfig, recipe: dict[str, Any]) -> float | None:
     if (done := job.finished(cfg)) is not None:
         log.info(f"Done before: {cfg.paths.output_dir}")
         return done["objective"]

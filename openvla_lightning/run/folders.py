@@ -15,6 +15,8 @@ from omegaconf import DictConfig, open_dict
 from openvla_lightning.cli.overrides import quoted
 from openvla_lightning.config import CONF, expanded
 
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+"""Environment variables with the number of a process; where Lightning starts a node's others, the first has no more."""
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 CLAIM = "started"
 """File in a run's `.hydra/` that its first process creates; no other process can create it again."""
@@ -106,7 +108,7 @@ def _renew(config: DictConfig, node: DictConfig) -> None:
 
 def rank() -> int:
     """Number of this process among the run's processes."""
-    return next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), 0)
+    return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
 
 
 def processes() -> int:

@@ -7,10 +7,11 @@ import json
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 from uuid import uuid4
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 ENDING = ".unfinished"
 POINTER = b"version https://git-lfs"
 """What a file begins with that was cloned without Git LFS."""
+PATIENCE = 120.0
+"""Seconds to wait for a folder that is in use: a file server frees the locks of a dead machine only after a while."""
 STALE = 24 * 3600.0
 """Seconds after which an incomplete file is assumed to belong to a dead process."""
 
@@ -197,3 +200,50 @@ def _locked(path: Path, what: str) -> TextIO:
             if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                 return lock
         lock.close()  # the process before removed this file, so the next one would lock another
+
+
+class InUseError(ValueError):
+    """Another process uses a folder that only one process may use at a time."""
+
+
+def reserve(folder: str | Path, what: str) -> ExitStack:
+    """Reserve `folder` for this process until the returned context ends; it also ends when the process is killed.
+
+    Other processes may go on reading. If the folder cannot be written to or the file system has no locks, nothing is
+    reserved.
+
+    Args:
+        folder: created if absent.
+        what: what is done there, in one word, such as `training`; different things do not exclude each other.
+
+    Raises:
+        InUseError: another process has reserved it, and still has after `PATIENCE` seconds.
+    """
+    path, reserved = Path(folder) / f".{what}.lock", ExitStack()
+    until: float | None = None
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = reserved.enter_context(path.open("a+", encoding="utf-8"))
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, forked workers do not hold it, too
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                with suppress(OSError):  # the disk may be full
+                    os.ftruncate(lock.fileno(), 0)
+                    os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+                reserved.callback(path.unlink, missing_ok=True)
+                return reserved
+        except FileNotFoundError:
+            pass  # the other process has just removed its file
+        except BlockingIOError:
+            with suppress(OSError):
+                lock.seek(0)
+            other = f"{lock.read() or 'another process'} is {what} in {folder}"
+            if until is None:
+                until = time.monotonic() + PATIENCE
+                log.info(f"{other}; waiting {PATIENCE:g} seconds at most for it to end")
+            elif time.monotonic() > until:
+                raise InUseError(f"{other}: wait until it ends, or choose another folder") from None
+            time.sleep(min(1.0, PATIENCE))
+        except OSError:
+            return reserved
+        reserved.close()

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from openvla_lightning.runtime import files
-from openvla_lightning.runtime.files import readable, user_cache, writable, write_json, write_text, written_whole
+from openvla_lightning.runtime.files import (
+    InUseError,
+    readable,
+    reserve,
+    user_cache,
+    writable,
+    write_json,
+    write_text,
+    written_whole,
+)
 
 
 @pytest.fixture
@@ -121,6 +130,57 @@ for _ in range(20):
     running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(6)]
     assert [process.wait(60) for process in running] == [0] * 6
     assert not list(tmp_path.iterdir())
+
+
+HOLD = """
+import sys, time
+from openvla_lightning.runtime.files import reserve
+with reserve(sys.argv[1], "training"):
+    print("reserved", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_reserved_until_its_process_ends_even_by_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE", 0.05)
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holding:
+        assert holding.stdout is not None
+        assert holding.stdout.readline() == "reserved\n"
+        with pytest.raises(InUseError, match=rf"^process {holding.pid} on .* is training in .*run: wait until it ends"):
+            reserve(tmp_path / "run", "training")
+        reserve(tmp_path / "run", "evaluating").close()  # something else
+        holding.kill()
+    monkeypatch.setattr(files, "PATIENCE", 60.0)
+    with reserve(tmp_path / "run", "training"):
+        assert (tmp_path / "run" / ".training.lock").read_text(encoding="utf-8").startswith(f"process {os.getpid()} on")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_reserved_folders_have_one_process_at_a_time_however_many_wait(tmp_path: Path) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from openvla_lightning.runtime import files
+files.time.sleep = lambda seconds, sleep=time.sleep: sleep(0.001)  # the wait between two attempts
+folder = Path(sys.argv[1])
+for _ in range(20):
+    with files.reserve(folder, "counting"):
+        (folder / "inside").mkdir()  # fails if another one is inside
+        (folder / "inside").rmdir()
+"""
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(4)]
+    assert [process.wait(60) for process in running] == [0] * 4
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["file/below", "file"])
+def test_where_nothing_can_be_written_nothing_is_reserved(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with reserve(tmp_path / place, "training"):
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_texts_have_one_encoding_whatever_the_locale_says() -> None:
