@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.source.lerobot.metadata import INFO, Feature
 from openvla_lightning.data.source.lerobot.writer import Recording, png, write_lerobot
-from openvla_lightning.runtime.files import delete, write_json, written_whole
+from openvla_lightning.runtime.files import alone, delete, write_json, written_whole
 
 KEPT = "episodes"
 """Folder of the recorded episodes; without it, no episode can be added to the dataset."""
@@ -80,7 +80,14 @@ class Recorder:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def write(self, *, progress: bool = True) -> Path | None:
-        """Write the dataset of all stored episodes, or resume an interrupted call. None: there are no episodes."""
+        """Write the dataset of all stored episodes, or resume an interrupted call. None: there are no episodes.
+
+        While another process writes it, the call waits, and then adds what was stored since.
+        """
+        with alone(self.folder / ".recording.lock", f"writing the recording {self.folder}"):
+            return self._write(progress)
+
+    def _write(self, progress: bool) -> Path | None:
         kept = {path: _told(path) for path in sorted((self.folder / KEPT).glob("*.npz"))}
         if not self.failures:
             kept = {path: told for path, told in kept.items() if told["success"] is not False}
