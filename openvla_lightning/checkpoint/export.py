@@ -19,6 +19,7 @@ from openvla_lightning.checkpoint.load import load_vla
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
 from openvla_lightning.quantisation import Quantisation, dequantised, is_quantised
+from openvla_lightning.runtime.files import alone
 
 log = logging.getLogger(__name__)
 PROBES = 8
@@ -37,7 +38,7 @@ def export(
     """Write the model of `source` in the released layout; an adapter is merged into its base.
 
     Weights stay on disk until they are written, so memory holds one shard. After a kill, `folder` has its old contents
-    or does not exist, but never holds a part of a model.
+    or does not exist, but never holds a part of a model. While another process exports to it, the call waits.
 
     Args:
         source: a run or checkpoint of training, or anything else that `VLA.from_pretrained` loads.
@@ -56,27 +57,33 @@ def export(
         FileExistsError: `folder` exists and `overwrite` is False.
     """
     folder = Path(folder).expanduser().absolute()
-    if folder.exists() and not overwrite:
-        raise FileExistsError(f"{folder} exists: choose another folder, or replace it with --overwrite")
+    _check_free(folder, overwrite)
     processor = Processor.from_pretrained(source, base)
     vla = load_vla(source, guard=False, merge=False, base=base, copy=False)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _clear(folder)
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
-    if layout == "cogact":
-        save_cogact(vla, processor, unfinished, dtype or stored_dtype(vla))
-    else:
-        vla.save_pretrained(unfinished, processor, max_shard_size, dtype or stored_dtype(vla))
-    del vla
-    if (config := trained_quantisation(source)) is not None:
-        text = f"The adapter was trained on the base in {config['bits']} bits and is merged into the base itself."
-        if writes_ids_after_one_picture(processor):
-            text = quantisation_gap(source, unfinished, config, base).text()
-        log.info(text)
-        with (unfinished / "README.md").open("a", encoding="utf-8") as card:
-            card.write(f"\n## Trained on a quantised base\n{text}\n")
-    _swap(unfinished, folder)
+    with alone(folder.with_name(f".{folder.name}.lock"), f"exporting to {folder}"):
+        _check_free(folder, overwrite)  # again: another export may have ended meanwhile
+        _clear(folder)
+        unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
+        if layout == "cogact":
+            save_cogact(vla, processor, unfinished, dtype or stored_dtype(vla))
+        else:
+            vla.save_pretrained(unfinished, processor, max_shard_size, dtype or stored_dtype(vla))
+        del vla
+        if (config := trained_quantisation(source)) is not None:
+            text = f"The adapter was trained on the base in {config['bits']} bits and is merged into the base itself."
+            if writes_ids_after_one_picture(processor):
+                text = quantisation_gap(source, unfinished, config, base).text()
+            log.info(text)
+            with (unfinished / "README.md").open("a", encoding="utf-8") as card:
+                card.write(f"\n## Trained on a quantised base\n{text}\n")
+        _swap(unfinished, folder)
     return folder
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not overwrite:
+        raise FileExistsError(f"{folder} exists: choose another folder, or replace it with --overwrite")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from written import same, train_a_little, write_ckpt
 
 from openvla_lightning import VLA
+from openvla_lightning.checkpoint import export as export_module
 from openvla_lightning.checkpoint.export import export
 from openvla_lightning.checkpoint.format import Base
 from openvla_lightning.checkpoint.formats import base_at, weights_hash
@@ -204,6 +207,28 @@ def test_a_failed_export_leaves_nothing_to_the_next_one_of_its_process(run: Path
     (left / "action_head--latest_checkpoint.pt").write_bytes(b"of another model")
     assert not list(export(run, tmp_path / "released").glob("action_head*"))
     assert not list(tmp_path.glob(".released.*"))
+
+
+def test_of_two_exports_to_one_folder_the_second_replaces_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = multiprocessing.get_context("fork")
+    both, clear = context.Barrier(2), export_module._clear
+
+    def clear_together(folder: Path) -> None:
+        with suppress(threading.BrokenBarrierError):  # one of them waits outside
+            both.wait(1.5)
+        clear(folder)
+
+    monkeypatch.setattr(export_module, "_clear", clear_together)
+    exports = [context.Process(target=export, args=(run, tmp_path / "released")) for _ in range(2)]
+    for process in exports:
+        process.start()
+    for process in exports:
+        process.join(60)
+    assert sorted(process.exitcode for process in exports) == [0, 1]
+    assert (tmp_path / "released" / "config.json").exists()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_model_without_a_place_in_the_layout_ends_without_a_traceback(run: Path, tmp_path: Path) -> None:
