@@ -3,8 +3,10 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+ATTEMPTS = 20
 STEP = re.compile(r"step_(\d+)\.ckpt")
 
 
@@ -15,8 +17,15 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     last counts. Folders may be links. A checkpoint that is a link does not count, because it leads to another
     checkpoint: Lightning's `last.ckpt` is such a link, or a copy.
     """
+    for _ in range(ATTEMPTS):
+        with suppress(FileNotFoundError):  # a training that goes on has removed one meanwhile, and written another
+            return _newest(Path(folder))
+    return _newest(Path(folder))
+
+
+def _newest(folder: Path) -> Path | None:
     runs: dict[Path, list[tuple[int, int, str]]] = {}
-    for path in _checkpoints(Path(folder)):
+    for path in _checkpoints(folder):
         step = STEP.fullmatch(path.name)
         runs.setdefault(path.parent, []).append((path.stat().st_mtime_ns, int(step[1]) if step else -1, path.name))
     if not runs:

@@ -4,6 +4,8 @@ import os
 import random
 import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -165,3 +167,29 @@ def test_nothing_is_removed_for_a_checkpoint_that_was_not_written(tmp_path: Path
     with pytest.raises(CheckpointWriteError, match=r"(?s)step_000002.*The checkpoints before it are whole"):
         files.wait()
     assert load(tmp_path / "step_000001.ckpt")["global_step"] == 1
+
+
+ROTATES = """
+import os, sys, time
+from pathlib import Path
+folder, parent, step = Path(sys.argv[1]), int(sys.argv[2]), 0
+while os.getppid() == parent:
+    step += 1
+    (folder / f"step_{step:06d}.ckpt").touch()
+    if step == 1: print("begun", flush=True)
+    (folder / f"step_{step - 1:06d}.ckpt").unlink(missing_ok=True)
+"""
+
+
+def test_the_newest_checkpoint_is_found_while_a_training_removes_older_ones(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    command = [sys.executable, "-c", ROTATES, str(tmp_path / "checkpoints"), str(os.getpid())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as training:
+        assert training.stdout is not None
+        assert training.stdout.readline() == b"begun\n"
+        try:
+            for _ in range(500):
+                newest_checkpoint(tmp_path)
+        finally:
+            training.kill()
+    assert newest_checkpoint(tmp_path) == max(tmp_path.glob("checkpoints/step_*.ckpt"))
