@@ -75,6 +75,8 @@ def step_cost(vla: VLA, head: ActionHead, batch: Batch, autocast: bool) -> Cost:
         autocast: compute in bfloat16 with weights of any dtype; otherwise in the weights' dtype.
     """
     head = copy.deepcopy(head)  # otherwise its tensors on a device would be replaced by ones without values
+    if hasattr(head, "prediction"):  # beside the loss; FAST spells it on the host, from values, which there are none of
+        head.prediction = lambda *_: None
     row = blocks(vla.train())
     skipped = stand_ins([signature(block) for block in row])
     asleep = {module for number in skipped for module in row[number].modules()}

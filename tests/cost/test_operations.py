@@ -11,6 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openvla_lightning.action_head import DiffusionHead, L1Head, TokenHead
 from openvla_lightning.action_head.base import ActionHead
+from openvla_lightning.action_head.cogact import CogACTHead
+from openvla_lightning.action_head.fast import FastHead
 from openvla_lightning.action_head.flow import FlowHead
 from openvla_lightning.cost import operations
 from openvla_lightning.cost.operations import Cost, example, step_cost
@@ -113,6 +115,18 @@ def of_head(config: dict[str, Any], head: ActionHead) -> Cost:
     with torch.device("meta"):
         vla = VLA.from_config({**copy.deepcopy(config), "action_head": describe(head, USUAL_HEAD)})
     return step_cost(vla, head, example(vla, head, prompt_tokens=4, action_dim=7), autocast=True)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [TokenHead(256, 768), FastHead(vocab_size=768, action_chunk=2), CogACTHead(2, 7, 32, 1, 2)],
+    ids=lambda head: type(head).__name__,
+)
+def test_heads_that_are_read_after_each_other_are_counted(head: ActionHead, config: dict[str, Any]) -> None:
+    before = dict(vars(head))
+    cost = of_head(config, head)
+    assert cost.backward > 1.5 * cost.forward > 0
+    assert vars(head).keys() == before.keys()
 
 
 @pytest.mark.parametrize(
