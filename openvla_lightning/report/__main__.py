@@ -10,7 +10,8 @@ from pathlib import Path
 from openvla_lightning.report.results import FILE_NAME
 from openvla_lightning.report.run_page import is_run, write_run_page
 from openvla_lightning.report.shards import ShardError, merge
-from openvla_lightning.report.sweeps import find_runs, write_sweep
+from openvla_lightning.report.sweep_page import write_sweep
+from openvla_lightning.report.sweeps import find_runs
 from openvla_lightning.report.writing import compare, write_report
 from openvla_lightning.runtime.files import below
 

@@ -1,4 +1,4 @@
-"""A sweep on one page: what each run varied, what it cost, how well its policy does, curves over each other."""
+"""The runs of a sweep as tables: what each varied and cost, how well its policy does, over its seeds together."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,21 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
-from openvla_lightning.report.chart import draw_chart
 from openvla_lightning.report.comparison import Comparison, Scene, compare_two, holm, scenes
-from openvla_lightning.report.page import RUN_PAGE, escape, write_page
 from openvla_lightning.report.paper import reported
 from openvla_lightning.report.results import Episode, Results, acting_rate, find_results, success_rate
-from openvla_lightning.report.tables import Rows, fitting, markdown
-from openvla_lightning.report.training_log import draw_curves, points, read_log
+from openvla_lightning.report.tables import Rows
+from openvla_lightning.report.training_log import points, read_log
 from openvla_lightning.runtime.files import below
 
 FILE_NAME = "costs.json"
 """What `callbacks.Costs` leaves in the folder of a run."""
-CURVES, RATES = "curves.png", "sweep_success.png"
-"""Pictures of a sweep; `success.png` beside them is that of `compare`, over all evaluations that were named."""
 PAPER = "in the paper (7B, Franka)"
 """Head of the column with the paper's Table 1: of another model and other tasks than a run on a laptop."""
 RUNS_OWN = (
@@ -53,7 +48,7 @@ def sweep_rows(runs: Sequence[Path]) -> Rows:
     """
     choices = {run: _overrides(run) for run in runs}
     names = _names(choices)
-    results = {run: _results(run) for run in runs}
+    results = {run: results_of(run) for run in runs}
     differences = _differences(results)
     columns: dict[str, list[str]] = {
         "run": list(names.values()),
@@ -63,7 +58,7 @@ def sweep_rows(runs: Sequence[Path]) -> Rows:
         "held-out accuracy": [_last(run, "val/action_accuracy", lambda value: f"{value:.1%}") for run in runs],
         "L1": [_last(run, "val/l1", lambda value: f"{value:.3f}") for run in runs],
     }
-    costs = [cost_cells(_costs(run)) for run in runs]
+    costs = [cost_cells(costs_of(run)) for run in runs]
     columns |= {name: [row[name] for row in costs] for name in costs[0]}
     columns["steps"] = [_mean(found, lambda episode: episode.length, "{:.0f}") for found in results.values()]
     columns["jerk"] = [_mean(found, lambda episode: episode.jerk, "{:.3f}") for found in results.values()]
@@ -74,36 +69,42 @@ def sweep_rows(runs: Sequence[Path]) -> Rows:
     return [list(shown), *(list(row) for row in zip(*shown.values(), strict=True))]
 
 
-def seed_rows(runs: Sequence[Path]) -> Rows:
-    """Header and one row for each setting over all seeds that it was trained with; no rows if all had one seed.
-
-    Differences are paired by training seed and scene. Their intervals come from drawing tasks and scenes anew; how much
-    the seeds differ is told by the rates of the worst and the best one.
-    """
-    seeds = {run: next((text for text in _overrides(run) if text.startswith(SEED)), "") for run in runs}
+def over_seeds(runs: Sequence[Path]) -> dict[str, list[Path]]:
+    """Each setting with its runs, one for each seed of the training; empty if all had one seed."""
     names = _names({run: [text for text in _overrides(run) if not text.startswith(SEED)] for run in runs})
     settings: dict[str, list[Path]] = {}
     for run in runs:
-        if _results(run):
-            settings.setdefault(names[run], []).append(run)
-    if len(set(seeds.values())) < 2 or all(len(trained) < 2 for trained in settings.values()):
-        return []
+        settings.setdefault(names[run], []).append(run)
+    several = len(set(map(_seed, runs))) > 1 and any(len(trained) > 1 for trained in settings.values())
+    return settings if several else {}
+
+
+def seed_rows(settings: Mapping[str, Sequence[Path]]) -> Rows:
+    """Header and one row for each setting with rollouts, over the seeds that it was trained with.
+
+    Differences are paired by training seed and scene. Their intervals come from drawing tasks and scenes anew; how much
+    the seeds differ is told by the rates of the worst and the best one.
+
+    Args:
+        settings: of `over_seeds`, at least one.
+    """
+    settings = {name: rolled for name, trained in settings.items() if (rolled := [*filter(results_of, trained)])}
     met: dict[str, dict[Scene, bool]] = {
         name: {
-            ((seeds[run], seed), task, episode): success
+            ((_seed(run), seed), task, episode): success
             for run in trained
-            for (seed, task, episode), success in scenes(_results(run)).items()
+            for (seed, task, episode), success in scenes(results_of(run)).items()
         }
         for name, trained in settings.items()
     }
-    (first, *others) = met
+    first, *others = met
     found = holm([compare_two(first, met[first], name, met[name]) for name in others])
     differences = {one.second: _difference(one) for one in found if one.pairs}
     rows = [["setting", "seeds", "success", "worst, best", "from the first", "steps", "jerk", "actions", "step"]]
     for name, trained in settings.items():
-        results = [result for run in trained for result in _results(run)]
-        rates = [success_rate(e for result in _results(run) for e in result.episodes).rate for run in trained]
-        spent = [costs["step_seconds"] for run in trained if (costs := _costs(run))["step_seconds"] is not None]
+        results = [result for run in trained for result in results_of(run)]
+        rates = [success_rate(e for result in results_of(run) for e in result.episodes).rate for run in trained]
+        spent = [costs["step_seconds"] for run in trained if (costs := costs_of(run))["step_seconds"] is not None]
         rows.append(
             [
                 name,
@@ -120,84 +121,8 @@ def seed_rows(runs: Sequence[Path]) -> Rows:
     return rows
 
 
-def write_sweep(folder: Path, runs: Sequence[Path], console: Console | None = None) -> Path:
-    """Print the table of the runs below `folder`; write it with pictures as `sweep.md` and `sweep.html`.
-
-    Args:
-        folder: folder of the sweep, in which the pages are written.
-        runs: its runs, at least one; see `find_runs`.
-        console: where the table is printed.
-
-    Returns:
-        Path of sweep.md.
-    """
-    rows = sweep_rows(runs)
-    memory = {_costs(run)["memory_of"] for run in runs}
-    for grid in fitting(rows, "Runs", (console := console or Console()).width):
-        console.print(grid)
-    linked = [rows[0], *([_linked(row[0], run, folder), *row[1:]] for row, run in zip(rows[1:], runs, strict=True))]
-    lines = ["# Runs", "", markdown(linked), ""]
-    if over_seeds := seed_rows(runs):
-        for grid in fitting(over_seeds, "Over seeds", console.width):
-            console.print(grid)
-        lines += ["## Over seeds", "", markdown([[escape(cell) for cell in row] for row in over_seeds]), ""]
-        lines += [
-            "Differences are paired by training seed and scene, with 95 % intervals.",
-            "",
-        ]
-    named = dict(zip(_labels(folder, runs, rows), runs, strict=True))
-    if draw_rates(named, folder / RATES):
-        lines += [f"![Success rates]({RATES})", ""]
-    if draw_sweep(named, folder / CURVES):
-        lines += [f"![Learning curves]({CURVES})", ""]
-    lines += [
-        "Success with its Wilson 95 % interval; its difference from the first run paired by initial state, * when more "
-        "than chance (McNemar, Holm, 5 %). Accuracy of action tokens and L1 (normalised units) at the last validation. "
-        "Peak memory of the " + " or the ".join(sorted(memory)) + "; the median optimiser step; steps of an episode; "
-        "jerk as the mean second difference of actions in the world's units; actions a second, and the time of a "
-        "decision, of the batches of the evaluation.",
-        "",
-        *(f"- {escape(name)}: `{run}`" for name, run in named.items()),
-    ]
-    return write_page(lines, folder / "sweep.md")
-
-
-def draw_sweep(named: Mapping[str, Path], picture: Path) -> bool:
-    """Draw the learning curves of the runs, by their names, over each other; False when none was logged."""
-    metrics = {
-        "train/loss": "training loss",
-        "val/action_accuracy": "held-out action-token accuracy",
-        "val/l1": "held-out L1",
-    }
-    logs = {name: read_log(run) for name, run in named.items()}
-    panels = {title: {name: points(log, metric) for name, log in logs.items()} for metric, title in metrics.items()}
-    return draw_curves(panels, picture, marked=[metrics["val/action_accuracy"], metrics["val/l1"]])
-
-
-def draw_rates(named: Mapping[str, Path], picture: Path) -> bool:
-    """Draw the success rates of the runs, by their names, on each set of tasks; False when none was rolled out."""
-    bars: dict[str, dict[str, list[Episode]]] = {}
-    for name, run in named.items():
-        for result in _results(run):
-            bars.setdefault(f"{result.task_set} tasks", {}).setdefault(name, []).extend(result.episodes)
-    if not bars:
-        return False
-    rates = {group: {name: success_rate(played) for name, played in found.items()} for group, found in bars.items()}
-    draw_chart(rates, picture, "Success rate")
-    return True
-
-
-def _labels(folder: Path, runs: Sequence[Path], rows: Rows) -> list[str]:
-    """What each run varied, and where it lies when others varied the same."""
-    names = [row[0] for row in rows[1:]]
-    places = [run.relative_to(folder).as_posix() for run in runs]
-    return [f"{name} ({place})" if names.count(name) > 1 else name for name, place in zip(names, places, strict=True)]
-
-
-def _linked(name: str, run: Path, folder: Path) -> str:
-    """A run's name, leading to its own page where there is one."""
-    page = (run / RUN_PAGE).with_suffix(".html")
-    return f"[{escape(name)}](<{page.relative_to(folder).as_posix()}>)" if page.is_file() else escape(name)
+def _seed(run: Path) -> str:
+    return next((text for text in _overrides(run) if text.startswith(SEED)), "")
 
 
 def _overrides(run: Path) -> list[str]:
@@ -212,12 +137,14 @@ def _names(choices: Mapping[Path, Sequence[str]]) -> dict[Path, str]:
     return {run: " ".join(text for text in chosen if text not in common) or run.name for run, chosen in choices.items()}
 
 
-def _costs(run: Path) -> dict[str, Any]:
+def costs_of(run: Path) -> dict[str, Any]:
+    """What `callbacks.Costs` wrote into the folder of a run."""
     costs: dict[str, Any] = json.loads((run / FILE_NAME).read_text(encoding="utf-8"))
     return costs
 
 
-def _results(run: Path) -> list[Results]:
+def results_of(run: Path) -> list[Results]:
+    """All rollouts below the folder of a run."""
     try:
         return [result for path in find_results([run]) if (result := Results.load(path)).episodes]
     except FileNotFoundError:

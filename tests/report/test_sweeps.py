@@ -18,7 +18,7 @@ from openvla_lightning.model.parameters import count
 from openvla_lightning.quantisation import Quantisation
 from openvla_lightning.report.__main__ import main
 from openvla_lightning.report.results import Episode, Results
-from openvla_lightning.report.sweeps import find_runs, seed_rows, sweep_rows
+from openvla_lightning.report.sweeps import find_runs, over_seeds, seed_rows, sweep_rows
 
 ROOT = Path(__file__).parents[2]
 COSTS = {
@@ -65,7 +65,7 @@ def test_differences_from_the_first_run_are_paired_and_marked(tmp_path: Path) ->
 def test_seeds_of_one_setting_are_pooled_and_paired(tmp_path: Path) -> None:
     for number, (lr, seed, successes) in enumerate(((1, 7, 9), (2, 7, 2), (1, 8, 7), (2, 8, 4), (1, 9, 8), (2, 9, 0))):
         write_run(tmp_path / str(number), [f"seed={seed}", f"optim.lr={lr}"], COSTS, successes)
-    header, first, second = seed_rows(find_runs(tmp_path))
+    header, first, second = seed_rows(over_seeds(find_runs(tmp_path)))
     row = dict(zip(header, second, strict=True))
     assert first[:4] == ["optim.lr=1", "3", "80 % (63-90)", "70%, 90%"]
     assert [row[name] for name in header[:4]] == ["optim.lr=2", "3", "20 % (10-37)", "0%, 40%"]
@@ -78,7 +78,7 @@ def test_seeds_of_one_setting_are_pooled_and_paired(tmp_path: Path) -> None:
 def test_without_several_seeds_nothing_is_pooled(tmp_path: Path) -> None:
     for number, lr in enumerate((1, 1, 2)):
         write_run(tmp_path / str(number), ["seed=7", f"optim.lr={lr}"], COSTS, 5)
-    assert seed_rows(find_runs(tmp_path)) == []
+    assert over_seeds(find_runs(tmp_path)) == {}
 
 
 def test_actions_a_second_count_those_of_a_chunk(tmp_path: Path) -> None:
