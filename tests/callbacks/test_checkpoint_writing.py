@@ -178,6 +178,7 @@ while os.getppid() == parent:
     (folder / f"step_{step:06d}.ckpt").touch()
     if step == 1: print("begun", flush=True)
     (folder / f"step_{step - 1:06d}.ckpt").unlink(missing_ok=True)
+    time.sleep(0.001)
 """
 
 
