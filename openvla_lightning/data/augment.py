@@ -96,8 +96,13 @@ class Augmentation:
 
 
 def _shares(images: Tensor) -> Tensor:
-    """Images [B, 3, H, W] in [0, 1], contiguous in memory; uint8 is divided by 255, floats are kept."""
-    return images.contiguous().float().div_(255) if images.dtype == torch.uint8 else images.contiguous()
+    """Images [B, 3, H, W] in [0, 1], contiguous in memory."""
+    return _scaled(images.contiguous())
+
+
+def _scaled(images: Tensor) -> Tensor:
+    """Images in [0, 1]; uint8 is scaled, floats are kept."""
+    return images.float().mul_(1 / 255) if images.dtype == torch.uint8 else images
 
 
 def crop(images: Tensor, values: Tensor) -> Tensor:
@@ -111,8 +116,7 @@ def crop(images: Tensor, values: Tensor) -> Tensor:
     height, width = (scale / ratio).sqrt().clamp(max=1), (scale * ratio).sqrt().clamp(max=1)
     down, across = _places(top, height, images.shape[2]), _places(left, width, images.shape[3])
     grid = torch.stack(torch.broadcast_tensors(across[:, None, :], down[:, :, None]), dim=-1)
-    pixels = images.float().div_(255) if images.dtype == torch.uint8 else images  # with colours in any order
-    return grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return grid_sample(_scaled(images), grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
 def _places(free: Tensor, share: Tensor, length: int) -> Tensor:
@@ -165,16 +169,17 @@ def saturation_and_hue(images: Tensor, values: Tensor) -> Tensor:
     torch.eq(green, top, out=is_green)
     sextant = (red - green).add_(chroma, alpha=4)
     sextant.lerp_((blue - red).add_(chroma, alpha=2), is_green).lerp_(green - blue, is_red)
-    circle = sextant.div_(chroma.clamp(min=1e-12).mul_(6)).add_(turn + 1).frac_().mul_(6)  # 0 .. 6
+    circle = sextant.div_(chroma.clamp(min=1e-12).mul_(6)).add_(turn + 1).frac_()
     torch.minimum(chroma.mul_(by), top, out=chroma)
     bottom = top.sub_(chroma)
-    # Above the smallest channel, red has |circle - 3| - 1 of the chroma, clipped to 0..1, ...
+    # Above the smallest channel, red has 6 |circle - 1/2| - 1 of the chroma, clipped to 0..1, ...
     out = torch.empty_like(images)
     red, green, blue = out.unbind(1)
-    torch.addcmul(bottom - chroma, torch.sub(circle, 3).abs_().clamp_(1, 2), chroma, out=red)
-    upper = bottom.add_(chroma, alpha=2)  # ... green 2 - |circle - 2|, blue 2 - |circle - 4|
-    torch.addcmul(upper, torch.sub(circle, 2).abs_().clamp_(1, 2), chroma, value=-1, out=green)
-    torch.addcmul(upper, circle.sub_(4).abs_().clamp_(1, 2), chroma, value=-1, out=blue)
+    ends = (1 / 6, 2 / 6)
+    torch.addcmul(bottom - chroma, torch.sub(circle, 3 / 6).abs_().clamp_(*ends), chroma, value=6, out=red)
+    upper = bottom.add_(chroma, alpha=2)  # ... green 2 - 6 |circle - 1/3|, blue 2 - 6 |circle - 2/3|
+    torch.addcmul(upper, torch.sub(circle, 2 / 6).abs_().clamp_(*ends), chroma, value=-6, out=green)
+    torch.addcmul(upper, circle.sub_(4 / 6).abs_().clamp_(*ends), chroma, value=-6, out=blue)
     return out
 
 

