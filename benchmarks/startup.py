@@ -19,14 +19,14 @@ from pathlib import Path
 from openvla_lightning.report.tables import markdown
 
 HERE = Path(__file__).parents[1]
+ONE_STEP = ["train.py", "trainer.max_steps=1", "trainer.val_check_interval=1"]
+ESTIMATE = ["train.py", "+experiment=oxe_full", "estimate=true"]
 COMMANDS = {
     "`import openvla_lightning.policy`": ["-c", "import openvla_lightning.policy"],
     "`import openvla_lightning.run.fit`": ["-c", "import openvla_lightning.run.fit"],
     "a wrong path: `train.py model.init_from=/nope`": ["train.py", "model.init_from=/nope"],
-    "one step: `train.py trainer.max_steps=1`": ["train.py", "trainer.max_steps=1", "trainer.val_check_interval=1"],
-    "openvla-7b estimated: `train.py +experiment=oxe_full estimate=true`": [
-        *("train.py", "+experiment=oxe_full", "estimate=true"),
-    ],
+    "one step: `train.py trainer.max_steps=1`": ONE_STEP,
+    "openvla-7b estimated: `train.py +experiment=oxe_full estimate=true`": ESTIMATE,
 }
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     rows = [["CPU seconds", *versions, *(["ratio"] if told.beside else [])]]
     with tempfile.TemporaryDirectory() as folder:
         for checkout in versions.values():
-            cpu_seconds(checkout, COMMANDS["one step: `train.py trainer.max_steps=1`"], folder)
+            cpu_seconds(checkout, ONE_STEP, folder)
         for name, command in COMMANDS.items():
             times: dict[str, list[float]] = {version: [] for version in versions}
             for _ in range(told.repeats):

@@ -10,6 +10,7 @@ import pytest
 import warm_scripts
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from reserving import reserved_by_another
 
 from openvla_lightning.config import CONF, expand_home
 from openvla_lightning.report.sweeps import find_runs
@@ -90,15 +91,6 @@ def test_no_command_starts_with_a_warning(tmp_path: Path) -> None:
     assert names == ["one", "one_2"]
 
 
-HOLD = """
-import sys, time
-from openvla_lightning.runtime.files import reserve
-with reserve(sys.argv[1], "training"):
-    print("reserved", flush=True)
-    time.sleep(60)
-"""
-
-
 def test_a_run_is_not_resumed_while_it_still_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes would remove and write over each other's checkpoints."""
     for name in RANKS:
@@ -111,15 +103,11 @@ def test_a_run_is_not_resumed_while_it_still_trains(tmp_path: Path, monkeypatch:
     with initialize_config_dir(CONF, version_base="1.3"):
         own = [f"paths.output_dir={tmp_path}", "+debug=tiny", "data/source=synthetic"]
         cfg = compose("train", [*own, f"ckpt_path={checkpoints}/step_000001.ckpt"])
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training:
-        assert training.stdout is not None
-        assert training.stdout.readline() == "reserved\n"
-        try:
-            with pytest.raises(SystemExit, match=f"process {training.pid} on .* is training in {tmp_path}: wait"):
-                fit(cfg)
-        finally:
-            training.kill()
+    with (
+        reserved_by_another(tmp_path, "training") as process,
+        pytest.raises(SystemExit, match=f"process {process} on .* is training in {tmp_path}: wait"),
+    ):
+        fit(cfg)
     assert len(list(checkpoints.iterdir())) == 2
 
 

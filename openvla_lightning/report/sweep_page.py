@@ -36,8 +36,7 @@ def write_sweep(folder: Path, runs: Sequence[Path], console: Console | None = No
     lines = ["# Runs", "", markdown(linked), ""]
     named = dict(zip(_labels(folder, runs, rows), runs, strict=True))
     settings = over_seeds(runs)
-    if any(results_of(run) for trained in settings.values() for run in trained):
-        pooled = seed_rows(settings)
+    if pooled := seed_rows(settings):
         for grid in fitting(pooled, "Over seeds", console.width):
             console.print(grid)
         lines += ["## Over seeds", "", markdown([[escape(cell) for cell in row] for row in pooled]), ""]

@@ -80,41 +80,44 @@ def over_seeds(runs: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def seed_rows(settings: Mapping[str, Sequence[Path]]) -> Rows:
-    """Header and one row for each setting with rollouts, over the seeds that it was trained with.
+    """Header and one row for each setting with rollouts, over the seeds that it was trained with; no rows without any.
 
     Differences are paired by training seed and scene. Their intervals come from drawing tasks and scenes anew; how much
     the seeds differ is told by the rates of the worst and the best one.
 
     Args:
-        settings: of `over_seeds`, at least one.
+        settings: of `over_seeds`.
     """
-    settings = {name: rolled for name, trained in settings.items() if (rolled := [*filter(results_of, trained)])}
+    rolled: dict[str, dict[Path, list[Results]]] = {}
+    for name, trained in settings.items():
+        if found := {run: results for run in trained if (results := results_of(run))}:
+            rolled[name] = found
+    if not rolled:
+        return []
     met: dict[str, dict[Scene, bool]] = {
         name: {
             ((_seed(run), seed), task, episode): success
-            for run in trained
-            for (seed, task, episode), success in scenes(results_of(run)).items()
+            for run, results in found.items()
+            for (seed, task, episode), success in scenes(results).items()
         }
-        for name, trained in settings.items()
+        for name, found in rolled.items()
     }
-    first, *others = met
-    found = holm([compare_two(first, met[first], name, met[name]) for name in others])
-    differences = {one.second: _difference(one) for one in found if one.pairs}
+    differences = {one.second: _difference(one) for one in _from_first(met)}
     rows = [["setting", "seeds", "success", "worst, best", "from the first", "steps", "jerk", "actions", "step"]]
-    for name, trained in settings.items():
-        results = [result for run in trained for result in results_of(run)]
-        rates = [success_rate(e for result in results_of(run) for e in result.episodes).rate for run in trained]
-        spent = [costs["step_seconds"] for run in trained if (costs := costs_of(run))["step_seconds"] is not None]
+    for name, found in rolled.items():
+        pooled = [result for results in found.values() for result in results]
+        rates = [success_rate(e for result in results for e in result.episodes).rate for results in found.values()]
+        spent = [costs["step_seconds"] for run in found if (costs := costs_of(run))["step_seconds"] is not None]
         rows.append(
             [
                 name,
-                str(len(trained)),
-                _success(results),
+                str(len(found)),
+                _success(pooled),
                 f"{min(rates):.0%}, {max(rates):.0%}",
                 differences.get(name, "-"),
-                _mean(results, lambda episode: episode.length, "{:.0f}"),
-                _mean(results, lambda episode: episode.jerk, "{:.3f}"),
-                _rate(results),
+                _mean(pooled, lambda episode: episode.length, "{:.0f}"),
+                _mean(pooled, lambda episode: episode.jerk, "{:.3f}"),
+                _rate(pooled),
                 f"{1000 * sum(spent) / len(spent):,.0f} ms" if spent else "-",
             ]
         )
@@ -157,18 +160,26 @@ def _success(results: Sequence[Results]) -> str:
 
 def _differences(results: Mapping[Path, Sequence[Results]]) -> dict[Path, str]:
     """Points from the first run, with a star when more than chance, of runs that met its scenes."""
-    (first, *others) = results
-    base = scenes(results[first])
-    found = [compare_two(str(first), base, str(run), scenes(results[run])) for run in others]
     return {
-        Path(one.second): f"{100 * one.difference:+.0f}{' *' if one.significant else ''}"
-        for one in holm([one for one in found if one.pairs])
+        Path(one.second): f"{100 * one.difference:+.0f}{_star(one)}"
+        for one in _from_first({str(run): scenes(found) for run, found in results.items()})
     }
+
+
+def _from_first(met: Mapping[str, Mapping[Scene, bool]]) -> list[Comparison]:
+    """Comparisons of each with the first one, of those that met its scenes, p-values corrected for their number."""
+    first, *others = met
+    found = [compare_two(first, met[first], name, met[name]) for name in others]
+    return holm([one for one in found if one.pairs])
+
+
+def _star(one: Comparison) -> str:
+    return " *" if one.significant else ""
 
 
 def _difference(one: Comparison) -> str:
     low, high = one.interval
-    return f"{100 * one.difference:+.0f} ({100 * low:+.0f} to {100 * high:+.0f}){' *' if one.significant else ''}"
+    return f"{100 * one.difference:+.0f} ({100 * low:+.0f} to {100 * high:+.0f}){_star(one)}"
 
 
 def _rate(results: Sequence[Results]) -> str:

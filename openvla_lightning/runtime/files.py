@@ -196,10 +196,16 @@ def _locked(path: Path, what: str) -> TextIO:
         except OSError:
             path.unlink(missing_ok=True)
             raise
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                return lock
-        lock.close()  # the process before removed this file, so the next one would lock another
+        if _is_still(lock, path):
+            return lock
+        lock.close()
+
+
+def _is_still(lock: TextIO, path: Path) -> bool:
+    """Whether a locked file is the one at `path`: the process before may have removed it, so that others lock anew."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    return False
 
 
 class InUseError(ValueError):
@@ -226,14 +232,14 @@ def reserve(folder: str | Path, what: str) -> ExitStack:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = reserved.enter_context(path.open("a+", encoding="utf-8"))
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, forked workers do not hold it, too
-            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+            if _is_still(lock, path):
                 with suppress(OSError):  # the disk may be full
                     os.ftruncate(lock.fileno(), 0)
                     os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
                 reserved.callback(path.unlink, missing_ok=True)
                 return reserved
         except FileNotFoundError:
-            pass  # the other process has just removed its file
+            pass  # the folder was removed meanwhile
         except BlockingIOError:
             with suppress(OSError):
                 lock.seek(0)

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from reserving import reserved_by_another
 from test_recording import read
 from test_scoring import play
 
@@ -12,27 +13,15 @@ from openvla_lightning.data.source.lerobot.recorder import Recorder, Taken
 from openvla_lightning.env.base import RequestError
 from openvla_lightning.runtime import files
 
-HOLD = """
-import sys, time
-from openvla_lightning.runtime.files import reserve
-with reserve(sys.argv[1], "evaluating"):
-    print("reserved", flush=True)
-    time.sleep(60)
-"""
-
 
 def test_a_second_evaluation_of_a_folder_is_refused_while_the_first_one_runs(tmp_path, monkeypatch):
     """Otherwise the first one, when it is interrupted, writes its part over the results of the second one."""
     monkeypatch.setattr(files, "PATIENCE", 0.05)
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "reserved\n"
-        try:
-            with pytest.raises(RequestError, match=f"process {first.pid} on .* is evaluating in {tmp_path}/run"):
-                play(tmp_path / "run")
-        finally:
-            first.kill()
+    with (
+        reserved_by_another(tmp_path / "run", "evaluating") as process,
+        pytest.raises(RequestError, match=f"process {process} on .* is evaluating in {tmp_path}/run"),
+    ):
+        play(tmp_path / "run")
     assert play(tmp_path / "run", episodes_per_task=1, self_test=False).complete
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from reserving import reserved_by_another
 
 from openvla_lightning.runtime import files
 from openvla_lightning.runtime.files import (
@@ -132,27 +133,14 @@ for _ in range(20):
     assert not list(tmp_path.iterdir())
 
 
-HOLD = """
-import sys, time
-from openvla_lightning.runtime.files import reserve
-with reserve(sys.argv[1], "training"):
-    print("reserved", flush=True)
-    time.sleep(60)
-"""
-
-
 def test_a_folder_is_reserved_until_its_process_ends_even_by_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "PATIENCE", 0.05)
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holding:
-        assert holding.stdout is not None
-        assert holding.stdout.readline() == "reserved\n"
-        with pytest.raises(InUseError, match=rf"^process {holding.pid} on .* is training in .*run: wait until it ends"):
+    with reserved_by_another(tmp_path / "run", "training") as process:
+        with pytest.raises(InUseError, match=rf"^process {process} on .* is training in .*run: wait until it ends"):
             reserve(tmp_path / "run", "training")
         reserve(tmp_path / "run", "evaluating").close()  # something else
-        holding.kill()
     monkeypatch.setattr(files, "PATIENCE", 60.0)
     with reserve(tmp_path / "run", "training"):
         assert (tmp_path / "run" / ".training.lock").read_text(encoding="utf-8").startswith(f"process {os.getpid()} on")
