@@ -101,6 +101,7 @@ def started(
     run.mkdir(parents=True, exist_ok=True)
     if child := os.fork():
         return child
+    os.setsid()  # so that a signal to all its processes reaches no others
     code = 1
     try:
         file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)

@@ -122,9 +122,9 @@ def killed(rng: random.Random, data: Path, run: Path, log: Path, begin: Callable
 
 
 def told_to_end(rng: random.Random, data: Path, run: Path, log: Path, begin: Callable[..., int]) -> None:
-    process = begin(calm)
+    process = begin(calm, workers=1)
     assert wait_until(rng, run, process), log.read_text()
-    os.kill(process, signal.SIGTERM)
+    os.killpg(process, signal.SIGTERM)  # schedulers send it to all processes of a job, the loader's workers too
     assert ended(process) == 128 + signal.SIGTERM
     assert written(run) == max(noted(run)) + 1, "the last step is written, none is lost"
     assert "ckpt_path=last goes on" in log.read_text()

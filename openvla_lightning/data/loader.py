@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
-from openvla_lightning.data.source.processes import end_with_parent
+from openvla_lightning.data.source.processes import begin_loading
 from openvla_lightning.data.source.rlds.array_records import start_method
 from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.statistics import Normalisation
@@ -185,7 +185,7 @@ class ResumableDataModule(L.LightningDataModule):
         parallel: dict[str, Any] = {}
         if self.num_workers:
             parallel = {"num_workers": self.num_workers, "persistent_workers": True, "prefetch_factor": 4}
-            parallel["worker_init_fn"] = end_with_parent
+            parallel["worker_init_fn"] = begin_loading
         collated = Collate(collate, batches.where)
         pinned = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return Loader(batches, batch_size=None, sampler=numbers, collate_fn=collated, pin_memory=pinned, **parallel)

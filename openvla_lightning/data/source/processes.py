@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable
 from concurrent import futures
@@ -60,12 +61,18 @@ def count() -> None:
             _counter.value += 1
 
 
-def end_with_parent(worker: int = 0) -> None:
-    """Make this process end when its parent has ended for any reason.
+def begin_loading(worker: int) -> None:
+    """Prepare a process of a torch DataLoader, which passes its number: it ends with its parent, not before.
 
-    Otherwise the workers of a killed parent would wait for ever. A torch DataLoader passes the argument to its
-    `worker_init_fn`.
+    Schedulers send SIGTERM to all processes of a job. The parent still finishes its step and writes a checkpoint then,
+    and torch raises an error in it as soon as a worker has ended.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Make this process end when its parent has ended for any reason; otherwise it would wait for ever."""
     parent = multiprocessing.parent_process()
 
     def follow_parent() -> None:
