@@ -22,8 +22,8 @@ class CheckpointWriteError(RuntimeError):
 
     def __init__(self, path: str | Path, reason: object) -> None:
         super().__init__(
-            f"cannot write the checkpoint {path}: {reason}\n  The checkpoints before it are whole. If the disk is full, make "
-            "room (callbacks.checkpoint.keep=2 keeps the newest two only); then go on with ckpt_path=last."
+            f"cannot write the checkpoint {path}: {reason}\n  The checkpoints before it are whole. If the disk is "
+            "full, make room (callbacks.checkpoint.keep=2 keeps the newest two only); then go on with ckpt_path=last."
         )
 
 
