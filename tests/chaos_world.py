@@ -102,6 +102,7 @@ def started(
     if child := os.fork():
         return child
     os.setsid()  # so that a signal to all its processes reaches no others
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a process that no other started
     code = 1
     try:
         file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)

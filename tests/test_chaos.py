@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).parent / "data"))
 import chaos_world
 from chaos_world import EVERY, STEPS, calm, clock_set_back, full_disk, stale_handles, started
 
-KINDS = ("SIGKILL", "SIGTERM", "full", "deleted", "replaced", "stale", "clock")
+KINDS = ("SIGKILL", "SIGTERM", "Ctrl-C", "full", "deleted", "replaced", "stale", "clock")
 ROUNDS = int(os.environ.get("OPENVLA_CHAOS", len(KINDS)))
 PLAYED: Counter[str] = Counter()
 
@@ -121,11 +121,13 @@ def killed(rng: random.Random, data: Path, run: Path, log: Path, begin: Callable
         assert max(noted(run), default=0) - written(run) <= EVERY + 1, "more is lost than lies between checkpoints"
 
 
-def told_to_end(rng: random.Random, data: Path, run: Path, log: Path, begin: Callable[..., int]) -> None:
+def told_to_end(
+    how: signal.Signals, rng: random.Random, data: Path, run: Path, log: Path, begin: Callable[..., int]
+) -> None:
     process = begin(calm, workers=1)
     assert wait_until(rng, run, process), log.read_text()
-    os.killpg(process, signal.SIGTERM)  # schedulers send it to all processes of a job, the loader's workers too
-    assert ended(process) == 128 + signal.SIGTERM
+    os.killpg(process, how)  # schedulers and terminals send it to all processes of a job, the loader's workers too
+    assert ended(process) == 128 + how
     assert written(run) == max(noted(run)) + 1, "the last step is written, none is lost"
     assert "ckpt_path=last goes on" in log.read_text()
 
@@ -173,15 +175,34 @@ def backwards(rng: random.Random, data: Path, run: Path, log: Path, begin: Calla
     assert written(run) == step, "an older checkpoint is taken for the newest"
 
 
-DISTURBANCES = {
+DISTURBANCES: dict[str, Callable[..., None]] = {
     "SIGKILL": killed,
-    "SIGTERM": told_to_end,
+    "SIGTERM": partial(told_to_end, signal.SIGTERM),
+    "Ctrl-C": partial(told_to_end, signal.SIGINT),
     "full": no_room,
     "deleted": partial(robbed, "deleted"),
     "replaced": partial(robbed, "replaced"),
     "stale": stale,
     "clock": backwards,
 }
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_a_step_that_takes_long(
+    world: tuple[Path, dict[int, str], torch.Tensor], tmp_path: Path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    process, began = started(world[0], run, log, calm, pause=300.0, workers=1), time.monotonic()
+    while not noted(run):
+        time.sleep(0.01)
+    os.killpg(process, signal.SIGINT)
+    while "again ends it at once" not in log.read_text():
+        assert os.waitpid(process, os.WNOHANG) == (0, 0), log.read_text()
+        time.sleep(0.01)
+    os.killpg(process, signal.SIGINT)
+    assert ended(process) == 1
+    assert time.monotonic() - began < 200
+    assert written(run) == 0
 
 
 def test_every_kind_was_played() -> None:

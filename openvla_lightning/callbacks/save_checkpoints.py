@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 
 class Terminated(SystemExit):
-    """The system asked the run to end (SIGTERM), and its last checkpoint is on the disk."""
+    """The system (SIGTERM) or the user (Ctrl-C) asked the run to end, and its last checkpoint is on the disk."""
 
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
+    def __init__(self, asked: signal.Signals) -> None:
+        super().__init__(128 + asked)
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -81,7 +81,8 @@ class Checkpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, which writes complete files `step_000250.ckpt`, also for the last step.
 
     Slurm and other schedulers send SIGTERM some time before they kill a job. The present step is then finished and
-    saved, the same one on all processes, and the run ends with status 143.
+    saved, the same one on all processes, and the run ends with status 143. Ctrl-C does the same, with status 130; a
+    second one ends the run at once.
 
     Args:
         dirpath: folder.
@@ -110,7 +111,7 @@ class Checkpoint(ModelCheckpoint):
         )
         self.save_initial = save_initial
         self.files = CheckpointFiles(asynchronous)
-        self.terminating = False
+        self.asked: signal.Signals | None = None
         self._steps = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -128,19 +129,29 @@ class Checkpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._steps = trainer.global_step
         if threading.current_thread() is threading.main_thread():  # Lightning's handler ends the run without saving
-            self.terminating = trainer.received_sigterm
-            signal.signal(signal.SIGTERM, self._note)
+            self.asked = signal.SIGTERM if trainer.received_sigterm else None
+            signal.signal(signal.SIGTERM, self._note)  # which Lightning takes back after training
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job ignores it
+                signal.signal(signal.SIGINT, self._note)
         if self.save_initial and trainer.global_step == 0:
             trainer.save_checkpoint(f"{self.dirpath}/step_000000.ckpt", weights_only=False)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        log.info("SIGTERM: this step is finished and written, then the run ends")
-        self.terminating = True
+        if number == signal.SIGINT and self.asked is not None:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number)
+        again = " Ctrl-C again ends it at once" if number == signal.SIGINT else ""
+        log.info(f"{self.asked.name}: this step is finished and written, then the run ends.{again}")
+
+    def _forget(self) -> None:
+        """Ctrl-C interrupts what comes after training."""
+        if signal.getsignal(signal.SIGINT) == self._note:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save every `every_n_train_steps` steps, and after SIGTERM."""
+        """Save every `every_n_train_steps` steps, and when the run is asked to end."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if trainer.global_step != self._steps:  # not between accumulated batches
             self._steps = trainer.global_step
@@ -160,12 +171,12 @@ class Checkpoint(ModelCheckpoint):
             self._end_if_asked(trainer)
 
     def _end_if_asked(self, trainer: L.Trainer) -> None:
-        """Save and end, if any process received SIGTERM.
+        """Save and end, if any process was asked to.
 
         Raises:
             Terminated: on all processes.
         """
-        asked = self.terminating
+        asked = self.asked is not None
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if not asked:
@@ -173,12 +184,13 @@ class Checkpoint(ModelCheckpoint):
         if self._last_global_step_saved != trainer.global_step:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         self._finish(trainer)
+        reason = self.asked or signal.SIGTERM  # of another process
         if trainer.is_global_zero:
             log.warning(
-                f"Ended by SIGTERM after step {trainer.global_step:,}, which is written to {self.dirpath}. The same "
+                f"{reason.name}: step {trainer.global_step:,} is written to {self.dirpath}, and the run ends. The same "
                 "command with ckpt_path=last goes on"
             )
-        raise Terminated
+        raise Terminated(reason)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step, if it is not saved yet, and wait until it is on the disk."""
@@ -186,6 +198,12 @@ class Checkpoint(ModelCheckpoint):
         if self._last_global_step_saved != trainer.global_step:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         self._finish(trainer)
+        self._forget()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave Ctrl-C as it was before training."""
+        super().on_exception(trainer, pl_module, exception)
+        self._forget()
 
     def _finish(self, trainer: L.Trainer) -> None:
         """Return when all checkpoints are on the disk."""

@@ -128,8 +128,6 @@ def _train(cfg: DictConfig, recipe: dict[str, Any]) -> float | None:
     for logger in trainer.loggers:
         logger.log_hyperparams(recipe)
     trainer.fit(module, datamodule, ckpt_path=resume)
-    if trainer.interrupted:
-        raise SystemExit(130)
     log.info(f"Done: {cfg.paths.output_dir}")
     if cfg.evaluate_after is not None and trainer.is_global_zero:
         evaluate_run(cfg)

@@ -64,10 +64,11 @@ def count() -> None:
 def begin_loading(worker: int) -> None:
     """Prepare a process of a torch DataLoader, which passes its number: it ends with its parent, not before.
 
-    Schedulers send SIGTERM to all processes of a job. The parent still finishes its step and writes a checkpoint then,
-    and torch raises an error in it as soon as a worker has ended.
+    Schedulers send SIGTERM to all processes of a job, and terminals Ctrl-C. The parent still finishes its step and
+    writes a checkpoint then, and torch raises an error in it as soon as a worker has ended.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(asked, signal.SIG_IGN)
     end_with_parent()
 
 
