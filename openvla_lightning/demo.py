@@ -4,6 +4,7 @@ python -m openvla_lightning.demo
 """
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -59,7 +60,10 @@ def run(console: Console, title: str, *command: str) -> None:
     """Print a command and run it in its own process."""
     console.print(Rule(title))
     console.print(f"$ openvla {' '.join(command)}", style="bold", highlight=False, markup=False, soft_wrap=True)
-    code = subprocess.run([sys.executable, "-m", "openvla_lightning.cli", *command]).returncode
+    try:
+        code = subprocess.run([sys.executable, "-m", "openvla_lightning.cli", *command]).returncode
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
     if code != 0:
         sys.exit(code)
 

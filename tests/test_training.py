@@ -1,49 +1,33 @@
-"""Training as users start it: real processes, real checkpoints, a real SIGKILL."""
+"""Training as users start it: processes of its own, real checkpoints, a real SIGKILL."""
 
 import csv
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import warm_scripts
 from PIL import Image
 
 from openvla_lightning.model import VLA
 from openvla_lightning.policy import Policy
 
-ROOT = Path(__file__).parents[1]
 SMALL = ["+debug=tiny", "data/source=synthetic", "trainer.log_every_n_steps=1", "save_every=5"]
 
 
-def command(script: str, root: Path, *overrides: str) -> list[str]:
-    return [sys.executable, str(ROOT / script), f"paths.log_dir={root}", *overrides]
-
-
-def start(script: str, root: Path, *overrides: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command(script, root, *overrides),
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+def start(script: str, root: Path, *overrides: str) -> BaseProcess:
+    root.mkdir(exist_ok=True)
+    return warm_scripts.start(script, root / "log", f"paths.log_dir={root}", *overrides)
 
 
 def finish(script: str, root: Path, *overrides: str, fails: bool = False) -> str:
-    process = start(script, root, *overrides)
-    output = process.communicate(timeout=240)[0]
-    assert (process.returncode != 0) == fails, output
-    return output
+    root.mkdir(exist_ok=True)
+    return warm_scripts.finish(script, root / "log", f"paths.log_dir={root}", *overrides, fails=fails)
 
 
 def curve(folder: Path, metric: str = "train/loss") -> dict[int, float]:
@@ -109,12 +93,12 @@ def test_killed_and_resumed_the_curve_joins_up(trained: Path, tmp_path: Path, de
     process = start("train.py", tmp_path, *SMALL, "trainer.max_steps=20")
     deadline = time.monotonic() + 200
     while not list(tmp_path.rglob("step_*.ckpt")):
-        assert process.poll() is None, process.communicate()[0]
+        assert process.is_alive(), (tmp_path / "log").read_text()
         assert time.monotonic() < deadline, "no checkpoint appeared"
         time.sleep(0.02)
     time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
 
     output = finish("train.py", tmp_path, *SMALL, "trainer.max_steps=20", "ckpt_path=last")
     assert "Resuming" in output
@@ -123,9 +107,10 @@ def test_killed_and_resumed_the_curve_joins_up(trained: Path, tmp_path: Path, de
     # A checkpoint is written before the log's line of the same step: the kill may have come between the two.
     assert len(set(expected) - set(found)) <= 1
     assert found == pytest.approx({step: expected[step] for step in found}, rel=1e-5)
-    for key, value in torch.load(trained / "checkpoints/step_000020.ckpt", weights_only=True)["state_dict"].items():
-        again = torch.load(resumed / "checkpoints/step_000020.ckpt", weights_only=True, mmap=True)["state_dict"][key]
-        torch.testing.assert_close(again, value, rtol=1e-5, atol=1e-6)
+    weights, again = (
+        torch.load(run / "checkpoints/step_000020.ckpt", weights_only=True)["state_dict"] for run in (trained, resumed)
+    )
+    torch.testing.assert_close(again, weights, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -1,5 +1,11 @@
-"""A small real Gymnasium world for rollouts: a dot on a board is told which corner to go to."""
+"""A small real Gymnasium world for rollouts: a dot on a board is told which corner to go to.
 
+Environment processes import this module, which is why it needs little: the modules of tests need torch.
+"""
+
+import os
+import signal
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +13,7 @@ import gymnasium
 import numpy as np
 
 from openvla_lightning.env.base import Check, Task
+from openvla_lightning.evaluation.plan import plan_episodes
 
 CORNERS = {"red": (0.0, 0.0), "green": (0.0, 1.0), "blue": (1.0, 0.0), "yellow": (1.0, 1.0)}
 SIZE = 32
@@ -90,6 +97,77 @@ class Incomplete(ToyWorld):
     @staticmethod
     def notes_of(fail_at: int | None = None, **options: object) -> list[str]:
         return [f"2 of 6 corners are left out, with fail_at={fail_at}"]
+
+
+class Seeing(ToyWorld):
+    """Shows the board from behind, too, and tells where the dot is and how many steps were taken."""
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        seen = super()._observation()
+        state = np.array([*self.place, self.taken], np.float32)
+        return seen | {"wrist_image": seen["image"][::-1].copy(), "proprio": state, "secret": np.zeros(3)}
+
+
+class Blind(ToyWorld):
+    """Draws only where someone looks."""
+
+    looking = True
+
+    def reset(self, *, seed=None, options=None):
+        self.looking = True
+        return super().reset(seed=seed, options=options)
+
+    def _observation(self):
+        seen = super()._observation()
+        return seen if self.looking else {name: value * 0 for name, value in seen.items()}
+
+
+DOOMED = plan_episodes(ToyWorld().tasks.values(), 3)[4].seed
+"""The initial state at which the next three worlds fail."""
+
+
+class Fragile(ToyWorld):
+    """Breaks down at one initial state."""
+
+    def reset(self, *, seed, options):
+        if seed == DOOMED:
+            raise RuntimeError("the motor burnt out")
+        return super().reset(seed=seed, options=options)
+
+
+class Deadly(ToyWorld):
+    """Kills its process at one initial state."""
+
+    def reset(self, *, seed, options):
+        if seed == DOOMED:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().reset(seed=seed, options=options)
+
+
+class Hanging(ToyWorld):
+    """Never answers at one initial state."""
+
+    def reset(self, *, seed, options):
+        if seed == DOOMED:
+            time.sleep(1000)
+        return super().reset(seed=seed, options=options)
+
+
+class AlwaysDeadly(ToyWorld):
+    """Kills its process in every episode."""
+
+    def step(self, action):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class OnceFragile(ToyWorld):
+    """Its first episode in each process breaks down."""
+
+    def step(self, action):
+        if not getattr(ToyWorld, "warm", False):
+            ToyWorld.warm = True
+            raise RuntimeError("cold")
+        return super().step(action)
 
 
 class Walker:

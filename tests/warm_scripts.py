@@ -20,11 +20,12 @@ def start(script: str, log: Path, *overrides: str) -> BaseProcess:
     return process
 
 
-def finish(script: str, log: Path, *overrides: str) -> str:
+def finish(script: str, log: Path, *overrides: str, fails: bool = False) -> str:
     """Run `python <script> <overrides>` to its end and return what it printed."""
     process = start(script, log, *overrides)
     process.join(timeout=240)
-    assert process.exitcode == 0, log.read_text()
+    assert process.exitcode is not None, f"does not end:\n{log.read_text()}"
+    assert (process.exitcode != 0) == fails, log.read_text()
     return log.read_text()
 
 

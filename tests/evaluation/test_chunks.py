@@ -7,22 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_world import CORNERS, SIZE, ToyWorld, Walker
+from toy_world import CORNERS, SIZE, Seeing, Walker
 
 from openvla_lightning.evaluation.control import Control, ask, observed
 from openvla_lightning.evaluation.plan import plan_episodes
 from openvla_lightning.evaluation.rollout import rollout
 from openvla_lightning.evaluation.scoring import evaluate
 from openvla_lightning.types import Observation
-
-
-class Seeing(ToyWorld):
-    """Shows the board from behind, too, and tells where the dot is and how many steps were taken."""
-
-    def _observation(self) -> dict[str, np.ndarray]:
-        seen = super()._observation()
-        state = np.array([*self.place, self.taken], np.float32)
-        return seen | {"wrist_image": seen["image"][::-1].copy(), "proprio": state, "secret": np.zeros(3)}
 
 
 class ChunkWalker(Walker):

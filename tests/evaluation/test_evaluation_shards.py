@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from expert_world import ExpertDriven
 from test_scoring import QUIET, Colourblind, play
-from toy_world import ToyWorld, Walker
+from toy_world import Blind, Walker
 
 from openvla_lightning.env.base import RequestError
 from openvla_lightning.evaluation.scoring import evaluate
@@ -163,20 +163,6 @@ class Chunks(Walker):
             [seen.images["primary"] for seen in observations], [seen.instruction for seen in observations]
         )
         return np.stack([actions, actions], 1)
-
-
-class Blind(ToyWorld):
-    """Draws only where someone looks, and writes down when."""
-
-    looking = True
-
-    def reset(self, *, seed=None, options=None):
-        self.looking = True
-        return super().reset(seed=seed, options=options)
-
-    def _observation(self):
-        seen = super()._observation()
-        return seen if self.looking else {name: value * 0 for name, value in seen.items()}
 
 
 @pytest.mark.parametrize("films", [0, 1])

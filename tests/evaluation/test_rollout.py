@@ -4,13 +4,12 @@ import dataclasses
 import functools
 import os
 import signal
-import time
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_world import ToyWorld, Walker
+from toy_world import AlwaysDeadly, Deadly, Fragile, Hanging, OnceFragile, ToyWorld, Walker
 
 from openvla_lightning.env import workers
 from openvla_lightning.env.base import EVALUATION_SEEDS, RequestError
@@ -124,33 +123,6 @@ def test_a_killed_worker_is_started_again_and_its_episodes_are_played():
     assert killed == rollout(Walker(), ToyWorld, planned(3), num_envs=4, num_workers=2)
 
 
-class Fragile(ToyWorld):
-    """Breaks down at one initial state."""
-
-    def reset(self, *, seed, options):
-        if seed == plan_episodes(TASKS, 3)[4].seed:
-            raise RuntimeError("the motor burnt out")
-        return super().reset(seed=seed, options=options)
-
-
-class Deadly(ToyWorld):
-    """Kills its process at one initial state."""
-
-    def reset(self, *, seed, options):
-        if seed == plan_episodes(TASKS, 3)[4].seed:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().reset(seed=seed, options=options)
-
-
-class Hanging(ToyWorld):
-    """Never answers at one initial state."""
-
-    def reset(self, *, seed, options):
-        if seed == plan_episodes(TASKS, 3)[4].seed:
-            time.sleep(1000)
-        return super().reset(seed=seed, options=options)
-
-
 def test_an_episode_that_fails_twice_is_an_error_and_no_failure(monkeypatch):
     monkeypatch.setattr(workers, "PATIENCE", 3.0)
     fine = rollout(Walker(), ToyWorld, planned(3), num_envs=4)
@@ -163,26 +135,9 @@ def test_an_episode_that_fails_twice_is_an_error_and_no_failure(monkeypatch):
         assert played[:4] + played[5:] == fine[:4] + fine[5:]
 
 
-class AlwaysDeadly(ToyWorld):
-    """Kills its process in every episode."""
-
-    def step(self, action):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_a_world_that_always_dies_ends_the_evaluation():
     with pytest.raises(WorkerError, match="no episode ran without an error"):
         rollout(Walker(), AlwaysDeadly, planned(3), num_envs=2, num_workers=1)
-
-
-class OnceFragile(ToyWorld):
-    """Its first episode in each process breaks down."""
-
-    def step(self, action):
-        if not getattr(ToyWorld, "warm", False):
-            ToyWorld.warm = True
-            raise RuntimeError("cold")
-        return super().step(action)
 
 
 def test_an_episode_that_fails_once_is_played_again():
