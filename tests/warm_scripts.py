@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(script: str, log: Path, *overrides: str) -> BaseProcess:
-    """Start `python <script> <overrides>`; what it prints goes to the file `log`."""
+    """Start `python <script> <overrides>`, or a module with `python -m`; what it prints goes to the file `log`."""
     process = multiprocessing.get_context("fork").Process(target=_run, args=(script, log, overrides))
     process.start()
     return process
@@ -37,7 +37,7 @@ def _run(script: str, log: Path, overrides: tuple[str, ...]) -> None:
     os.chdir(ROOT)
     sys.argv = [script, *overrides]
     try:
-        runpy.run_path(script, run_name="__main__")
+        (runpy.run_path if script.endswith(".py") else runpy.run_module)(script, run_name="__main__")
     except Exception:
         traceback.print_exc()
         raise

@@ -2,15 +2,12 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import warm_scripts
 import yaml
 from torch import nn
 
@@ -20,7 +17,6 @@ from openvla_lightning.report.__main__ import main
 from openvla_lightning.report.results import Episode, Results
 from openvla_lightning.report.sweeps import find_runs, over_seeds, seed_rows, sweep_rows
 
-ROOT = Path(__file__).parents[2]
 COSTS = {
     "parameters": 1_000_000_000,
     "trainable": 20_000_000,
@@ -162,51 +158,43 @@ def test_four_bits_count_as_what_they_stand_for() -> None:
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), "+sweep=seeds", "+debug=tiny", f"paths.log_dir={tmp_path}"]
-    command += ["evaluate_after=null", "trainer.max_steps=24", "save_every=4", "objective=train/loss"]
-    command += ["hydra.sweeper.params.seed='7,8'"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    told = ["+sweep=seeds", "+debug=tiny", f"paths.log_dir={tmp_path}", "evaluate_after=null", "trainer.max_steps=24"]
+    told += ["save_every=4", "objective=train/loss", "hydra.sweeper.params.seed='7,8'"]
+    process = warm_scripts.start("train.py", tmp_path / "log", *told)
     deadline = time.monotonic() + 200
     while not list(tmp_path.glob("seeds/*/1/checkpoints/step_*.ckpt")):
-        assert process.poll() is None
+        assert process.is_alive(), (tmp_path / "log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
 
     (sweep,) = (tmp_path / "seeds").iterdir()
     first = sweep / "0" / "checkpoints" / "step_000024.ckpt"
     before = first.stat().st_mtime_ns
     assert not (sweep / "1" / "finished.json").exists()
-    done = subprocess.run([*command, "ckpt_path=last"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = warm_scripts.finish("train.py", tmp_path / "second", *told, "ckpt_path=last")
     assert list((tmp_path / "seeds").iterdir()) == [sweep]
-    assert f"Done before: {sweep}/0" in done.stdout
-    assert f"Resuming {sweep}/1/checkpoints/step_" in done.stdout
+    assert f"Done before: {sweep}/0" in said
+    assert f"Resuming {sweep}/1/checkpoints/step_" in said
     assert first.stat().st_mtime_ns == before
     assert all((sweep / job / "finished.json").exists() for job in "01")
     with (sweep / "1" / "metrics.csv").open() as file:
         steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert steps == sorted(set(steps))
 
-    other = [*command, "hydra.sweeper.params.seed='9,8'", "ckpt_path=last"]
-    wrong = subprocess.run(other, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert wrong.returncode != 0
-    assert "this is another" in wrong.stdout + wrong.stderr
+    other = [*told, "hydra.sweeper.params.seed='9,8'", "ckpt_path=last"]
+    assert "this is another" in warm_scripts.finish("train.py", tmp_path / "third", *other, fails=True)
 
 
 @pytest.mark.slow
 def test_one_command_trains_evaluates_and_compares_in_a_folder_of_any_name(tmp_path: Path) -> None:
     runs = tmp_path / "my runs (copy)" / "用户 é=,{'% [/x]#&"
-    command = [sys.executable, str(ROOT / "finetune.py"), "+sweep=finetune_strategies", "+debug=tiny"]
-    command += [f"paths.log_dir={runs}", "hydra.sweeper.params.strategy='last_layer,lora_8'"]
-    command += ["trainer.max_steps=4", "save_every=4", "trainer.val_check_interval=2"]
-    command += ["evaluate_after.episodes_per_task=1", "+evaluate_after.tasks=[push_red_cube_left]"]
-    command += ["+evaluate_after.num_envs=1", "+evaluate_after.num_workers=1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
+    told = ["+sweep=finetune_strategies", "+debug=tiny", f"paths.log_dir={runs}", "save_every=4"]
+    told += ["hydra.sweeper.params.strategy='last_layer,lora_8'", "trainer.max_steps=4", "trainer.val_check_interval=2"]
+    told += ["evaluate_after.episodes_per_task=1", "+evaluate_after.tasks=[push_red_cube_left]"]
+    told += ["+evaluate_after.num_envs=1", "+evaluate_after.num_workers=1"]
+    warm_scripts.finish("finetune.py", tmp_path / "log", *told)
     (sweep,) = (runs / "finetune_strategies").iterdir()
     header, last_layer, lora = sweep_rows(find_runs(sweep))
     evaluated = [json.loads(path.read_text())["checkpoint"]["path"] for path in sweep.rglob("results.json")]
