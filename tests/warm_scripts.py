@@ -8,6 +8,8 @@ import traceback
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import peft.tuners.lora  # noqa: F401  what adapters import late
+
 import openvla_lightning.run.fit  # noqa: F401  what takes long to import
 
 ROOT = Path(__file__).parents[1]
