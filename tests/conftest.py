@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import functools
 import gc
 import os
 import tarfile
@@ -14,6 +15,8 @@ import torch
 pytest_plugins = ["small_vla"]
 
 torch.set_num_threads(1)  # tensors here are small: more threads mostly wait for each other
+# Else the threads of a fork's first backward pass race to replace the pool that it has from here, which aborts it.
+os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
