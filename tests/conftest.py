@@ -39,6 +39,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Else native modules report what is still there when the process ends."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of all golden numbers made by released code (environment variable OPENVLA_GOLDEN); skips without it."""

@@ -3,6 +3,7 @@
 import logging
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +18,8 @@ from openvla_lightning.checkpoint.sharded import is_sharded
 from openvla_lightning.parallel import FSDP
 
 log = logging.getLogger(__name__)
+SAME_CTRL_C = 1.0
+"""Seconds within which SIGINT may come twice for one Ctrl-C: from the terminal, and passed on by torchrun."""
 
 
 class Terminated(SystemExit):
@@ -112,6 +115,7 @@ class Checkpoint(ModelCheckpoint):
         self.save_initial = save_initial
         self.files = CheckpointFiles(asynchronous)
         self.asked: signal.Signals | None = None
+        self._asked_at = 0.0
         self._steps = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -137,9 +141,11 @@ class Checkpoint(ModelCheckpoint):
             trainer.save_checkpoint(f"{self.dirpath}/step_000000.ckpt", weights_only=False)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.asked is not None:
-            raise KeyboardInterrupt
-        self.asked = signal.Signals(number)
+        if self.asked is not None:
+            if number == signal.SIGINT and time.monotonic() - self._asked_at > SAME_CTRL_C:
+                raise KeyboardInterrupt
+            return
+        self.asked, self._asked_at = signal.Signals(number), time.monotonic()
         again = " Ctrl-C again ends it at once" if number == signal.SIGINT else ""
         log.info(f"{self.asked.name}: this step is finished and written, then the run ends.{again}")
 
