@@ -97,7 +97,7 @@ def _reading_shards(path: Path) -> Iterator[None]:
     except (Exception, CheckpointException) as error:  # a folder from outside can be wrong in any way
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise CheckpointError(
-            path, [f"the sharded checkpoint is damaged (nothing was run): {reason[0][:300]}"]
+            path, [f"the sharded checkpoint is damaged, or of a newer torch (nothing was run): {reason[0][:300]}"]
         ) from error
 
 
