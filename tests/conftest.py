@@ -4,7 +4,6 @@ import functools
 import gc
 import os
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,14 +91,7 @@ def wandb_run(tmp_path_factory: pytest.TempPathFactory, no_account: None) -> Pat
         *("trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1", "save_every=2"),
         *("data/mix=bridge_rt_1", "+callbacks.throughput.peak_tflops=1"),
     ]
-    process = warm_scripts.start("train.py", root / "log", *told)
-    deadline = time.monotonic() + 200
-    while not list(root.rglob("step_*.ckpt")):
-        assert process.is_alive(), (root / "log").read_text()
-        assert time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.02)
-    process.kill()
-    process.join()
+    warm_scripts.kill_after(lambda: [*root.rglob("step_*.ckpt")], "train.py", root / "log", *told)
     assert "Resuming" in warm_scripts.finish("train.py", root / "log", *told, "ckpt_path=last")
     (folder,) = (root / "train").iterdir()
     return folder

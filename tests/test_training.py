@@ -1,10 +1,9 @@
-"""Training as users start it: processes of its own, real checkpoints, a real SIGKILL."""
+"""Training as users start it: processes of their own, real checkpoints, a real SIGKILL."""
 
 import csv
 import json
 import shutil
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,6 @@ from openvla_lightning.model import VLA
 from openvla_lightning.policy import Policy
 
 SMALL = ["+debug=tiny", "data/source=synthetic", "trainer.log_every_n_steps=1", "save_every=5"]
-
-
-def start(script: str, root: Path, *overrides: str) -> BaseProcess:
-    root.mkdir(exist_ok=True)
-    return warm_scripts.start(script, root / "log", f"paths.log_dir={root}", *overrides)
 
 
 def finish(script: str, root: Path, *overrides: str, fails: bool = False) -> str:
@@ -90,15 +84,8 @@ def test_a_checkpoint_holds_all_that_acting_needs_and_unpickles_no_class(trained
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.4])
 def test_killed_and_resumed_the_curve_joins_up(trained: Path, tmp_path: Path, delay: float) -> None:
-    process = start("train.py", tmp_path, *SMALL, "trainer.max_steps=20")
-    deadline = time.monotonic() + 200
-    while not list(tmp_path.rglob("step_*.ckpt")):
-        assert process.is_alive(), (tmp_path / "log").read_text()
-        assert time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.02)
-    time.sleep(delay)
-    process.kill()
-    process.join()
+    told = [f"paths.log_dir={tmp_path}", *SMALL, "trainer.max_steps=20"]
+    warm_scripts.kill_after(lambda: [*tmp_path.rglob("step_*.ckpt")], "train.py", tmp_path / "log", *told, delay=delay)
 
     output = finish("train.py", tmp_path, *SMALL, "trainer.max_steps=20", "ckpt_path=last")
     assert "Resuming" in output

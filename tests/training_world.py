@@ -10,8 +10,6 @@ import traceback
 from pathlib import Path
 
 import peft.tuners.lora  # noqa: F401  what adapters import late
-import torch.distributed.checkpoint
-import torch.distributed.fsdp  # noqa: F401
 from hydra import compose, initialize_config_dir
 
 import openvla_lightning.run.fit

@@ -4,7 +4,9 @@ import multiprocessing
 import os
 import runpy
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -26,9 +28,21 @@ def finish(script: str, log: Path, *overrides: str, fails: bool = False) -> str:
     """Run `python <script> <overrides>` to its end and return what it printed."""
     process = start(script, log, *overrides)
     process.join(timeout=240)
-    assert process.exitcode is not None, f"does not end:\n{log.read_text()}"
-    assert (process.exitcode != 0) == fails, log.read_text()
+    assert process.exitcode == int(fails), log.read_text()
     return log.read_text()
+
+
+def kill_after(found: Callable[[], object], script: str, log: Path, *overrides: str, delay: float = 0.0) -> None:
+    """Start `python <script> <overrides>`, and kill it `delay` seconds after `found` gives something."""
+    process = start(script, log, *overrides)
+    deadline = time.monotonic() + 200
+    while not found():
+        assert process.is_alive(), log.read_text()
+        assert time.monotonic() < deadline, f"waited for too long:\n{log.read_text()}"
+        time.sleep(0.02)
+    time.sleep(delay)
+    process.kill()
+    process.join()
 
 
 def _run(script: str, log: Path, overrides: tuple[str, ...]) -> None:

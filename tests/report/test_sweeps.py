@@ -2,7 +2,6 @@
 
 import csv
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -160,14 +159,8 @@ def test_four_bits_count_as_what_they_stand_for() -> None:
 def test_a_killed_sweep_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     told = ["+sweep=seeds", "+debug=tiny", f"paths.log_dir={tmp_path}", "evaluate_after=null", "trainer.max_steps=24"]
     told += ["save_every=4", "objective=train/loss", "hydra.sweeper.params.seed='7,8'"]
-    process = warm_scripts.start("train.py", tmp_path / "log", *told)
-    deadline = time.monotonic() + 200
-    while not list(tmp_path.glob("seeds/*/1/checkpoints/step_*.ckpt")):
-        assert process.is_alive(), (tmp_path / "log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.join()
+    second = "seeds/*/1/checkpoints/step_*.ckpt"
+    warm_scripts.kill_after(lambda: [*tmp_path.glob(second)], "train.py", tmp_path / "log", *told)
 
     (sweep,) = (tmp_path / "seeds").iterdir()
     first = sweep / "0" / "checkpoints" / "step_000024.ckpt"
