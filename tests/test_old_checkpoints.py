@@ -15,6 +15,7 @@ import pytest
 import torch
 import warm_scripts
 from PIL import Image
+from torch.distributed.checkpoint.metadata import TensorProperties
 
 from openvla_lightning import VLA, Policy, Processor
 from openvla_lightning.checkpoint.export import export
@@ -39,6 +40,8 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def path(name: str, unpacked: Path) -> Path:
+    if name == "sharded.ckpt" and "strides" not in TensorProperties.__dataclass_fields__:
+        pytest.skip("sharded.ckpt is of a newer torch, whose description of shards this one cannot read")
     return unpacked / name if (unpacked / name).exists() else CHECKPOINTS / name
 
 
