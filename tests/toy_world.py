@@ -126,31 +126,34 @@ DOOMED = plan_episodes(ToyWorld().tasks.values(), 3)[4].seed
 """The initial state at which the next three worlds fail."""
 
 
-class Fragile(ToyWorld):
-    """Breaks down at one initial state."""
+class Doomed(ToyWorld):
+    """Meets its end at one initial state."""
 
     def reset(self, *, seed, options):
         if seed == DOOMED:
-            raise RuntimeError("the motor burnt out")
+            self.end()
         return super().reset(seed=seed, options=options)
 
 
-class Deadly(ToyWorld):
-    """Kills its process at one initial state."""
+class Fragile(Doomed):
+    """Breaks down there."""
 
-    def reset(self, *, seed, options):
-        if seed == DOOMED:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().reset(seed=seed, options=options)
+    def end(self):
+        raise RuntimeError("the motor burnt out")
 
 
-class Hanging(ToyWorld):
-    """Never answers at one initial state."""
+class Deadly(Doomed):
+    """Kills its process there."""
 
-    def reset(self, *, seed, options):
-        if seed == DOOMED:
-            time.sleep(1000)
-        return super().reset(seed=seed, options=options)
+    def end(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Hanging(Doomed):
+    """Never answers from there on."""
+
+    def end(self):
+        time.sleep(1000)
 
 
 class AlwaysDeadly(ToyWorld):
