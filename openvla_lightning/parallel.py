@@ -16,14 +16,20 @@ from torch.distributed.checkpoint import state_dict as shards
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.utils import _pytree as pytree
 
 from openvla_lightning.checkpoint.disk import CheckpointWriteError, Queue, commit, on_host, remove, unfinished, write
 from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.checkpoint.sharded import ABOUT, ShardReader, is_sharded, read_about
 from openvla_lightning.model.last_layer import READ_PLACES
-from openvla_lightning.model.sequence import PASSES
+from openvla_lightning.model.sequence import PASSES, Read
+from openvla_lightning.types import VLAOutput
 
 M = TypeVar("M", bound=nn.Module)
+
+# FSDP of torch 2.11 looks for tensors in registered classes only, and frees weights that the others' backward needs.
+for output in (VLAOutput, Read):
+    pytree.register_dataclass(output)
 
 
 class FSDP(ModelParallelStrategy):
