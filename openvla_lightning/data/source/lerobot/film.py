@@ -31,6 +31,7 @@ class Frames:
 
     def __init__(self) -> None:
         self.decoders: OrderedDict[tuple[str, bytes], Any] = OrderedDict()
+        self.formats: dict[tuple[str, bytes], str] = {}  # of decoded frames; PyAV 17's decoders do not tell
         self.kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self.bytes = 0
         self.converter: Any = None
@@ -132,8 +133,9 @@ class Film:
             yield int(packets[packet, 1]), pixels
 
     def chroma_repeated(self, file: int) -> bool:
-        """Whether a file, of which a frame was just decoded, stores the chroma of 2 x 2 pixels once."""
-        return FRAMES.decoder(self.videos[file]).pix_fmt in ("yuv420p", "yuvj420p")
+        """Whether a file, of which a frame was decoded before, stores the chroma of 2 x 2 pixels once."""
+        video = self.videos[file]
+        return FRAMES.formats[video.codec, video.extradata] in ("yuv420p", "yuvj420p")
 
     def packet(self, file: int, offset: int) -> int:
         """The number of the packet that begins at byte `offset` of a file."""
@@ -162,6 +164,7 @@ class Film:
             missing = set(here)
             try:
                 for frame in self._run(file, first, last, here):
+                    FRAMES.formats[video.codec, video.extradata] = frame.format.name
                     packet = shown.get(frame.pts)
                     if packet in missing:
                         missing.remove(packet)
