@@ -16,6 +16,8 @@ from openvla_lightning.data.permutation import Uint, key, scramble, uniform
 CPU = torch.device("cpu")
 CHUNK = 2**18
 """Values that a CPU processes at a time; they fit the cache of one core."""
+SMALLEST = 0.01
+"""The smallest share of a picture, and the smallest aspect ratio, that a crop may have."""
 
 
 class Augmentation:
@@ -192,25 +194,45 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+BOUNDS = {
+    "random_brightness": (-1.0, 1.0),
+    "random_contrast": (0.0, np.inf),
+    "random_saturation": (0.0, np.inf),
+    "random_hue": (-1.0, 1.0),
+    "random_resized_crop.scale": (SMALLEST, 1.0),
+    "random_resized_crop.ratio": (SMALLEST, np.inf),
+}
+"""Limits of each range; beyond them, pictures lose their meaning or a checkpoint could not be used for acting."""
+
+
 def _ranges(name: str, options: Any) -> list[tuple[float, float]]:
     if name == "random_resized_crop":
         if not isinstance(options, Mapping) or set(options) != {"scale", "ratio"}:
             raise ValueError(f"data.augment.{name} takes {{scale: [low, high], ratio: [low, high]}}, got {options!r}")
-        return [_range(name, options["scale"]), _range(name, options["ratio"]), (0.0, 1.0), (0.0, 1.0)]
-    if name in ("random_brightness", "random_hue") and isinstance(options, Sequence) and len(options) == 1:
+        return [_range(f"{name}.{part}", options[part]) for part in ("scale", "ratio")] + [(0.0, 1.0), (0.0, 1.0)]
+    if name in ("random_brightness", "random_hue") and _are_numbers(options) and len(options) == 1:
         return [_range(name, [-options[0], options[0]])]
     return [_range(name, options)]
 
 
 def _range(name: str, values: Any) -> tuple[float, float]:
-    if not isinstance(values, Sequence) or len(values) != 2 or not values[0] <= values[1]:
-        raise ValueError(f"data.augment.{name}: expected [low, high], got {values!r}")
+    least, most = BOUNDS[name]
+    if not _are_numbers(values) or len(values) != 2 or not least <= values[0] <= values[1] <= most:
+        limits = f"not below {least:g}" if most == np.inf else f"within {least:g}..{most:g}"
+        raise ValueError(f"data.augment.{name}: expected [low, high], {limits}, got {values!r}")
     return float(values[0]), float(values[1])
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, Sequence) and all(isinstance(one, int | float) and np.isfinite(one) for one in values)
 
 
 def read_augmentation(augment: Mapping[str, Any] | None) -> tuple[Augmentation | None, float | None]:
     """The augmentation that `data.augment` describes, and the share of the picture that its crops keep."""
     options = dict(augment or {})
     shared_draw = bool(options.pop("shared_draw", False))
+    if not options:
+        return None, None
+    augmentation = Augmentation(options, shared_draw)
     scales = options.get("random_resized_crop", {}).get("scale")
-    return Augmentation(options, shared_draw) if options else None, sum(scales) / len(scales) if scales else None
+    return augmentation, sum(scales) / len(scales) if scales else None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from openvla_lightning.data import augment as module
-from openvla_lightning.data.augment import Augmentation
+from openvla_lightning.data.augment import Augmentation, read_augmentation
 
 CONF = Path(__file__).parents[2] / "conf"
 PAPER: Any = OmegaConf.to_container(OmegaConf.load(CONF / "data" / "augment" / "openvla.yaml"))
@@ -104,8 +104,17 @@ def test_draws_are_independent_and_a_function_of_seed_and_number() -> None:
         ({"random_contrast": [1.2, 0.8]}, r"expected \[low, high\]"),
         ({"random_resized_crop": {"scale": [0.9, 0.9]}}, "takes {scale"),
         ({"random_hue": 0.05}, r"expected \[low, high\]"),
+        ({"random_resized_crop": None}, "takes {scale"),
+        ({"random_brightness": ["a little"]}, r"expected \[low, high\]"),
+        # with these, a whole training ended with checkpoints that no policy could load
+        ({"random_resized_crop": {"scale": [90, 90], "ratio": [1, 1]}}, r"crop.scale: .* 0.01..1, got \[90, 90\]"),
+        ({"random_resized_crop": {"scale": [0.0, 0.0], "ratio": [1, 1]}}, r"crop.scale: .* within 0.01..1"),
+        ({"random_resized_crop": {"scale": [0.9, 0.9], "ratio": [0, 1]}}, r"crop.ratio: .* not below 0.01"),
+        ({"random_contrast": [-2, 1]}, r"random_contrast: .* not below 0, got \[-2, 1\]"),
+        ({"random_hue": [5]}, r"random_hue: .* within -1..1, got \[-5, 5\]"),
+        ({"random_saturation": [0.5, float("nan")]}, "random_saturation: "),
     ],
 )
 def test_wrong_operations_are_named(operations: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Augmentation(operations)
+        read_augmentation(operations)
