@@ -19,6 +19,8 @@ ImageMode = Literal["released", "fast"]
 JPEG_QUALITY = 95
 JPEG = b"\xff\xd8"
 """The first bytes of every JPEG."""
+PNG = b"\x89PNG\r\n\x1a\n"
+"""The first bytes of every PNG."""
 CHROMA_REPEATED = b"\xff\xfe\x00\x11chroma repeated"
 """A comment behind them; its length counts itself."""
 BAND = 16
@@ -69,6 +71,49 @@ def decode(encoded: bytes, at_least: int = 0) -> Pixels:
         return np.array(as_rgb(Image.open(io.BytesIO(encoded))))
     except Exception as error:  # damaged bytes raise any error: SyntaxError, struct.error, DecompressionBomb
         raise ValueError(f"an image of {len(encoded)} bytes cannot be decoded: {error}") from None
+
+
+def problem_of(encoded: bytes, every_pixel: bool = False) -> str | None:
+    """What is wrong with an encoded image, to be put behind its name; None if nothing is.
+
+    JPEG and PNG are recognised by their ends, without decoding; with `every_pixel`, they are decoded, too.
+    """
+    if encoded.startswith(JPEG):
+        whole = b"\xff\xd9" in encoded[-16:] or _ends(encoded)  # some cameras add hundreds of bytes after the end
+    elif encoded.startswith(PNG):
+        whole = b"IEND" in encoded[-16:] or _decodes(encoded)
+    elif not (whole := _decodes(encoded)) and not encoded.startswith((b"BM", b"GIF8")):
+        return "is no JPEG, PNG, BMP or GIF"
+    if not whole:
+        return "is an image cut short"
+    if every_pixel:
+        try:
+            decode(encoded)
+        except ValueError as error:
+            return f"is damaged: {error}"
+    return None
+
+
+def _ends(jpeg: bytes) -> bool:
+    """Whether a JPEG's end marker comes after the start of its pixels, where no other bytes look like the marker.
+
+    Before that start, a thumbnail may have its own end marker. Decoding is no test, because libraries also decode
+    truncated images.
+    """
+    place = 2
+    while place + 4 <= len(jpeg) and jpeg[place] == 0xFF:
+        if jpeg[place + 1] == 0xDA:
+            return jpeg.find(b"\xff\xd9", place) >= 0
+        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+    return False
+
+
+def _decodes(image: bytes) -> bool:
+    try:
+        decode(image)
+    except ValueError:
+        return False
+    return True
 
 
 def encode(pixels: Pixels, chroma_repeated: bool = False) -> bytes:

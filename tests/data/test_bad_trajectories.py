@@ -75,7 +75,7 @@ def test_a_bad_trajectory_stops_indexing_or_is_left_out_and_listed(
 def test_an_image_with_damaged_pixels_is_found_when_every_one_is_decoded(tmp_path: Path) -> None:
     plant(tmp_path, 3, 2, image=b"\xff\xd8 whole at both ends only \xff\xd9")
     assert lengths(toy(tmp_path)) == LENGTHS
-    with pytest.raises(BadShardError, match=r"trajectory 3: observation/image of step 2: "):
+    with pytest.raises(BadShardError, match=r"trajectory 3: observation/image of step 2 is damaged: "):
         toy(tmp_path, check_images=True).prepare()
     assert lengths(toy(tmp_path, check_images=True, bad_trajectories="skip")) == LENGTHS[:3] + LENGTHS[4:]
 

@@ -5,10 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import simplejpeg
 import toy_lerobot as toy
@@ -160,3 +162,43 @@ def test_damage_inside_a_video_is_found_where_every_frame_is_looked_at(root: Pat
         with pytest.raises(BadShardError, match=r"file-000.mp4: "):
             damaged.pixels("primary", 8)
         assert toy.seen(damaged.pixels("primary", 30))[:2] == places()[30]
+
+
+def replaced(folder: Path, row: int, picture: Callable[[bytes], bytes | None]) -> None:
+    """Change the picture of the wrist in one row of the first parquet file."""
+    path = folder / "data" / "chunk-000" / "file-000.parquet"
+    table = pyarrow.parquet.read_table(path)
+    pictures = table.column(toy.WRIST).to_pylist()
+    pictures[row] = {"bytes": picture(pictures[row]["bytes"]), "path": "/home/bob/frame.png"}
+    place = table.schema.get_field_index(toy.WRIST)
+    pyarrow.parquet.write_table(table.set_column(place, toy.WRIST, [pictures]), path)
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [
+        (lambda whole: whole[: len(whole) // 2], "is an image cut short"),
+        (lambda whole: b"version https://git-lfs", "is no JPEG, PNG, BMP or GIF"),
+        (lambda whole: None, "holds no picture, at most a path to one"),
+    ],
+)
+def test_a_picture_in_parquet_that_is_none_is_found_while_indexing(
+    root: Path, tmp_path: Path, picture: Callable[[bytes], bytes | None], reason: str
+) -> None:
+    shutil.copytree(root / "toy", tmp_path / "toy", ignore=shutil.ignore_patterns(".openvla_lightning"))
+    replaced(tmp_path / "toy", toy.LENGTHS[0] + 2, picture)
+    with pytest.raises(BadShardError, match=rf"toy: .*file-000.parquet, episode 1: {toy.WRIST} of frame 2 {reason}"):
+        toy.opened(tmp_path).prepare()
+    left = toy.opened(tmp_path, bad_trajectories="skip")
+    assert [one["trajectory"] for one in left.index.skipped] == [1]
+    assert all(left.pixels("wrist", step) is not None for step in range(left.index.num_steps))
+
+
+def test_a_picture_in_parquet_with_damaged_pixels_is_found_where_every_one_is_decoded(
+    root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(root / "toy", tmp_path / "toy", ignore=shutil.ignore_patterns(".openvla_lightning"))
+    replaced(tmp_path / "toy", 1, lambda whole: whole[:40] + bytes(30) + whole[70:])
+    toy.opened(tmp_path).prepare()  # the ends are whole; the pictures that this copies are looked at again
+    with pytest.raises(BadShardError, match=rf"episode 0: {toy.WRIST} of frame 1 is damaged: "):
+        toy.opened(tmp_path, check_images=True).prepare()

@@ -87,7 +87,7 @@ def build(
     names = [name for name in numbers if not name.endswith(PACKED)]
     videos, packets = _read_videos(files, names, each, check_images)
     assembly = Assembly(metadata, spec, numbers, videos, bad_trajectories)
-    jobs = _jobs(files, metadata, cameras, data_files)
+    jobs = _jobs(files, metadata, cameras, data_files, check_images)
     read = partial(_read_rows, files)
     found = each(read, jobs, f"reading {files.name}", ROWS, attrgetter("path"))
     for job, (rows, problem) in zip(jobs, found, strict=True):
@@ -125,7 +125,9 @@ def _each(
             yield one
 
 
-def _jobs(files: Files, metadata: Metadata, cameras: Mapping[str, str], data_files: list[str]) -> list[DataJob]:
+def _jobs(
+    files: Files, metadata: Metadata, cameras: Mapping[str, str], data_files: list[str], check_images: bool
+) -> list[DataJob]:
     columns = {
         name: feature
         for name, feature in metadata.features.items()
@@ -135,7 +137,8 @@ def _jobs(files: Files, metadata: Metadata, cameras: Mapping[str, str], data_fil
         return [DataJob(name, columns) for name in data_files]
     records = [files.pictures / records_of(name, pictures) for name in data_files]
     check_space(files.name, records, sum(files.sizes.get(name, 0) for name in data_files))
-    return [DataJob(name, columns, pictures, path) for name, path in zip(data_files, records, strict=True)]
+    pairs = zip(data_files, records, strict=True)
+    return [DataJob(name, columns, pictures, path, check_images) for name, path in pairs]
 
 
 def _read_videos(

@@ -35,17 +35,19 @@ def _pack_rows(found: Read) -> Arrays:
     for place, one in enumerate(rows):
         arrays |= {f"{place} {name}": _plain(column) for name, column in one.columns.items()}
     texts = [[name for name, column in one.columns.items() if column.dtype == object] for one in rows]
-    told = [[one.number, one.file, list(one.columns), words] for one, words in zip(rows, texts, strict=True)]
+    told = [
+        [one.number, one.file, list(one.columns), words, one.problem] for one, words in zip(rows, texts, strict=True)
+    ]
     return arrays | {"told": _text({"rows": told, "problem": problem})}
 
 
 def _unpack_rows(arrays: Arrays) -> Read:
     told = _told(arrays["told"])
     rows = []
-    for place, (number, file, names, words) in enumerate(told["rows"]):
+    for place, (number, file, names, words, problem) in enumerate(told["rows"]):
         columns = {name: arrays[f"{place} {name}"] for name in names}
         columns |= {name: np.array(_told(columns[name]), object) for name in words}
-        rows.append(Rows(number, file, columns))
+        rows.append(Rows(number, file, columns, problem))
     return rows, told["problem"]
 
 

@@ -1,5 +1,6 @@
 """The rows of a dataset's parquet files, episode by episode, and the pictures in them."""
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openvla_lightning.data.images import problem_of
 from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, EpisodeEntry, Feature, Metadata
 from openvla_lightning.runtime.files import pointer, written_whole
@@ -28,12 +30,14 @@ class DataJob:
         features: columns to read besides the five that identify a row.
         pictures: columns with encoded pictures.
         records: the file to which the pictures' bytes are copied; one for each parquet file.
+        check_images: decode every picture instead of checking only its first and last bytes.
     """
 
     path: str
     features: Mapping[str, Feature]
     pictures: tuple[str, ...] = ()
     records: Path | None = None
+    check_images: bool = False
 
 
 @dataclass
@@ -43,11 +47,13 @@ class Rows:
     Attributes:
         file: the parquet file they are in.
         columns: name -> values [T, ...]; pictures are int64 [T, 2], offset and length in the file's records.
+        problem: the first picture that cannot be used, and why; None if all can.
     """
 
     number: int
     file: str
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+    problem: str | None = None
 
 
 def read_rows(job: DataJob, path: Path) -> tuple[list[Rows], str | None]:
@@ -65,8 +71,11 @@ def read_rows(job: DataJob, path: Path) -> tuple[list[Rows], str | None]:
             return [], f"it has no column {', '.join(absent)}"
         table = file.read(wanted)
         columns = {name: values(table.column(name), job.features.get(name), name) for name in wanted}
+        problems: dict[int, tuple[str, str]] = {}
         if job.pictures:
-            columns |= _copy_pictures(file, job)
+            places = _copy_pictures(file, job)
+            columns |= places
+            problems = _problems(job, places)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         return [], f"it cannot be read: {pointer(path) or ' '.join(str(error).split())}"
     numbers = columns["episode_index"]
@@ -74,7 +83,9 @@ def read_rows(job: DataJob, path: Path) -> tuple[list[Rows], str | None]:
     found = []
     for first, last in pairwise(edges):
         part = {name: column[first:last] for name, column in columns.items()}
-        found.append(Rows(int(numbers[first]), job.path, part))
+        bad = ((row - first, *problems[row]) for row in range(first, last) if row in problems)
+        problem = next((f"{name} of frame {frame} {reason}" for frame, name, reason in bad), None)
+        found.append(Rows(int(numbers[first]), job.path, part, problem))
     return found, None
 
 
@@ -138,6 +149,8 @@ def check_rows(rows: Rows, episode: EpisodeEntry, metadata: Metadata) -> None:
     unknown = sorted(set(columns["task_index"].tolist()) - metadata.tasks.keys())
     if unknown:
         raise ValueError(f"task_index {unknown[0]} is not among the {len(metadata.tasks)} tasks of meta/")
+    if rows.problem is not None:
+        raise ValueError(rows.problem)
 
 
 def check_finite(trajectory: Mapping[str, NDArray[Any]], names: list[str]) -> None:
@@ -171,15 +184,24 @@ def _copy_pictures(file: Any, job: DataJob) -> dict[str, NDArray[np.int64]]:
 
 
 def _pictures(file: Any, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    row = 0
     for batch in file.iter_batches(PICTURES_AT_ONCE, columns=list(names)):
         for name in names:
-            for i, picture in enumerate(batch.column(name).to_pylist()):
-                encoded = picture.get("bytes") if isinstance(picture, dict) else picture
-                if not encoded:
-                    raise ValueError(f"{name} of row {row + i} holds no picture")
-                yield name, encoded
-        row += len(batch)
+            for picture in batch.column(name).to_pylist():
+                yield name, (picture.get("bytes") if isinstance(picture, dict) else picture) or b""
+
+
+def _problems(job: DataJob, places: Mapping[str, NDArray[np.int64]]) -> dict[int, tuple[str, str]]:
+    """Row -> the first of its copied pictures that cannot be used, and what is wrong with it."""
+    found: dict[int, tuple[str, str]] = {}
+    assert job.records is not None
+    with job.records.open("rb") as records:
+        for name, spans in places.items():
+            for row, (offset, length) in enumerate(spans.tolist()):
+                encoded = os.pread(records.fileno(), length, offset)
+                problem = problem_of(encoded, job.check_images) if length else "holds no picture, at most a path to one"
+                if problem is not None:
+                    found.setdefault(row, (name, problem))
+    return found
 
 
 def check_space(name: str, records: Sequence[Path], compressed: int) -> None:

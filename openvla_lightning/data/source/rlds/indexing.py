@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openvla_lightning.data.images import JPEG, decode
+from openvla_lightning.data.images import problem_of
 from openvla_lightning.data.oxe.leaves import leaf_at
 from openvla_lightning.data.oxe.spec import DatasetSpec, Trajectory
 from openvla_lightning.data.source.faults import MISNAMED, WAY_OUT, BadShardError, BadTrajectories, way_out
@@ -17,8 +17,6 @@ from openvla_lightning.data.source.rlds.array_records import is_array_record, sc
 from openvla_lightning.data.source.rlds.arrays import Layout, layout_of, observation_features
 from openvla_lightning.data.source.rlds.records import scan
 from openvla_lightning.data.source.words import instructions_of, numbered
-
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -183,45 +181,8 @@ def _check_images(images: NDArray[Any], camera: str, *, every_pixel: bool) -> No
     if isinstance(images, np.ndarray) and images.dtype.kind not in "OSU":
         raise ValueError(f"observation/{camera} is {images.dtype} {list(images.shape[1:])}, which is no encoded image")
     for step, image in enumerate(images):
-        if not image:
-            continue  # no image is stored: black
-        if image.startswith(JPEG):
-            whole = b"\xff\xd9" in image[-16:] or _ends(image)  # some cameras add hundreds of bytes after the end
-        elif image.startswith(PNG):
-            whole = b"IEND" in image[-16:] or _decodes(image)
-        elif image.startswith((b"BM", b"GIF8")):
-            whole = _decodes(image)  # other formats have no recognisable end
-        else:
-            raise ValueError(f"observation/{camera} of step {step} is no JPEG, PNG, BMP or GIF")
-        if not whole:
-            raise ValueError(f"observation/{camera} of step {step} is an image cut short")
-        if every_pixel:
-            try:
-                decode(image)
-            except ValueError as error:
-                raise ValueError(f"observation/{camera} of step {step}: {error}") from None
-
-
-def _ends(jpeg: bytes) -> bool:
-    """Whether a JPEG's end marker comes after the start of its pixels, where no other bytes look like the marker.
-
-    Before that start, a thumbnail may have its own end marker. Decoding is no test, because libraries also decode
-    truncated images.
-    """
-    place = 2
-    while place + 4 <= len(jpeg) and jpeg[place] == 0xFF:
-        if jpeg[place + 1] == 0xDA:
-            return jpeg.find(b"\xff\xd9", place) >= 0
-        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
-    return False
-
-
-def _decodes(image: bytes) -> bool:
-    try:
-        decode(image)
-    except ValueError:
-        return False
-    return True
+        if image and (problem := problem_of(image, every_pixel)):  # where no image is stored, it is black
+            raise ValueError(f"observation/{camera} of step {step} {problem}")
 
 
 def _state(trajectory: Trajectory, key: str | None, steps: int) -> NDArray[np.float32]:
