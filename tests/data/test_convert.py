@@ -1,6 +1,5 @@
-"""From RLDS to LeRobot, back, and from HDF5: every number stays, every picture is the same one."""
+"""From RLDS to LeRobot and back: every number stays, every picture is the same one."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import simplejpeg
 import toy_lerobot as toy
 import toy_rlds
 
-from openvla_lightning.data.convert import hdf5, lerobot, rlds, verification
+from openvla_lightning.data.convert import lerobot, rlds, verification
 from openvla_lightning.data.convert.__main__ import main
 from openvla_lightning.data.oxe.registry import describe
 from openvla_lightning.data.source.lerobot import LeRobot
@@ -151,88 +149,3 @@ def test_a_difference_is_found() -> None:
             verification.compare(1, episode(), episode(**changed))
     with pytest.raises(verification.ConversionError, match="front of step 0 is another picture"):
         verification.compare(1, episode(), lambda number: (columns, {"front": lambda step: picture + np.uint8(99)}))
-
-
-STEPS = 5
-
-
-def shade(demo: int, step: int) -> np.ndarray:
-    image = np.zeros((16, 24, 3), np.uint8)
-    image[:8] = 20 * demo + 10 * step  # the upper half
-    return image
-
-
-def robomimic(path: Path, problem: dict | None = None) -> None:
-    h5py = pytest.importorskip("h5py", reason="the extra `hdf5` is not installed")
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        if problem is not None:
-            data.attrs["problem_info"] = json.dumps(problem)
-        for demo in (0, 1, 10, 2):
-            group = data.create_group(f"demo_{demo}")
-            group["actions"] = np.full((STEPS, 7), demo, np.float64)
-            group["rewards"] = np.arange(STEPS, dtype=np.float32)
-            group["obs/agentview_rgb"] = np.stack([shade(demo, step) for step in range(STEPS)])
-            group["obs/ee_pos"] = np.random.default_rng(demo).normal(size=(STEPS, 3))
-            group["next_obs/ee_pos"] = np.zeros((STEPS, 3))
-
-
-def test_robomimic_and_libero_files_become_rlds(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    robomimic(tmp_path / "a" / "x_demo.hdf5")
-    robomimic(tmp_path / "a" / "KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5", {"language_instruction": "turn it on"})
-    main(["hdf5-to-rlds", str(tmp_path / "a"), str(tmp_path / "b" / "1.0.0"), "--workers", "0", "--turned"])
-    source = RLDS(tmp_path, "b", describe("b", {"cameras": {"primary": "agentview_rgb"}, "state": ["ee_pos"]}))
-    index = source.index
-    assert index.action[::STEPS, 0].tolist() == [0, 1, 2, 10] * 2
-    assert {index.instructions[i] for i in index.instruction} == {"turn it on", "x"}
-    for trajectory, demo in enumerate([0, 1, 2, 10] * 2):
-        pixels = source.pixels("primary", trajectory * STEPS + 3)
-        assert pixels is not None
-        assert abs(pixels[12].mean() - (20 * demo + 30)) < 1.5  # what was above is below
-        assert pixels[2].mean() < 2
-    np.testing.assert_array_equal(
-        index.proprio[:STEPS], np.random.default_rng(0).normal(size=(STEPS, 3)).astype(np.float32)
-    )
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    whole, target = tmp_path / "a" / "x_demo.hdf5", str(tmp_path / "b" / "1.0.0")
-    whole.parent.mkdir()
-    robomimic(whole)
-    content = whole.read_bytes()
-    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 7121920\n"
-    for bad, said in ((content[:-900], "truncated"), (b"", "truncated|signature"), (pointer, "`git lfs pull`")):
-        whole.write_bytes(bad)
-        with pytest.raises(SystemExit, match=rf"x_demo\.hdf5 cannot be read: .*({said})"):
-            main(["hdf5-to-rlds", str(tmp_path / "a"), target, "--workers", "0"])
-    assert not Path(target).exists()
-
-
-def test_demonstrations_come_in_the_order_of_their_numbers() -> None:
-    names = ["demo_10", "demo_2_again", "demo_2", "demo_0", "demo"]
-    assert sorted(names, key=hdf5._by_number) == ["demo", "demo_0", "demo_2", "demo_2_again", "demo_10"]
-
-
-def test_aloha_files_become_rlds(tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py", reason="the extra `hdf5` is not installed")
-    for number in range(2):
-        with h5py.File(tmp_path / f"episode_{number}.hdf5", "w") as file:
-            file.attrs["compress"] = True
-            file["action"] = np.full((STEPS, 14), number, np.float32)
-            file["observations/qpos"] = np.ones((STEPS, 14), np.float64)
-            encoded = [simplejpeg.encode_jpeg(shade(number, step), 95) for step in range(STEPS)]
-            padded = np.zeros((STEPS, max(map(len, encoded)) + 50), np.uint8)
-            for row, one in zip(padded, encoded, strict=True):
-                row[: len(one)] = np.frombuffer(one, np.uint8)
-            file["observations/images/cam_high"] = padded
-    target = str(tmp_path / "aloha" / "1.0.0")
-    with pytest.raises(SystemExit, match="give it with --language"):
-        main(["hdf5-to-rlds", str(tmp_path), target, "--workers", "0"])
-    main(["hdf5-to-rlds", str(tmp_path), target, "--workers", "0", "--language", "fold the shirt"])
-    spec = {"cameras": {"primary": "cam_high"}, "state": ["qpos"], "encoding": "joint_pos_bimanual"}
-    source = RLDS(tmp_path, "aloha", describe("aloha", spec))
-    assert source.index.action.shape == (2 * STEPS, 14)
-    pixels = source.pixels("primary", STEPS + 2)
-    assert pixels is not None
-    assert abs(pixels[2].mean() - 40) < 3

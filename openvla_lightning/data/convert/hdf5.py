@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,22 +45,15 @@ class Recorded:
     def leaves(self, number: int) -> dict[str, NDArray[Any] | list[Any]]:
         """Path in an RLDS step -> values [T, ...] of everything with as many entries as there are actions."""
         demo = self.demos[number]
+        found: dict[str, Any] = {}
         with _opened(demo.path) as file:
-            root = file[demo.group] if demo.group else file
-            action = "actions" if "actions" in root else "action"
-            steps = len(root[action])
-            found: dict[str, Any] = {}
-            for path, data in _datasets(root):
-                if data.shape[:1] != (steps,):
-                    continue
-                name = _name(path, action)
-                is_jpeg = data.dtype == np.uint8 and data.ndim == 2 and path.split("/")[-2:-1] == ["images"]
-                if is_jpeg:
-                    found[name] = [self._turn(decode(row.tobytes())) for row in data[:]]
-                elif data.dtype == np.uint8 and data.ndim == 4 and data.shape[-1] == 3:
-                    found[name] = [self._turn(image) for image in data[:]]
-                elif data.dtype.kind in "fiub":
+            for name, (data, leaf) in _layout(file[demo.group] if demo.group else file)[1].items():
+                if leaf.kind != "image":
                     found[name] = as_stored(data[:])
+                elif data.ndim == 2:
+                    found[name] = [self._turn(decode(row.tobytes())) for row in data[:]]
+                else:
+                    found[name] = [self._turn(image) for image in data[:]]
         return found
 
     def _turn(self, image: Pixels) -> Pixels:
@@ -104,7 +97,8 @@ def to_rlds(
 
     Raises:
         FileNotFoundError: there is no HDF5 file.
-        ValueError: a file has another layout, or there is no instruction.
+        ValueError: a file has another layout, a demonstration holds other data than the first one, or there is no
+            instruction. All files are looked through before anything is written.
         ConversionError: the written data differs from the source.
     """
     paths = (
@@ -112,10 +106,8 @@ def to_rlds(
     )
     if not paths or not paths[0].exists():
         raise FileNotFoundError(f"{source} holds no .hdf5 file")
-    demos = [demo for path in paths for demo in _demos(path, language)]
+    demos, leaves = _surveyed([demo for path in paths for demo in _demos(path, language)], say)
     recorded = Recorded(demos, turned)
-    first = recorded.leaves(0)
-    leaves = {path: _leaf(values) for path, values in first.items()}
     leaves |= {LANGUAGE: Leaf("text")} | dict.fromkeys(FLAGS, Leaf("bool"))
     say(f"{len(demos):,} episodes in {len(paths):,} files; a step holds {', '.join(leaves)}")
     write_rlds(
@@ -175,23 +167,81 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path} cannot be read: {reason}") from error
 
 
+def _surveyed(demos: Sequence[Demo], say: Callable[[str], None]) -> tuple[list[Demo], dict[str, Leaf]]:
+    """The demonstrations that have a step, and what a step of all of them holds; `say` is told what is left out."""
+    kept: list[Demo] = []
+    leaves: dict[str, Leaf] = {}
+    left: dict[str, str] = {}
+    for demo in demos:
+        with _opened(demo.path) as file:
+            steps, found, out = _layout(file[demo.group] if demo.group else file)
+            left = out | left
+            left |= {key: "beside `data`" for key in file if demo.group and key != "data"}
+            own = {name: leaf for name, (_, leaf) in found.items()}
+        if not steps:
+            continue
+        leaves = leaves or own
+        kept.append(demo)
+        for name in sorted(own.keys() | leaves.keys()):
+            if own.get(name) != leaves.get(name):
+                both = own.get(name), leaves.get(name)
+                here, first = ("not there" if leaf is None else f"{leaf.kind} {list(leaf.shape)}" for leaf in both)
+                raise ValueError(
+                    f"{demo.path} {demo.group}: {name} is {here}, and {first} in the first demonstration "
+                    f"({kept[0].path} {kept[0].group}): convert them into datasets of their own"
+                )
+    if not kept:
+        raise ValueError(f"{demos[0].path}: none of the {len(demos):,} demonstrations has a step")
+    if len(kept) < len(demos):
+        say(f"left out, as they have no step: {len(demos) - len(kept):,} demonstrations")
+    if left:
+        say(f"left out: {', '.join(f'{path} ({why})' for path, why in left.items())}")
+    return kept, leaves
+
+
+def _layout(root: Any) -> tuple[int, dict[str, tuple[Any, Leaf]], dict[str, str]]:
+    """A demonstration: its steps; name in an RLDS step -> the data and its leaf; and path -> why it is left out."""
+    action = "actions" if "actions" in root else "action"
+    if action not in root:
+        raise KeyError(f"{root.name} holds no actions, only {', '.join(root)}")
+    steps = len(root[action])
+    found: dict[str, tuple[Any, Leaf]] = {}
+    left: dict[str, str] = {}
+    for path, data in _datasets(root):
+        name = _name(path, action)
+        is_jpeg = data.dtype == np.uint8 and data.ndim == 2 and path.split("/")[-2:-1] == ["images"]
+        if path.startswith("next_obs/"):
+            left["next_obs"] = "a copy of `obs`, one step later"
+        elif data.shape[:1] != (steps,):
+            left[path] = f"{list(data.shape)} for {steps} actions"
+        elif name in found or name in (LANGUAGE, *FLAGS):
+            left[path] = f"a step has another {name}"
+        elif is_jpeg or (data.dtype == np.uint8 and data.ndim == 4 and data.shape[-1] == 3):
+            found[name] = data, Leaf("image", (None, None, 3))
+        elif data.dtype.kind in "fiub":
+            found[name] = data, Leaf(as_stored(np.empty(0, data.dtype)).dtype.name, data.shape[1:])
+        else:
+            left[path] = "no numbers"
+    return steps, found, left
+
+
 def _demos(path: Path, language: str | None) -> Iterator[Demo]:
     with _opened(path) as file:
-        words = language or _words(file) or _from_name(path)
+        words = language or _words(file.get("data")) or _words(file) or _from_name(path)
         if "data" in file and any(name.startswith("demo") for name in file["data"]):
-            names = sorted((name for name in file["data"] if name.startswith("demo")), key=_by_number)
-            if words is None:
-                raise ValueError(f"{path} does not say what the robot was told: give it with --language")
-            yield from (Demo(path, f"data/{name}", words) for name in names)
+            groups = [f"data/{name}" for name in sorted(file["data"], key=_by_number) if name.startswith("demo")]
         elif "action" in file and "observations" in file:
-            if words is None:
-                raise ValueError(f"{path} does not say what the robot was told: give it with --language")
-            yield Demo(path, "", words)
+            groups = [""]
         else:
             raise ValueError(
                 f"{path} holds {', '.join(file)}: neither data/demo_<n> (robomimic, LIBERO) nor action and "
                 "observations (ALOHA)"
             )
+        for group in groups:
+            own = language or (_words(file[group]) if group else None) or words
+            if own is None:
+                raise ValueError(f"{path} {group} does not say what the robot was told: give it with --language")
+            yield Demo(path, group, own)
 
 
 def _by_number(name: str) -> list[int | str]:
@@ -199,19 +249,21 @@ def _by_number(name: str) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _words(file: Any) -> str | None:
-    attributes = dict(file.attrs) | (dict(file["data"].attrs) if "data" in file else {})
-    for key in ("language_instruction", "language", "instruction"):
-        if key in attributes:
-            return _text(attributes[key])
-    if "problem_info" in attributes:
-        said = json.loads(_text(attributes["problem_info"])).get("language_instruction")
-        return "".join(said).strip('"') if said else None
-    return None
+def _words(group: Any) -> str | None:
+    """The instruction in the attributes of a file or of one demonstration (RoboCasa: `lang` in `ep_meta`)."""
+    attributes = {} if group is None else dict(group.attrs)
+    said = [attributes.get(key) for key in ("language_instruction", "language", "instruction")]
+    for key, name in (("problem_info", "language_instruction"), ("ep_meta", "lang")):
+        with suppress(ValueError):
+            described = json.loads(_text(attributes.get(key, "null")))
+            said.append(described.get(name) if isinstance(described, dict) else None)
+    return next((text for one in said if one is not None and (text := _text(one).strip().strip('"'))), None)
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    """A text from a text or a list: of letters, as in LIBERO, or of instructions, of which the first one counts."""
+    texts = [one.decode() if isinstance(one, bytes) else str(one) for one in np.ravel(value).tolist()]
+    return "".join(texts) if all(len(text) == 1 for text in texts) else next(filter(str.strip, texts), "")
 
 
 def _from_name(path: Path) -> str | None:
@@ -224,7 +276,7 @@ def _datasets(root: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, node in root.items():
         if hasattr(node, "shape"):
             yield f"{prefix}{key}", node
-        elif key != "next_obs":  # robomimic's copy of `obs`, one step later
+        else:
             yield from _datasets(node, f"{prefix}{key}/")
 
 
@@ -235,9 +287,3 @@ def _name(path: str, action: str) -> str:
         if path.startswith(prefix):
             return f"observation/{path.removeprefix(prefix)}"
     return path
-
-
-def _leaf(values: NDArray[Any] | list[Any]) -> Leaf:
-    if isinstance(values, list):
-        return Leaf("image", (None, None, 3))
-    return Leaf(values.dtype.name, values.shape[1:])
