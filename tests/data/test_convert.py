@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 import toy_lerobot as toy
 import toy_rlds
 
@@ -17,9 +20,12 @@ from openvla_lightning.data.convert.__main__ import main
 from openvla_lightning.data.oxe.registry import describe
 from openvla_lightning.data.source.lerobot import LeRobot
 from openvla_lightning.data.source.lerobot.encoding import Encoding
-from openvla_lightning.data.source.lerobot.metadata import read_metadata
+from openvla_lightning.data.source.lerobot.metadata import Feature, read_metadata
 from openvla_lightning.data.source.lerobot.reading import EpisodeReader
+from openvla_lightning.data.source.lerobot.writer import Recording, write_lerobot
 from openvla_lightning.data.source.rlds import RLDS
+from openvla_lightning.data.source.rlds.episodes import Episodes, leaf_of
+from openvla_lightning.data.source.writer import write_rlds
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +155,117 @@ def test_a_difference_is_found() -> None:
             verification.compare(1, episode(), episode(**changed))
     with pytest.raises(verification.ConversionError, match="front of step 0 is another picture"):
         verification.compare(1, episode(), lambda number: (columns, {"front": lambda step: picture + np.uint8(99)}))
+
+
+def step(**changed: Any) -> dict[str, Any]:
+    """A step of an RLDS dataset with forms that real ones have: texts as tensors, images as numbers, a clock."""
+    picture = np.kron(np.arange(4, dtype=np.uint8).reshape(2, 2) * 60, np.ones((16, 16), np.uint8))[..., None]
+    whole = {
+        "observation": {"grey": picture, "packed": picture.repeat(3, axis=2), "state": np.ones(3, np.float32)},
+        "action": np.full(7, 0.5, np.float32),
+        "language_instruction": ["", "grüß", "third"],
+        "timestamp": np.float32(3.25),
+        "marks": np.arange(2, dtype=np.float32),
+    }
+    return whole | changed
+
+
+STORED = {
+    "observation": tfds.features.FeaturesDict(
+        {
+            "grey": tfds.features.Tensor(shape=(32, 32, 1), dtype=np.uint8),
+            "packed": tfds.features.Tensor(shape=(32, 32, 3), dtype=np.uint8, encoding="zlib"),
+            "state": tfds.features.Tensor(shape=(3,), dtype=np.float32),
+        }
+    ),
+    "action": tfds.features.Tensor(shape=(7,), dtype=np.float32),
+    "language_instruction": tfds.features.Tensor(shape=(3,), dtype=np.str_),
+    "timestamp": tfds.features.Scalar(dtype=np.float32),
+    "marks": tfds.features.Tensor(shape=(2,), dtype=np.float32, encoding="zlib"),
+}
+
+
+def recorded(folder: Path, lengths: Sequence[int] = (0, 3, 2)) -> Path:
+    tree = {"steps": tfds.features.Dataset(STORED)}
+    tree |= {"episode_metadata": tfds.features.FeaturesDict({"file_path": tfds.features.Text()})}
+    return write_rlds(
+        folder,
+        tfds.features.FeaturesDict(tree),
+        {"train": len(lengths)},
+        lambda split, i: {"steps": [step()] * lengths[i], "episode_metadata": {"file_path": "/x"}},
+        workers=0,
+        progress=False,
+    )
+
+
+@pytest.mark.parametrize("pictures", ["video", "png"])
+def test_what_rlds_stores_in_another_form_becomes_lerobot_too(tmp_path: Path, pictures: str) -> None:
+    said: list[str] = []
+    recorded(tmp_path / "odd" / "1.0.0")
+    found = rlds.to_lerobot(
+        tmp_path / "odd",
+        tmp_path / "new",
+        fps=5,
+        workers=0,
+        pictures=pictures,
+        encoding=Encoding(crf=4),
+        say=said.append,
+    )
+    assert (found.episodes, found.steps, len(found.losses)) == (2, 5, 2 * (3 + 2))
+    metadata = read_metadata(tmp_path / "new")
+    assert metadata.tasks == {0: "grüß"}
+    assert {name for name, feature in metadata.features.items() if feature.is_picture} == {
+        "observation.images.grey",
+        "observation.images.packed",
+    }
+    columns, cameras = EpisodeReader(tmp_path / "new")(1)
+    assert columns["timestamp.recorded"].ravel().tolist() == [3.25] * 2
+    assert (
+        abs(cameras["observation.images.grey"](1)[:, :, 2].astype(int) - step()["observation"]["grey"][..., 0]).max()
+        < 9
+    )
+    assert said == [
+        "left out, as LeRobot has no place for it: marks",
+        "left out, as it is said once per episode: episode_metadata",
+        "left out, as they have no step: 1 episodes",
+    ]
+
+
+def test_what_is_named_must_be_an_action_and_a_text(tmp_path: Path) -> None:
+    command = ["rlds-to-lerobot", str(recorded(tmp_path / "odd" / "1.0.0")), str(tmp_path / "new"), "--fps", "5"]
+    for options, said in (
+        (["--language", "action"], "action is float32, not the text of an instruction"),
+        (["--action", "observation/grey"], "observation/grey is pixels, not the numbers of an action"),
+        (["--episodes-per-file", "0"], "episodes_per_file=0 at least 1"),
+        (["--fps", "0"], "fps=0 must be above 0"),
+        (["--crf", "52"], r"crf=52 lie in 0\.\.51"),
+        (["--key-every", "0"], "key_every=0 must be at least 1"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            main([*command, "--workers", "0", *options])
+    recorded(tmp_path / "empty" / "1.0.0", [0, 0])
+    with pytest.raises(SystemExit, match="no episode has a step"):
+        main(["rlds-to-lerobot", str(tmp_path / "empty"), str(tmp_path / "new"), "--fps", "5"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_columns_whose_names_an_rlds_dataset_has_itself_are_kept_beside_it(tmp_path: Path) -> None:
+    more = {"is_last": ("bool", False), "language_instruction": ("string", "again"), "action.grip": ("float32", 0.5)}
+    more |= {"observation.wrist": ("float32", 0.25)}  # also a camera's path
+
+    def record(number: int) -> Recording:
+        known = toy.recording(number)
+        own = {name: np.array([[value]] * toy.LENGTHS[number]) for name, (_, value) in more.items()}
+        return Recording({**known.columns, **own}, known.pictures, known.tasks)
+
+    features = toy.FEATURES | {name: Feature(dtype, (1,)) for name, (dtype, _) in more.items()}
+    options: dict[str, Any] = {"fps": 10, "workers": 0, "progress": False}
+    write_lerobot(tmp_path / "droid", features, toy.LENGTHS, toy.TASKS, record, **options)
+    lerobot.to_rlds(tmp_path / "droid", tmp_path / "new" / "1.0.0", workers=0)
+    steps = Episodes(tmp_path / "new" / "1.0.0", "language_instruction")(1)
+    assert leaf_of(steps, "is_last").tolist() == [False] * 8 + [True]
+    assert leaf_of(steps, "is_last.recorded").tolist() == [False] * 9
+    assert set(leaf_of(steps, "language_instruction.recorded").tolist()) == {b"again"}
+    assert leaf_of(steps, "action").shape == (9, 7)
+    assert leaf_of(steps, "action.grip").tolist() == [0.5] * 9
+    assert leaf_of(steps, "observation.wrist").tolist() == [0.25] * 9

@@ -121,6 +121,23 @@ def test_finished_datasets_are_left_alone_and_others_not_overwritten(tmp_path: P
         toy_rlds.write(tmp_path / "foreign")
     with pytest.raises(ValueError, match="at least one episode"):
         toy_rlds.write(tmp_path / "empty", {"train": 0})
+    with pytest.raises(ValueError, match="at least one episode; got episodes_per_shard=0"):
+        toy_rlds.write(tmp_path / "empty", episodes_per_shard=0)
+
+
+def test_an_episode_that_cannot_be_made_or_written_is_named(tmp_path: Path) -> None:
+    def unreadable(split: str, index: int) -> dict:
+        raise ValueError("no image")
+
+    def without_an_action(split: str, index: int) -> dict:
+        made = toy_rlds.episode(split, index)
+        return made | {
+            "steps": [{key: value for key, value in step.items() if key != "action"} for step in made["steps"]]
+        }
+
+    for episode, said in ((unreadable, "no image"), (without_an_action, "action")):
+        with pytest.raises(ValueError, match=rf"^episode 0 of train: [^$]*{said}"):
+            write_rlds(tmp_path / "toy", toy_rlds.FEATURES, {"train": 1}, episode, workers=0, progress=False)
 
 
 def test_an_episode_that_fails_leaves_no_shard(tmp_path: Path) -> None:

@@ -52,8 +52,10 @@ def to_rlds(
     """Convert a LeRobot dataset: every column, every camera, one instruction per step.
 
     `observation.state` becomes `observation/state`, `observation.images.front` becomes `observation/front`, `action`
-    stays `action`, and other columns keep their names with slashes. 64-bit floats become 32-bit floats. Video frames
-    become JPEGs of quality 95 without chroma subsampling; stored pictures are copied unchanged.
+    stays `action`, and other columns keep their names with slashes. A path that would lie below another one keeps its
+    dots (`action.gripper` beside `action`); a name that the new dataset has itself (`is_first`) gets `.recorded`.
+    64-bit floats become 32-bit floats. Video frames become JPEGs of quality 95 without chroma subsampling; stored
+    pictures are copied unchanged.
 
     Args:
         source: folder of the dataset.
@@ -70,8 +72,8 @@ def to_rlds(
     reader = EpisodeReader(source, bad_trajectories)
     for one in reader.source.index.skipped:
         say(f"left out: {one['file']}, episode {one['trajectory']}: {one['reason']}")
-    columns = {feature: feature.replace(".", "/") for feature in reader.features}
     cameras = {key: f"observation/{key.removeprefix('observation.').removeprefix('images.')}" for key in reader.cameras}
+    columns = _paths(list(reader.features), (LANGUAGE, *FLAGS, *cameras.values()))
     leaves: dict[str, Leaf] = {}
     for feature, path in columns.items():
         known = reader.features[feature]
@@ -92,6 +94,18 @@ def to_rlds(
     )
     order = [place for name in reader.splits for place in reader.splits[name]]
     return compare(len(order), _as_read(reader, order), _written(target, columns, cameras))
+
+
+def _paths(features: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
+    """Column -> its path in an RLDS step. No path is another one, or lies below it."""
+    found: dict[str, str] = {}
+    for feature in sorted(features, key=lambda name: name.count(".")):
+        path = feature.replace(".", "/")
+        others = [*taken, *found.values()]
+        if any(path.startswith(f"{other}/") or other.startswith(f"{path}/") or path == other for other in others):
+            path = feature if feature not in others else f"{feature}.recorded"
+        found[feature] = path
+    return {feature: found[feature] for feature in features}
 
 
 def _as_read(reader: EpisodeReader, order: Sequence[int]) -> Any:

@@ -12,11 +12,12 @@ from openvla_lightning.data.convert.verification import Columns, Verified, compa
 from openvla_lightning.data.images import Pixels, decode
 from openvla_lightning.data.oxe.catalogue import UnregisteredDatasetError, dataset_spec
 from openvla_lightning.data.source.lerobot.encoding import Encoding
-from openvla_lightning.data.source.lerobot.metadata import Feature
+from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, Feature
 from openvla_lightning.data.source.lerobot.reading import EpisodeReader
 from openvla_lightning.data.source.lerobot.writer import Recording, write_lerobot
+from openvla_lightning.data.source.rlds.arrays import Layout
 from openvla_lightning.data.source.rlds.description import version_folder
-from openvla_lightning.data.source.rlds.episodes import Episodes, Leaf, leaf_of, leaves_of
+from openvla_lightning.data.source.rlds.episodes import Episodes, Leaf, leaf_of, leaves_of, once_of, texts_of
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Names:
 
     Attributes:
         columns, cameras: path in a step -> feature.
+        pixels: path in a step -> layout, of the cameras whose images are stored as numbers.
         action: paths that make up `action`.
         language: path of the instruction.
     """
 
     columns: Mapping[str, str]
     cameras: Mapping[str, str]
+    pixels: Mapping[str, Layout]
     action: tuple[str, ...]
     language: str
 
@@ -47,9 +50,17 @@ class RecordingOf:
         columns["action"] = joined([leaf_of(steps, path) for path in names.action])
         pictures: dict[str, Sequence[Any]] = {}
         for path, feature in names.cameras.items():
-            encoded = leaf_of(steps, path).tolist()
-            pictures[feature] = [decode(one) for one in encoded] if self.decoded[feature] else encoded
-        return Recording(columns, pictures, texts(leaf_of(steps, names.language).tolist()).tolist())
+            stored = shown(steps, path, names)
+            pictures[feature] = [_decoded(one) for one in stored] if self.decoded[feature] else stored
+        return Recording(columns, pictures, texts_of(steps, names.language))
+
+
+def shown(steps: Mapping[str, Any], path: str, names: Names) -> list[bytes | Pixels]:
+    """A camera's pictures: encoded, or uint8 [H, W, 3] if the dataset stores them as numbers."""
+    if (layout := names.pixels.get(path)) is None:
+        return leaf_of(steps, path).tolist()
+    found = [layout.pixels(one) if isinstance(one, bytes) else one for one in leaf_of(steps, path)]
+    return [one[..., :3] if one.shape[2] > 1 else np.repeat(one, 3, axis=2) for one in found]
 
 
 def to_lerobot(
@@ -69,7 +80,8 @@ def to_lerobot(
     """Convert an RLDS dataset: all data of a step, under LeRobot's names.
 
     `observation/state` becomes `observation.state`, an image `observation/image` becomes `observation.images.image`,
-    the leaves at `action` become `action`, and other leaves keep their path with dots.
+    the leaves at `action` become `action`, and other leaves keep their path with dots. Where LeRobot uses such a name
+    itself, `.recorded` is appended.
 
     Args:
         source: `<name>` or `<name>/<version>` of an RLDS dataset.
@@ -87,6 +99,7 @@ def to_lerobot(
     Raises:
         FileNotFoundError: there is no RLDS dataset.
         KeyError: a path is not there.
+        ValueError: what a path names is of another kind, or no episode has a step.
         ConversionError: the written data differs from the source.
     """
     folder = version_folder(source) or (source if (source / "dataset_info.json").exists() else None)
@@ -94,18 +107,24 @@ def to_lerobot(
         raise FileNotFoundError(f"{source} holds no dataset_info.json, so it is no RLDS dataset")
     leaves = leaves_of(folder)
     names = _names(leaves, action, language)
-    rate = fps or _known_rate(folder.parent.name)  # before all files are looked through
+    rate = _known_rate(folder.parent.name) if fps is None else fps  # before all files are looked through
     episodes = Episodes(folder, language)
-    first = episodes(0)
+    if not (full := [number for number, length in enumerate(episodes.lengths) if length]):
+        raise ValueError(f"{folder}: no episode has a step")
+    first = episodes(full[0])
     features = {feature: _feature(leaf_of(first, path), leaves[path]) for path, feature in names.columns.items()}
     width = joined([leaf_of(first, path) for path in action]).shape[1]
     features["action"] = Feature("float32", (width,))
     for path, feature in names.cameras.items():
-        height, wide = decode(leaf_of(first, path)[0]).shape[:2]
+        height, wide = _decoded(shown(first, path, names)[0]).shape[:2]
         features[feature] = Feature("video" if pictures == "video" else "image", (height, wide, 3))
-    if left := [path for path, leaf in leaves.items() if leaf.kind == "text" and path != language]:
-        say(f"left out, as LeRobot has one text a step: {', '.join(left)}")
-    full = [number for number, length in enumerate(episodes.lengths) if length]
+    for why, left in (
+        ("as LeRobot has one text a step", [path for path, leaf in leaves.items() if leaf.kind == "text"]),
+        ("as LeRobot has no place for it", [path for path, leaf in leaves.items() if leaf.kind == "other"]),
+        ("as it is said once per episode", once_of(folder)),
+    ):
+        if left := [path for path in left if path != language]:
+            say(f"left out, {why}: {', '.join(left)}")
     if empty := len(episodes.lengths) - len(full):
         say(f"left out, as they have no step: {empty} episodes")
     decoded = dict.fromkeys(names.cameras.values(), pictures == "video")
@@ -143,24 +162,39 @@ def _as_read(record: Callable[[int], Recording]) -> Any:
             name: np.asarray(column).reshape(len(column), -1) for name, column in recording.columns.items()
         }
         return columns | {"task": texts(recording.tasks)}, {
-            key: lambda step, shown=shown: decode(shown[step]) if isinstance(shown[step], bytes) else shown[step]
-            for key, shown in recording.pictures.items()
+            key: lambda step, shown=shown: _decoded(shown[step]) for key, shown in recording.pictures.items()
         }
 
     return read
 
 
+def _decoded(picture: bytes | Pixels) -> Pixels:
+    return decode(picture) if isinstance(picture, bytes) else picture
+
+
 def _names(leaves: Mapping[str, Leaf], action: Sequence[str], language: str) -> Names:
     if absent := [path for path in (*action, language) if path not in leaves]:
         raise KeyError(f"no {', '.join(absent)}: a step holds {', '.join(leaves)}")
-    columns, cameras = {}, {}
+    if leaves[language].kind != "text":
+        raise ValueError(f"{language} is {leaves[language].kind}, not the text of an instruction")
+    if other := [path for path in action if leaves[path].kind in ("image", "pixels", "text", "other")]:
+        raise ValueError(f"{other[0]} is {leaves[other[0]].kind}, not the numbers of an action")
+    columns, cameras = dict[str, str](), dict[str, str]()
+    pixels: dict[str, Layout] = {}
+    taken = {"action", *ROW_COLUMNS}
     for path, leaf in leaves.items():
         name = path.replace("/", ".")
-        if leaf.kind == "image":
-            cameras[path] = f"observation.images.{name.removeprefix('observation.')}"
-        elif leaf.kind != "text" and path not in action:
-            columns[path] = name if name != "action" else "action.recorded"
-    return Names(columns, cameras, tuple(action), language)
+        if leaf.kind in ("image", "pixels"):
+            name = f"observation.images.{name.removeprefix('observation.')}"
+        elif leaf.kind in ("text", "other") or path in action:
+            continue
+        while name in taken:
+            name += ".recorded"
+        taken.add(name)
+        (cameras if leaf.kind in ("image", "pixels") else columns)[path] = name
+        if leaf.kind == "pixels":
+            pixels[path] = Layout.of({"shape": leaf.shape, "stored": leaf.encoding})
+    return Names(columns, cameras, pixels, tuple(action), language)
 
 
 def _feature(values: NDArray[Any], leaf: Leaf) -> Feature:

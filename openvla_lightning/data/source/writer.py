@@ -71,12 +71,15 @@ def write_rlds(
         `folder` as a Path.
 
     Raises:
-        ValueError: the folder holds a dataset made with other arguments, or a split is empty.
+        ValueError: the folder holds a dataset made with other arguments, a split or a file would be empty, or an
+            episode cannot be written (the message has its number).
     """
     folder = Path(folder)
     empty = [name for name, count in splits.items() if count < 1]
     if empty or not splits:
         raise ValueError(f"every split needs at least one episode; got splits={splits}")
+    if episodes_per_shard < 1:
+        raise ValueError(f"every file needs at least one episode; got episodes_per_shard={episodes_per_shard}")
     feature_json = json.loads(json.dumps(features.to_json()))
     plan = {
         "splits": splits,
@@ -151,13 +154,16 @@ def _write_shard(shard: PlannedShard, features: Any, episode: Episode, advance: 
     feature, serializer = _features_from(json.dumps(features))
     with written_whole(shard.path) as beside, beside.open("wb") as file:
         for index in range(shard.first, shard.first + shard.length):
-            made = episode(shard.split, index)
             try:
-                example = feature.encode_example(encode_images(feature, made))
-            except (ValueError, TypeError, KeyError) as error:
+                made = episode(shard.split, index)
+            except ValueError as error:
+                raise ValueError(f"episode {index} of {shard.split}: {error}") from error
+            try:
+                example = serializer.get_tf_example(feature.encode_example(encode_images(feature, made)))
+            except (ValueError, TypeError, KeyError, RuntimeError) as error:  # the last one: tfds misses a key
                 raise ValueError(f"episode {index} of {shard.split}: {error}") from error
             # deterministic: the same episodes give the same files in every process
-            file.write(frame(serializer.get_tf_example(example).SerializeToString(deterministic=True)))
+            file.write(frame(example.SerializeToString(deterministic=True)))
             advance()
 
 

@@ -16,6 +16,7 @@ OPTIONS: dict[str, tuple[str, dict[str, str]]] = {
     "h264": ("libx264", {"crf": "30", "preset": "medium"}),
     "av1": ("libsvtav1", {"crf": "30", "preset": "12"}),
 }
+MOST_CRF = {"h264": 51, "av1": 63}
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,20 @@ class Encoding:
     Attributes:
         codec: `h264`, which decodes fastest, or `av1`, LeRobot's own default, which is smaller.
         key_every: frames from one key frame to the next. With 2, a random frame costs at most two.
-        crf: 0 (lossless, for h264) .. 51; lower is better and larger.
+        crf: 0 (lossless, for h264) .. 51, for av1 63; lower is better and larger.
+
+    Raises:
+        ValueError: a number is outside its range.
     """
 
     codec: Codec = "h264"
     key_every: int = 2
     crf: int = 30
+
+    def __post_init__(self) -> None:
+        most = MOST_CRF[self.codec]
+        if self.key_every < 1 or not 0 <= self.crf <= most:
+            raise ValueError(f"key_every={self.key_every} must be at least 1, and crf={self.crf} lie in 0..{most}")
 
 
 class VideoWriter:
@@ -70,7 +79,7 @@ class VideoWriter:
                 self._begin(height, width)
             elif (height, width) != (self.stream.height, self.stream.width):
                 raise ValueError(
-                    f"{self.path}: a picture is {height} x {width}, the ones before {self.stream.height} x "
+                    f"{self.path.parent}: a picture is {height} x {width}, the ones before {self.stream.height} x "
                     f"{self.stream.width}"
                 )
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
@@ -88,8 +97,8 @@ class VideoWriter:
     def _begin(self, height: int, width: int) -> None:
         if height % 2 or width % 2:
             raise ValueError(
-                f"{self.path}: pictures of {height} x {width} have an odd side, which videos cannot: store them as "
-                "pictures (--pictures png)"
+                f"{self.path.parent}: pictures of {height} x {width} have an odd side, which videos cannot: store them "
+                "as pictures (--pictures png)"
             )
         name, options = OPTIONS[self.encoding.codec]
         options = options | {"g": str(self.encoding.key_every), "crf": str(self.encoding.crf)}

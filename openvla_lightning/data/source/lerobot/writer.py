@@ -85,9 +85,11 @@ def write_lerobot(
         progress: show a bar.
 
     Raises:
-        ValueError: the folder holds another dataset, an episode has another length or columns, or a picture cannot be
-            stored.
+        ValueError: an argument is not valid, the folder holds another dataset, an episode has another length or
+            columns, or a picture cannot be stored.
     """
+    if not fps > 0 or episodes_per_file < 1:
+        raise ValueError(f"{folder}: fps={fps:g} must be above 0, and episodes_per_file={episodes_per_file} at least 1")
     plan = FilePlan(
         Path(folder), features, tuple(lengths), tuple(tasks), float(fps), episodes_per_file, encoding or Encoding()
     )
@@ -144,7 +146,10 @@ def _write_file(plan: FilePlan, record: Record, file: int, advance: Callable[[],
     with ExitStack() as stack:
         films = {key: stack.enter_context(_film(plan, file, key)) for key in videos}
         for number in _episodes(plan, file):
-            row, values = _episode(plan, record(number), number, file, films)
+            try:
+                row, values = _episode(plan, record(number), number, file, films)
+            except ValueError as error:
+                raise ValueError(f"{plan.folder}, episode {number}: {error}") from error
             rows.append(row)
             for name, value in values.items():
                 columns[name].append(value)
@@ -189,7 +194,7 @@ def _episode(
     for name, feature in plan.features.items():
         given = recording.pictures[name] if feature.is_picture else recording.columns[name]
         if len(given) != length:
-            raise ValueError(f"episode {number}: {name} has {len(given)} steps, {length} were announced")
+            raise ValueError(f"{name} has {len(given)} steps, {length} were announced")
         if feature.is_picture:
             shown = [decode(one) if isinstance(one, bytes) else one for one in given]
             stats: dict[str, Any] = tables.measure_pictures(shown)

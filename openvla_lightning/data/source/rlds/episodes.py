@@ -16,15 +16,19 @@ from openvla_lightning.data.source.rlds.array_records import ArrayRecords, is_ar
 from openvla_lightning.data.source.rlds.records import scan
 from openvla_lightning.runtime.progress import track
 
+SMALLEST = 16
+"""Sides from which 8-bit numbers [height, width, 1, 3 or 4] are taken for an image."""
+
 
 @dataclass(frozen=True)
 class Leaf:
     """One value of a step.
 
     Attributes:
-        kind: `image`, `text`, or the dtype of numbers.
+        kind: `image`, `pixels` (an image stored as numbers), `text`, the dtype of numbers, or `other` for what is none
+            of these: nested sequences, numbers whose count varies, images of more than 8 bits.
         shape: shape of a step's value; for images, as far as it is known.
-        encoding: encoding of images, `jpeg` or `png`.
+        encoding: encoding of images, `jpeg` or `png`; of pixels, as in `arrays.Layout`.
     """
 
     kind: str
@@ -68,14 +72,30 @@ def leaves_of(folder: Path) -> dict[str, Leaf]:
                 walk(child, f"{path}/{key}" if path else key)
         elif isinstance(node, tfds.features.Image):
             shape = tuple(node.shape or (None, None, 3))
-            found[path] = Leaf("image", shape, str(node.encoding_format or "png"))
-        elif isinstance(node, tfds.features.Text):
-            found[path] = Leaf("text")
+            kind = "image" if node.np_dtype == np.uint8 else "other"
+            found[path] = Leaf(kind, shape, str(node.encoding_format or "png"))
         elif isinstance(node, tfds.features.Tensor):
-            found[path] = Leaf(np.dtype(node.np_dtype).name, tuple(node.shape))
+            said = node.to_json_content()  # texts and classes have no encoding
+            found[path] = _leaf(np.dtype(node.np_dtype), tuple(node.shape), getattr(said, "encoding", "") or "none")
+        else:
+            found[path] = Leaf("other")
 
     walk(_info(folder).features["steps"].feature, "")
     return dict(sorted(found.items()))  # their order in tfds differs between processes
+
+
+def _leaf(dtype: np.dtype[Any], shape: tuple[int | None, ...], encoding: str) -> Leaf:
+    if dtype.kind in "OSU":
+        return Leaf("text", shape)
+    known = [length for length in shape if length is not None]
+    if dtype == np.uint8 and len(known) == len(shape) == 3 and min(known[:2]) >= SMALLEST and known[2] in (1, 3, 4):
+        return Leaf("pixels", shape, encoding.replace("none", "varint"))
+    return Leaf(dtype.name if encoding == "none" and len(known) == len(shape) else "other", shape)
+
+
+def once_of(folder: Path) -> list[str]:
+    """What the dataset in `folder` says once per episode, beside its steps."""
+    return [name for name in _info(folder).features if name != "steps"]
 
 
 def read_episodes(folder: Path, split: str) -> Iterator[dict[str, Any]]:
@@ -111,7 +131,8 @@ class Episodes:
 
     Raises:
         BadShardError: a record is damaged.
-        KeyError: there is no text at `language`.
+        KeyError: there is nothing at `language`.
+        ValueError: it is no text.
     """
 
     def __init__(self, folder: Path, language: str) -> None:
@@ -125,7 +146,7 @@ class Episodes:
         for split, path in track(paths, f"looking through {folder.parent.name}", len(paths), "files"):
             first = self.splits.get(split, (len(self.places), 0))[0]
             for start, record in _scan(path):
-                texts = [text.decode() for text in leaf_of(self._steps(record), language).ravel().tolist()]
+                texts = texts_of(self._steps(record), language)
                 self.places.append((path, start, len(record)))
                 self.lengths.append(len(texts))
                 words |= dict.fromkeys(texts)
@@ -164,6 +185,21 @@ def leaf_of(steps: Mapping[str, Any], path: str) -> np.ndarray:
             raise KeyError(f"no {path!r}: a step holds {', '.join(steps)}")
         node = node[part]
     return np.asarray(node)
+
+
+def texts_of(steps: Mapping[str, Any], path: str) -> list[str]:
+    """The text of each step at a path; of several texts in a step, the first one that is not blank.
+
+    Raises:
+        KeyError: there is nothing at the path.
+        ValueError: it is no text.
+    """
+    leaf = leaf_of(steps, path)
+    if leaf.dtype.kind not in "OSU":
+        raise ValueError(f"{path} is {leaf.dtype}, no text")
+    rows = leaf.reshape(len(leaf), -1).tolist() if len(leaf) else []
+    given = [[one.decode("utf-8", "replace") for one in row] for row in rows]
+    return [next((text for text in row if text.strip()), "") for row in given]
 
 
 def _info(folder: Path) -> Any:
