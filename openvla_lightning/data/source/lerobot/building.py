@@ -1,6 +1,7 @@
 """The pass over all files of a LeRobot dataset; those in a store are fetched one by one."""
 
 import base64
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ from openvla_lightning.data.source.lerobot.rows import DataJob, Rows, check_spac
 from openvla_lightning.data.source.lerobot.stored import compare
 from openvla_lightning.data.source.processes import KEPT_FROM, PARALLEL_FROM, worker_pool
 from openvla_lightning.runtime.progress import track
+
+log = logging.getLogger(__name__)
 
 WIDEST = 4096
 """Columns with more numbers per step than this (point clouds, depth) are not read."""
@@ -71,7 +74,7 @@ def build(
 
     Returns:
         The index; the array `packets` with the packet table of every video; and the facts `videos`, `episodes` (the
-        number of each trajectory's episode) and `remarks` (errors in the dataset's own statistics).
+        number of each trajectory's episode) and `remarks` (errors in the dataset's own statistics and splits).
 
     Raises:
         BadShardError: something is missing or damaged; the message names file and episode.
@@ -94,7 +97,11 @@ def build(
         assembly.add(job.path, rows, problem)
     index = assembly.finish()
     described = [asdict(one) | {"extradata": base64.b64encode(one.extradata).decode()} for one, _ in videos.values()]
-    facts = {"videos": described, "episodes": sorted(assembly.parts), "remarks": compare(metadata, assembly.raw)}
+    remarks = compare(metadata, assembly.raw)
+    if (ignored := metadata.ignored_splits) is not None:
+        log.warning(f"{files.name}: {ignored}")
+        remarks.append(ignored)
+    facts = {"videos": described, "episodes": sorted(assembly.parts), "remarks": remarks}
     return index, {"packets": packets}, facts
 
 

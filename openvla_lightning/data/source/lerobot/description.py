@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from openvla_lightning.data.oxe.registry import action_paths
 from openvla_lightning.data.oxe.spec import DatasetSpec, DescriptionError
 from openvla_lightning.data.source.faults import absent
+from openvla_lightning.data.source.lerobot.meta_files import WHOLE
 from openvla_lightning.data.source.lerobot.metadata import Metadata
 
 
@@ -66,7 +67,7 @@ def _refuse(spec: DatasetSpec, problems: list[str]) -> None:
 def slices(metadata: Metadata, columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """The slices that `meta/modality.json` names: `state.arm`, `action.gripper`, ... -> values [T, d]."""
     found: dict[str, NDArray[Any]] = {}
-    for part, whole in (("state", "observation.state"), ("action", "action")):
+    for part, whole in WHOLE.items():
         for name, entry in metadata.modality.get(part, {}).items():
             key = entry.get("original_key", whole)
             if key in columns:

@@ -15,7 +15,7 @@ from openvla_lightning.data.oxe.spec import DatasetSpec
 from openvla_lightning.data.source.faults import WAY_OUT, BadShardError, BadTrajectories, way_out
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.lerobot.description import camera_features, slices, words
-from openvla_lightning.data.source.lerobot.metadata import INFO, EpisodeEntry, Metadata
+from openvla_lightning.data.source.lerobot.metadata import INFO, ROW_COLUMNS, EpisodeEntry, Metadata
 from openvla_lightning.data.source.lerobot.packets import Video, match
 from openvla_lightning.data.source.lerobot.rows import Rows, check_finite, check_rows
 from openvla_lightning.data.source.words import instructions_of, numbered
@@ -202,7 +202,9 @@ class Assembly:
 
     def _keep_raw(self, rows: Rows) -> None:
         for name, column in rows.columns.items():
-            if self.metadata.features[name].dtype.startswith("float") and column.ndim == 2 and name != "timestamp":
+            if name in ROW_COLUMNS:  # which `info.json` does not always list
+                continue
+            if self.metadata.features[name].dtype.startswith("float") and column.ndim == 2:
                 self.raw.setdefault(name, []).append(column)
 
     def _check_counts(self) -> None:

@@ -1,11 +1,15 @@
 """The files under `meta/`: parquet, JSON, JSON lines. Whatever is wrong with one names it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.runtime.files import pointer
+
+WHOLE = {"state": "observation.state", "action": "action"}
+"""The vectors whose slices `modality.json` names, unless an entry says otherwise."""
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> Any:
@@ -45,3 +49,27 @@ def read_json_lines(path: Path) -> list[Any]:
         return [json.loads(line) for line in lines]
     except (ValueError, OSError) as error:
         raise BadShardError(f"{path} cannot be read: {pointer(path) or error}") from None
+
+
+def read_modality(path: Path, widths: Mapping[str, int]) -> dict[str, Any]:
+    """GR00T's names of slices of the vectors; empty if the file is missing.
+
+    Args:
+        path: the file.
+        widths: numbers per step of each column.
+
+    Raises:
+        BadShardError: it has another form, or a slice ends behind its vector.
+    """
+    found = read_json(path) if path.exists() else {}
+    for part in ("state", "action", "video", "annotation"):
+        entries = found.get(part, {}) if isinstance(found, dict) else None
+        if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+            raise BadShardError(f"{path}: {part} is no mapping of names to objects")
+        for name, entry in entries.items() if part in WHOLE else ():
+            key, bounds = entry.get("original_key", WHOLE[part]), (entry.get("start"), entry.get("end"))
+            if not all(isinstance(bound, int) for bound in bounds) or bounds[1] > widths.get(key, bounds[1]):
+                raise BadShardError(
+                    f"{path}: {part}.{name} is {bounds[0]} to {bounds[1]} of {key}, which has {widths.get(key)} numbers"
+                )
+    return found

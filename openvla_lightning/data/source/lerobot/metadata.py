@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from openvla_lightning.data.source.faults import BadShardError
-from openvla_lightning.data.source.lerobot.meta_files import read_json, read_json_lines, read_table
+from openvla_lightning.data.source.lerobot.meta_files import read_json, read_json_lines, read_modality, read_table
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 PICTURES = ("video", "image")
@@ -113,7 +113,7 @@ class Metadata:
         """Names of the splits, and the split of each episode.
 
         If the ranges do not contain every episode once, as after merging or deleting, they are ignored: all
-        episodes are then `train`, as in the lerobot library.
+        episodes are then `train`, as in the lerobot library; see `ignored_splits`.
         """
         numbers = [episode.number for episode in self.episodes]
         found: dict[int, str] = {}
@@ -128,6 +128,18 @@ class Metadata:
         if listed != len(found) or found.keys() != set(numbers):
             return ("train",), dict.fromkeys(numbers, "train")
         return tuple(dict.fromkeys(found.values())), found
+
+    @property
+    def ignored_splits(self) -> str | None:
+        """A sentence about splits that are ignored although there are several; None if there are none."""
+        given = self.info.get("splits")
+        if not isinstance(given, Mapping) or len(given) < 2 or len(self.splits()[0]) > 1:
+            return None
+        listed = ", ".join(f"{name}: {text}" for name, text in given.items())
+        return (
+            f"its splits ({listed}) do not hold each of its {len(self.episodes)} episodes once: all are trained on, "
+            f"unless `splits` in {INFO} is corrected"
+        )
 
     def data_files(self, there: Iterable[str]) -> list[str]:
         """Every parquet file with rows, in their order; `there` are the names of the files that exist.
@@ -173,8 +185,17 @@ def read_info(folder: Path) -> Metadata:
     described = info["features"].items() if isinstance(info["features"], dict) else [("", None)]
     if vague := [name for name, entry in described if not isinstance(entry, dict) or "dtype" not in entry]:
         raise BadShardError(f"{path}: features.{vague[0]} does not say its dtype")
-    modality = folder / "meta" / "modality.json"
-    return Metadata(folder, info, modality=read_json(modality) if modality.exists() else {})
+    for name, entry in info["features"].items():
+        shape = entry.get("shape") or []
+        if not isinstance(shape, list) or not all(isinstance(length, int) for length in shape):
+            raise BadShardError(f"{path}: the shape of features.{name} is {shape!r}, no list of numbers")
+        if entry["dtype"] == "video" and not isinstance(info.get("video_path"), str):
+            raise BadShardError(f"{path}: video_path is {info.get('video_path')!r}, but features.{name} is a video")
+    for key in ("total_episodes", "total_frames"):
+        if not isinstance(info.get(key, 0), int):
+            raise BadShardError(f"{path}: {key} is {info[key]!r}, no number")
+    widths = {name: feature.width for name, feature in Metadata(folder, info).features.items()}
+    return Metadata(folder, info, modality=read_modality(folder / "meta" / "modality.json", widths))
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -190,37 +211,8 @@ def read_metadata(folder: Path) -> Metadata:
         return Metadata(folder, bare.info, tuple(episodes), _tasks(bare), bare.modality)
     except KeyError as error:
         raise BadShardError(f"{folder}/meta lacks {error.args[0]!r}") from None
-
-
-def stored_statistics(metadata: Metadata) -> dict[str, dict[str, np.ndarray]]:
-    """The statistics that the dataset stores: feature -> `min max mean std q01 q99` -> float64 [D]; empty if none.
-
-    v2.1 has them per episode only; they are pooled as in the lerobot library.
-    """
-    folder = metadata.folder / "meta"
-    numeric = {name for name, feature in metadata.features.items() if not feature.is_picture}
-    if (path := folder / "stats.json").exists():
-        stored = [read_json(path)]
-    elif (path := folder / "episodes_stats.jsonl").exists():
-        stored = [line["stats"] for line in read_json_lines(path)]
-    else:
-        return {}
-    found = {}
-    for name in sorted(numeric.intersection(*stored)):
-        parts = [{key: np.asarray(value, np.float64).ravel() for key, value in one[name].items()} for one in stored]
-        if all({"min", "max", "mean", "std"} <= part.keys() for part in parts):
-            found[name] = parts[0] if len(parts) == 1 else _pooled(parts)
-    return found
-
-
-def _pooled(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    counts = np.stack([part["count"] for part in parts])
-    share = counts / counts.sum(axis=0)
-    means = np.stack([part["mean"] for part in parts])
-    mean = (share * means).sum(axis=0)
-    variance = (share * (np.stack([part["std"] for part in parts]) ** 2 + (means - mean) ** 2)).sum(axis=0)
-    lowest, highest = (np.stack([part[key] for part in parts]) for key in ("min", "max"))
-    return {"min": lowest.min(axis=0), "max": highest.max(axis=0), "mean": mean, "std": np.sqrt(variance)}
+    except TypeError as error:
+        raise BadShardError(f"{folder}/meta holds no number where one of an episode or a task is: {error}") from None
 
 
 def _episodes_v2(bare: Metadata) -> Iterator[EpisodeEntry]:
@@ -259,11 +251,21 @@ def _episodes_v3(bare: Metadata) -> Iterator[EpisodeEntry]:
 def _tasks(bare: Metadata) -> dict[int, str]:
     if bare.version != "v3.0":
         lines = read_json_lines(bare.folder / "meta" / "tasks.jsonl")
-        return {int(line["task_index"]): str(line["task"]) for line in lines}
+        return _texts((line["task_index"], line["task"]) for line in lines)
     path = bare.folder / "meta" / "tasks.parquet"
     table = read_table(path)
     words = [name for name in ("task", "__index_level_0__") if name in table.column_names]
     if not words:
         raise BadShardError(f"{path} has no column `task`, only {', '.join(table.column_names)}")
     numbers, texts = table.column("task_index").to_pylist(), table.column(words[0]).to_pylist()
-    return dict(zip(numbers, texts, strict=True))
+    return _texts(zip(numbers, texts, strict=True))
+
+
+def _texts(tasks: Iterable[tuple[Any, Any]]) -> dict[int, str]:
+    """Task number -> instruction; where none is given (null), it is empty."""
+    found: dict[int, str] = {}
+    for number, text in tasks:
+        if not isinstance(text, str | None):
+            raise BadShardError(f"task {number} of meta/ is {text!r}, no text")
+        found[int(number)] = text or ""
+    return found
