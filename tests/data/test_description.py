@@ -11,7 +11,7 @@ from openvla_lightning.data.oxe import describe
 from openvla_lightning.data.oxe.spec import DescriptionError
 from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.rlds import RLDS
-from openvla_lightning.data.source.rlds.description import newest, read_splits
+from openvla_lightning.data.source.rlds.description import check_description, newest, read_splits
 
 STRAYS = ["README.md", "dataset_statistics_0123abcd.json", ".nfs0000001", ".DS_Store", "made-train.tfrecord.bak"]
 STRAYS += ["other-train.tfrecord-00000-of-00001", "made-train.tfrecord-00007-of-00009"]
@@ -93,6 +93,13 @@ def test_damaged_descriptions_of_the_files_are_named(tmp_path: Path) -> None:
         ({"state": ["joints"]}, "state: no 'joints' Observation holds image, state"),
         ({"action": "act"}, "action: no 'act'"),
         ({"language": "task"}, r"language: no 'task' A step or its episode holds action, episode_metadata/file,"),
+        ({"state": ["image"]}, "state: 'image' is image, not numbers"),
+        ({"action": ["action", "language_instruction"]}, "action: 'language_instruction' is text, not numbers"),
+        (
+            {"action": "observation"},
+            "action: 'observation' is a group: name one of observation/image, observation/state",
+        ),
+        ({"language": "action"}, "language: 'action' is numbers, not text"),
     ],
 )
 def test_what_the_files_do_not_hold_is_said_before_anything_is_read(
@@ -107,6 +114,21 @@ def test_what_the_files_do_not_hold_is_said_before_anything_is_read(
     made_rlds.source(tmp_path).check()
     for path in ("file", "episode_metadata/file", "traj_metadata/episode_metadata/file"):
         made_rlds.source(tmp_path, language=path).check()
+
+
+def test_a_picture_of_depth_or_a_group_of_cameras_is_no_camera() -> None:
+    depth = {"image": {"shape": {"dimensions": ["8", "8", "1"]}, "dtype": "float32", "encodingFormat": "png"}}
+    cameras = {"featuresDict": {"features": {"front": {"image": {"encodingFormat": "jpeg"}}}}}
+    observation = {"featuresDict": {"features": {"depth": depth, "cameras": cameras}}}
+    step = {"featuresDict": {"features": {"observation": observation}}}
+    features = {"featuresDict": {"features": {"steps": {"sequence": {"feature": step}}}}}
+    for key, said in (("depth", "'depth' is depth, not image"), ("cameras", "is a group: name one of cameras/front")):
+        spec = describe("made", {"cameras": {"primary": key}, "transform": f"{__name__}.keyed"})
+        with pytest.raises(DescriptionError, match=f"cameras.primary: .*{said}"):
+            check_description(spec, features)
+    check_description(
+        describe("made", {"cameras": {"primary": "cameras/front"}, "transform": f"{__name__}.keyed"}), features
+    )
 
 
 def keyed(trajectory: dict) -> dict:

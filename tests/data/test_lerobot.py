@@ -206,6 +206,8 @@ def test_what_is_wrong_is_said_before_anything_is_read(root: Path) -> None:
         toy.opened(root, cameras={"primary": "observation.image.front"}).check()
     with pytest.raises(DescriptionError, match=r"did you mean 'observation.state'"):
         toy.opened(root, state=["observation.stat"]).check()
+    with pytest.raises(DescriptionError, match=r"language: 'task_index' is int64, not text \(without this option, "):
+        toy.opened(root, language="task_index").check()
     with pytest.raises(ValueError, match=r"unknown format 'lerobots'; known: rlds, lerobot"):
         describe("x", {"format": "lerobots", "cameras": {"primary": "image"}})
     with pytest.raises(ValueError, match="goes with `format: lerobot`"):

@@ -41,7 +41,8 @@ def check_description(metadata: Metadata, spec: DatasetSpec) -> None:
     With a transform, only the cameras are compared, because its results are not known before it runs.
 
     Raises:
-        DescriptionError: some names do not exist; the message lists them, the existing names, and suggestions.
+        DescriptionError: some names do not exist, or name text where numbers are needed or the other way round; the
+            message lists them, the existing names, and suggestions.
     """
     camera_features(metadata, spec)
     if (paths := action_paths(spec)) is None:
@@ -53,6 +54,14 @@ def check_description(metadata: Metadata, spec: DatasetSpec) -> None:
         absent("state", key, there, "the dataset") for key in spec.state if key is not None and key not in there
     ]
     problems += [absent("action", path, there, "the dataset") for path in paths if path not in there]
+    dtypes = {name: feature.dtype for name, feature in metadata.features.items()}
+    numbers = {key: "state" for key in spec.state if key is not None} | dict.fromkeys(paths, "action")
+    problems += [
+        f"{option}: {key!r} is text, not numbers" for key, option in numbers.items() if dtypes.get(key) == "string"
+    ]
+    if dtypes.get(spec.language, "string") != "string":
+        given = f"{spec.language!r} is {dtypes[spec.language]}"
+        problems.append(f"language: {given}, not text (without this option, it is the text of `task_index`)")
     if spec.language not in (*there, "language_instruction"):
         problems.append(absent("language", spec.language, there, "the dataset"))
     _refuse(spec, problems)

@@ -103,7 +103,8 @@ def check_description(spec: DatasetSpec, features: Mapping[str, Any]) -> None:
     With a transform, only the cameras are compared, because its results are not known before it runs.
 
     Raises:
-        DescriptionError: some names do not exist; the message lists them, the existing names, and suggestions.
+        DescriptionError: some names do not exist, or name text where numbers are needed or the other way round; the
+            message lists them, the existing names, and suggestions.
     """
     if problems := list(_problems(spec, features)):
         where = f"data.datasets.{spec.name}"
@@ -111,30 +112,46 @@ def check_description(spec: DatasetSpec, features: Mapping[str, Any]) -> None:
 
 
 def _problems(spec: DatasetSpec, features: Mapping[str, Any]) -> Iterator[str]:
-    observation = list(observation_features(features))
+    observation = observation_features(features)
     if not observation:
         return  # not in RLDS layout; reading raises the error
+    seen = dict(_leaves({"features": observation}))
     for role, key in spec.cameras.items():
-        if key is not None and not _within(key, observation):
-            yield absent(f"cameras.{role}", key, observation, "observation")
+        if key is not None:
+            yield from _odd(f"cameras.{role}", key, seen, "observation", ("image", "numbers", "text"))
     if (paths := action_paths(spec)) is None:
         return
     for key in spec.state:
-        if key is not None and not _within(key, observation):
-            yield absent("state", key, observation, "observation")
-    leaves = list(_leaves(_step(features)))
+        if key is not None:
+            yield from _odd("state", key, seen, "observation", ("numbers",))
+    leaves = dict(_leaves(_step(features)))
     for path in paths:
-        if path not in leaves:
-            yield absent("action", path, leaves, "a step")
-    episode = [path for path in _leaves(features.get("featuresDict", {})) if not path.startswith("steps/")]
-    reachable = [*leaves, *episode, *(f"traj_metadata/{path}" for path in episode)]
-    reachable += [path.removeprefix("episode_metadata/") for path in episode]
-    if spec.language not in reachable:
+        yield from _odd("action", path, leaves, "a step", ("numbers",))
+    episode = {path: kind for path, kind in _leaves(features.get("featuresDict", {})) if not path.startswith("steps/")}
+    reachable = {f"{start}{path}": kind for path, kind in episode.items() for start in ("", "traj_metadata/")}
+    reachable |= {path.removeprefix("episode_metadata/"): kind for path, kind in episode.items()} | leaves
+    if spec.language in reachable:
+        yield from _odd("language", spec.language, reachable, "", ("text",))
+    else:
         yield absent("language", spec.language, [*leaves, *episode], "a step or its episode")
 
 
-def _within(key: str, names: list[str]) -> bool:
-    return key in names or key.split("/")[0] in names
+def _odd(option: str, key: str, leaves: Mapping[str, str], where: str, fitting: tuple[str, ...]) -> Iterator[str]:
+    """What is wrong with the `key` that an option names: it is not there, or of another kind than `fitting`."""
+    if key not in leaves and (below := [path for path in leaves if path.startswith(f"{key}/")]):
+        yield f"{option}: {key!r} is a group: name one of {', '.join(sorted(below))}"
+    elif key not in leaves:
+        yield absent(option, key, list(leaves), where)
+    elif (kind := leaves[key]) not in (*fitting, "other"):
+        yield f"{option}: {key!r} is {kind}, not {fitting[0]}"
+
+
+def _kind(feature: Mapping[str, Any]) -> str:
+    if "image" in feature:
+        return "depth" if feature["image"].get("dtype", "uint8").startswith("float") else "image"
+    if "text" in feature or feature.get("tensor", {}).get("dtype") in ("string", "object"):
+        return "text"
+    return "numbers" if "tensor" in feature else "other"
 
 
 def _step(features: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -142,12 +159,13 @@ def _step(features: Mapping[str, Any]) -> Mapping[str, Any]:
     return steps.get("sequence", {}).get("feature", {}).get("featuresDict", {})
 
 
-def _leaves(dictionary: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _leaves(dictionary: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Path and kind of every leaf: `image`, `depth`, `text`, `numbers` or `other`."""
     for key, feature in dictionary.get("features", {}).items():
         if "featuresDict" in feature:
             yield from _leaves(feature["featuresDict"], f"{prefix}{key}/")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", _kind(feature)
 
 
 def _split(info: Mapping[str, Any], split: Mapping[str, Any]) -> Split:
