@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TextIO
 from uuid import uuid4
@@ -89,8 +90,8 @@ def delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def below(folder: str | Path, name: str) -> Iterator[Path]:
-    """Every file called `name` in `folder` or deeper; folders may be links, and no folder is visited twice."""
+def below(folder: str | Path, name: str = "*") -> Iterator[Path]:
+    """Every file called `name` (a pattern) in `folder` or deeper; folders may be links, none is visited twice."""
     visited: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -98,8 +99,7 @@ def below(folder: str | Path, name: str) -> Iterator[Path]:
             folders.clear()
             continue
         visited.add(real)
-        if name in files:
-            yield Path(place, name)
+        yield from (Path(place, file) for file in files if fnmatchcase(file, name))
 
 
 def pointer(path: Path) -> str | None:

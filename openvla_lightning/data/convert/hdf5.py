@@ -16,7 +16,7 @@ from openvla_lightning.data.convert.verification import Columns, Verified, compa
 from openvla_lightning.data.images import Pixels, decode
 from openvla_lightning.data.source.rlds.episodes import Episodes, Leaf, declare, leaf_of
 from openvla_lightning.data.source.writer import write_rlds
-from openvla_lightning.runtime.files import pointer
+from openvla_lightning.runtime.files import below, pointer
 
 SCENE = re.compile(r"^[A-Z_]+\d+_")
 """LIBERO's prefix of the instruction in file names such as KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5."""
@@ -102,7 +102,7 @@ def to_rlds(
         ConversionError: the written data differs from the source.
     """
     paths = (
-        sorted(path for ending in ("*.hdf5", "*.h5") for path in source.rglob(ending)) if source.is_dir() else [source]
+        sorted(path for ending in ("*.hdf5", "*.h5") for path in below(source, ending)) if source.is_dir() else [source]
     )
     if not paths or not paths[0].exists():
         raise FileNotFoundError(f"{source} holds no .hdf5 file")

@@ -85,7 +85,8 @@ def build(
         raise BadShardError(f"{files.name}: {error}") from None
     each = partial(_each, files, workers, sum(files.sizes.values()) > PARALLEL_FROM)
     cameras = camera_features(metadata, spec)
-    data_files = metadata.data_files(files.sizes)
+    if not (data_files := metadata.data_files(files.sizes)):
+        raise BadShardError(f"{files.name}: {files.folder / 'data'} holds no parquet file")
     numbers = picture_files(metadata, cameras, data_files)
     names = [name for name in numbers if not name.endswith(PACKED)]
     videos, packets = _read_videos(files, names, each, check_images)

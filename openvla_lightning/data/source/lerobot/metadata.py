@@ -11,6 +11,7 @@ import numpy as np
 
 from openvla_lightning.data.source.faults import BadShardError
 from openvla_lightning.data.source.lerobot.meta_files import read_json, read_json_lines, read_modality, read_table
+from openvla_lightning.runtime.files import below
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 PICTURES = ("video", "image")
@@ -230,7 +231,7 @@ def _episodes_v3(bare: Metadata) -> Iterator[EpisodeEntry]:
     columns = ["episode_index", "length", "dataset_from_index", "data/chunk_index", "data/file_index"]
     columns += [f"videos/{key}/{what}" for key in videos for what in ("chunk_index", "file_index", "from_timestamp")]
     home = bare.folder / "meta" / "episodes"
-    files = _called(r"chunk-\d+/file-\d+\.parquet", (p.relative_to(home).as_posix() for p in home.glob("**/*.parquet")))
+    files = _called(r"chunk-\d+/file-\d+\.parquet", (p.relative_to(home).as_posix() for p in below(home, "*.parquet")))
     if not files:
         raise BadShardError(f"{home} holds no parquet file")
     for name in files:

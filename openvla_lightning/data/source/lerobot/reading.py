@@ -15,6 +15,7 @@ from openvla_lightning.data.source.faults import BadTrajectories
 from openvla_lightning.data.source.lerobot.metadata import ROW_COLUMNS, Feature, Metadata, read_metadata
 from openvla_lightning.data.source.lerobot.rows import DataJob, Rows, read_rows
 from openvla_lightning.data.source.lerobot.source import LeRobot
+from openvla_lightning.runtime.files import below
 
 FILES_KEPT = 2
 
@@ -104,4 +105,4 @@ class EpisodeReader:
         return self._files[file]
 
     def _data_files(self) -> list[str]:
-        return [path.relative_to(self.folder).as_posix() for path in (self.folder / "data").rglob("*.parquet")]
+        return [path.relative_to(self.folder).as_posix() for path in below(self.folder / "data", "*.parquet")]

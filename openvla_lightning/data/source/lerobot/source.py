@@ -28,6 +28,7 @@ from openvla_lightning.data.source.lerobot.packets import Video
 from openvla_lightning.data.source.lerobot.remote import RemoteFiles, download, downloaded
 from openvla_lightning.data.source.open_files import read_at
 from openvla_lightning.data.source.store import is_url
+from openvla_lightning.runtime.files import below
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +229,7 @@ class LeRobot(IndexedSource):
         folder = self._folder
         if self.remote is not None:
             return {name: (size, 0) for name, size in self.remote.names.items()}
-        paths = [path for part in ("meta", "data", "videos") for path in (folder / part).rglob("*") if path.is_file()]
+        paths = [path for part in ("meta", "data", "videos") for path in below(folder / part) if path.is_file()]
         stats = {path.relative_to(folder).as_posix(): path.stat() for path in paths}
         return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
