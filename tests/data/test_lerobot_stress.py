@@ -204,3 +204,17 @@ def test_a_picture_in_parquet_with_damaged_pixels_is_found_where_every_one_is_de
     toy.opened(tmp_path).prepare()  # the ends are whole; the pictures that this copies are looked at again
     with pytest.raises(BadShardError, match=rf"episode 0: {toy.WRIST} of frame 1 is damaged: "):
         toy.opened(tmp_path, check_images=True).prepare()
+
+
+def wider(trajectory: dict[str, Any]) -> dict[str, Any]:
+    """The episode of nine steps gets an action of eight numbers."""
+    steps = len(trajectory["action"])
+    return trajectory | {"action": np.zeros((steps, 8 if steps == 9 else 7), np.float32)}
+
+
+def test_an_episode_of_another_width_is_named_or_left_out(root: Path) -> None:
+    options = {"transform": f"{__name__}.wider"}
+    with pytest.raises(BadShardError, match=r"episode 1: its action has 8 numbers, that of episode 0 7"):
+        toy.opened(root, **options).prepare()
+    left = toy.opened(root, bad_trajectories="skip", **options)
+    assert [one["trajectory"] for one in left.index.skipped] == [1]

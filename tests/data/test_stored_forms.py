@@ -223,6 +223,29 @@ def test_what_a_transform_does_wrong_is_about_its_trajectory(tmp_path: Path, tra
         made_rlds.source(tmp_path, transform=f"{__name__}.{transform}").prepare()
 
 
+def wider(trajectory: dict) -> dict:
+    """Trajectories of four steps get one number more in the action, those of five in the state."""
+    action, seen = trajectory["action"], trajectory["observation"]
+    if (steps := len(action)) == 4:
+        return trajectory | {"action": np.zeros((4, 8), np.float32)}
+    return trajectory | {"observation": seen | {"state": np.zeros((steps, 4 if steps == 5 else 3), np.float32)}}
+
+
+@pytest.mark.parametrize("per_shard", [1, 9])
+@pytest.mark.parametrize("length", [4, 5])
+def test_a_trajectory_of_another_width_is_named_or_left_out(tmp_path: Path, length: int, per_shard: int) -> None:
+    made = [made_rlds.episode(steps) for steps in (6, 0, 7, length, 8)]
+    made_rlds.write(tmp_path, made, episodes_per_shard=per_shard)
+    options = {"transform": f"{__name__}.wider", "state": ["state"]}
+    number = 0 if per_shard == 1 else 3
+    with pytest.raises(BadShardError, match=rf"made: .*, trajectory {number}: its action has .* numbers, those of"):
+        made_rlds.source(tmp_path, **options).prepare()
+    left = made_rlds.source(tmp_path, bad_trajectories="skip", **options)
+    assert np.diff(left.index.bounds).tolist() == [6, 0, 7, 8]
+    assert [one["trajectory"] for one in left.index.skipped] == [number]
+    assert left.index.images["primary"].shape == (21, 3)
+
+
 @pytest.mark.parametrize(
     ("image", "what"),
     [

@@ -178,7 +178,12 @@ class Assembly:
                 role = place.removeprefix("image/")
                 raise ValueError(f"there are {len(action)} actions and {len(found)} pictures of {role}")
         instruction = instructions_of(trajectory, self.spec.language, len(action))
-        return {"action": action, "proprio": np.concatenate(columns, axis=1), "words": instruction} | places
+        part: dict[str, Any] = {"action": action, "proprio": np.concatenate(columns, axis=1), "words": instruction}
+        number, usual = next(iter(self.parts.items()), (0, part))
+        for name in ("action", "proprio"):
+            if (width := part[name].shape[1]) != usual[name].shape[1]:
+                raise ValueError(f"its {name} has {width} numbers, that of episode {number} {usual[name].shape[1]}")
+        return part | places
 
     def _frames(self, key: str, episode: EpisodeEntry, times: NDArray[np.float64]) -> NDArray[np.int64]:
         clip = episode.clips[key]

@@ -20,7 +20,7 @@ from openvla_lightning.data.source.kept import Form, name_of
 from openvla_lightning.data.source.processes import KEPT_FROM, PARALLEL_FROM, worker_pool
 from openvla_lightning.data.source.rlds.arrays import Layout
 from openvla_lightning.data.source.rlds.description import AGAIN, METADATA, read_features, read_splits
-from openvla_lightning.data.source.rlds.indexing import Job, Shard, image_layouts, join, read_shard
+from openvla_lightning.data.source.rlds.indexing import Job, Shard, image_layouts, join, make_alike, read_shard
 from openvla_lightning.data.source.rlds.shards import Shards
 from openvla_lightning.data.source.words import numbered
 from openvla_lightning.runtime.progress import Bar
@@ -28,6 +28,7 @@ from openvla_lightning.runtime.progress import Bar
 log = logging.getLogger(__name__)
 
 
+LISTED = 3
 READABLE = ("tfrecord", "array_record")
 
 Stamp = tuple[int, int]
@@ -71,8 +72,13 @@ def build_index(
         for name, length in zip(split.files, split.lengths, strict=True)
     ]
     if absent := [job.path.name for job in jobs if job.path.name not in stamps]:
-        raise BadShardError(f"{folder}: dataset_info.json names files that are not there: {', '.join(absent)}")
+        listed = ", ".join(absent[:LISTED]) + ", ..." * (len(absent) > LISTED)
+        raise BadShardError(
+            f"{folder}: {len(absent)} of the {len(jobs)} files that dataset_info.json names are not there: {listed}. "
+            "Get them, too: the download was not complete"
+        )
     shards = Pass(spec.name, jobs, stamps, kept, workers, remote).run()
+    make_alike(shards, jobs)
     if not any(shard.lengths for shard in shards):
         skipped = tuple(one for shard in shards for one in shard.skipped)
         raise BadShardError(f"{folder}: no trajectory can be read{first_of(skipped)}")
@@ -177,7 +183,8 @@ def packed(shard: Shard) -> dict[str, Any]:
     text = {"split": shard.split, "skipped": shard.skipped, "words": [w.decode("latin-1") for w in words]}
     arrays = {"lengths": np.array(shard.lengths, np.int64), "instruction": instruction}
     for name in ("action", "proprio"):
-        arrays[name] = np.concatenate(getattr(shard, name)) if shard.lengths else np.zeros((0, 0), np.float32)
+        parts = [part for part in getattr(shard, name) if len(part)]
+        arrays[name] = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
     for role, places in shard.images.items():
         arrays[f"image_{role}"] = np.concatenate(places) if places else np.zeros((0, 2), np.int64)
     return arrays | {"text": np.frombuffer(json.dumps(text).encode(), np.uint8)}

@@ -1,6 +1,8 @@
 """The pass over a dataset's files, which extracts all data except pixels, and the places of the pixels."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,16 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.images import problem_of
 from openvla_lightning.data.oxe.leaves import leaf_at
+from openvla_lightning.data.oxe.registry import action_paths
 from openvla_lightning.data.oxe.spec import DatasetSpec, Trajectory
-from openvla_lightning.data.source.faults import MISNAMED, WAY_OUT, BadShardError, BadTrajectories, way_out
+from openvla_lightning.data.source.faults import MISNAMED, OWN, WAY_OUT, BadShardError, BadTrajectories, way_out
 from openvla_lightning.data.source.index import Index
 from openvla_lightning.data.source.rlds.array_records import is_array_record, scan_array_record
 from openvla_lightning.data.source.rlds.arrays import Layout, layout_of, observation_features
 from openvla_lightning.data.source.rlds.records import scan
 from openvla_lightning.data.source.words import instructions_of, numbered
+
+OTHER_WIDTH = "its action has {} and its state {} numbers, those of {} {} and {}"
 
 
 @dataclass(frozen=True)
@@ -168,11 +173,16 @@ def _add(shard: Shard, job: Job, raw: Trajectory, record: bytes, start: int, lay
     for role, found in places.items():
         if len(found) != steps:
             raise ValueError(f"there are {steps} actions and {len(found)} images of {spec.cameras[role]}")
+    proprio = np.concatenate([np.zeros((steps, 0), np.float32), *columns], axis=1)
+    known = ((one.shape[1], other.shape[1]) for one, other in zip(shard.action, shard.proprio, strict=True) if len(one))
+    width = action.shape[1], proprio.shape[1]
+    if steps and (usual := next(known, width)) != width:
+        raise ValueError(OTHER_WIDTH.format(*width, "the one before it", *usual))
     # an unreadable trajectory raised before this line, so no part of it is added
     shard.lengths.append(steps)
     shard.action.append(action)
     shard.instruction.append(instruction)
-    shard.proprio.append(np.concatenate([np.zeros((steps, 0), np.float32), *columns], axis=1))
+    shard.proprio.append(proprio)
     for role, found in places.items():
         shard.images[role].append(found)
 
@@ -207,6 +217,35 @@ def _places(images: NDArray[Any], record: bytes, start: int) -> NDArray[np.int64
             cursor = (found if found >= 0 else record.index(image)) + len(image)
             places[i] = start + cursor - len(image), len(image)
     return places
+
+
+def make_alike(shards: list[Shard], jobs: Sequence[Job]) -> None:
+    """Leave out trajectories whose actions or states have another width than those of most; see `bad_trajectories`.
+
+    Raises:
+        BadShardError: there is one, and `bad_trajectories` is `error`; the message has its file and number.
+    """
+    pairs = (pair for shard in shards for pair in zip(shard.action, shard.proprio, strict=True))
+    counts = Counter((action.shape[1], state.shape[1]) for action, state in pairs if len(action))
+    if not counts:
+        return
+    usual = counts.most_common(1)[0][0]
+    for shard, job in zip(shards, jobs, strict=True):
+        lost = {one["trajectory"] for one in shard.skipped}
+        numbers = [number for number in range(len(lost) + len(shard.lengths)) if number not in lost]
+        for place in reversed(range(len(shard.lengths))):
+            width = shard.action[place].shape[1], shard.proprio[place].shape[1]
+            if not shard.lengths[place]:
+                shard.action[place], shard.proprio[place] = (np.zeros((0, one), np.float32) for one in usual)
+            elif width != usual:
+                reason = OTHER_WIDTH.format(*width, "most trajectories", *usual)
+                if job.bad_trajectories == "error":
+                    where = f"{job.spec.name}: {job.path}, trajectory {numbers[place]}"
+                    raise BadShardError(f"{where}: {reason}. {OWN if action_paths(job.spec) is None else WAY_OUT}.")
+                shard.skipped.append({"file": job.path.name, "trajectory": numbers[place], "reason": reason})
+                every: list[list[Any]] = [shard.lengths, shard.action, shard.proprio, shard.instruction]
+                for parts in [*every, *shard.images.values()]:
+                    del parts[place]
 
 
 def join(shards: list[Shard], files: dict[str, int], splits: list[str], cameras: list[str]) -> Index:
