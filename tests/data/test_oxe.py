@@ -5,6 +5,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,6 +194,25 @@ def test_a_described_dataset_joins_its_action_and_checks_its_options() -> None:
         describe("arm", {"cameras": {"primary": "rgb"}, "mask": [True, False]}).action_mask(3)
     with pytest.raises(KeyError, match="no 'grip': the trajectory holds action"):
         spec.transform({"action": np.ones((4, 2)), "delta": np.ones((4, 2)), "observation": {}})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"relative_to": 3, "actions": "delta_from_state"},
+        {"relative_to": [0.5, 1, None], "actions": "delta_from_state"},  # once taken for [0, 1, None]
+        {"relative_to": [0, True, None], "actions": "delta_from_state"},
+        {"gripper": {"open": "wide", "closed": 0}},
+        {"gripper": {"open": float("nan"), "closed": 0}},
+        {"encoding": ["eef_pos"]},
+        None,
+        ["rgb"],
+    ],
+)
+def test_options_of_another_form_are_named(options: Any) -> None:
+    described = options | {"cameras": {"primary": "rgb"}} if isinstance(options, dict) else options
+    with pytest.raises(ValueError, match=r"^data\.datasets\.arm(\.(relative_to|gripper|encoding))?="):
+        describe("arm", described)
 
 
 def test_encodings_say_how_wide_an_action_is_and_do_not_mix() -> None:

@@ -61,6 +61,7 @@ def meaning(name: str, option: Any) -> tuple[float, float]:
     Raises:
         ValueError: it has another form.
     """
-    if not isinstance(option, Mapping) or option.keys() != {"open", "closed"} or option["open"] == option["closed"]:
+    given = list(option.values()) if isinstance(option, Mapping) and option.keys() == {"open", "closed"} else []
+    if not given or not all(isinstance(one, int | float) and np.isfinite(one) for one in given) or given[0] == given[1]:
         raise ValueError(f"data.datasets.{name}.gripper={option}: two numbers that differ, {{open: 1, closed: -1}}")
     return float(option["open"]), float(option["closed"])

@@ -44,11 +44,20 @@ WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     **dict.fromkeys(("drop_first", "zero_filter"), ("true or false", _instance_of(bool))),
     **dict.fromkeys(("language", "where", "format"), ("a text", _instance_of(str))),
-    **dict.fromkeys(("path", "hub", "transform"), ("a text", _instance_of(str | None))),
+    **dict.fromkeys(("path", "hub", "transform", "encoding"), ("a text", _instance_of(str | None))),
     "action": ("a path, or a list of paths that are joined", _either(_instance_of(str), _list_of(str))),
     "state": (
         "a path, or a list of paths",
         _either(_instance_of(str | None), _list_of(str | None), lambda value: value in ([], ())),
+    ),
+    "relative_to": (
+        "a list that has the number of a state, or null, for each dimension",
+        _either(
+            _instance_of(type(None)),
+            lambda value: (
+                _list_of(int | None)(value) and not any(isinstance(one, bool) or (one or 0) < 0 for one in value)
+            ),
+        ),
     ),
     "swap": (
         "two roles of `cameras`",
@@ -107,6 +116,8 @@ def describe(name: str, options: Mapping[str, Any]) -> DatasetSpec:
     Raises:
         ValueError: an option is unknown, has the wrong form or names something that does not exist.
     """
+    if not isinstance(options, Mapping):
+        raise ValueError(f"data.datasets.{name}={options!r}: expected options, at least `cameras: {{primary: image}}`")
     options = dict(options)
     known = {field.name for field in fields(DatasetSpec)} - {"name", "relative"} | {
         "action",
