@@ -133,7 +133,7 @@ class VLADataModule(ResumableDataModule):
             bad_instructions=(bad_instructions, get_args(BadInstructions)),
             chunk_end=(chunk_end, get_args(ChunkEnd)),
         )
-        check_ranges(window_gb, val_fraction, image_size, action_chunk)
+        check_ranges(window_gb, val_fraction, image_size, action_chunk, limit_val_samples)
         self.mix = {name: float(weight) for name, weight in mix.items() if weight > 0}
         self.image_size, self.balance_weights, self.normalisation = image_size, balance_weights, normalisation
         self.action_chunk, self.chunk_end = action_chunk, chunk_end

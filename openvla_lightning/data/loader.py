@@ -128,6 +128,8 @@ class ResumableDataModule(L.LightningDataModule):
         super().__init__()
         if global_batch_size < 1:
             raise ValueError(f"data.global_batch_size={global_batch_size}: must be at least 1")
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"data.num_workers={num_workers}: must be at least 0, or null to choose by the cores")
         self.collate, self.global_batch_size = collate, global_batch_size
         self.training_collate = collate
         self.num_workers = default_workers() if num_workers is None else num_workers

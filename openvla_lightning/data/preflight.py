@@ -52,9 +52,13 @@ def check_choices(**choices: tuple[str, Sequence[str]]) -> None:
             raise ValueError(f"data.{name}={chosen}: choose {', '.join(known)}")
 
 
-def check_ranges(window_gb: float | None, val_fraction: float, image_size: int, action_chunk: int) -> None:
+def check_ranges(
+    window_gb: float | None, val_fraction: float, image_size: int, action_chunk: int, limit_val_samples: int | None
+) -> None:
     """Raise ValueError for a number outside the range of its option."""
-    if window_gb is not None and window_gb <= 0:
+    if limit_val_samples is not None and limit_val_samples < 0:
+        raise ValueError(f"data.limit_val_samples={limit_val_samples}: a number of samples, or null for all")
+    if window_gb is not None and not window_gb > 0:
         raise ValueError(f"data.window_gb={window_gb}: gigabytes above 0, or null to shuffle the whole dataset")
     if not 0 <= val_fraction < 1:
         raise ValueError(f"data.val_fraction={val_fraction}: a share of the trajectories, 0 <= val_fraction < 1")
