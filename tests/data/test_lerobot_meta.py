@@ -79,9 +79,14 @@ def test_rows_need_no_entry_in_info_and_tasks_no_text(root: Path, tmp_path: Path
     tasks = tmp_path / "toy" / "meta" / "tasks.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"task_index": [0, 1], "task": ["go", None]}), tasks)
     assert toy.opened(tmp_path).index.instructions == ("go",)  # the only text of an episode holds for all of it
-    pyarrow.parquet.write_table(pyarrow.table({"task_index": [0, 1], "task": [["go"], ["stop"]]}), tasks)
-    with pytest.raises(BadShardError, match=r"toy: .*task 0 of meta/ is \['go'\], no text"):
-        toy.opened(tmp_path).prepare()
+    for numbers, texts, said in (
+        ([0, 1], [["go"], ["stop"]], r"task 0 of meta/ is \['go'\], no text"),
+        ([0, 1, 0], ["go", "stop", "turn"], "task 0 of meta/ is both 'go' and 'turn'"),
+        (["none", "1"], ["go", "stop"], "meta holds no number where .* 'none'"),
+    ):
+        pyarrow.parquet.write_table(pyarrow.table({"task_index": numbers, "task": texts}), tasks)
+        with pytest.raises(BadShardError, match=f"toy: .*{said}"):
+            toy.opened(tmp_path).prepare()
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,9 @@ def read_metadata(folder: Path) -> Metadata:
         return Metadata(folder, bare.info, tuple(episodes), _tasks(bare), bare.modality)
     except KeyError as error:
         raise BadShardError(f"{folder}/meta lacks {error.args[0]!r}") from None
-    except TypeError as error:
+    except BadShardError:
+        raise
+    except (TypeError, ValueError) as error:
         raise BadShardError(f"{folder}/meta holds no number where one of an episode or a task is: {error}") from None
 
 
@@ -268,5 +270,6 @@ def _texts(tasks: Iterable[tuple[Any, Any]]) -> dict[int, str]:
     for number, text in tasks:
         if not isinstance(text, str | None):
             raise BadShardError(f"task {number} of meta/ is {text!r}, no text")
-        found[int(number)] = text or ""
+        if found.setdefault(int(number), text or "") != (text or ""):
+            raise BadShardError(f"task {number} of meta/ is both {found[int(number)]!r} and {text!r}")
     return found
