@@ -1,7 +1,9 @@
 """The sampler of a process, and a DataModule that can resume at any sample."""
 
+import atexit
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -51,9 +53,13 @@ class Loader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         """Start the workers with a method that is safe after this process has read data itself."""
-        if self.num_workers and sys.platform == "linux":  # overrides joblib's default in a sweep over GPUs
+        if not self.num_workers:
+            return super().__iter__()
+        if sys.platform == "linux":  # overrides joblib's default in a sweep over GPUs
             self.multiprocessing_context = start_method()
-        return super().__iter__()
+        iterator = super().__iter__()
+        _with_workers.add(iterator)
+        return iterator
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: workers prefetch, so a loader does not know which samples were used."""
@@ -61,6 +67,20 @@ class Loader(DataLoader[Any]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+
+_with_workers: "weakref.WeakSet[Any]" = weakref.WeakSet()
+"""Iterators of loaders whose workers may still run."""
+
+
+@atexit.register  # after torch's own function, so called before it
+def _end_workers() -> None:
+    """End the workers of iterators that an error has kept alive, in validation for example.
+
+    Python would send them SIGTERM, which they ignore (see `begin_loading`), and wait for them for ever.
+    """
+    for iterator in list(_with_workers):
+        iterator._shutdown_workers()
 
 
 class BatchNumbers(DistributedSampler[Any], SequentialSampler):

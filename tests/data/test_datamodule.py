@@ -1,7 +1,10 @@
 """From files to batches: the same batches every time, whatever serves them, also after a restart."""
 
 import logging
+import os
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -221,3 +224,17 @@ def test_proprioception_comes_without_blanks() -> None:
     assert steps.normalised(steps.proprio(3)).shape == (4,)
     source.spec = replace(source.spec, state=("pose", "gripper"))
     assert felt_columns(source).tolist() == list(range(5))
+
+
+ENDS = """
+from openvla_lightning.data.loader import Loader
+from openvla_lightning.data.source.processes import begin_loading
+iterator = iter(Loader(list(range(9)), num_workers=1, persistent_workers=True, worker_init_fn=begin_loading))
+next(iterator)
+raise SystemExit(7)
+"""
+
+
+def test_a_process_ends_although_an_error_kept_its_workers() -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", ENDS], env=environment, timeout=60).returncode == 7
