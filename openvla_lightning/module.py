@@ -141,8 +141,10 @@ class VLAModule(L.LightningModule):
         return loss
 
     def on_train_start(self) -> None:
-        """Log nothing before the next optimiser step."""
+        """Log nothing before the next optimiser step; a resumed run learns as its command says."""
         self.logged_step = self.trainer.global_step
+        for optimizer, schedule in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
+            self.optim.take_over(optimizer, schedule.scheduler)  # type: ignore[arg-type]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Every `trainer.log_every_n_steps`, log means over all ranks, batches and steps since the last log."""

@@ -97,6 +97,14 @@ class AdamW:
         scheduler = LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
+    def take_over(self, optimizer: torch.optim.Optimizer, scheduler: LambdaLR) -> None:
+        """Set this rate, decay and betas, because a loaded checkpoint brings back those of the run's earlier part."""
+        for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+            decay = self.weight_decay if group["params"][0].ndim >= 2 else 0.0
+            rate = self.lr * factor(scheduler.last_epoch)
+            group.update(lr=rate, initial_lr=self.lr, betas=self.betas, weight_decay=decay)
+        scheduler.base_lrs = [self.lr] * len(optimizer.param_groups)
+
 
 def _optimizer(kind: str, fused: bool) -> Callable[..., torch.optim.Optimizer]:
     if kind == "adamw_8bit":

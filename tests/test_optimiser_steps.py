@@ -82,3 +82,15 @@ def test_epochs_end_a_training(tmp_path: Path, device_batch: str) -> None:
     trainer = train(tmp_path, *overrides, f"batch_size_per_device={device_batch}", "trainer.limit_val_batches=0")
     assert trainer.global_step == 2 * (256 // 64)
     assert trainer.current_epoch == 2
+
+
+def test_a_resumed_run_learns_at_the_rate_that_its_command_says(tmp_path: Path) -> None:
+    first = train(tmp_path / "first", "trainer.max_steps=2", "optim.schedule=constant", "optim.warmup_ratio=0")
+    first.save_checkpoint(tmp_path / "step_000002.ckpt")
+    changed = ["optim.lr=1e-6", "optim.schedule=constant", "optim.warmup_ratio=0", "optim.weight_decay=0.25"]
+    changed += ["optim.betas=[0.5,0.6]", "trainer.max_steps=4", f"ckpt_path={tmp_path}/step_000002.ckpt"]
+    second = train(tmp_path / "second", *changed)
+    assert second.global_step == 4
+    matrices, vectors = second.optimizers[0].param_groups
+    assert (matrices["lr"], matrices["betas"], matrices["weight_decay"]) == (1e-6, (0.5, 0.6), 0.25)
+    assert (vectors["lr"], vectors["betas"], vectors["weight_decay"]) == (1e-6, (0.5, 0.6), 0.0)
