@@ -61,6 +61,18 @@ def test_a_run_that_goes_on_with_another_model_names_what_differs(monkeypatch: p
         start.check_same_model("c.ckpt", other)
 
 
+def test_a_run_that_goes_on_with_another_strategy_or_other_inputs_names_what_differs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = {"strategy": {"rank": 4, "alpha": None}, "processor": {"proprio": False, "tokenizer": "/a", "history": 1}}
+    monkeypatch.setattr(start, "describe", lambda path: SimpleNamespace(recipe=before))
+    start.check_same_model("c.ckpt", {**before, "processor": {"proprio": False, "tokenizer": "/b", "history": 1}})
+    other = {"strategy": {"rank": 8, "alpha": 64}, "processor": {"proprio": True, "tokenizer": "/a", "history": 1}}
+    match = r"before:\n  strategy\.rank: 4 -> 8\n  strategy\.alpha: None -> 64\n  processor\.proprio: False -> True$"
+    with pytest.raises(ConfigError, match=match):
+        start.check_same_model("c.ckpt", other)
+
+
 def test_a_run_s_folder_is_gone_on_with_at_its_newest_checkpoint(tmp_path: Path) -> None:
     cfg = OmegaConf.create(
         {"ckpt_path": str(tmp_path / "run"), "run_name": "train", "paths": {"log_dir": "runs", "output_dir": "out"}}

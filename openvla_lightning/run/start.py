@@ -20,6 +20,8 @@ from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.runtime.files import writable
 
 log = logging.getLogger(__name__)
+MAY_DIFFER = ("init_from", "init_dtype", "tokenizer")
+"""Settings that a resumed run may change: what they name may have moved, and is checked when it is loaded."""
 
 
 def resume_from(cfg: DictConfig) -> str | None:
@@ -66,19 +68,20 @@ def check_folder(cfg: DictConfig, resume: str | None) -> None:
 
 
 def check_same_model(checkpoint: str, recipe: Mapping[str, Any]) -> None:
-    """Check that a resumed run builds the same model.
+    """Check that a resumed run builds the same model, learns the same weights of it and shows it the same.
 
     Raises:
-        ConfigError: settings of the model differ; it lists them with both values.
+        ConfigError: settings differ; it lists them with both values.
     """
     before = describe(checkpoint).recipe
     changed = []
-    for part in ("model", "action_head"):
+    for part in ("model", "action_head", "strategy", "processor"):
         old, new = (_flat(tree.get(part) or {}) for tree in (before, recipe))
         changed += [
             f"{part}.{key}: {old[key]!r} -> {new[key]!r}"
             for key in old
-            if key in new and old[key] != new[key] and key.rpartition(".")[2] not in ("init_from", "init_dtype")
+            if not key.startswith("action_head.")  # the processor's is the same one
+            if key in new and old[key] != new[key] and key.rpartition(".")[2] not in MAY_DIFFER
         ]
     if changed:
         raise ConfigError(
