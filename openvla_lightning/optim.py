@@ -30,7 +30,7 @@ class AdamW:
             `adamw_8bit`.
 
     Raises:
-        ValueError: for an unknown schedule or kind, or a rate that is not positive.
+        ValueError: for an unknown schedule or kind, or a number out of its range.
     """
 
     def __init__(
@@ -50,8 +50,14 @@ class AdamW:
             raise ValueError(f"schedule={schedule} with drop_at={drop_at}: step needs drop_at, others take none")
         if kind not in STATE_BYTES:
             raise ValueError(f"unknown optimiser {kind!r}: choose {', '.join(STATE_BYTES)}")
-        if not lr > 0:
+        if not 0 < lr < math.inf:
             raise ValueError(f"lr must be positive, got {lr}")
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are two numbers of at least 0 and below 1, got {list(betas)}")
+        if not 0 <= warmup_ratio <= 1:
+            raise ValueError(f"warmup_ratio is a share of all steps, from 0 to 1, got {warmup_ratio}")
         self.lr, self.weight_decay, self.betas = lr, weight_decay, (betas[0], betas[1])
         self.drop_at = drop_at
         self.schedule, self.warmup_ratio, self.final_ratio, self.kind = schedule, warmup_ratio, final_ratio, kind

@@ -109,3 +109,12 @@ def test_rounding_is_right_on_average() -> None:
 def test_an_unknown_kind_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="adamw, adamw_bf16, adamw_8bit"):
         AdamW(lr=0.1, kind="adam8")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lr": math.inf}, {"weight_decay": -0.1}, {"betas": [0.9]}, {"betas": [0.9, 1.0]}, {"warmup_ratio": 1.5}],
+)
+def test_a_number_that_nothing_can_learn_with_is_an_error(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        AdamW(**{"lr": 0.1, **wrong})

@@ -93,6 +93,9 @@ class Checkpoint(ModelCheckpoint):
         keep: how many of the newest checkpoints to keep; -1 keeps all.
         save_initial: also save the model before its first step, for later comparison.
         asynchronous: write in the background, from a copy in host memory, while training continues.
+
+    Raises:
+        ValueError: when no checkpoint would be kept.
     """
 
     def __init__(
@@ -103,6 +106,8 @@ class Checkpoint(ModelCheckpoint):
         save_initial: bool = False,
         asynchronous: bool = False,
     ) -> None:
+        if keep < -1 or keep == 0:
+            raise ValueError(f"keep={keep} would leave no checkpoint: -1 keeps all, 1 the newest one")
         super().__init__(
             dirpath=dirpath,
             filename="step_{step:06d}",  # `=` would break ckpt_path=... on the command line

@@ -29,6 +29,30 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 """Supported annotations -> their name in messages, and a test of config values; others accept every value."""
 
 
+def _from(low: float) -> Callable[[Any], bool]:
+    return lambda v: not isinstance(v, NUMBER) or v >= low
+
+
+LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "seed": ("a whole number from 0 to 4294967295", lambda v: isinstance(v, int) and 0 <= v < 2**32),
+    "save_every": ("at least 1, or 0 to save the last step only", _from(0)),
+    "checkpoint_activations": ("one of none, selective, full", lambda v: v in ("none", "selective", "full")),
+    "data.num_workers": ("at least 0", _from(0)),
+    "trainer.max_steps": ("at least 1, or -1 for a run without an end", lambda v: v == -1 or _from(1)(v)),
+    "trainer.val_check_interval": ("more than 0", lambda v: v != 0 and _from(0)(v)),
+    "trainer.limit_val_batches": ("at least 0", _from(0)),
+    "trainer.log_every_n_steps": ("at least 1", _from(1)),
+    "trainer.accumulate_grad_batches": ("at least 1", _from(1)),
+    "trainer.gradient_clip_val": ("at least 0; null clips nothing", _from(0)),
+    "trainer.devices": ("at least 1, or auto", lambda v: v == -1 or _from(1)(v)),
+    "trainer.precision": (
+        "one of 32-true, bf16-mixed, 16-mixed, as weights in 16 bits would lose small steps",
+        lambda v: str(v) in ("32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed"),
+    ),
+}
+"""Settings of a run that their annotations do not limit enough -> the values that fit, and a test of one; null fits."""
+
+
 class EarlyChecks(Callback):
     """Ends a run with config values of the wrong type or with missing files, before its folder is created."""
 
@@ -55,8 +79,19 @@ def plain_values(config: DictConfig) -> dict[str, Any]:
 
 
 def wrong_types(plain: Mapping[str, Any]) -> list[str]:
-    """One line for each argument of a `_target_` whose value does not fit its annotation."""
-    return [problem for path, node in _targets(plain) for problem in _misfits(path, node)]
+    """One line for each argument of a `_target_` whose value does not fit its annotation, or a run's `LIMITS`."""
+    problems = [problem for path, node in _targets(plain) for problem in _misfits(path, node)]
+    named = {problem.partition("=")[0] for problem in problems}
+    return problems + [problem for name in LIMITS if name not in named for problem in _beyond(plain, name)]
+
+
+def _beyond(plain: Mapping[str, Any], name: str) -> Iterator[str]:
+    group, _, key = name.rpartition(".")
+    settings = plain.get(group) if group else plain
+    value = settings.get(key, UNKNOWN) if isinstance(settings, Mapping) else UNKNOWN
+    expected, fits = LIMITS[name]
+    if value is not UNKNOWN and value is not None and not fits(value):
+        yield f"{name}={value!r}: expected {expected}"
 
 
 def _plain(node: Any, key: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -55,7 +56,7 @@ warnings.filterwarnings("ignore", ".*overridden `transfer_batch_to_device`")  # 
 
 FOR_PEOPLE = (
     *(ConfigError, CheckpointError, CheckpointWriteError, NonFiniteError),
-    *(DataError, MissingDataError, SampleError),
+    *(DataError, MissingDataError, SampleError, MisconfigurationException),
 )
 
 

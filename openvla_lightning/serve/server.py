@@ -113,9 +113,10 @@ def check_port(host: str, port: int) -> None:
         with socket.socket(family) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the latter for a number that is no port
+        problem = getattr(error, "strerror", None) or error
         hint = "choose another with server.port=..., or 0 for a free one"
-        raise ValueError(f"server.host={host} server.port={port}: {error.strerror or error}; {hint}") from None
+        raise ValueError(f"server.host={host} server.port={port}: {problem}; {hint}") from None
 
 
 def speed(rate: float, action_chunk: int) -> str:

@@ -80,6 +80,8 @@ class LoRA:
             raise ValueError(f"LoRA rank must be at least 1, got {rank}")
         if not 0 <= dropout < 1:
             raise ValueError(f"LoRA dropout is a probability below 1, got {dropout}")
+        if alpha is not None and alpha <= 0:
+            raise ValueError(f"LoRA alpha scales what the adapters learn: it must be positive, got {alpha}")
         self.rank, self.dropout, self.init = rank, dropout, init
         self.alpha = min(rank, 16) if alpha is None else alpha
         self.targets: str | list[str] = targets if isinstance(targets, str) else list(targets)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from openvla_lightning.callbacks.save_checkpoints import CheckpointFiles
+from openvla_lightning.callbacks.save_checkpoints import Checkpoint, CheckpointFiles
 from openvla_lightning.checkpoint.disk import CheckpointWriteError, clear_unfinished, unfinished
 from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.checkpoint.formats import describe
@@ -194,3 +194,9 @@ def test_the_newest_checkpoint_is_found_while_a_training_removes_older_ones(tmp_
         finally:
             training.kill()
     assert newest_checkpoint(tmp_path) == max(tmp_path.glob("checkpoints/step_*.ckpt"))
+
+
+@pytest.mark.parametrize("keep", [0, -2])
+def test_a_run_that_would_keep_no_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
+    with pytest.raises(ValueError, match=f"keep={keep} would leave no checkpoint"):
+        Checkpoint(str(tmp_path), every_n_train_steps=1, keep=keep)

@@ -48,6 +48,9 @@ def test_a_taken_port_is_found_before_the_policy_is_loaded() -> None:
         with pytest.raises(ValueError, match=rf"server\.port={port}: .*in use.*server\.port=\.\.\."):
             serve(lambda: pytest.fail("it was loaded"), port=port)
     check_port("127.0.0.1", 0)
+    for number in (-1, 65536):
+        with pytest.raises(ValueError, match=rf"server\.port={number}: .*0-65535.*server\.port=\.\.\."):
+            check_port("127.0.0.1", number)
 
 
 @pytest.mark.parametrize(

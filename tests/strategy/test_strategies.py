@@ -184,6 +184,7 @@ def test_a_checkpoint_rebuilds_the_strategy(strategy: TrainOnly | LoRA) -> None:
         (lambda: TrainOnly([]), "non-empty"),
         (lambda: LoRA(rank=0), "at least 1"),
         (lambda: LoRA(rank=1, dropout=1.0), "below 1"),
+        (lambda: LoRA(rank=1, alpha=0), "alpha scales what the adapters learn"),
         (lambda: from_config({"name": "Prefix"}), r"openvla_lightning\.strategy\.Prefix cannot be imported"),
     ],
 )
