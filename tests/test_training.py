@@ -157,6 +157,26 @@ def test_a_way_to_clip_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            ["strategy.parts=[llm.last_layr]"],
+            "error: strategy: the model has no part 'llm.last_layr'; parts: vision_back",
+        ),
+        (
+            ["strategy=lora", "rank=2", "strategy.targets=query"],
+            "error: strategy: LoRA targets 'query' match no module",
+        ),
+    ],
+)
+def test_what_a_strategy_names_is_looked_for_before_data_are_read(tmp_path: Path, wrong: list[str], said: str) -> None:
+    output = finish("train.py", tmp_path, *SMALL, *wrong, fails=True)
+    assert said in output
+    assert "Traceback" not in output
+    assert "steps to train on" not in output
+
+
 def test_nothing_to_resume_is_said_before_anything_is_built(tmp_path: Path) -> None:
     output = finish("train.py", tmp_path, *SMALL, "ckpt_path=last", fails=True)
     assert "no checkpoint below" in output

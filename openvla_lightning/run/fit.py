@@ -33,6 +33,7 @@ from openvla_lightning.run.start import (
     adapter_base,
     check_folder,
     check_same_model,
+    check_strategy,
     preflight,
     resume_from,
     say_devices,
@@ -101,9 +102,11 @@ def _train(cfg: DictConfig, recipe: dict[str, Any]) -> float | None:
     say_unread(datamodule, processor)
 
     with blaming_config():
+        model, strategy = (instantiate(cfg[name], _convert_="all") for name in ("model", "strategy"))
+        check_strategy(strategy, model, processor)
         module = VLAModule(
-            model=instantiate(cfg.model, _convert_="all"),
-            strategy=instantiate(cfg.strategy, _convert_="all"),
+            model=model,
+            strategy=strategy,
             optim=instantiate(cfg.optim, _convert_="all"),
             processor=processor,
             action_head=processor.action_head,

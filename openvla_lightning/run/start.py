@@ -13,11 +13,13 @@ from openvla_lightning.checkpoint.formats import describe
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.config import ConfigError, blaming_config, for_people, validate
 from openvla_lightning.model.hub import check_source
+from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
 from openvla_lightning.run import job
 from openvla_lightning.run.folders import rank
 from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.runtime.files import writable
+from openvla_lightning.strategy import Strategy
 
 log = logging.getLogger(__name__)
 MAY_DIFFER = ("init_from", "init_dtype", "tokenizer")
@@ -150,6 +152,22 @@ def preflight(cfg: DictConfig, datamodule: Any, processor: Processor) -> None:
     check_all(
         data=lambda: find_data(cfg, datamodule), weights=find_weights, tokenizer=find_tokenizer, hardware=find_hardware
     )
+
+
+def check_strategy(strategy: Strategy, model: Callable[..., VLA], processor: Processor) -> None:
+    """Apply `strategy` to a model without weights, before data are read and weights are loaded.
+
+    Raises:
+        ConfigError: it names a part or modules that this model does not have.
+    """
+    sizes = {"proprio_dim": 1} if processor.proprio else {}
+    try:
+        with torch.device("meta"):
+            strategy.apply(model(action_head=processor.action_head, **sizes))
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"strategy: {error.args[0]}") from error
+    except RuntimeError:
+        return  # it needs the weights themselves, and is applied to them later
 
 
 def say_unread(datamodule: Any, processor: Any) -> None:
