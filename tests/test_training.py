@@ -177,6 +177,22 @@ def test_what_a_strategy_names_is_looked_for_before_data_are_read(tmp_path: Path
     assert "steps to train on" not in output
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("{env: tabletp}", "error: evaluate_after: In 'evaluate': Could not find 'env/tabletp'"),
+        ("{episodes: 5}", "error: evaluate_after: evaluate.py has no 'episodes'"),
+        ("{episodes_per_task: 0}", "error: evaluate_after: these values do not fit:\n  episodes_per_task=0: expected"),
+        ("tabletop", "error: evaluate_after=tabletop: expected settings of evaluate.py"),
+    ],
+)
+def test_a_mistake_in_the_evaluation_after_a_training_is_said_before_it(tmp_path: Path, wrong: str, said: str) -> None:
+    output = finish("train.py", tmp_path, *SMALL, f"evaluate_after={wrong}", fails=True)
+    assert said in output
+    assert "Traceback" not in output
+    assert not [*tmp_path.rglob("*.ckpt")]
+
+
 def test_nothing_to_resume_is_said_before_anything_is_built(tmp_path: Path) -> None:
     output = finish("train.py", tmp_path, *SMALL, "ckpt_path=last", fails=True)
     assert "no checkpoint below" in output

@@ -33,9 +33,20 @@ def _from(low: float) -> Callable[[Any], bool]:
     return lambda v: not isinstance(v, NUMBER) or v >= low
 
 
+def _whole(low: float) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
+
+
 LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "seed": ("a whole number from 0 to 4294967295", lambda v: isinstance(v, int) and 0 <= v < 2**32),
-    "save_every": ("at least 1, or 0 to save the last step only", _from(0)),
+    "seed": ("a whole number from 0 to 4294967295", lambda v: _whole(0)(v) and v < 2**32),
+    "save_every": ("a whole number; 0 saves the last step only", _whole(0)),
+    "batch_size_per_device": ("a whole number of at least 1", _whole(1)),
+    "compile_blocks": KINDS["bool"],
+    "estimate": KINDS["bool"],
+    "episodes_per_task": ("a whole number of at least 1, or auto", lambda v: v == "auto" or _whole(1)(v)),
+    "num_envs": ("a whole number of at least 1", _whole(1)),
+    "num_workers": ("a whole number", _whole(0)),
+    "save_videos": ("a whole number", _whole(0)),
     "checkpoint_activations": ("one of none, selective, full", lambda v: v in ("none", "selective", "full")),
     "data.num_workers": ("at least 0", _from(0)),
     "trainer.max_steps": ("at least 1, or -1 for a run without an end", lambda v: v == -1 or _from(1)(v)),
@@ -50,7 +61,7 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda v: str(v) in ("32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed"),
     ),
 }
-"""Settings of a run that their annotations do not limit enough -> the values that fit, and a test of one; null fits."""
+"""Settings that no annotation limits, or not enough -> the values that fit, and a test of one; null always fits."""
 
 
 class EarlyChecks(Callback):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,6 +27,7 @@ from openvla_lightning.logger import log_results
 from openvla_lightning.report.shards import EvaluationShard
 from openvla_lightning.report.sweeps import RUNS_OWN
 from openvla_lightning.run import job
+from openvla_lightning.run.early import plain_values, wrong_types
 from openvla_lightning.run.start import make_embedded
 from openvla_lightning.statistics import UnknownDatasetError, choose_key
 from openvla_lightning.types import key_of
@@ -172,12 +174,28 @@ def check_shown(description: Description, unnorm_key: str | None, cameras: Seque
 
 def evaluate_run(cfg: DictConfig) -> None:
     """Evaluate the model of this training according to `evaluate_after`, into the run's own folder."""
+    evaluate(evaluation_after(cfg))
+
+
+def evaluation_after(cfg: DictConfig) -> DictConfig:
+    """The config of the evaluation that `evaluate_after` asks for.
+
+    Raises:
+        ConfigError: it names an option or a setting that evaluate.py does not have, or a value does not fit.
+    """
+    if not OmegaConf.is_dict(cfg.evaluate_after):
+        raise ConfigError(
+            f"evaluate_after={cfg.evaluate_after}: expected settings of evaluate.py, evaluate_after='{{env: tabletop}}'"
+        )
     folder = cfg.paths.output_dir
     chosen = [text for text in job.overrides() if not text.startswith(RUNS_OWN)]
     varied = [text for text in chosen if "." not in text.partition("=")[0]]  # groups and top-level keys
     settings = {str(name): value for name, value in cfg.evaluate_after.items()}
     options = groups(CONF, "evaluate")
-    evaluation = compose("evaluate", [f"{name}={value}" for name, value in settings.items() if name in options])
+    try:
+        evaluation = compose("evaluate", [f"{name}={value}" for name, value in settings.items() if name in options])
+    except HydraException as error:
+        raise ConfigError(f"evaluate_after: {str(error).partition('Config search path')[0].strip()}") from error
     values = {name: value for name, value in settings.items() if name not in options}
     values |= {"ckpt_path": folder, "paths.output_dir": f"{folder}/evaluation", "label": " ".join(varied) or "policy"}
     for name, value in values.items():  # set directly, because Hydra's grammar would parse special characters in a path
@@ -187,4 +205,6 @@ def evaluate_run(cfg: DictConfig) -> None:
         OmegaConf.update(evaluation, name, text, merge=False)
     if "wandb" in cfg.logger and not evaluation.logger:
         evaluation.logger = {"wandb": cfg.logger.wandb}
-    evaluate(evaluation)
+    if problems := wrong_types(plain_values(evaluation)):
+        raise ConfigError("\n  ".join(["evaluate_after: these values do not fit:", *problems]))
+    return evaluation
