@@ -14,7 +14,7 @@ from tiny_parts import TOWERS, tiny_vla
 
 from openvla_lightning.action_head import TokenHead
 from openvla_lightning.model import VLA
-from openvla_lightning.policy import Policy, choose_dtype, fingerprint
+from openvla_lightning.policy import Policy, choose_device, choose_dtype, fingerprint
 from openvla_lightning.processor import Processor
 from openvla_lightning.statistics import DatasetStatistics, UnknownDatasetError
 
@@ -149,6 +149,12 @@ def test_dtypes_have_names():
     for wrong in ("int8", "nonsense", torch.int64):
         with pytest.raises(ValueError, match="float32, bfloat16 or float16"):
             choose_dtype(wrong, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("device", ["gpu", "CPU", *["cuda:0"] * (not torch.cuda.is_available())])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(device):
+    with pytest.raises(ValueError, match=f"device='{device}'.*use auto.*cpu"):
+        choose_device(device)
 
 
 def test_bfloat16_acts_on_the_cpu(vla, processor):

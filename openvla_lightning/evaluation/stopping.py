@@ -7,7 +7,7 @@ import numpy as np
 
 from openvla_lightning.env.base import RequestError
 from openvla_lightning.evaluation.plan import Plan
-from openvla_lightning.report.results import Episode, Results
+from openvla_lightning.report.results import FILE_NAME, Episode, Results
 from openvla_lightning.report.sequential import LEVEL, Verdict, capital, judge
 
 
@@ -27,7 +27,8 @@ class Decided:
     """
 
     def __init__(self, against: str | Path, margin: float | None = None) -> None:
-        if not (path := Path(against)).exists():
+        path = Path(against)
+        if not (path / FILE_NAME if path.is_dir() else path).exists():
             raise RequestError(f"eval.against={against}: there are no results; evaluate the other policy first")
         self.other, self.margin = Results.load(path), margin
         self._theirs = {(e.task, e.seed): _score(e) for e in self.other.episodes if e.error is None}

@@ -33,10 +33,20 @@ def floating(name: str) -> torch.dtype:
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """Resolve `auto`."""
+    """Resolve `auto` and names such as `cuda:1`.
+
+    Raises:
+        ValueError: for a name that torch does not know, or a GPU where there is none.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device={device!r} is not known; use auto, cpu or cuda") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r}: torch sees no GPU here; use auto or cpu")
+    return chosen
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

@@ -141,3 +141,9 @@ def test_a_dataset_of_somebody_else_is_not_written_over(tmp_path):
     (tmp_path / "meta" / "info.json").write_text("{}")
     with pytest.raises(RequestError, match="not recorded"):
         play(tmp_path / "run", record=tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_recorded(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"nothing can be written to .*/file/data; choose another"):
+        Recorder(tmp_path / "file" / "data")

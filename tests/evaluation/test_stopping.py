@@ -85,7 +85,9 @@ def test_what_cannot_be_compared_is_told(theirs: Path, tmp_path: Path) -> None:
         evaluate(Walker, ToyWorld, tmp_path, stop="decided", **told)
     with pytest.raises(ValueError, match="choose never or decided"):
         evaluate(Walker, ToyWorld, tmp_path, stop="soon", **told)
-    with pytest.raises(ValueError, match="evaluate the other policy first"):
-        evaluate(Walker, ToyWorld, tmp_path, stop="decided", against=tmp_path / "nothing", **told)
+    (tmp_path / "empty").mkdir()
+    for other in ("nothing", "empty"):
+        with pytest.raises(ValueError, match=f"eval.against=.*/{other}: there are no results"):
+            evaluate(Walker, ToyWorld, tmp_path, stop="decided", against=tmp_path / other, **told)
     with pytest.raises(ValueError, match="evaluate with its seed, 0"):
         evaluate(Walker, ToyWorld, tmp_path, stop="decided", against=theirs, seed=9, **told)

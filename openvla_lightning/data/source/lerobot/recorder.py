@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from openvla_lightning.data.source.lerobot.metadata import INFO, Feature
 from openvla_lightning.data.source.lerobot.writer import Recording, png, write_lerobot
-from openvla_lightning.runtime.files import alone, delete, write_json, written_whole
+from openvla_lightning.runtime.files import alone, delete, writable, write_json, written_whole
 
 KEPT = "episodes"
 """Folder of the recorded episodes; without it, no episode can be added to the dataset."""
@@ -54,13 +54,15 @@ class Recorder:
         failures: whether to keep failed episodes, too.
 
     Raises:
-        ValueError: the folder holds a dataset that was not made by a `Recorder`.
+        ValueError: the folder holds a dataset that was not made by a `Recorder`, or nothing can be written there.
     """
 
     def __init__(self, folder: str | Path, failures: bool = True) -> None:
         self.folder, self.failures = Path(folder), failures
         if (self.folder / INFO).exists() and not (self.folder / RECORDED).exists():
             raise ValueError(f"{folder} holds a dataset that was not recorded; choose an empty folder to record into")
+        if not writable(self.folder):  # otherwise found when the first episode ends, and again after each one
+            raise ValueError(f"nothing can be written to {folder}; choose another folder to record into")
 
     def add(self, name: str, taken: Taken) -> None:
         """Store an episode under a unique name; it replaces an older one of the same name."""
