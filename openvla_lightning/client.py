@@ -14,7 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
-from urllib.request import Request, urlopen
+from urllib.error import URLError
+from urllib.request import ProxyHandler, Request, build_opener
 
 import msgpack
 import numpy as np
@@ -100,9 +101,15 @@ class Client:
         return self._answer(_question(image, instruction, unnorm_key, deadline_ms, proprio, chunk=True))
 
     def info(self) -> dict[str, Any]:
-        """Facts about the server's policy: statistics, cameras, limits, versions."""
-        with urlopen(Request(f"{self.url}/info", headers=self._headers), timeout=self.timeout) as response:
-            return json.load(response)
+        """Facts about the server's policy: statistics, cameras, limits, versions; errors are those of `act`."""
+        direct = build_opener(ProxyHandler({}))  # as the WebSocket: a robot's server is not behind a proxy of the lab
+        try:
+            with direct.open(Request(f"{self.url}/info", headers=self._headers), timeout=self.timeout) as response:
+                return json.load(response)
+        except URLError as error:
+            if isinstance(error.reason, TimeoutError):
+                raise error.reason from error
+            raise ConnectionError(f"no answer from {self.url}: {error}") from error
 
     def close(self) -> None:
         """Close the connection."""
@@ -139,7 +146,7 @@ class Client:
             return msgpack.unpackb(self._socket.recv(timeout=self.timeout))
         except BaseException as error:
             self.close()  # otherwise a late answer would be taken for the next one
-            if isinstance(error, WebSocketException | ConnectionError):
+            if isinstance(error, WebSocketException | OSError) and not isinstance(error, TimeoutError):
                 raise ConnectionError(f"no answer from {self.url}: {error}") from error
             raise
 

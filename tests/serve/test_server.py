@@ -124,6 +124,19 @@ def test_info_health_and_metrics_say_what_acts(server: Running, policy: Policy) 
     assert count[1] == count[0] + 1
 
 
+def test_info_comes_from_the_server_itself_and_fails_as_acting_does(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # the discard port: nothing answers there
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert Client(server.url).info()["cameras"] == ["primary"]
+    for nowhere in ("http://127.0.0.1:9", "http://no.such.host.invalid", f"{server.url}/elsewhere"):
+        client = Client(nowhere, timeout=5)
+        for asked in (client.info, lambda client=client: client.act(picture(0), WORDS)):
+            with pytest.raises(ConnectionError, match=f"no answer from {nowhere}"):
+                asked()
+
+
 def test_many_robots_get_each_their_own_action(server: Running, policy: Policy) -> None:
     expected = [policy.act(picture(number), WORDS) for number in range(64)]
     assert len(np.unique(expected, axis=0)) > 32
