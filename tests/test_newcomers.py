@@ -65,11 +65,13 @@ def test_a_run_that_goes_on_with_another_strategy_or_other_inputs_names_what_dif
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = {"strategy": {"rank": 4, "alpha": None}, "processor": {"proprio": False, "tokenizer": "/a", "history": 1}}
+    before |= {"data": {"normalisation": "quantile", "num_workers": 2}}
     monkeypatch.setattr(start, "describe", lambda path: SimpleNamespace(recipe=before))
     start.check_same_model("c.ckpt", {**before, "processor": {"proprio": False, "tokenizer": "/b", "history": 1}})
     other = {"strategy": {"rank": 8, "alpha": 64}, "processor": {"proprio": True, "tokenizer": "/a", "history": 1}}
-    match = r"before:\n  strategy\.rank: 4 -> 8\n  strategy\.alpha: None -> 64\n  processor\.proprio: False -> True$"
-    with pytest.raises(ConfigError, match=match):
+    other |= {"data": {"normalisation": "minmax", "num_workers": 8}}
+    match = r"before:\n  strategy\.rank: 4 -> 8\n  strategy\.alpha: None -> 64\n  processor\.proprio: False -> True\n"
+    with pytest.raises(ConfigError, match=match + r"  data\.normalisation: 'quantile' -> 'minmax'$"):
         start.check_same_model("c.ckpt", other)
 
 

@@ -75,20 +75,24 @@ def check_same_model(checkpoint: str, recipe: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: settings differ; it lists them with both values.
     """
-    before = describe(checkpoint).recipe
-    changed = []
-    for part in ("model", "action_head", "strategy", "processor"):
-        old, new = (_flat(tree.get(part) or {}) for tree in (before, recipe))
-        changed += [
-            f"{part}.{key}: {old[key]!r} -> {new[key]!r}"
-            for key in old
-            if not key.startswith("action_head.")  # the processor's is the same one
-            if key in new and old[key] != new[key] and key.rpartition(".")[2] not in MAY_DIFFER
-        ]
+    old, new = (_flat(_lasting(tree)) for tree in (describe(checkpoint).recipe, recipe))
+    changed = [
+        f"{key}: {old[key]!r} -> {new[key]!r}"
+        for key in old
+        if key in new and old[key] != new[key] and key.rpartition(".")[2] not in MAY_DIFFER
+    ]
     if changed:
         raise ConfigError(
             "\n  ".join([f"{checkpoint} cannot go on with another model; say the same as before:", *changed])
         )
+
+
+def _lasting(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to stay as it was while a run goes on."""
+    parts = {name: recipe.get(name) or {} for name in ("model", "action_head", "strategy", "processor", "data")}
+    parts["processor"] = {key: value for key, value in parts["processor"].items() if key != "action_head"}  # the same
+    parts["data"] = {key: value for key, value in parts["data"].items() if key == "normalisation"}
+    return parts
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
