@@ -105,9 +105,9 @@ class AdamW:
 
     def take_over(self, optimizer: torch.optim.Optimizer, scheduler: LambdaLR) -> None:
         """Set this rate, decay and betas, because a loaded checkpoint brings back those of the run's earlier part."""
-        for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+        for group in optimizer.param_groups:
             decay = self.weight_decay if group["params"][0].ndim >= 2 else 0.0
-            rate = self.lr * factor(scheduler.last_epoch)
+            rate = group["lr"] * (self.lr / group["initial_lr"])  # the same to the bit if the command says the same
             group.update(lr=rate, initial_lr=self.lr, betas=self.betas, weight_decay=decay)
         scheduler.base_lrs = [self.lr] * len(optimizer.param_groups)
 
