@@ -77,7 +77,7 @@ class Control:
             raise RequestError("eval.ensemble decides after every action: it needs eval.control=blocking, execute=null")
         if self.ensemble_horizon is not None and (self.ensemble is None or self.ensemble_horizon < 1):
             raise RequestError(
-                f"eval.ensemble_horizon={self.ensemble_horizon}: at least one decision, and eval.ensemble to average them"
+                f"eval.ensemble_horizon={self.ensemble_horizon}: at least 1, beside an eval.ensemble that averages"
             )
         if self.latency is not None and self.latency < 0:
             raise RequestError(f"eval.latency must be at least 0 seconds, got {self.latency}")

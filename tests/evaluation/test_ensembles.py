@@ -52,7 +52,7 @@ def test_what_cannot_be_is_told() -> None:
     with pytest.raises(ValueError, match=r"needs eval\.control=blocking"):
         Control("realtime", ensemble="temporal")
     for ensemble, horizon in (("temporal", 0), (None, 4)):
-        with pytest.raises(ValueError, match=f"ensemble_horizon={horizon}: at least one decision"):
+        with pytest.raises(ValueError, match=f"ensemble_horizon={horizon}: at least 1"):
             Control(ensemble=ensemble, ensemble_horizon=horizon)
     with pytest.raises(ValueError, match="give horizon=4 at most"):
         play("adaptive")
