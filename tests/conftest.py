@@ -10,12 +10,16 @@ from pathlib import Path
 import golden_sets
 import pytest
 import torch
+import torch.utils.data
 
 pytest_plugins = ["small_vla"]
 
 torch.set_num_threads(1)  # tensors here are small: more threads mostly wait for each other
 # Else the threads of a fork's first backward pass race to replace the pool that it has from here, which aborts it.
 os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
+
+# Loaders that are garbage after an error wait this long for each worker, which is never told; torch waits 5 seconds.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -57,8 +57,10 @@ class Loader(DataLoader[Any]):
             return super().__iter__()
         if sys.platform == "linux":  # overrides joblib's default in a sweep over GPUs
             self.multiprocessing_context = start_method()
-        iterator = super().__iter__()
+        iterator: Any = super().__iter__()
         _with_workers.add(iterator)
+        for worker in iterator._workers:  # SIGTERM, with which torch ends one that does not answer, they ignore
+            worker._popen.terminate = worker._popen.kill
         return iterator
 
     def state_dict(self) -> dict[str, Any]:

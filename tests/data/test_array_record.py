@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import pickle
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,17 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from openvla_lightning.data import VLADataModule
 from openvla_lightning.data.oxe import describe
 from openvla_lightning.data.source.faults import BadShardError
-from openvla_lightning.data.source.rlds import RLDS
+from openvla_lightning.data.source.rlds import RLDS, array_records
 from openvla_lightning.data.source.rlds.records import read
 
 SPEC = describe("toy", toy_rlds.SPEC)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """Otherwise the loaders of all later tests would spawn their workers, which takes seconds each time."""
+    yield
+    array_records._reading_process = None
 
 
 def convert(source: Path, target: Path, options: str) -> Path:

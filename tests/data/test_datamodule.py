@@ -227,14 +227,20 @@ def test_proprioception_comes_without_blanks() -> None:
 
 
 ENDS = """
+import gc, torch.utils.data
 from openvla_lightning.data.loader import Loader
 from openvla_lightning.data.source.processes import begin_loading
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
 iterator = iter(Loader(list(range(9)), num_workers=1, persistent_workers=True, worker_init_fn=begin_loading))
 next(iterator)
+{then}
 raise SystemExit(7)
 """
+GARBAGE = "iterator.itself = iterator; del iterator; gc.collect()  # closes its queues before it is told"
 
 
-def test_a_process_ends_although_an_error_kept_its_workers() -> None:
+@pytest.mark.parametrize("then", ["", GARBAGE], ids=["kept", "garbage"])
+def test_a_process_ends_whatever_an_error_did_to_its_workers(then: str) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run([sys.executable, "-c", ENDS], env=environment, timeout=60).returncode == 7
+    command = [sys.executable, "-c", ENDS.format(then=then)]
+    assert subprocess.run(command, env=environment, timeout=60).returncode == 7
