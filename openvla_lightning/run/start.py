@@ -166,7 +166,8 @@ def check_strategy(strategy: Strategy, model: Callable[..., VLA], processor: Pro
     """
     sizes = {"proprio_dim": 1} if processor.proprio else {}
     try:
-        with torch.device("meta"):
+        # Some towers are built on a CPU first, and would draw what the training is to draw.
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
             strategy.apply(model(action_head=processor.action_head, **sizes))
     except (KeyError, ValueError) as error:
         raise ConfigError(f"strategy: {error.args[0]}") from error
