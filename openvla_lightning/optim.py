@@ -94,11 +94,8 @@ class AdamW:
             raise ValueError("no parameter requires a gradient: the strategy froze the whole model")
         if not 0 < total_steps < math.inf and (self.schedule not in ("constant", "step") or self.warmup_ratio):
             raise ValueError(f"schedule={self.schedule} needs an end: set trainer.max_steps")
-        groups = [
-            {"params": [p for p in learning if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
+        parts = [p for p in learning if p.ndim >= 2], [p for p in learning if p.ndim < 2]
+        groups = [{"params": part, "weight_decay": self._decay(part)} for part in parts if part]
         optimizer = _optimizer(self.kind, fused)(groups, lr=self.lr, betas=self.betas)
         scheduler = LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
@@ -106,10 +103,13 @@ class AdamW:
     def take_over(self, optimizer: torch.optim.Optimizer, scheduler: LambdaLR) -> None:
         """Set this rate, decay and betas, because a loaded checkpoint brings back those of the run's earlier part."""
         for group in optimizer.param_groups:
-            decay = self.weight_decay if group["params"][0].ndim >= 2 else 0.0
             rate = group["lr"] * (self.lr / group["initial_lr"])  # the same to the bit if the command says the same
+            decay = self._decay(group["params"])
             group.update(lr=rate, initial_lr=self.lr, betas=self.betas, weight_decay=decay)
         scheduler.base_lrs = [self.lr] * len(optimizer.param_groups)
+
+    def _decay(self, group: list[torch.nn.Parameter]) -> float:
+        return self.weight_decay if group[0].ndim >= 2 else 0.0
 
 
 def _optimizer(kind: str, fused: bool) -> Callable[..., torch.optim.Optimizer]:

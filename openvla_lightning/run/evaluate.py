@@ -172,13 +172,8 @@ def check_shown(description: Description, unnorm_key: str | None, cameras: Seque
         )
 
 
-def evaluate_run(cfg: DictConfig) -> None:
-    """Evaluate the model of this training according to `evaluate_after`, into the run's own folder."""
-    evaluate(evaluation_after(cfg))
-
-
 def evaluation_after(cfg: DictConfig) -> DictConfig:
-    """The config of the evaluation that `evaluate_after` asks for.
+    """The config of the evaluation that `evaluate_after` asks for, of this training's model into the run's own folder.
 
     Raises:
         ConfigError: it names an option or a setting that evaluate.py does not have, or a value does not fit.

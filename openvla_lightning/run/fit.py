@@ -27,7 +27,7 @@ from openvla_lightning.parallel import accumulate
 from openvla_lightning.processor.chat import ChatProcessor
 from openvla_lightning.report.run_page import is_run, write_run_page
 from openvla_lightning.run import job
-from openvla_lightning.run.evaluate import evaluate_run, evaluation_after
+from openvla_lightning.run.evaluate import evaluate, evaluation_after
 from openvla_lightning.run.folders import rank
 from openvla_lightning.run.start import (
     adapter_base,
@@ -87,8 +87,7 @@ def _train(cfg: DictConfig, recipe: dict[str, Any]) -> float | None:
     if (done := job.finished(cfg)) is not None:
         log.info(f"Done before: {cfg.paths.output_dir}")
         return done["objective"]
-    if cfg.evaluate_after is not None:
-        evaluation_after(cfg)  # a mistake in it is said now, not after training
+    evaluation = None if cfg.evaluate_after is None else evaluation_after(cfg)  # its mistakes are said before training
     resume = resume_from(cfg)
     check_folder(cfg, resume)
     if resume:
@@ -135,8 +134,8 @@ def _train(cfg: DictConfig, recipe: dict[str, Any]) -> float | None:
         logger.log_hyperparams(recipe)
     trainer.fit(module, datamodule, ckpt_path=resume)
     log.info(f"Done: {cfg.paths.output_dir}")
-    if cfg.evaluate_after is not None and trainer.is_global_zero:
-        evaluate_run(cfg)
+    if evaluation is not None and trainer.is_global_zero:
+        evaluate(evaluation)
     if trainer.is_global_zero and is_run(folder := Path(cfg.paths.output_dir)):
         log.info(f"What it learned: {write_run_page(folder)}")
     logged = trainer.callback_metrics
