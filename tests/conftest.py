@@ -13,6 +13,7 @@ import torch
 import torch.utils.data
 
 pytest_plugins = ["small_vla"]
+gc.disable()  # until everything is imported
 
 torch.set_num_threads(1)  # tensors here are small: more threads mostly wait for each other
 # Else the threads of a fork's first backward pass race to replace the pool that it has from here, which aborts it.
@@ -46,6 +47,7 @@ def pytest_collection_finish() -> None:
     """What was imported stays: looking through it for garbage took a fifteenth of the time, and copied it in forks."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:

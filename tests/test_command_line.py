@@ -1,10 +1,12 @@
 """Help for the command line: complete, quick, and right about what was meant."""
 
+import gc
 import re
 import runpy
 import subprocess
 import sys
 from difflib import SequenceMatcher
+from importlib import import_module
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from openvla_lightning.cli.command import dotted, hints
+from openvla_lightning.cli.command import dotted, hints, lasting_imports
 from openvla_lightning.cli.commands import main
 from openvla_lightning.cli.help import (
     APPENDED,
@@ -78,6 +80,13 @@ def test_help_is_instant() -> None:
     assert done.returncode == 0
     assert done.stdout == help_page(CONF, "train")
     assert not re.search(r"\| +(torch|lightning|transformers|numpy)$", done.stderr, re.M)
+
+
+def test_a_failed_import_leaves_the_collector_on() -> None:
+    with pytest.raises(ModuleNotFoundError), lasting_imports():
+        import_module("openvla_lightning.nothing")
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
 
 
 def test_hydras_message_is_followed_by_what_was_meant() -> None:

@@ -105,7 +105,8 @@ def test_the_installed_command_trains_finetunes_and_evaluates_in_an_empty_folder
     code = "import openvla_lightning, sys; print(openvla_lightning.__file__)"
     where = subprocess.run([bare / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert str(bare.parent) in where.stdout, "the checkout must not be what is tested"
-    openvla(bare, tmp_path, "train", "+debug=tiny", "trainer.max_steps=2", "save_every=2")
+    said = openvla(bare, tmp_path, "train", "+debug=tiny", "trainer.max_steps=2", "save_every=2")
+    assert "leaked" not in said, "native modules look at what is left when the process ends"
     tuned = ("strategy=lora", "rank=32", "+debug=tiny", "trainer.max_steps=2", "save_every=2")
     openvla(bare, tmp_path, "finetune", *tuned)
     said = openvla(bare, tmp_path, "evaluate", "episodes_per_task=1", "tasks=[lift]", "env.max_episode_steps=3",

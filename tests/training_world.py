@@ -1,5 +1,6 @@
 """Trainings over several processes, forked from one that has everything imported: `python training_world.py FOLDER`."""
 
+import gc
 import os
 import random
 import signal
@@ -31,6 +32,7 @@ def fork(folder: Path, world: int, *overrides: str) -> list[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
+    gc.freeze()  # else each fork looks through all that was imported
     return [process for rank in range(world) if (process := os.fork()) or train(folder, rank, world, port, overrides)]
 
 

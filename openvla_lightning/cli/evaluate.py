@@ -8,7 +8,7 @@ openvla evaluate env=offline                     # token accuracy and L1 on held
 import hydra
 from omegaconf import DictConfig
 
-from openvla_lightning.cli.command import command
+from openvla_lightning.cli.command import command, lasting_imports
 from openvla_lightning.config import CONF
 
 
@@ -16,7 +16,8 @@ from openvla_lightning.config import CONF
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
 def main(cfg: DictConfig) -> float | None:
     """Run the evaluation of `cfg`."""
-    from openvla_lightning.run.evaluate import evaluate  # after Hydra: --help and --cfg stay instant
+    with lasting_imports():  # after Hydra: --help and --cfg stay instant
+        from openvla_lightning.run.evaluate import evaluate
 
     return evaluate(cfg)
 

@@ -8,7 +8,7 @@ openvla train action_head=fast action_head.tokenizer=runs/fast/... data.action_c
 import hydra
 from omegaconf import DictConfig
 
-from openvla_lightning.cli.command import command
+from openvla_lightning.cli.command import command, lasting_imports
 from openvla_lightning.config import CONF
 
 
@@ -16,7 +16,8 @@ from openvla_lightning.config import CONF
 @hydra.main(version_base="1.3", config_path=CONF, config_name="fit_fast")
 def main(cfg: DictConfig) -> None:
     """Fit a tokenizer on the mixture of `cfg`."""
-    from openvla_lightning.run.fast import fit_fast  # after Hydra: --help and --cfg stay instant
+    with lasting_imports():  # after Hydra: --help and --cfg stay instant
+        from openvla_lightning.run.fast import fit_fast
 
     fit_fast(cfg)
 

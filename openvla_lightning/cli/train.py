@@ -9,7 +9,7 @@ openvla train --cfg job --resolve                # print the composed config, ru
 import hydra
 from omegaconf import DictConfig
 
-from openvla_lightning.cli.command import command
+from openvla_lightning.cli.command import command, lasting_imports
 from openvla_lightning.config import CONF
 
 
@@ -17,7 +17,8 @@ from openvla_lightning.config import CONF
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Run the training of `cfg`."""
-    from openvla_lightning.run.fit import fit  # after Hydra: --help and --cfg stay instant
+    with lasting_imports():  # after Hydra: --help and --cfg stay instant
+        from openvla_lightning.run.fit import fit
 
     return fit(cfg)
 

@@ -5,12 +5,13 @@ python -m openvla_lightning.serve ckpt_path=openvla/openvla-7b unnorm_key=bridge
 OPENVLA_LIGHTNING_TOKEN=secret python -m openvla_lightning.serve server.host=0.0.0.0
 """
 
+from importlib import import_module
 from importlib.util import find_spec
 
 import hydra
 from omegaconf import DictConfig
 
-from openvla_lightning.cli.command import command
+from openvla_lightning.cli.command import command, lasting_imports
 from openvla_lightning.config import CONF, ConfigError, expand_home, find_checkpoint, for_people, validate
 from openvla_lightning.runtime.extras import install
 
@@ -37,6 +38,8 @@ def run(cfg: DictConfig) -> None:
         expand_home(cfg)
         find_checkpoint(cfg, "say which: ckpt_path=openvla/openvla-7b")
         validate(cfg)
+        with lasting_imports():
+            import_module("openvla_lightning.serve.server")
         instantiate(cfg.server, load=instantiate(cfg.policy, _convert_="all"), _convert_="all")
 
 

@@ -8,7 +8,7 @@ python -m openvla_lightning.data.report data=oxe data/mix=oxe_magic_soup_plus da
 import hydra
 from omegaconf import DictConfig
 
-from openvla_lightning.cli.command import command
+from openvla_lightning.cli.command import command, lasting_imports
 from openvla_lightning.config import CONF
 
 
@@ -16,7 +16,8 @@ from openvla_lightning.config import CONF
 @hydra.main(version_base="1.3", config_path=CONF, config_name="data_report")
 def main(cfg: DictConfig) -> None:
     """Report on the mixture that `cfg` describes."""
-    from openvla_lightning.run.start import data_report  # after Hydra: --help and --cfg stay instant
+    with lasting_imports():  # after Hydra: --help and --cfg stay instant
+        from openvla_lightning.run.start import data_report
 
     data_report(cfg)
 
