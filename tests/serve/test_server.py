@@ -84,7 +84,7 @@ def test_too_late_is_stale_and_never_an_action(server: Running) -> None:
 
 def test_a_large_body_is_refused_before_it_is_read(server: Running) -> None:
     address = urlparse(server.url)
-    with socket.create_connection((address.hostname, address.port), 10) as connection:
+    with socket.create_connection((address.hostname, address.port), 60) as connection:
         connection.sendall(b"POST /act HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999999\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
     pieces = (b"x" * 100_000 for _ in range(20))
@@ -98,7 +98,7 @@ def test_a_large_body_is_refused_before_it_is_read(server: Running) -> None:
 )
 def test_a_slow_client_is_told_and_dropped(server: Running, sent: bytes) -> None:
     address = urlparse(server.url)
-    with socket.create_connection((address.hostname, address.port), 10) as connection:
+    with socket.create_connection((address.hostname, address.port), 60) as connection:
         connection.sendall(sent)
         assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
 
