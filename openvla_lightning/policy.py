@@ -20,6 +20,7 @@ from openvla_lightning.checkpoint.load import load_checkpoint
 from openvla_lightning.model.parameters import choose_device, choose_dtype
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
+from openvla_lightning.processor.gate import finite_state
 from openvla_lightning.quantisation import Quantiser
 from openvla_lightning.statistics import DatasetStatistics, Normalisation, choose_key, scale_of
 from openvla_lightning.types import Observation, Prediction, Step
@@ -187,9 +188,8 @@ class Policy:
     ) -> np.ndarray:
         """Predict actions in the dataset's own units.
 
-        The last number is the gripper's. In training data, 1 is open and 0 is closed, without scaling. So the number is
-        the centre of the predicted bin (within +-0.996), neither rounded nor converted to a robot's own convention;
-        above 0.5 means open.
+        The last number is the gripper's (in training data 1 is open, 0 closed): the centre of the predicted bin, within
+        +-0.996, neither scaled nor rounded nor converted to a robot's own convention; above 0.5 means open.
 
         Args:
             image: uint8 array [H, W, 3] or PIL image, RGB, of any size; or a list of them.
@@ -210,8 +210,6 @@ class Policy:
         instructions = [instruction] if isinstance(instruction, str) else list(instruction)
         if len(images) != len(instructions):
             raise ValueError(f"{len(images)} images and {len(instructions)} instructions; as many of each are needed")
-        if strangers := {type(picture).__name__ for picture in images if not isinstance(picture, ImageLike)}:
-            raise TypeError(f"an image is a uint8 array [H, W, 3] or a PIL image, not {', '.join(sorted(strangers))}")
         if len(self.processor.views) > 1 or self.processor.proprio:
             raise ValueError(f"one image is not enough for this policy, which {self.processor.needs}: ask act_chunk")
         (view,) = self.processor.views
@@ -239,9 +237,11 @@ class Policy:
 
         Raises:
             UnknownDatasetError: for an unknown unnorm_key, naming the known ones.
-            ValueError: for observations without a view or the proprioception that the policy needs, actions of
-                different width, or an image of the wrong shape or dtype.
+            TypeError: something is no observation, no image or no text.
+            ValueError: an input of the policy is missing or wrong, or actions differ in width.
         """
+        if not isinstance(observations, Sequence) or any(not isinstance(seen, Observation) for seen in observations):
+            raise TypeError("give a list of Observations, one per robot: [Observation({'primary': image}, 'lift it')]")
         if not (count := len(observations)):
             raise ValueError("no images to act on")
         keys = [unnorm_key] * count if unnorm_key is None or isinstance(unnorm_key, str) else list(unnorm_key)
@@ -255,7 +255,7 @@ class Policy:
             if statistics.relative_to is not None and seen.proprio is None:
                 raise ValueError(NO_STATE)
             state = seen.proprio if self.processor.proprio or statistics.relative_to is not None else None
-            states.append(None if state is None else statistics.normalise(state, method, "proprio"))
+            states.append(None if state is None else statistics.normalise(finite_state(state), method, "proprio"))
         with self._lock:
             inputs = self.processor.inputs(observations, dim, states)
             self.clock("preprocess")

@@ -17,6 +17,7 @@ from openvla_lightning.model import VLA
 from openvla_lightning.policy import Policy, choose_device, choose_dtype, fingerprint
 from openvla_lightning.processor import Processor
 from openvla_lightning.statistics import DatasetStatistics, UnknownDatasetError
+from openvla_lightning.types import Observation
 
 TOKENS = {"vocab_size": 768, "num_bins": 256}
 KEYS = ("bridge_orig", "fractal")
@@ -140,6 +141,12 @@ def test_an_unknown_key_lists_the_known_ones(vla, processor):
 def test_wrong_input_is_explained(policy, image, instruction, error, message):
     with pytest.raises(error, match=message):
         policy.act(image, instruction)
+
+
+def test_a_single_observation_is_no_list(policy):
+    for wrong in (Observation({"primary": images(1)[0]}, "lift"), [{"image": images(1)[0], "instruction": "lift"}]):
+        with pytest.raises(TypeError, match=r"a list of Observations, one per robot: \[Observation\("):
+            policy.act_chunk(wrong)
 
 
 def test_dtypes_have_names():

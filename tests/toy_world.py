@@ -123,7 +123,7 @@ class Blind(ToyWorld):
 
 
 DOOMED = plan_episodes(ToyWorld().tasks.values(), 3)[4].seed
-"""The initial state at which the next three worlds fail."""
+"""The initial state at which the next four worlds fail."""
 
 
 class Doomed(ToyWorld):
@@ -140,6 +140,16 @@ class Fragile(Doomed):
 
     def end(self):
         raise RuntimeError("the motor burnt out")
+
+
+class Lost(Doomed):
+    """Does not know where it is from there on."""
+
+    def end(self):
+        self.lost = True
+
+    def _observation(self):
+        return super()._observation() | {"proprio": np.full(3, np.nan if hasattr(self, "lost") else 0.0)}
 
 
 class Deadly(Doomed):

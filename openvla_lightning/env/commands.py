@@ -80,5 +80,7 @@ def obey(env: RolloutEnv, command: Command) -> Outcome:
 
 
 def _shown(observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The entries of an observation that a policy may use."""
+    """The entries of an observation that a policy may use; a state without meaning ends the episode, not all."""
+    if not np.isfinite(observation.get("proprio", 0.0)).all():
+        raise ValueError(f"the world's proprio is not finite: {observation['proprio']!r}")
     return {name: value for name, value in observation.items() if name.endswith("image") or name == "proprio"}

@@ -1,12 +1,14 @@
-"""Checks of external texts and images, shared by training, policies and servers.
+"""Checks of external texts, images and states, shared by training, policies and servers.
 
 They need no torch, and those of texts need no package at all, because indexing and the server's reader use them.
 """
 
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL import Image
 
 CONTROL = "".join(chr(code) for code in (*range(32), *range(127, 160)))
@@ -21,8 +23,11 @@ def accepted(instruction: str) -> str:
     joiners and ideographic spaces included.
 
     Raises:
+        TypeError: it is no text.
         ValueError: it is empty, or has control characters or halves of surrogate pairs.
     """
+    if not isinstance(instruction, str):
+        raise TypeError(f"an instruction is a text such as 'lift the red cube', not {type(instruction).__name__}")
     text = instruction.strip(CONTROL)
     kinds = {letter: unicodedata.category(letter) for letter in text}
     if strange := sorted(letter for letter, kind in kinds.items() if kind in ("Cc", "Cs")):
@@ -49,3 +54,20 @@ def as_rgb(image: "Image.Image") -> "Image.Image":
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
+
+
+def finite_state(state: Any) -> "NDArray[np.float64]":
+    """A robot's proprioceptive state [P] as numbers.
+
+    Raises:
+        ValueError: it is no row of finite numbers. An action for such a state means nothing.
+    """
+    import numpy as np
+
+    try:
+        numbers = np.asarray(state, np.float64)
+    except (TypeError, ValueError):
+        numbers = np.array(np.nan)
+    if numbers.ndim != 1 or not np.isfinite(numbers).all():
+        raise ValueError(f"a robot's state (proprio) is one row of finite numbers, not {state!s:.80}")
+    return numbers

@@ -76,8 +76,11 @@ class ImageTransform:
         """Return `image` as uint8 [image_size, image_size, 3].
 
         Raises:
-            ValueError: unless it is an image or a uint8 array [H, W, 3] with pixels.
+            TypeError: it is neither an array nor a PIL image.
+            ValueError: it is an array of another dtype or shape, or has no pixels.
         """
+        if not isinstance(image, np.ndarray | Image.Image):
+            raise TypeError(f"an image is a uint8 array [H, W, 3] or a PIL image, not {type(image).__name__}")
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise ValueError(f"an image must be a uint8 array [H, W, 3], got {image.dtype} {list(image.shape)}")

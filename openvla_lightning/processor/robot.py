@@ -170,7 +170,10 @@ class Processor(TextProcessor):
         return f"looks at {', '.join(self.views)}{proprio}"
 
     def check(self, observation: Observation) -> None:
-        """Raise ValueError when an observation lacks an input of the model; the message names it."""
+        """Raise ValueError when an observation lacks an input of the model; TypeError if pictures have no names."""
+        if not isinstance(observation.images, Mapping):
+            kind = type(observation.images).__name__
+            raise TypeError(f"the pictures of an observation are {{'{self.views[0]}': image, ...}} by view, not {kind}")
         if absent := [view for view in self.views if view not in observation.images]:
             has = ", ".join(observation.images) or "none"
             raise ValueError(f"this policy {self.needs}: there is no image {', '.join(absent)}, but {has}")

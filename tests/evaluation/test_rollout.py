@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_world import AlwaysDeadly, Deadly, Fragile, Hanging, OnceFragile, ToyWorld, Walker
+from toy_world import AlwaysDeadly, Deadly, Fragile, Hanging, Lost, OnceFragile, ToyWorld, Walker
 
 from openvla_lightning.env import workers
 from openvla_lightning.env.base import EVALUATION_SEEDS, RequestError
@@ -127,6 +127,7 @@ def test_an_episode_that_fails_twice_is_an_error_and_no_failure(monkeypatch):
     monkeypatch.setattr(workers, "PATIENCE", 3.0)
     fine = rollout(Walker(), ToyWorld, planned(3), num_envs=4)
     kinds = {Fragile: "the motor burnt out", Deadly: "died with exit code -9", Hanging: "died with exit code -9"}
+    kinds |= {Lost: "the world's proprio is not finite"}
     for world, last_words in kinds.items():  # each process has two episodes at a time, and the other one is not lost
         played = rollout(Walker(), world, planned(3), num_envs=4, num_workers=2)
         assert [episode.error is not None for episode in played] == [False] * 4 + [True] + [False] * 7

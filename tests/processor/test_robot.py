@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,6 +196,22 @@ def test_errors_say_what_is_wrong(processor: Processor) -> None:
         Processor(TokenHead(), tokenizer="./nowhere", towers=TOWERS)(image, "lift")
     with pytest.raises(ValueError, match="either towers"):
         Processor(TokenHead())
+
+
+@pytest.mark.parametrize("image", [torch.zeros(16, 16, 3, dtype=torch.uint8), [[[0, 0, 0]]], None, "image.png"])
+def test_something_that_is_no_image_is_named(processor: Processor, image: Any) -> None:
+    with pytest.raises(TypeError, match=rf"uint8 array \[H, W, 3\] or a PIL image, not {type(image).__name__}"):
+        processor.inputs([Observation({"primary": image}, "lift")], 7)
+
+
+def test_something_that_is_no_text_or_no_pictures_by_view_is_named(processor: Processor) -> None:
+    image = np.zeros((16, 16, 3), np.uint8)
+    for words in (None, 3, b"lift"):
+        with pytest.raises(TypeError, match=f"an instruction is a text .*, not {type(words).__name__}"):
+            processor.inputs([Observation({"primary": image}, words)], 7)
+    for images in (image, [image]):
+        with pytest.raises(TypeError, match=f"{{'primary': image, ...}} by view, not {type(images).__name__}"):
+            processor.inputs([Observation(images, "lift")], 7)
 
 
 def test_a_released_folder_gives_its_tokenizer_without_asking_to_run_code(

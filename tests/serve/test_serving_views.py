@@ -183,3 +183,11 @@ def test_one_image_is_not_enough(policy: Policy) -> None:
     both = replace(seen, images={"primary": picture(0), "wrist": picture(1)}, proprio=None)
     with pytest.raises(ValueError, match="there is no proprio"):
         policy.act_chunk([both])
+
+
+@pytest.mark.parametrize("state", [[np.nan] * 3, [0, np.inf, 0], [[0.0] * 3], ["a"] * 3, [None] * 3, 0.0])
+def test_a_state_that_is_no_row_of_finite_numbers_gets_no_action(policy: Policy, state: Any) -> None:
+    images = {"primary": picture(0), "wrist": picture(1)}
+    with pytest.raises(ValueError, match=r"a robot's state \(proprio\) is one row of finite numbers, not "):
+        policy.act_chunk([Observation(images, WORDS, state)])
+    assert np.isfinite(policy.act_chunk([Observation(images, WORDS, [0, 0, 0])])).all(), "a list is a row, too"
