@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,22 +67,42 @@ def add(names: Sequence[str]) -> None:
     """Let packages or folders be named from now on, also in processes that this one starts.
 
     Raises:
-        ValueError: when there is no such package.
+        ValueError: there is no such package, or Python finds another one of its name; also for those that the
+            environment names.
     """
-    for name in names:
-        if find_spec(_importable(name)) is None:
-            raise ValueError(
-                f"plugins: there is no package {name!r}; install it, or give the path of its folder: "
-                "plugins=[/path/to/it]"
-            )
-    known = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
+    known = [name for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
+    for place, named in ((VARIABLE, known), ("plugins", names)):
+        for name in named:
+            if problem := _problem(name.strip()):
+                raise ValueError(f"{place}: {problem}")
     os.environ[VARIABLE] = ",".join(dict.fromkeys([*known, *names]))
+
+
+def _problem(name: str) -> str | None:
+    """Why a named plug-in is not what Python imports; None if it is."""
+    package = _importable(name)
+    if (spec := _spec(package)) is None:
+        return f"there is no package {name!r}; install it, or give the path of its folder: plugins=[/path/to/it]"
+    if os.sep not in name:
+        return None
+    folder = Path(name).expanduser().resolve()
+    found = [Path(place).resolve() for place in spec.submodule_search_locations or (spec.origin or "",)]
+    if folder not in found:
+        return f"{name} is not what Python imports as {package}, that is {found[0]}: rename or remove one of them"
+    project = any((folder / file).is_file() for file in ("pyproject.toml", "setup.py"))
+    if project and (inside := sorted(path.parent for path in folder.glob("*/__init__.py"))):
+        return f"{name} is the folder of a project; name its package: plugins=[{inside[0]}]"
+    return None
+
+
+def _spec(package: str) -> ModuleSpec | None:
+    return find_spec(package) if package.isidentifier() else None
 
 
 def config_folders() -> Iterator[tuple[str, Path]]:
     """Each plug-in that has configs, and their folder: `conf/` inside the package."""
     for package in packages():
-        spec = find_spec(package)
+        spec = _spec(package)
         for place in (spec.submodule_search_locations or ()) if spec else ():
             if (folder := Path(place) / "conf").is_dir():
                 yield package, folder
@@ -169,3 +190,37 @@ def rebuild(config: Mapping[str, Any], default: str) -> Any:
         return class_(**arguments)
     except TypeError as error:
         raise ValueError(f"{path} does not take these arguments: {error}") from error
+
+
+def check_kept(thing: Any, default: str, given: Mapping[str, Any]) -> None:
+    """Make sure that a checkpoint can bring back `thing`, before a training ends with one that cannot be loaded.
+
+    Args:
+        thing: has a `config`.
+        default: as in `describe`.
+        given: the arguments that it was made with.
+
+    Raises:
+        ValueError: its `config` is not plain data, lacks an argument that was given, or is refused by its constructor.
+    """
+    kept, usual = describe(thing, default), inspect.signature(type(thing)).parameters
+    whose = f"{type(thing).__module__}.{type(thing).__qualname__}.config"
+    if strange := [f"{name}={value!r}" for name, value in kept.items() if not _is_plain(value)]:
+        raise ValueError(
+            f"{whose} holds {', '.join(strange)[:200]}, and checkpoints keep only numbers, texts, true, false, null, "
+            "and lists and dictionaries of these: give the constructor's arguments as such"
+        )
+    lost = [n for n, value in given.items() if n in usual and n not in kept and value != usual[n].default]
+    if lost:
+        raise ValueError(
+            f"{whose} lacks {', '.join(lost)}, which a loaded checkpoint would not have: return it as well"
+        )
+    rebuild(kept, default)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return type(value) is dict and all(type(key) is str and _is_plain(child) for key, child in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)

@@ -32,6 +32,7 @@ from openvla_lightning.run.folders import rank
 from openvla_lightning.run.start import (
     adapter_base,
     check_folder,
+    check_kept,
     check_same_model,
     check_strategy,
     preflight,
@@ -104,6 +105,7 @@ def _train(cfg: DictConfig, recipe: dict[str, Any]) -> float | None:
 
     with blaming_config():
         model, strategy = (instantiate(cfg[name], _convert_="all") for name in ("model", "strategy"))
+        check_kept(strategy, processor, recipe)
         check_strategy(strategy, model, processor)
         module = VLAModule(
             model=model,

@@ -9,6 +9,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from openvla_lightning import plugins
 from openvla_lightning.checkpoint.formats import describe
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.config import ConfigError, blaming_config, for_people, validate
@@ -19,7 +20,7 @@ from openvla_lightning.run import job
 from openvla_lightning.run.folders import rank
 from openvla_lightning.runtime.cores import available_cores
 from openvla_lightning.runtime.files import writable
-from openvla_lightning.strategy import Strategy
+from openvla_lightning.strategy import USUAL, Strategy
 
 log = logging.getLogger(__name__)
 MAY_DIFFER = ("init_from", "init_dtype", "tokenizer")
@@ -156,6 +157,16 @@ def preflight(cfg: DictConfig, datamodule: Any, processor: Processor) -> None:
     check_all(
         data=lambda: find_data(cfg, datamodule), weights=find_weights, tokenizer=find_tokenizer, hardware=find_hardware
     )
+
+
+def check_kept(strategy: Strategy, processor: Processor, recipe: Mapping[str, Any]) -> None:
+    """Check that checkpoints of this run can bring back its strategy and its action head.
+
+    Raises:
+        ValueError: they cannot; see `plugins.check_kept`.
+    """
+    plugins.check_kept(processor.action_head, plugins.USUAL_HEAD, recipe["action_head"])
+    plugins.check_kept(strategy, USUAL, recipe["strategy"])
 
 
 def check_strategy(strategy: Strategy, model: Callable[..., VLA], processor: Processor) -> None:
