@@ -11,6 +11,7 @@ from rich.console import Console
 
 from openvla_lightning.data.source.lerobot.recorder import Recorder
 from openvla_lightning.env.base import Check, EnvFactory, RequestError, Task
+from openvla_lightning.env.workers import WorkerError
 from openvla_lightning.evaluation.control import Actor, Control
 from openvla_lightning.evaluation.journal import Journal
 from openvla_lightning.evaluation.plan import Plan
@@ -133,6 +134,8 @@ class Session:
                 on_self_test=self._check if self_test else None,
                 stopwatch=stopwatch,
             )
+        if (episodes := self._results.episodes) and all(episode.error for episode in episodes):
+            raise WorkerError(f"no episode ran without an error; the last one:\n{episodes[-1].error}")
         if self._decided is not None:
             verdict = self._decided.verdict(self._plans, self._finished)
             against = self._decided.other.label

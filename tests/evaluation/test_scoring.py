@@ -240,6 +240,8 @@ def test_errors_are_counted_and_neither_successes_nor_failures(tmp_path):
     assert "| errors |" in (tmp_path / "report.md").read_text()
     with pytest.raises(ValueError, match="env differ"):
         play(tmp_path)
+    with pytest.raises(WorkerError, match=r"no episode ran without an error; the last one:[^$]*out of red"):
+        play(tmp_path / "red", world=Unlucky, tasks="go_red", episodes_per_task=1)
 
 
 def test_a_world_that_is_not_as_it_should_be_is_not_scored(tmp_path):
