@@ -43,8 +43,10 @@ def describe(path: str | Path | Description) -> Description:
             return format.describe(place)
     if place.is_file():
         raise CheckpointError(place, ["expected a folder, a .ckpt written here or a Prismatic .pt"])
-    inside = ", ".join(sorted(p.name for p in place.iterdir())[:8]) or "nothing"
-    raise CheckpointError(place, [f"there is no config.json (the folder holds {inside})"])
+    inside = sorted(p.name for p in place.iterdir())
+    loose = next((f": name the file, {place / name}" for name in reversed(inside) if name.endswith(".ckpt")), "")
+    expected = "there is neither a checkpoint of training in checkpoints/ nor a config.json of a released model"
+    raise CheckpointError(place, [f"{expected}; the folder holds {', '.join(inside[:8]) or 'nothing'}{loose}"])
 
 
 def base_at(path: str | Path) -> Base:

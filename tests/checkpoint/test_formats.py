@@ -13,6 +13,7 @@ import torch
 from openvla_lightning import VLA, Policy
 from openvla_lightning.action_head import ActionHead, L1Head, TokenHead
 from openvla_lightning.action_head.flow import FlowHead
+from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.checkpoint.formats import describe
 from openvla_lightning.checkpoint.newest import newest_checkpoint
 from openvla_lightning.plugins import USUAL_HEAD
@@ -102,3 +103,13 @@ def test_a_sharded_checkpoint_is_one_checkpoint(tmp_path: Path) -> None:
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints/inner.ckpt").touch()
     assert newest_checkpoint(tmp_path) == folder
+
+
+def test_a_folder_of_no_format_is_answered_with_what_it_could_hold(tmp_path: Path) -> None:
+    """A run that wrote no checkpoint yet, and a folder `checkpoints` that was renamed."""
+    with pytest.raises(CheckpointError, match=r"neither .* in checkpoints/ nor a config\.json .* holds nothing$"):
+        describe(tmp_path)
+    for name in ("step_000010.ckpt", "step_000020.ckpt"):
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=f"name the file, {tmp_path}/step_000020.ckpt$"):
+        describe(tmp_path)
