@@ -21,6 +21,8 @@ class Quantiser(Protocol):
 
     trains: bool
     """Whether adapters can learn on top."""
+    keep: list[str]
+    """Parts (see `VLA.part`) that are not quantised."""
 
     @property
     def config(self) -> dict[str, Any]:

@@ -147,12 +147,18 @@ def likeness(one: str, other: str) -> float:
 
 @pytest.mark.parametrize(
     ("override", "meant"),
-    [("+experimnt=oxe_full", "+experiment=oxe_full"), ("+debg=tiny", "+debug=tiny"), ("+modle=tiny", "+model=tiny")],
+    [("+experimnt=oxe_full", "+experiment=oxe_full"), ("+debg=tiny", "+debug=tiny"), ("+modle=tiny", "model=tiny")],
 )
 def test_an_addition_that_nothing_would_read_is_refused(override: str, meant: str) -> None:
     message = misspelt_addition(groups(CONF, "train"), ["strategy=lora", override])
     assert message is not None
     assert message.endswith(f"did you mean {meant}?")
+
+
+def test_a_second_choice_of_a_group_is_refused() -> None:
+    message = misspelt_addition(groups(CONF, "train"), ["+logger=tensorboard"])
+    assert message is not None
+    assert message.endswith("one of logger is chosen already; logger=tensorboard replaces it")
 
 
 def test_a_shrunk_training_is_not_asked_of_an_evaluation() -> None:

@@ -76,6 +76,28 @@ def test_what_is_not_there_is_named(script: str, overrides: list[str], said: str
     assert any(said in line for line in found), found
 
 
+@pytest.mark.parametrize(
+    ("inside", "chosen"),
+    [
+        ("arm/1.0.0/dataset_info.json", "arm"),
+        ("arm/1.0.0/dataset_info.json", "arm/1.0.0"),
+        ("arm/dataset_info.json", "arm"),
+        ("arm/meta/info.json", "arm"),
+    ],
+)
+def test_a_dataset_in_place_of_the_folder_around_it_is_noticed(tmp_path: Path, inside: str, chosen: str) -> None:
+    (tmp_path / inside).parent.mkdir(parents=True)
+    (tmp_path / inside).touch()
+    overrides = ["data/source=rlds", "data/mix=bridge"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        wrong, right = (
+            not_there(plain_values(compose("train", [*overrides, f"paths.data_dir={place}"])))
+            for place in (tmp_path / chosen, tmp_path)
+        )
+    assert f"is a dataset itself; paths.data_dir is the folder around it, paths.data_dir={tmp_path}" in wrong[0]
+    assert "itself" not in right[0]
+
+
 def test_what_may_be_elsewhere_is_not_missed(tmp_path: Path) -> None:
     rlds = ["data/source=rlds", "data/mix=bridge"]
     with initialize_config_dir(CONF, version_base="1.3"):

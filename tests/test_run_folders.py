@@ -55,6 +55,11 @@ def test_two_runs_of_one_slurm_job_have_two_folders(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "train" / "4242_2" / ".hydra" / "overrides.yaml").exists()
 
 
+@pytest.mark.parametrize("words", [[], ["-m", "seed=1,2"]])
+def test_a_run_without_a_name_is_refused(tmp_path: Path, words: list[str]) -> None:
+    assert folder_of(start(tmp_path, *words, "run_name=null")).startswith("error: run_name=null: a run's folder is")
+
+
 def test_the_jobs_of_a_second_sweep_are_in_its_folder(tmp_path: Path) -> None:
     """Hydra composes each job's config anew: with the first sweep's name, both would write over each other."""
     sweeps = [start(tmp_path / "it's", "-m", "seed=1,2", RUN_ID="both") for _ in range(2)]

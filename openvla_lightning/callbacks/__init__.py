@@ -2,6 +2,7 @@
 
 from openvla_lightning.callbacks.collapse import CollapseWarning
 from openvla_lightning.callbacks.costs import Costs
+from openvla_lightning.callbacks.early_stopping import EarlyStopping
 from openvla_lightning.callbacks.expected import ExpectedCurve
 from openvla_lightning.callbacks.learning_curve import LearningCurve
 from openvla_lightning.callbacks.non_finite import NonFiniteError, StopOnNonFinite
@@ -16,6 +17,7 @@ __all__ = [
     "Checkpoint",
     "CollapseWarning",
     "Costs",
+    "EarlyStopping",
     "ExpectedCurve",
     "LearningCurve",
     "NonFiniteError",

@@ -136,15 +136,19 @@ def renamed(overrides: Sequence[str]) -> str | None:
 
 
 def misspelt_addition(groups: Iterable[str], overrides: Sequence[str]) -> str | None:
-    """A message if an override such as `+experimnt=x` would only add an unused value; otherwise None."""
+    """A message if an override such as `+experimnt=x` would only add an unused value, or a second one; else None."""
     groups = set(groups)
+    chosen = {name for name in groups if "/" not in name and name not in APPENDED}
     for text in overrides:
         name, equals, value = text.partition("=")
         key = name.lstrip("+")
         if name == "+debug" and key not in groups:
             return f"{text} shrinks a training, and this command trains nothing: leave it out"
+        if equals and name.startswith("+") and key in chosen:
+            return f"{text}: a plus adds, and one of {key} is chosen already; {key}={value} replaces it"
         if equals and key != name and key not in groups and (close := get_close_matches(key, groups, 1, 0.8)):
-            return f"there is no group {key!r}; did you mean +{close[0]}={value}?"
+            meant = close[0] if close[0] in chosen else f"+{close[0]}"
+            return f"there is no group {key!r}; did you mean {meant}={value}?"
     return None
 
 

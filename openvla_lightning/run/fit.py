@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from rich.console import Console
@@ -104,9 +105,10 @@ def _train(cfg: DictConfig, recipe: dict[str, Any]) -> float | None:
     say_unread(datamodule, processor)
 
     with blaming_config():
-        model, strategy = (instantiate(cfg[name], _convert_="all") for name in ("model", "strategy"))
+        names = ("model", "strategy", "quantisation")
+        model, strategy, quantisation = (instantiate(cfg[name], _convert_="all") for name in names)
         check_kept(strategy, processor, recipe)
-        check_strategy(strategy, model, processor)
+        check_strategy(strategy, model, processor, quantisation)
         module = VLAModule(
             model=model,
             strategy=strategy,
@@ -114,14 +116,16 @@ def _train(cfg: DictConfig, recipe: dict[str, Any]) -> float | None:
             processor=processor,
             action_head=processor.action_head,
             recipe=recipe,
-            quantisation=instantiate(cfg.quantisation, _convert_="all"),
+            quantisation=quantisation,
             checkpoint_activations=cfg.checkpoint_activations,
             compile_blocks=cfg.compile_blocks,
         )
+    loggers, callbacks = list(instantiate(cfg.logger).values()), instantiate(cfg.callbacks, _convert_="all").values()
     trainer = instantiate(
         cfg.trainer,
-        logger=list(instantiate(cfg.logger).values()),
-        callbacks=[ParameterTable(), *instantiate(cfg.callbacks, _convert_="all").values()],
+        logger=loggers,
+        # that monitor only logs, and refuses to start where nothing does
+        callbacks=[ParameterTable(), *(c for c in callbacks if loggers or not isinstance(c, LearningRateMonitor))],
         _convert_="all",
     )
     with blaming_config():

@@ -86,9 +86,15 @@ def claim(folder: Path, processes: int = 1) -> Path:
 
 
 def _let_resolve(config: DictConfig) -> None:
-    """Allow Hydra's choices (`${hydra:...}`) in names of folders, which Hydra itself resolves only later."""
+    """Allow Hydra's choices (`${hydra:...}`) in names of folders, which Hydra itself resolves only later.
+
+    Raises:
+        SystemExit: the run has no name.
+    """
     if "runtime" in config.hydra:
         HydraConfig.instance().set_config(copy.deepcopy(config))
+    if config.get("run_name", "") is None:
+        raise SystemExit("error: run_name=null: a run's folder is made of its name; leave it out, or give a text")
 
 
 def _renew(config: DictConfig, node: DictConfig) -> None:

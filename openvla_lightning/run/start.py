@@ -16,6 +16,7 @@ from openvla_lightning.config import ConfigError, blaming_config, for_people, va
 from openvla_lightning.model.hub import check_source
 from openvla_lightning.model.vla import VLA
 from openvla_lightning.processor import Processor
+from openvla_lightning.quantisation import Quantiser, quantised_names
 from openvla_lightning.run import job
 from openvla_lightning.run.folders import rank
 from openvla_lightning.runtime.cores import available_cores
@@ -150,6 +151,12 @@ def preflight(cfg: DictConfig, datamodule: Any, processor: Processor) -> None:
     def find_hardware() -> None:
         if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise ValueError("this recipe asks for a GPU and torch sees none; +debug=tiny shrinks it to a CPU")
+        devices, no_gpu = cfg.trainer.get("devices", "auto"), not torch.accelerator.is_available()
+        if (no_gpu or cfg.trainer.accelerator == "cpu") and not (devices == "auto" or _counts(devices)):
+            raise ValueError(
+                f"trainer.devices={devices} chooses among GPUs, and this run is on a CPU: give a number of processes, "
+                "trainer.devices=1"
+            )
 
     def find_tokenizer() -> None:
         _ = processor.tokenizer
@@ -169,17 +176,31 @@ def check_kept(strategy: Strategy, processor: Processor, recipe: Mapping[str, An
     plugins.check_kept(strategy, USUAL, recipe["strategy"])
 
 
-def check_strategy(strategy: Strategy, model: Callable[..., VLA], processor: Processor) -> None:
+def _counts(devices: Any) -> bool:
+    """Whether `trainer.devices` is a number of devices, and not a choice of some."""
+    return str(devices).isdecimal() and int(devices) > 0
+
+
+def check_strategy(
+    strategy: Strategy, model: Callable[..., VLA], processor: Processor, quantisation: Quantiser | None = None
+) -> None:
     """Apply `strategy` to a model without weights, before data are read and weights are loaded.
 
     Raises:
-        ConfigError: it names a part or modules that this model does not have.
+        ConfigError: it names a part or modules that this model does not have, or lets learn what is quantised.
     """
     sizes = {"proprio_dim": 1} if processor.proprio else {}
     try:
         # Some towers are built on a CPU first, and would draw what the training is to draw.
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            strategy.apply(model(action_head=processor.action_head, **sizes))
+            vla = model(action_head=processor.action_head, **sizes)
+            quantised = quantised_names(vla, quantisation.keep) if quantisation is not None and strategy.adapts else []
+            strategy.apply(vla)
+        if learning := [name for name in quantised if vla.get_submodule(name).weight.requires_grad]:
+            raise ValueError(
+                f"{', '.join(learning)[:200]} are quantised and cannot learn: add their part to quantisation.keep, or "
+                "leave it out of what learns"
+            )
     except (KeyError, ValueError) as error:
         raise ConfigError(f"strategy: {error.args[0]}") from error
     except RuntimeError:

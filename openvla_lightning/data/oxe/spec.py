@@ -117,7 +117,9 @@ class DatasetSpec:
             )
 
     def to_be_had(self, name: str, root: str | Path) -> str:
-        """How to get the data of the dataset `name` below the folder `root`."""
+        """How to get the data of the dataset `name` below `root`; that it is a dataset itself, if it is one."""
+        if (around := _folder_around(Path(root).expanduser())) is not None:
+            return f"{root} is a dataset itself; paths.data_dir is the folder around it, paths.data_dir={around}"
         return self.where.format(name=name, root=root) or "put its RLDS folder there"
 
     def grippers(self, dim: int) -> tuple[int, ...]:
@@ -165,3 +167,11 @@ def _source(function: Any) -> str:
         )
         return f"{_source(function.func)}{function.args}{arguments}"
     return inspect.getsource(function)
+
+
+def _folder_around(folder: Path) -> Path | None:
+    """The folder in which a dataset lies, for a dataset's own folder or that of one of its versions; else None."""
+    if (folder / "dataset_info.json").is_file():
+        return folder.parent.parent if folder.name[:1].isdigit() else folder.parent
+    dataset = any(folder.glob("[0-9]*/dataset_info.json")) or (folder / "meta" / "info.json").is_file()
+    return folder.parent if dataset else None
