@@ -3,6 +3,7 @@
 python -m openvla_lightning.demo
 """
 
+import argparse
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,8 @@ BOTH = "env=tabletop,tabletop_finetune"
 
 def main() -> None:
     """Run all commands; stop at the first one that fails, after its own error message."""
+    about = "Train, fine-tune and evaluate a small VLA in a simulator, into the folder of runs; it takes no options."
+    argparse.ArgumentParser("openvla demo", description=about).parse_args()
     console, started = Console(), time.monotonic()
     runs = log_dir()  # set by OPENVLA_LIGHTNING_ROOT or conf/local
     demo = runs / "demo"

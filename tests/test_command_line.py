@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from openvla_lightning import __version__, demo
 from openvla_lightning.cli.command import dotted, hints, lasting_imports
 from openvla_lightning.cli.commands import main
 from openvla_lightning.cli.help import (
@@ -191,6 +192,32 @@ def test_what_a_class_says_of_a_wrong_value_is_the_message(monkeypatch: pytest.M
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(InstantiationException), for_people():
         instantiate(data, collate=list)
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["episodes=1"], 2)])
+def test_asking_what_the_demo_does_does_not_run_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], code: int
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["openvla demo", *words])
+    monkeypatch.setattr(demo, "log_dir", lambda: pytest.fail("it ran"))
+    with pytest.raises(SystemExit) as end:
+        demo.main()
+    assert end.value.code == code
+    assert "usage: openvla demo" in "".join(capsys.readouterr())
+
+
+def test_a_command_that_there_is_not_is_answered_with_the_one_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"no command 'trian'; did you mean openvla train\?"):
+        main(["trian"])
+    main(["--version"])
+    assert capsys.readouterr().out == f"openvla-lightning {__version__}\n"
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SystemExit, match="the working folder was removed"):
+        main(["train"])
 
 
 def test_a_file_of_the_working_folder_hides_no_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

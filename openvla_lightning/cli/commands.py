@@ -4,7 +4,9 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
+import openvla_lightning
 from openvla_lightning.cli import completion
 
 COMMANDS = {
@@ -35,13 +37,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not words or words[0] in ("--help", "-h", "help"):
         print(page())
         return
+    if words[0] == "--version":
+        print(f"openvla-lightning {openvla_lightning.__version__}")
+        return
     if words[0] not in COMMANDS:
-        raise SystemExit(f"error: openvla has no command {words[0]!r}\n\n{page()}")
+        close = get_close_matches(words[0], COMMANDS, 1)
+        meant = f"; did you mean openvla {close[0]}?" if close else ""
+        raise SystemExit(f"error: openvla has no command {words[0]!r}{meant}\n\n{page()}")
     module = COMMANDS[words[0]][0]
     first = ["export"] if words[0] == "export" else []
     sys.argv = [f"openvla {words[0]}", *first, *words[1:]]
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a lab's package may be in the working folder; it must not hide others' modules
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise SystemExit("error: the working folder was removed: change to one that exists, as with cd ~") from None
+    if here not in sys.path:
+        sys.path.append(here)  # a lab's package may be in the working folder; it must not hide others' modules
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
