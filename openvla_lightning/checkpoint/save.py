@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -173,7 +174,10 @@ def _save_weights(
             tensor, adapter = state[key]
             tensor = tensor if adapter is None else merged_weight(adapter)
             tensors[key] = tensor.detach().to("cpu", kinds[key]).contiguous()
-        save_file(tensors, folder / f"{name}.partial", metadata={"format": "pt"})
+        try:
+            save_file(tensors, folder / f"{name}.partial", metadata={"format": "pt"})
+        except SafetensorError as error:  # which the disk is the cause of
+            raise OSError(f"{folder / name} cannot be written: {error}") from error
     for old in [*folder.glob("model*.safetensors"), folder / INDEX]:
         old.unlink(missing_ok=True)
     for name in names:

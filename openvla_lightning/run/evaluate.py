@@ -1,5 +1,6 @@
 """Execution of evaluate.py's config, and evaluation at the end of a training."""
 
+import errno
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from openvla_lightning import plugins
 from openvla_lightning.checkpoint.format import CheckpointError, Description
 from openvla_lightning.checkpoint.load import describe
 from openvla_lightning.cli.help import groups
+from openvla_lightning.cli.overrides import quoted
 from openvla_lightning.config import (
     CONF,
     ConfigError,
@@ -61,6 +63,13 @@ def evaluate(cfg: DictConfig) -> float | None:
         return EVALUATIONS[kind](cfg, env, recipe)
     except (*UNUSABLE, StageError) as error:
         raise ConfigError(str(error)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConfigError(
+            f"{error.filename or cfg.paths.output_dir}: {error.strerror}. Make room; the episodes that were played are "
+            f"kept, and paths.output_dir={quoted(str(cfg.paths.output_dir))} goes on with them"
+        ) from error
 
 
 def score(cfg: DictConfig, env: Any, recipe: dict[str, Any]) -> float | None:

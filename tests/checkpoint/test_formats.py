@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from openvla_lightning import VLA, Policy
 from openvla_lightning.action_head import ActionHead, L1Head, TokenHead
@@ -113,3 +114,12 @@ def test_a_folder_of_no_format_is_answered_with_what_it_could_hold(tmp_path: Pat
         (tmp_path / name).touch()
     with pytest.raises(CheckpointError, match=f"name the file, {tmp_path}/step_000020.ckpt$"):
         describe(tmp_path)
+
+
+def test_a_disk_that_is_full_is_an_error_of_the_disk(vla: VLA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("openvla_lightning.checkpoint.save.save_file", full)
+    with pytest.raises(OSError, match=f"{tmp_path}/model.safetensors cannot be written: .*No space left"):
+        vla.save_pretrained(tmp_path, processor(vla, TokenHead(vocab_size=768)))

@@ -1,20 +1,23 @@
 """Whose mistake it is: what a user asked for is answered in a line, a fault of the code keeps its traceback."""
 
+import errno
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from toy_world import Incomplete, ToyWorld, Walker
 
 from openvla_lightning.checkpoint.format import Description
 from openvla_lightning.checkpoint.training import Training
-from openvla_lightning.config import ConfigError
+from openvla_lightning.config import CONF, ConfigError
 from openvla_lightning.env.libero import Libero
 from openvla_lightning.env.simpler import Simpler
 from openvla_lightning.env.tabletop import Tabletop
 from openvla_lightning.evaluation.scoring import UNUSABLE, evaluate
-from openvla_lightning.run.evaluate import check_shown
+from openvla_lightning.run.evaluate import EVALUATIONS, check_shown
+from openvla_lightning.run.evaluate import evaluate as run
 from openvla_lightning.types import Observation
 
 
@@ -99,3 +102,14 @@ def test_what_a_world_leaves_out_is_kept_with_its_results(tmp_path: Path) -> Non
     note = "2 of 6 corners are left out, with fail_at=99"
     assert found.notes == [note]
     assert note in (tmp_path / "report.md").read_text()
+
+
+def test_a_full_disk_is_a_line_that_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "a/video.mp4")
+
+    monkeypatch.setitem(EVALUATIONS, "rollouts", full)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("evaluate", ["ckpt_path=null", f"paths.output_dir={tmp_path}"])
+    with pytest.raises(SystemExit, match=f"error: a/video.mp4: No space left .* paths.output_dir='{tmp_path}' goes on"):
+        run(cfg)
