@@ -24,6 +24,8 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 Picture = NDArray[np.uint8] | bytes
+USUAL_BYTES = 2**23
+"""The largest request of a server that was not told otherwise (`server.max_bytes`)."""
 
 
 class ServerError(RuntimeError):
@@ -131,6 +133,10 @@ class Client:
         return np.array(actions, np.float64)
 
     def _exchange(self, message: bytes) -> dict[str, Any]:
+        # a server ends the connection at such a message, without a word that arrives
+        if (size := len(message)) > USUAL_BYTES and size > (most := self.info()["max_bytes"]):
+            said = f"a request may have {most} bytes, not {size}; scale the image or send a JPEG"
+            raise ServerError({"status": 413, "code": "too_large", "message": said})
         try:
             if self._socket is None:
                 address = "ws" + self.url.removeprefix("http") + "/ws"

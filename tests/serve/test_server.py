@@ -58,6 +58,15 @@ def test_each_way_to_ask_gives_the_same(server: Running, policy: Policy) -> None
         assert client.act_chunk({"image": image}, WORDS).tolist() == [expected]
 
 
+def test_a_picture_that_is_too_large_for_the_server_is_refused_in_words(server: Running) -> None:
+    """The server ends the connection at such a message, while the client still sends."""
+    with Client(server.url) as client:
+        with pytest.raises(ServerError, match=r"may have 1000000 bytes, not 270\d+; scale the image") as error:
+            client.act(np.zeros((3000, 3000, 3), np.uint8), WORDS)
+        assert (error.value.status, error.value.code) == (413, "too_large")
+        assert client.act(picture(0), WORDS).shape == (7,)
+
+
 def test_an_unknown_key_lists_the_known_ones_and_the_client_goes_on(server: Running) -> None:
     answer = ask(server.url, unnorm_key="bridge_orgi")
     assert answer.status_code == 422
