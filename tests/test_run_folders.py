@@ -60,6 +60,14 @@ def test_a_run_without_a_name_is_refused(tmp_path: Path, words: list[str]) -> No
     assert folder_of(start(tmp_path, *words, "run_name=null")).startswith("error: run_name=null: a run's folder is")
 
 
+@pytest.mark.parametrize("words", [[], ["-m", "seed=1,2"]])
+def test_a_folder_of_runs_that_cannot_be_made_is_said(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "file").touch()
+    said = folder_of(start(tmp_path, *words, f"paths.log_dir={tmp_path}/file"))
+    assert said.startswith(f"error: the run's folder {tmp_path}/file/train/")
+    assert said.endswith("cannot be made (Not a directory): choose another, paths.log_dir=...")
+
+
 def test_the_jobs_of_a_second_sweep_are_in_its_folder(tmp_path: Path) -> None:
     """Hydra composes each job's config anew: with the first sweep's name, both would write over each other."""
     sweeps = [start(tmp_path / "it's", "-m", "seed=1,2", RUN_ID="both") for _ in range(2)]

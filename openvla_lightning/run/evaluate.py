@@ -31,6 +31,7 @@ from openvla_lightning.report.sweeps import RUNS_OWN
 from openvla_lightning.run import job
 from openvla_lightning.run.early import plain_values, wrong_types
 from openvla_lightning.run.start import make_embedded
+from openvla_lightning.runtime.files import writable
 from openvla_lightning.statistics import UnknownDatasetError, choose_key
 from openvla_lightning.types import key_of
 
@@ -51,6 +52,8 @@ def evaluate(cfg: DictConfig) -> float | None:
     expand_home(cfg)
     find_checkpoint(cfg, "run `python train.py` or `make demo` first")
     recipe = validate(cfg)
+    if not writable(folder := Path(cfg.paths.output_dir)):
+        raise ConfigError(f"paths.output_dir={folder}: nothing can be written there; choose another folder")
     env = instantiate(cfg.env, _convert_="all")
     kind = kind_of(env)
     if kind not in EVALUATIONS:

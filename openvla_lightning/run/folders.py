@@ -105,8 +105,12 @@ def _renew(config: DictConfig, node: DictConfig) -> None:
         return
     try:
         place = claim(folder, processes())
-    except FileExistsError as error:
-        raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        if error.errno is None:  # `claim` says it in words
+            raise SystemExit(f"error: {error}") from None
+        raise SystemExit(
+            f"error: the run's folder {folder} cannot be made ({error.strerror}): choose another, paths.log_dir=..."
+        ) from None
     if place != folder:
         with open_dict(node):
             node.dir = str(place)

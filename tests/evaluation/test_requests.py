@@ -113,3 +113,11 @@ def test_a_full_disk_is_a_line_that_says_how_to_go_on(tmp_path: Path, monkeypatc
         cfg = compose("evaluate", ["ckpt_path=null", f"paths.output_dir={tmp_path}"])
     with pytest.raises(SystemExit, match=f"error: a/video.mp4: No space left .* paths.output_dir='{tmp_path}' goes on"):
         run(cfg)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_world_is_built(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("evaluate", ["ckpt_path=null", f"paths.output_dir={tmp_path}/file"])
+    with pytest.raises(SystemExit, match=f"error: paths.output_dir={tmp_path}/file: nothing can be written there"):
+        run(cfg)
