@@ -21,7 +21,7 @@ $(READY): requirements.lock pyproject.toml
 	VIRTUAL_ENV="$$(cd $(VENV) && pwd)" $(BIN)/python -m uv pip install --quiet --no-deps --editable .
 	@touch $@
 
-demo: $(READY)  ## train, fine-tune and evaluate a small VLA on the embedded tabletop world (13 to 20 minutes, 2 cores)
+demo: $(READY)  ## train, fine-tune and evaluate a small VLA on the embedded tabletop world (9 to 20 minutes, 2 cores)
 	$(BIN)/python -m openvla_lightning.demo
 
 train: $(READY)  ## pretrain the small VLA
