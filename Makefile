@@ -27,7 +27,7 @@ demo: $(READY)  ## train, fine-tune and evaluate a small VLA on the embedded tab
 train: $(READY)  ## pretrain the small VLA
 	$(BIN)/python train.py
 
-test: $(READY)  ## every test (about 15 minutes, 2 cores)
+test: $(READY)  ## every test (10 to 14 minutes, 2 cores)
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
 
 test-lowest: $(READY)  ## the tests on the lowest versions that pyproject.toml allows (needs a network): build/lowest

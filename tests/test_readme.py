@@ -80,7 +80,7 @@ def test_a_script_command_composes(match: re.Match[str], own: Path) -> None:
 def test_an_installed_command_exists_and_composes(
     match: re.Match[str], own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert match[1] in (*COMMANDS, "completion", "<command>")
+    assert match[1] in (*COMMANDS, "completion", "--version", "<command>")
     monkeypatch.setenv(plugins.VARIABLE, str(ROOT / "tests" / "my_lab" / "my_lab"))
     if match[1] in ("train", "finetune", "evaluate") and "--help" not in match[2]:
         skip_without_plugin(match[2])
