@@ -205,7 +205,7 @@ def check_kept(thing: Any, default: str, given: Mapping[str, Any]) -> None:
     """
     kept, usual = describe(thing, default), inspect.signature(type(thing)).parameters
     whose = f"{type(thing).__module__}.{type(thing).__qualname__}.config"
-    if strange := [f"{name}={value!r}" for name, value in kept.items() if not _is_plain(value)]:
+    if strange := [f"{name}={value} ({type(value).__name__})" for name, value in kept.items() if not _is_plain(value)]:
         raise ValueError(
             f"{whose} holds {', '.join(strange)[:200]}, and checkpoints keep only numbers, texts, true, false, null, "
             "and lists and dictionaries of these: give the constructor's arguments as such"

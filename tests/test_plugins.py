@@ -83,9 +83,9 @@ class Careless(TokenHead):
     [
         (
             {"share": np.float64(0.5)},
-            r"Careless\.config holds share=np\.float64\(0\.5\), and checkpoints keep only numbers",
+            r"Careless\.config holds share=0\.5 \(float64\), and checkpoints keep only numbers",
         ),
-        ({"share": Path("a")}, r"holds share=PosixPath"),
+        ({"share": Path("a")}, r"holds share=a \(PosixPath\)"),
         ({"share": [{"a": MappingProxyType({})}]}, r"holds share="),
         ({"share": 0.5, "size": 3}, r"does not take these arguments: .*'size'"),
         ({}, r"Careless\.config lacks share"),
