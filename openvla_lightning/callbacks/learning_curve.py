@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from openvla_lightning.report.training_log import draw_curves, points, read_log
 
 PANELS = {
-    "loss": "cross-entropy",
+    "loss": "loss",
     "action_accuracy": "action-token accuracy",
     "token_accuracy": "token accuracy of answers",
     "l1": "L1, normalised units",
@@ -17,7 +17,7 @@ PANELS = {
 
 
 class LearningCurve(Callback):
-    """Draws `learning_curve.png` when training ends: loss, accuracy and L1, on training and held-out steps.
+    """Draws `learning_curve.png` when training ends: the loss, and accuracy and L1 where the head has them.
 
     Args:
         dirpath: folder of the run, where `metrics.csv` is.

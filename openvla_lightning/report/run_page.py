@@ -16,7 +16,7 @@ from openvla_lightning.report.writing import task_rows
 from openvla_lightning.runtime.files import below
 
 PICTURES = {
-    "learning_curve.png": "Loss, accuracy and L1 on training and held-out steps",
+    "learning_curve.png": "What was logged of training and of held-out steps",
     "samples.png": "Held-out steps of the last validation: image, instruction, and for each dimension of the action "
     "what was demonstrated and what is predicted over the chunk, in the dataset's units",
 }
