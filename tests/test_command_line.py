@@ -110,11 +110,22 @@ def test_hydras_message_is_followed_by_what_was_meant() -> None:
         ("finetune", ["data/mx=bridge"], "did you mean data/mix?"),
         ("evaluate", ["env=libero_spacial"], "did you mean env=libero_spatial"),
         ("evaluate", ["episodes_per_tsk=3"], "did you mean episodes_per_task?"),
+        ("finetune", ["data/mix=my_robot"], "with --config-dir FOLDER, as FOLDER/data/mix/my_robot.yaml"),
+        ("evaluate", ["env=offline", "data/mix=my_robot"], "with --config-dir FOLDER, as FOLDER/data/mix/my_robot."),
+        ("evaluate", ["env=offline", "data/mix=bridg"], "did you mean data/mix=bridge"),
     ],
 )
 def test_what_was_meant(script: str, overrides: list[str], meant: str) -> None:
     (hint,) = hints(script, overrides)
     assert meant in hint
+
+
+def test_a_file_of_ones_own_is_a_right_name(tmp_path: Path) -> None:
+    (tmp_path / "data/mix").mkdir(parents=True)
+    (tmp_path / "data/mix/bridg.yaml").touch()
+    (tmp_path / "data/mix/my_robot.yaml").touch()
+    right = ["env=offline", "data/mix=my_robot", "data/mix=bridg"]
+    assert hints("evaluate", [*right, "seed=1"], [tmp_path]) == []
 
 
 def test_right_names_get_no_hint() -> None:

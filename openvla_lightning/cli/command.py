@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from openvla_lightning import plugins
 from openvla_lightning.cli import help
 from openvla_lightning.cli.overrides import readable
-from openvla_lightning.cli.written import unreadable
+from openvla_lightning.cli.written import directories, unreadable
 from openvla_lightning.config import CONF
 
 
@@ -38,14 +38,15 @@ def command(config_name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]
                 raise SystemExit(f"error: {error}") from None
             overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
             problem = help.renamed(overrides) or help.misspelt_addition(help.groups(CONF, config_name), overrides)
-            problem = problem or unreadable(sys.argv[1:], [Path(CONF), *(f for _, f in plugins.config_folders())])
+            own = [folder for _, folder in plugins.config_folders()]
+            problem = problem or unreadable(sys.argv[1:], [Path(CONF), *own])
             if problem:
                 raise SystemExit(f"error: {problem}")
             try:
                 return script()
             except SystemExit as end:
                 if end.code == 1:  # Hydra's exit code after any error
-                    for hint in hints(config_name, overrides):
+                    for hint in hints(config_name, overrides, [*directories(sys.argv[1:]), *own]):
                         print(hint, file=sys.stderr)
                 raise
 
@@ -72,10 +73,19 @@ def named(override: str) -> list[str]:
     return [name.strip(" '\"") for name in override.partition("=")[2].strip("[]").split(",") if name.strip(" '\"")]
 
 
-def hints(config_name: str, overrides: Sequence[str]) -> list[str]:
-    """Suggestions of group, option or key for each override with a wrong name; empty if all names are right."""
+def hints(config_name: str, overrides: Sequence[str], own: Sequence[Path] = ()) -> list[str]:
+    """Suggestions of group, option or key for each override with a wrong name; empty if all names are right.
+
+    Args:
+        config_name: name of the script's config.
+        overrides: from the command line.
+        own: users' folders of configs.
+    """
     groups = help.groups(CONF, config_name)
-    options = help.wrong_options(groups, overrides)
+    for key in {help.key_and_value(text)[0] for text in overrides} - groups.keys():
+        if "/" in key and (folder := Path(CONF, key)).is_dir():  # evaluate.py has data/mix with env=offline only
+            groups[key] = sorted(path.stem for path in folder.glob("[!_]*.yaml"))
+    options = help.wrong_options(groups, overrides, own)
     chosen = [text for text in overrides if help.key_and_value(text)[0] in groups and "," not in text]
     GlobalHydra.instance().clear()
     with initialize_config_dir(CONF, version_base="1.3"):

@@ -152,15 +152,20 @@ def misspelt_addition(groups: Iterable[str], overrides: Sequence[str]) -> str | 
     return None
 
 
-def wrong_options(groups: dict[str, list[str]], overrides: Sequence[str]) -> dict[str, str]:
-    """Override -> a suggestion, for overrides that choose an unknown option of a group."""
+def wrong_options(groups: dict[str, list[str]], overrides: Sequence[str], own: Sequence[Path] = ()) -> dict[str, str]:
+    """Override -> a suggestion, for overrides that choose an unknown option of a group; `own`: users' configs."""
     suggestions = {}
     for text in overrides:
         key, _, value = key_and_value(text)
         for option in value.split(",") if key in groups and "(" not in value else ():
-            if option not in groups[key] and (close := get_close_matches(option, groups[key], 3)):
+            if option in groups[key] or any((folder / key / f"{option}.yaml").is_file() for folder in own):
+                continue
+            if close := get_close_matches(option, groups[key], 3):
                 meant = (f"{text.partition('=')[0]}={name}" for name in close)
                 suggestions[text] = f"did you mean {' or '.join(meant)}?"
+            elif re.fullmatch(r"[\w-]+", option) and option != "null":
+                there = f"FOLDER/{key}/{option}.yaml"
+                suggestions[text] = f"{key}={option}: a file of your own is found with --config-dir FOLDER, as {there}"
     return suggestions
 
 

@@ -23,6 +23,12 @@ HINTS = {
 """Message of YAML's parser -> advice."""
 
 
+def directories(words: Sequence[str]) -> list[Path]:
+    """The folders that `--config-dir` names in a command line."""
+    apart = [Path(words[i + 1]) for i, word in enumerate(words[:-1]) if word in DIRECTORIES]
+    return apart + [Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir=")]
+
+
 def unreadable(words: Sequence[str], places: Sequence[Path]) -> str | None:
     """The problem of a user's file that these words choose; None if none is found.
 
@@ -30,9 +36,7 @@ def unreadable(words: Sequence[str], places: Sequence[Path]) -> str | None:
         words: the command line without the command.
         places: users' folders of configs, besides those of `--config-dir`.
     """
-    directories = [Path(words[i + 1]) for i, word in enumerate(words[:-1]) if word in DIRECTORIES]
-    directories += [Path(word.partition("=")[2]) for word in words if word.startswith("--config-dir=")]
-    folders, visited = [*directories, *places], set[Path]()
+    folders, visited = [*directories(words), *places], set[Path]()
     pending = [Path("local/default")]
     for word in words:
         key, _, value = key_and_value(word)
