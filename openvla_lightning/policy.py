@@ -218,10 +218,15 @@ class Policy:
         return actions[0] if single else actions
 
     def check(self, observation: Observation) -> None:
-        """Raise ValueError when an observation lacks a view or the proprioception that the policy needs, naming it."""
+        """Raise ValueError when an observation lacks a view or the state that the policy needs, or has another one."""
         self.processor.check(observation)
-        if self.statistics.relative_to is not None and observation.proprio is None:
+        self._state(observation, self.statistics, self.normalisation)
+
+    def _state(self, seen: Observation, statistics: DatasetStatistics, method: Normalisation) -> NDArray[Any] | None:
+        if statistics.relative_to is not None and seen.proprio is None:
             raise ValueError(NO_STATE)
+        state = seen.proprio if self.processor.proprio or statistics.relative_to is not None else None
+        return None if state is None else statistics.normalise(finite_state(state), method, "proprio")
 
     def act_chunk(
         self, observations: Sequence[Observation], unnorm_key: str | Sequence[str | None] | None = None
@@ -250,12 +255,7 @@ class Policy:
         scales = [self._scale(key) for key in keys]
         if len(dims := {statistics.action_dim for statistics, _ in scales}) > 1:
             raise ValueError(f"actions {sorted(dims)} numbers wide do not fit one array: ask for them one by one")
-        dim, states = dims.pop(), []
-        for seen, (statistics, method) in zip(observations, scales, strict=True):
-            if statistics.relative_to is not None and seen.proprio is None:
-                raise ValueError(NO_STATE)
-            state = seen.proprio if self.processor.proprio or statistics.relative_to is not None else None
-            states.append(None if state is None else statistics.normalise(finite_state(state), method, "proprio"))
+        dim, states = dims.pop(), [self._state(seen, *scale) for seen, scale in zip(observations, scales, strict=True)]
         with self._lock:
             inputs = self.processor.inputs(observations, dim, states)
             self.clock("preprocess")

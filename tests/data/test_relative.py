@@ -1,5 +1,6 @@
 """Actions relative to the state at the start of their chunk: there and back, with statistics of their own."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,5 @@ def test_a_world_without_the_state_is_refused_by_name(policy: Policy) -> None:
     seen = Observation({"primary": np.zeros((32, 32, 3), np.uint8)}, "lift the cup")
     with pytest.raises(ValueError, match="relative to the robot's state: an observation needs its proprio"):
         policy.check(seen)
+    with pytest.raises(ValueError, match=r"expected \d+ proprio dimensions in the last axis, got shape \[40\]"):
+        policy.check(replace(seen, proprio=np.zeros(40, np.float32)))
