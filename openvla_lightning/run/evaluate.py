@@ -2,7 +2,7 @@
 
 import errno
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,9 @@ def evaluate(cfg: DictConfig) -> float | None:
     try:
         if cfg.ckpt_path and kind != "replay":
             description = check_policy(cfg.ckpt_path, cfg.unnorm_key)
+            if kind == "held_out" and cfg.unnorm_key is None:
+                names = [cfg.env.dataset] if cfg.env.get("dataset") else list(cfg.env.data.mix)
+                cfg.unnorm_key = key_to_predict(description.norm_stats, names)
             if kind == "rollouts":
                 check_shown(description, cfg.unnorm_key, cfg.policy.get("cameras"), env)
         return EVALUATIONS[kind](cfg, env, recipe)
@@ -152,6 +155,22 @@ def check_policy(path: str, unnorm_key: str | None) -> Description:
         with blaming_config():
             plugins.check(head)
     return description
+
+
+def key_to_predict(norm_stats: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The dataset whose units a policy takes to predict held-out steps, if nobody says it: the first that it knows.
+
+    Args:
+        norm_stats: of the policy's checkpoint.
+        names: the datasets to predict.
+
+    Returns:
+        None: there is none, or the checkpoint needs no key.
+    """
+    try:
+        return choose_key(norm_stats, None) and None
+    except UnknownDatasetError:
+        return next((name for name in names if name in norm_stats), None)
 
 
 def check_shown(description: Description, unnorm_key: str | None, cameras: Sequence[str] | None, env: Any) -> None:

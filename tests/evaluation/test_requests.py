@@ -16,7 +16,7 @@ from openvla_lightning.env.libero import Libero
 from openvla_lightning.env.simpler import Simpler
 from openvla_lightning.env.tabletop import Tabletop
 from openvla_lightning.evaluation.scoring import UNUSABLE, evaluate
-from openvla_lightning.run.evaluate import EVALUATIONS, check_shown
+from openvla_lightning.run.evaluate import EVALUATIONS, check_shown, key_to_predict
 from openvla_lightning.run.evaluate import evaluate as run
 from openvla_lightning.types import Observation
 
@@ -85,6 +85,36 @@ def test_a_world_that_shows_what_is_needed_or_does_not_say_is_not_refused() -> N
     check_shown(described(cameras=["wrist"]), "plain", None, ToyWorld)
     with Tabletop(wrist_camera=True) as env:
         assert set(Tabletop.keys_of(wrist_camera=True)) == set(env.observation_space)
+
+
+@pytest.mark.parametrize(
+    ("norm_stats", "names", "key"),
+    [
+        ({"new": {}, "old": {}}, ["absent", "old", "new"], "old"),
+        ({"new": {}, "old": {}}, ["absent"], None),
+        ({"new": {"latest": True}, "old": {}}, ["old"], None),
+        ({"new": {}}, ["old"], None),
+    ],
+)
+def test_held_out_steps_need_no_key_if_the_policy_knows_their_dataset(
+    norm_stats: dict[str, Any], names: list[str], key: str | None
+) -> None:
+    assert key_to_predict(norm_stats, names) == key
+
+
+def test_held_out_steps_of_two_datasets_are_predicted_as_the_first_command_of_the_pages_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Description(
+        Path("two"), Training(), (), {}, {"tabletop_finetune": {}, "tabletop_pretrain": {}}, processor={}
+    )
+    monkeypatch.setattr("openvla_lightning.run.evaluate.describe", lambda path: known)
+    keys: list[str | None] = []
+    monkeypatch.setitem(EVALUATIONS, "held_out", lambda cfg, *_: keys.append(cfg.policy.unnorm_key))
+    for chosen in ([], ["env.dataset=tabletop_finetune"], ["unnorm_key=tabletop_finetune"]):
+        with initialize_config_dir(CONF, version_base="1.3"):
+            run(compose("evaluate", ["env=offline", "ckpt_path=two", f"paths.output_dir={tmp_path}", *chosen]))
+    assert keys == ["tabletop_pretrain", "tabletop_finetune", "tabletop_finetune"]
 
 
 def test_what_cannot_be_asked_for_is_a_message(tmp_path: Path) -> None:
