@@ -183,3 +183,10 @@ def test_an_error_for_people_is_its_message_and_the_whole_story_on_request(monke
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ConfigError):
         run()
+
+
+@pytest.mark.parametrize("module", ["serve", "data_report"])
+def test_the_log_of_a_module_has_the_name_of_what_it_does(module: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(module, ["paths.output_dir=/tmp/out"], return_hydra_config=True)
+    assert cfg.hydra.job.name == module, "and not __main__"
