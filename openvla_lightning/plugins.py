@@ -83,10 +83,8 @@ def _problem(name: str) -> str | None:
     package = _importable(name)
     if (spec := _spec(package)) is None:
         return f"there is no package {name!r}; install it, or give the path of its folder: plugins=[/path/to/it]"
-    if os.sep not in name:
-        return None
-    folder = Path(name).expanduser().resolve()
     found = [Path(place).resolve() for place in spec.submodule_search_locations or (spec.origin or "",)]
+    folder = Path(name).expanduser().resolve() if os.sep in name else found[0]
     if folder not in found:
         return f"{name} is not what Python imports as {package}, that is {found[0]}: rename or remove one of them"
     project = any((folder / file).is_file() for file in ("pyproject.toml", "setup.py"))
@@ -122,7 +120,7 @@ def check(path: str) -> None:
         raise ValueError(
             f"{path}: the package {top} is not known here; known: {', '.join(roots())}. A lab's own package declares "
             f'itself with an entry point, [project.entry-points."{GROUP}"], once it is installed; or name it: '
-            f"plugins=[{top}], or {VARIABLE}={top}"
+            f"plugins=[{top}], or {VARIABLE}={top}, or the path of its folder in place of {top}"
         )
 
 

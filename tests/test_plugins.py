@@ -21,7 +21,7 @@ from openvla_lightning.strategy import USUAL
 @pytest.fixture
 def labs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two packages of one name, and nothing known yet."""
-    monkeypatch.delenv(plugins.VARIABLE, raising=False)
+    monkeypatch.setenv(plugins.VARIABLE, "")  # so that what a test adds is taken away again
     monkeypatch.setattr(sys, "path", [*sys.path])
     for place in ("first", "second"):
         (tmp_path / place / "lab_x" / "conf").mkdir(parents=True)
@@ -49,6 +49,10 @@ def test_the_folder_of_a_project_is_answered_with_its_package(labs: Path) -> Non
         (labs / "lab_y" / file).touch()
     with pytest.raises(ValueError, match=rf"plugins=\[{labs}/lab_y/lab_y\]"):
         plugins.add([str(labs / "lab_y")])
+    sys.path.append(str(labs))  # as the folder that a command is typed in: Python takes the project for a package
+    with pytest.raises(ValueError, match=rf"plugins: lab_y is the folder of a project; .*\[{labs}/lab_y/lab_y\]"):
+        plugins.add(["lab_y"])
+    sys.path.remove(str(labs))
     plugins.add([str(labs / "lab_y/lab_y")])
 
 
