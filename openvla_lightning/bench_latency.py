@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from openvla_lightning.action_head import ActionHead, TokenHead
-from openvla_lightning.cost.cards import Card, card
+from openvla_lightning.cost.cards import CARDS, Card, card
 from openvla_lightning.cost.limits import bound, stored
 from openvla_lightning.model.vision_backbone import pixel_statistics
 from openvla_lightning.model.vla import VLA
@@ -263,6 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--card", help="whose limits to print, such as H200; default: the GPU in use")
     parser.add_argument("--out", type=Path, help="folder for latency.md and latency.png")
     options = parser.parse_args(arguments)
+    if options.card is not None and card(options.card) is None:
+        parser.error(f"--card {options.card} is not known; known: {', '.join(known.name for known in CARDS)}")
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"

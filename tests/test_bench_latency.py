@@ -71,3 +71,9 @@ def test_the_bound_of_the_full_model() -> None:
 
     h200 = next(known for known in CARDS if known.name == "H200")
     assert 0.0193 < bound(vla, h200, 280, 7) < 0.0225
+
+
+def test_a_card_that_is_not_known_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--model", "tiny", "--card", "H300"])
+    assert "--card H300 is not known; known: GH200, H200," in capsys.readouterr().err
