@@ -23,7 +23,7 @@ def offline_rows(offline: Mapping[str, Any]) -> Rows:
             rows.append([f"  {name}" if several else name, *_scores(values), executed])
         if several:
             rows.append([dataset, *_scores(scores), ""])
-    return [*rows, ["all", *_scores(offline), ""]]
+    return _filled([*rows, ["all", *_scores(offline), ""]])
 
 
 def offline_lines(offline: Mapping[str, Any]) -> list[str]:
@@ -34,7 +34,7 @@ def offline_lines(offline: Mapping[str, Any]) -> list[str]:
         tasks = list(scores["tasks"].items())
         rows = [["instruction", "steps", "token accuracy", "L1 (normalised)"]]
         rows += [[escape(task), str(values["steps"]), *_scores(values)] for task, values in tasks[:MOST_TASKS]]
-        lines += [f"## {escape(dataset)}: by task, the hardest first", "", markdown(rows), ""]
+        lines += [f"## {escape(dataset)}: by task, the hardest first", "", markdown(_filled(rows)), ""]
         if len(tasks) > MOST_TASKS:
             lines += [f"and {len(tasks) - MOST_TASKS} more in results.json.", ""]
         lines += _confusion_lines(dataset, scores.get("confusion"))
@@ -68,6 +68,12 @@ def _confusion_lines(dataset: str, confusion: Mapping[str, Any] | None) -> list[
         f"{100 * confusion['own_is_best']:.0f} % of rows."
     )
     return [f"## {escape(dataset)}: does it listen?", "", markdown(rows), "", text, ""]
+
+
+def _filled(rows: Rows) -> Rows:
+    """The table without a column that is empty in every row: a head that chooses no ids has no accuracy."""
+    kept = [any(cells) for cells in zip(*rows[1:], strict=True)]
+    return [[cell for cell, keep in zip(row, kept, strict=True) if keep] for row in rows]
 
 
 def _scores(values: Mapping[str, float]) -> list[str]:

@@ -138,6 +138,17 @@ def test_report_of_held_out_steps(tmp_path):
     assert not (tmp_path / CHART_NAME).exists()
 
 
+def test_held_out_steps_of_a_head_without_ids_have_no_column_of_accuracies(tmp_path):
+    means = {"steps": 9, "l1": 0.25}
+    scores = {**means, "dimensions": {"x": {"l1": 0.25, "l1_executed": 0.125}}, "tasks": {"lift": means}}
+    found = Results("mine", "offline", offline={**means, "datasets": {"d": scores}})
+    report = write_report(found, tmp_path, Console(quiet=True)).read_text()
+    assert "| dimension | L1 (normalised) | L1 as executed |" in report
+    assert "| x | 0.2500 | 0.125 |" in report
+    assert "| instruction | steps | L1 (normalised) |" in report
+    assert "| lift | 9 | 0.2500 |" in report
+
+
 def save_demo(folder):
     kinds = {"untrained": episodes(*[False] * 20), "pretrained": episodes(*[True] * 15, *[False] * 5)}
     for label, played in kinds.items():
