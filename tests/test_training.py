@@ -181,6 +181,7 @@ def test_what_a_strategy_names_is_looked_for_before_data_are_read(tmp_path: Path
     ("wrong", "said"),
     [
         ("{env: tabletp}", "error: evaluate_after: In 'evaluate': Could not find 'env/tabletp'"),
+        ("{env: {num_steps: 5}}", "error: evaluate_after.env={'num_steps': 5}: expected the name of an option"),
         ("{episodes: 5}", "error: evaluate_after: evaluate.py has no 'episodes'"),
         ("{episodes_per_task: 0}", "error: evaluate_after: these values do not fit:\n  episodes_per_task=0: expected"),
         ("tabletop", "error: evaluate_after=tabletop: expected settings of evaluate.py"),

@@ -218,6 +218,11 @@ def evaluation_after(cfg: DictConfig) -> DictConfig:
     varied = [text for text in chosen if "." not in text.partition("=")[0]]  # groups and top-level keys
     settings = {str(name): value for name, value in cfg.evaluate_after.items()}
     options = groups(CONF, "evaluate")
+    for name in [name for name in settings if name in options and OmegaConf.is_config(settings[name])]:
+        raise ConfigError(
+            f"evaluate_after.{name}={settings[name]}: expected the name of an option; a setting of it is a key of its "
+            f"own in a file, {name}.some_setting: 1"
+        )
     try:
         evaluation = compose("evaluate", [f"{name}={value}" for name, value in settings.items() if name in options])
     except HydraException as error:
