@@ -20,7 +20,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 Picture = NDArray[np.uint8] | bytes
@@ -152,6 +152,9 @@ class Client:
             return msgpack.unpackb(self._socket.recv(timeout=self.timeout))
         except BaseException as error:
             self.close()  # otherwise a late answer would be taken for the next one
+            if isinstance(error, InvalidStatus) and error.response.status_code == 401:
+                said = "asks for its token, and got none or another one: Client(url, token=...)"
+                raise ConnectionError(f"{self.url} {said} (HTTP 401)") from error
             if isinstance(error, WebSocketException | OSError) and not isinstance(error, TimeoutError):
                 raise ConnectionError(f"no answer from {self.url}: {error}") from error
             raise
