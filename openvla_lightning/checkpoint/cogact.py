@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openvla_lightning.action_head.cogact import CogACTHead
 from openvla_lightning.checkpoint.architecture import OURS
-from openvla_lightning.checkpoint.format import CheckpointError, Description, read_json
+from openvla_lightning.checkpoint.format import Description, read_json
 from openvla_lightning.checkpoint.prismatic import Prismatic, checkpoint_file, run_config, training_name
 from openvla_lightning.checkpoint.save import more_than_one_picture
 from openvla_lightning.checkpoint.tensors import holds_text
@@ -117,17 +117,14 @@ def save_cogact(
         The file.
 
     Raises:
-        CheckpointError: for another head, or a model with parts that the released code does not know.
+        ValueError: for another head, or a model with parts that the released code does not know.
     """
     head, folder = processor.action_head, Path(folder)
     if not isinstance(head, CogACTHead):
-        raise CheckpointError(folder, [f"a CogACT run holds a CogACT head, not a {type(head).__name__}"])
+        raise ValueError(f"a CogACT run holds a CogACT head, not a {type(head).__name__}: leave the layout cogact out")
     if added := more_than_one_picture(vla, processor):
-        raise CheckpointError(folder, [f"a CogACT run has no place for {', '.join(added)}"])
-    try:
-        config = run_config(vla.config)
-    except ValueError as error:
-        raise CheckpointError(folder, [str(error)]) from error
+        raise ValueError(f"a CogACT run has no place for {', '.join(added)}")
+    config = run_config(vla.config)
     sizes = dict(zip(HEADS, "SBL", strict=True))
     config["action_model_type"] = f"DiT-{sizes.get(head.size['hidden'], 'own')}"
     config["future_action_window_size"] = head.action_chunk - 1
