@@ -48,7 +48,7 @@ class ConfigError(ValueError):
 def for_people(*kinds: type[Exception]) -> Iterator[None]:
     """Decorator for scripts: errors of these kinds end the process with their message, without a traceback.
 
-    The same holds for a ValueError from a constructor named in the config, and for a missing package.
+    The same holds for a ValueError or a missing file from a constructor named in the config, and for a missing package.
     HYDRA_FULL_ERROR=1 adds the traceback, as for Hydra's own errors.
     """
     caught: tuple[type[Exception], ...] = (*kinds, InstantiationException)
@@ -57,7 +57,7 @@ def for_people(*kinds: type[Exception]) -> Iterator[None]:
     except caught as error:
         shown = error.__cause__ if isinstance(error, InstantiationException) else error
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(
-            shown, (*kinds, ValueError, ModuleNotFoundError)
+            shown, (*kinds, ValueError, FileNotFoundError, ModuleNotFoundError)
         ):
             raise
         raise SystemExit(f"error: {shown}") from None

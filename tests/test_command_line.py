@@ -205,6 +205,15 @@ def test_what_a_class_says_of_a_wrong_value_is_the_message(monkeypatch: pytest.M
         instantiate(data, collate=list)
 
 
+def test_a_file_that_a_class_does_not_find_is_the_message() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        head = compose(
+            "train", ["action_head=fast", "action_head.tokenizer=/nowhere", "paths.output_dir=x"]
+        ).action_head
+    with pytest.raises(SystemExit, match=r"^error: /nowhere is no FAST tokenizer, it lacks"), for_people():
+        instantiate(head)
+
+
 @pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["episodes=1"], 2)])
 def test_asking_what_the_demo_does_does_not_run_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], code: int
