@@ -188,6 +188,19 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not [t for t in targets if "://" not in t and not (page.parent / t).exists()]
 
 
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them of its headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    words = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in re.findall(r"^#+ (.*)$", text, re.M))
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in words}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_into_a_page_name_one_of_its_headings(page: Path) -> None:
+    for link, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+        assert anchor in headings((page.parent / link).resolve() if link else page), f"{link}#{anchor}"
+
+
 def test_the_readme_sets_everything_up_in_two_commands() -> None:
     text = (ROOT / "README.md").read_text()
     assert "make demo" in text
