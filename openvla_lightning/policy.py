@@ -84,7 +84,7 @@ class Policy:
         self.unnorm_key = choose_key(norm_stats, unnorm_key)
         self.norm_stats, self._normalisation = norm_stats, normalisation
         self._scales: dict[str, tuple[DatasetStatistics, Normalisation]] = {}
-        self.statistics, self.normalisation = self._scale(self.unnorm_key)
+        self.statistics, self.normalisation = self.scale(self.unnorm_key)
         self.device, self.dtype = choose_device(device), choose_dtype(dtype, choose_device(device))
         self.vla = (vla if vla.quantisation else vla.to(self.device, self.dtype)).eval()
         self.processor, self.history = processor, processor.history
@@ -108,8 +108,8 @@ class Policy:
         read = {"path": path, "sha256": fingerprint(path)} if (path := self._made.get("path")) else {}
         return {**read, "unnorm_key": self.unnorm_key, "normalisation": self.normalisation, **self._made}
 
-    def _scale(self, unnorm_key: str | None) -> tuple[DatasetStatistics, Normalisation]:
-        """Statistics of a dataset, and how its actions were normalised."""
+    def scale(self, unnorm_key: str | None) -> tuple[DatasetStatistics, Normalisation]:
+        """Statistics of a dataset, and how its actions were normalised; None: of the policy's own."""
         if unnorm_key is None:
             return self.statistics, self.normalisation
         key = choose_key(self.norm_stats, unnorm_key)
@@ -252,7 +252,7 @@ class Policy:
         keys = [unnorm_key] * count if unnorm_key is None or isinstance(unnorm_key, str) else list(unnorm_key)
         if len(keys) != count:
             raise ValueError(f"{count} images and {len(keys)} unnorm_keys; give one, or as many")
-        scales = [self._scale(key) for key in keys]
+        scales = [self.scale(key) for key in keys]
         if len(dims := {statistics.action_dim for statistics, _ in scales}) > 1:
             raise ValueError(f"actions {sorted(dims)} numbers wide do not fit one array: ask for them one by one")
         dim, states = dims.pop(), [self._state(seen, *scale) for seen, scale in zip(observations, scales, strict=True)]

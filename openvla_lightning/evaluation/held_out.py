@@ -67,11 +67,14 @@ def score_offline(policy: Actor, env: Offline, console: Console | None = None) -
 
 def _score(policy: Policy, steps: Sequence[Step], statistics: DatasetStatistics) -> dict[str, np.ndarray]:
     """Each metric per choice or number [B, N], or [B, D] for executed actions; without choices, only `l1`s."""
-    method, prediction = policy.normalisation, policy.predict(steps)
-    acted = policy.act_chunk([step.observation for step in steps])[:, 0]
-    columns = policy.statistics.relative_to
-    moved = [differences(row, columns, step.observation.proprio) for row, step in zip(acted, steps, strict=True)]
-    executed = policy.statistics.normalise(np.stack(moved), method=method)
+    prediction, dataset = policy.predict(steps), steps[0].dataset_name
+    key = dataset if dataset in policy.norm_stats else None  # a state is normalised as in training, where it was learnt
+    own, method = policy.scale(key)
+    acted = policy.act_chunk([step.observation for step in steps], key)[:, 0]
+    moved = [
+        differences(row, own.relative_to, step.observation.proprio) for row, step in zip(acted, steps, strict=True)
+    ]
+    executed = own.normalise(np.stack(moved), method=method)
     first = np.stack([step.action[0] for step in steps]).astype(np.float64)
     both = statistics.unnormalise(np.stack([executed, first]), method=method)
     metrics = {"token_accuracy": prediction.correct, "l1": prediction.error, "entropy": prediction.entropy}

@@ -151,6 +151,15 @@ def test_one_dataset_of_a_mixture(policy, steps):
         offline(mixed, dataset="third").check()
 
 
+def test_a_dataset_that_the_policy_knows_is_acted_on_with_its_own_statistics(policy, steps, monkeypatch):
+    mixed = [replace(step, dataset_name=("toy", "other", "new")[i % 3]) for i, step in enumerate(steps)]
+    both = Policy(policy.vla, policy.processor, {"toy": STATISTICS, "other": STATISTICS}, "toy", device="cpu")
+    asked, act_chunk = set(), both.act_chunk
+    monkeypatch.setattr(both, "act_chunk", lambda seen, key: asked.add(key) or act_chunk(seen, key))
+    score_offline(both, offline(mixed), Console(quiet=True))
+    assert asked == {"toy", "other", None}
+
+
 def test_an_offline_evaluation_leaves_results_and_a_report(policy, steps, tmp_path):
     found = evaluate(policy, offline(steps), tmp_path, label="mine", console=Console(quiet=True))
     assert Results.load(tmp_path) == found
