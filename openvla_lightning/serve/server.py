@@ -24,6 +24,8 @@ from openvla_lightning.serve.recording import Logbook
 
 log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SAME_SIGNAL = 1.0
+"""Seconds within which a signal may come twice for one: `timeout` sends it to the process, and to its group."""
 
 
 def serve(
@@ -172,11 +174,12 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop after all answers; stop at once at the second signal."""
-        if self._stop_by is not None:
+        now = time.monotonic()
+        if self._stop_by is None:
+            log.info(f"{signal.Signals(sig).name}: stopping")
+            self._stop_by = now + self._stop_seconds
+        elif now - (self._stop_by - self._stop_seconds) > SAME_SIGNAL:
             self.should_exit = self.force_exit = True
-            return
-        log.info(f"{signal.Signals(sig).name}: stopping")
-        self._stop_by = time.monotonic() + self._stop_seconds
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end: after a signal, when no request is waiting."""

@@ -1,5 +1,6 @@
 """The queue in front of the model: who is acted on together, who is sent away, who still gets an answer at the end."""
 
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import uvicorn
 from hydra import compose, initialize_config_dir
 
 from openvla_lightning.config import CONF
@@ -144,3 +146,16 @@ def test_the_server_is_as_described_by_its_config(monkeypatch: pytest.MonkeyPatc
     assert cfg.policy.quantisation.bits == 4
     with pytest.raises(ValueError, match="max_batch=0"):
         server.serve(lambda: None, max_batch=0)  # type: ignore[arg-type, return-value]
+
+
+def test_one_signal_that_comes_twice_does_not_stop_at_once_and_a_second_one_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running = server.Server(uvicorn.Config("nothing:app"), None, stop_seconds=10)  # type: ignore[arg-type]
+    for _ in range(2):  # `timeout` tells the process, and its group
+        running.handle_exit(signal.SIGTERM, None)
+    assert not running.force_exit
+    later = time.monotonic() + 2
+    monkeypatch.setattr(server.time, "monotonic", lambda: later)
+    running.handle_exit(signal.SIGTERM, None)
+    assert running.force_exit
