@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from hydra_plugins_needed import skip_without_plugin
+from packaging.specifiers import SpecifierSet
 
 from openvla_lightning import Policy, plugins
 from openvla_lightning.action_head import TokenHead
@@ -180,6 +183,22 @@ def test_every_extra_that_is_named_can_be_installed() -> None:
     patterns = (r"(?:openvla[-_]lightning|-e '\.)\[(\w+)\]", r"install\([\"'](\w+)[\"']\)")
     named = {name for text in texts for pattern in patterns for name in re.findall(pattern, text)}
     assert {"serve", "hdf5", "libero"} <= named <= known
+
+
+def test_every_locked_version_installs_on_the_first_release_of_every_python_that_is_named() -> None:
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    pythons = [f"{name.rpartition(' ')[2]}.0" for name in about if re.search(r":: 3\.\d+$", name)]
+    assert "3.11.0" in pythons
+    pinned = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.lock").read_text(), re.M))
+    here = {name: found for name in pinned if (found := installed(name)) and found.version == pinned[name]}
+    needed = {name: SpecifierSet(found.metadata.get("Requires-Python") or "") for name, found in here.items()}
+    assert not {name: str(allowed) for name, allowed in needed.items() if not all(map(allowed.contains, pythons))}
+
+
+def installed(name: str) -> Distribution | None:
+    with suppress(PackageNotFoundError):
+        return distribution(name)
+    return None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
