@@ -3,7 +3,6 @@
 import functools
 import gc
 import os
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,8 +72,7 @@ def each_golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     if request.param == "whole":
         return request.getfixturevalue("golden")
     folder = tmp_path_factory.mktemp("golden")
-    with tarfile.open(golden_sets.SMALL) as archive:
-        archive.extractall(folder, filter="data")
+    golden_sets.unpack(golden_sets.SMALL, folder)
     return folder
 
 

@@ -21,6 +21,13 @@ def one(folder: Path, pattern: str) -> Path:
     return path
 
 
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack an archive that is kept here."""
+    safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4 and newer
+    with tarfile.open(archive) as opened:
+        opened.extractall(folder, **safely)
+
+
 @cache
 def manifest(name: str) -> dict[str, Any]:
     """What the released pipeline said of the datasets of a set, by name; empty where there is no such set."""

@@ -6,7 +6,6 @@ longer loads, or acts differently: mend the reading, not the file.
 
 import csv
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import warm_scripts
+from golden_sets import unpack
 from PIL import Image
 from torch.distributed.checkpoint.metadata import TensorProperties
 
@@ -33,8 +33,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is kept packed because it is many small files, or mostly noughts."""
     folder = tmp_path_factory.mktemp("unpacked")
     for packed in CHECKPOINTS.glob("*.tar.gz"):
-        with tarfile.open(packed) as archive:
-            archive.extractall(folder, filter="data")
+        unpack(packed, folder)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from openvla_lightning import VLA, Policy
 from openvla_lightning.action_head import ActionHead, L1Head, TokenHead
@@ -17,6 +19,7 @@ from openvla_lightning.action_head.flow import FlowHead
 from openvla_lightning.checkpoint.format import CheckpointError
 from openvla_lightning.checkpoint.formats import describe
 from openvla_lightning.checkpoint.newest import newest_checkpoint
+from openvla_lightning.checkpoint.sharded import ShardReader
 from openvla_lightning.plugins import USUAL_HEAD
 from openvla_lightning.plugins import describe as describe_head
 from openvla_lightning.processor import Processor
@@ -104,6 +107,25 @@ def test_a_sharded_checkpoint_is_one_checkpoint(tmp_path: Path) -> None:
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints/inner.ckpt").touch()
     assert newest_checkpoint(tmp_path) == folder
+
+
+class ByName:
+    """Pickled as Python 3.11.2 pickles a member of an enumeration: by `getattr`."""
+
+    def __init__(self, *where: Any) -> None:
+        self.where = where
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return getattr, self.where
+
+
+def test_the_index_of_shards_names_members_of_enumerations_and_nothing_else(tmp_path: Path) -> None:
+    index = tmp_path / ".metadata"
+    index.write_bytes(pickle.dumps(Metadata({}, planner_data=ByName(_MEM_FORMAT_ENCODING, "TORCH_PRESERVE_FORMAT"))))
+    assert ShardReader(tmp_path).read_metadata().planner_data is _MEM_FORMAT_ENCODING.TORCH_PRESERVE_FORMAT
+    index.write_bytes(pickle.dumps(ByName(Metadata, "__init__")))
+    with pytest.raises(pickle.UnpicklingError, match=r"holds no __init__ of .*Metadata"):
+        ShardReader(tmp_path).read_metadata()
 
 
 def test_a_folder_of_no_format_is_answered_with_what_it_could_hold(tmp_path: Path) -> None:

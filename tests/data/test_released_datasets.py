@@ -1,14 +1,13 @@
 """Every dataset of the released code, from files on disk to normalised actions, as the released pipeline has them."""
 
 import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from golden_sets import cases, one
+from golden_sets import cases, one, unpack
 from released import normalised
 
 from openvla_lightning.data.filters import select
@@ -28,8 +27,7 @@ WITH_OTHER_IMAGES = {"bc_z", "droid", "berkeley_rpt_converted_externally_to_rlds
 def root(each_golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small datasets in every released schema."""
     folder = tmp_path_factory.mktemp("every")
-    with tarfile.open(one(each_golden / "data" / "transforms", "synthetic_rlds_*.tar.gz")) as archive:
-        archive.extractall(folder, filter="data")
+    unpack(one(each_golden / "data" / "transforms", "synthetic_rlds_*.tar.gz"), folder)
     return folder
 
 
