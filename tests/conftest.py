@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import golden_sets
+import hypothesis
 import pytest
 import torch
 import torch.utils.data
@@ -14,6 +15,8 @@ import torch.utils.data
 pytest_plugins = ["small_vla"]
 gc.disable()  # until everything is imported
 
+hypothesis.settings.register_profile("here", deadline=None)  # a busy disk is no fault of the code
+hypothesis.settings.load_profile("here")
 torch.set_num_threads(1)  # tensors here are small: more threads mostly wait for each other
 # Else the threads of a fork's first backward pass race to replace the pool that it has from here, which aborts it.
 os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))

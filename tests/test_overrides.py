@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from openvla_lightning.cli.overrides import OverrideError, quoted, readable
@@ -43,7 +43,6 @@ def test_a_path_is_read_as_it_is(path: str) -> None:
     assert meant(word) == path
 
 
-@settings(deadline=None)
 @given(
     st.text(st.characters(codec="utf-8", exclude_characters="\0$"), min_size=1, max_size=20).filter(
         lambda text: text.strip()[:1] not in ("[", "{")  # meant as lists and dictionaries

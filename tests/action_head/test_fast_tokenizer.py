@@ -110,7 +110,7 @@ def test_golden_universal_tokenizer_is_read_from_its_folder(golden: Path) -> Non
     assert np.abs(decoded - chunks).max() < 0.5 / universal.scale * chunks.shape[1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(1, 9), st.integers(0, 2**32 - 1), st.floats(0.1, 3))
 def test_any_chunk_comes_back_within_its_rounding(horizon: int, dim: int, seed: int, size: float) -> None:
     tokenizer = FastTokenizer.fit(motion(), vocab_size=256)
@@ -124,7 +124,7 @@ def test_any_chunk_comes_back_within_its_rounding(horizon: int, dim: int, seed: 
     assert (np.linalg.norm((decoded - chunks)[inside], axis=1) <= bound).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(-3, 400), max_size=80))
 def test_any_ids_give_finite_actions_and_a_report(ids: list[int]) -> None:
     tokenizer = FastTokenizer.fit(motion(), vocab_size=256)

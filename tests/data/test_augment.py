@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -74,7 +74,6 @@ def test_pixels_of_either_layout_give_the_same() -> None:
     assert torch.equal(augment(beside, draws), augment(beside.contiguous(), draws))
 
 
-@settings(deadline=None)  # its time says how busy the machine is
 @given(st.integers(1, 40), st.integers(1, 2**14))
 def test_in_chunks_as_in_one(batch: int, chunk: int) -> None:
     images = torch.randint(0, 256, (batch, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(batch))

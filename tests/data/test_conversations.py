@@ -67,7 +67,7 @@ def test_an_epoch_has_every_conversation_and_batches_of_one_kind(llava: Path) ->
     assert first.turns[0][0] == "What is this?"
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 40), st.integers(0, 40), st.integers(1, 8), st.integers(0, 99))
 def test_order_is_a_new_permutation_each_epoch_and_any_slice_is_the_same(a: int, b: int, size: int, seed: int) -> None:
     groups = [np.arange(a), np.arange(a, a + b)]

@@ -65,7 +65,7 @@ def test_every_step_is_what_was_written(root: Path, name: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_runs_are_the_frames_that_are_read_one_by_one(root: Path, data: st.DataObject) -> None:
     source = toy.opened(root, data.draw(st.sampled_from(["toy", "long"])))
     steps = data.draw(st.lists(st.integers(0, sum(toy.LENGTHS) - 1), unique=True, max_size=20))
@@ -77,7 +77,7 @@ def test_runs_are_the_frames_that_are_read_one_by_one(root: Path, data: st.DataO
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.randoms(use_true_random=False), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_segments_hold_what_is_wanted_from_a_key_frame_on(frames: int, gap: int, random, data: st.DataObject) -> None:
     shown = [*range(frames)]
     for start in range(1, frames - 1, 3):  # frames decoded in another order than they are shown

@@ -45,7 +45,7 @@ def test_permute_is_as_good_as_a_shuffle() -> None:
     assert 0.49 < uniform(np.arange(size, dtype=np.uint64)).mean() < 0.51
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sizes_and_shares, st.integers(0, 99), st.integers(0, 3 * BLOCK), st.data())
 def test_order_depends_on_nothing_but_seed_and_number(parts, seed: int, first: int, data: st.DataObject) -> None:
     numbers = first + np.arange(300)
@@ -58,7 +58,7 @@ def test_order_depends_on_nothing_but_seed_and_number(parts, seed: int, first: i
     assert all(0 <= p < parts[d][0] for d, p in zip(dataset, position, strict=True))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(sizes_and_shares, st.integers(0, 99))
 def test_each_dataset_is_walked_through_once_before_any_step_returns(parts, seed: int) -> None:
     dataset, position = order_of(parts, seed)(np.arange(3 * BLOCK))
@@ -142,7 +142,7 @@ stage_lists = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(stage_lists, st.integers(0, 99))
 def test_each_stage_has_its_shares_and_goes_on_where_the_last_one_stopped(parts, seed: int) -> None:
     starts = [0, *np.cumsum([length for length, _ in parts]).tolist()]
@@ -173,7 +173,7 @@ def test_each_stage_has_its_shares_and_goes_on_where_the_last_one_stopped(parts,
     assert intended(found, starts[-1]) == pytest.approx(by_hand)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 100)), min_size=1, max_size=12), st.integers(1, 250))
 def test_a_windowed_walk_is_a_permutation_that_reads_few_shards_at_a_time(shards, budget: int) -> None:
     steps, sizes = (np.array(part) for part in zip(*shards, strict=True))

@@ -86,7 +86,7 @@ def test_what_the_model_cannot_be_given_is_left_out_and_counted_or_refused(tmp_p
         opened(tmp_path, bad_instructions="error")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=300), st.integers(40, 120))
 def test_what_is_not_refused_can_be_collated_and_what_is_too_long_cannot(words: str, max_length: int) -> None:
     reads = processor(max_length=max_length)
@@ -241,7 +241,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.lists(VALUES, min_size=3, max_size=3), min_size=1, max_size=40),
     st.lists(st.booleans(), min_size=3, max_size=3),

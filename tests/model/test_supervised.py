@@ -76,7 +76,7 @@ def learnt_is_all_that_counts(vla: VLA, head: TokenHead, batch: Batch) -> None:
     torch.testing.assert_close(values, whole_values)
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 4), chunk=st.integers(1, 2), dim=st.integers(1, 7))
 def test_supervised_positions_learn_as_all_positions_do(model: VLA, rows: int, chunk: int, dim: int) -> None:
     head, batch = robot(rows, chunk, dim)
@@ -84,7 +84,7 @@ def test_supervised_positions_learn_as_all_positions_do(model: VLA, rows: int, c
     learnt_is_all_that_counts(model, head, batch)
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.tuples(*[st.sampled_from(WORDS)] * 2), min_size=1, max_size=2), min_size=1, max_size=3))
 def test_answers_of_any_length_learn_as_all_positions_do(model: VLA, turns: list[list[tuple[str, str]]]) -> None:
     head, batch = chat(turns)

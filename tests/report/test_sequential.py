@@ -32,7 +32,7 @@ def test_the_interval_covers_the_truth_at_every_look() -> None:
     assert missed <= 0.05 * 200 + 5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40))
 def test_exchanging_the_policies_exchanges_the_verdict(pairs: list[tuple[float, float]]) -> None:
     first, second = (list(side) for side in zip(*pairs, strict=True))
