@@ -58,6 +58,9 @@ def command(config_name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]
 @contextlib.contextmanager
 def lasting_imports() -> Iterator[None]:
     """What is imported inside is never looked through for garbage: that took a sixth of a command's start-up."""
+    if gc.get_freeze_count():  # a later job of a sweep imports nothing, and what the last one left is garbage
+        yield
+        return
     gc.disable()
     try:
         yield
@@ -84,7 +87,7 @@ def hints(config_name: str, overrides: Sequence[str], own: Sequence[Path] = ()) 
     groups = help.groups(CONF, config_name)
     for key in {help.key_and_value(text)[0] for text in overrides} - groups.keys():
         if "/" in key and (folder := Path(CONF, key)).is_dir():  # evaluate.py has data/mix with env=offline only
-            groups[key] = sorted(path.stem for path in folder.glob("[!_]*.yaml"))
+            groups[key] = help.options_in(folder)
     options = help.wrong_options(groups, overrides, own)
     chosen = [text for text in overrides if help.key_and_value(text)[0] in groups and "," not in text]
     GlobalHydra.instance().clear()

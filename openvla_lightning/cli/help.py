@@ -115,8 +115,7 @@ def groups(conf: str | Path, script: str) -> dict[str, list[str]]:
     options_by_group = {}
     for root in roots:
         for folder in (conf / root, *sorted(path for path in (conf / root).iterdir() if path.is_dir())):
-            options = sorted(path.stem for path in folder.glob("[!_]*.yaml"))  # _timm is a base for others
-            options_by_group[folder.relative_to(conf).as_posix()] = options
+            options_by_group[folder.relative_to(conf).as_posix()] = options_in(folder)
     for name in APPENDED:
         files = sorted((conf / name).glob("*.yaml"))
         if name in ("experiment", "sweep"):  # each is for one script, which its first lines name
@@ -124,6 +123,11 @@ def groups(conf: str | Path, script: str) -> dict[str, list[str]]:
         if files and (name != "debug" or "trainer" in of_script):
             options_by_group[name] = [path.stem for path in files]
     return options_by_group
+
+
+def options_in(folder: Path) -> list[str]:
+    """The options of a group, whose configs are in `folder`."""
+    return sorted(path.stem for path in folder.glob("[!_]*.yaml"))  # _timm is a base for others
 
 
 def renamed(overrides: Sequence[str]) -> str | None:

@@ -5,7 +5,7 @@ so the rounding of the policy's arithmetic, depend only on `num_envs` and the pl
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -218,7 +218,7 @@ class Rollout:
         """Process one answer; return whether its episode continues."""
         if outcome.error and episode.attempt < ATTEMPTS:
             if outcome.died and self.workers.deaths >= HOPELESS:
-                self.check_hope(outcome)
+                check_hope(self.episodes.values(), outcome.error)
             again = self.suspects if outcome.died else self.retries
             again.append(_Running(episode.number, episode.plan, episode.attempt + 1))
             return False
@@ -277,12 +277,13 @@ class Rollout:
             rate = self.workers.control_hz
             self.on_episode(episode.number, finished, None if kept is None else Played(kept, episode.executed, rate))
         if len(self.episodes) >= HOPELESS:
-            self.check_hope(outcome)
+            check_hope(self.episodes.values(), outcome.error)
 
-    def check_hope(self, outcome: Outcome) -> None:
-        """Raise WorkerError if no episode ran without an error."""
-        if all(played.error for played in self.episodes.values()):
-            raise WorkerError(f"no episode ran without an error; the last one:\n{outcome.error}")
+
+def check_hope(episodes: Iterable[Episode], error: str | None) -> None:
+    """Raise WorkerError, with the last `error`, if no episode ran without one."""
+    if all(played.error for played in episodes):
+        raise WorkerError(f"no episode ran without an error; the last one:\n{error}")
 
 
 def loaded(policy: Actor | Callable[[], Actor]) -> Actor:

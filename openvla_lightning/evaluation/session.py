@@ -11,12 +11,11 @@ from rich.console import Console
 
 from openvla_lightning.data.source.lerobot.recorder import Recorder
 from openvla_lightning.env.base import Check, EnvFactory, RequestError, Task
-from openvla_lightning.env.workers import WorkerError
 from openvla_lightning.evaluation.control import Actor, Control
 from openvla_lightning.evaluation.journal import Journal
 from openvla_lightning.evaluation.plan import Plan
 from openvla_lightning.evaluation.played import Played, taken
-from openvla_lightning.evaluation.rollout import rollout
+from openvla_lightning.evaluation.rollout import check_hope, rollout
 from openvla_lightning.evaluation.stopping import Decided
 from openvla_lightning.evaluation.timing import Stopwatch
 from openvla_lightning.evaluation.video import write_video
@@ -134,8 +133,8 @@ class Session:
                 on_self_test=self._check if self_test else None,
                 stopwatch=stopwatch,
             )
-        if (episodes := self._results.episodes) and all(episode.error for episode in episodes):
-            raise WorkerError(f"no episode ran without an error; the last one:\n{episodes[-1].error}")
+        if episodes := self._results.episodes:
+            check_hope(episodes, episodes[-1].error)
         if self._decided is not None:
             verdict = self._decided.verdict(self._plans, self._finished)
             against = self._decided.other.label

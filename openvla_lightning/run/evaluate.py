@@ -168,9 +168,10 @@ def key_to_predict(norm_stats: Mapping[str, Any], names: Sequence[str]) -> str |
         None: there is none, or the checkpoint needs no key.
     """
     try:
-        return choose_key(norm_stats, None) and None
+        choose_key(norm_stats, None)
     except UnknownDatasetError:
         return next((name for name in names if name in norm_stats), None)
+    return None
 
 
 def check_shown(description: Description, unnorm_key: str | None, cameras: Sequence[str] | None, env: Any) -> None:
